@@ -1,0 +1,340 @@
+"""What each verb can be told: one frozen dataclass a verb, torch-free, whose fields are the command line's flags.
+
+A value comes from the flags, else the ``--config`` file, else the model's preset, else the default written here.
+The text in each ``Annotated`` is the flag's help. A class inherits the settings of the verbs it may have to
+call first: ``train`` collects when shards are missing, so ``TrainConfig`` is a ``CollectConfig``.
+"""
+
+import tomllib
+from dataclasses import dataclass, fields
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from sae_forge.errors import ConfigError
+from sae_forge.hookpoint import HookPoint, Site
+
+StorageDtype = Literal["bf16", "fp16", "fp32"]
+ModelDtype = Literal["auto", "bf16", "fp16", "fp32"]
+Quantize = Literal["none", "8bit", "4bit"]
+BosPolicy = Literal["row", "document", "none"]
+Backend = Literal["auto", "reference", "cpu", "triton"]
+SortBy = Literal["score", "ratio", "diff", "act_ratio"]
+SelectionMethod = Literal["inlp", "frequency"]
+Formula = Literal["corrected", "literal"]
+Scoring = Literal["cloze", "letter"]
+Half = Literal["test", "dev", "all"]
+EvalMethod = Literal["scale", "zero", "random"]
+
+Preset = dict[str, Any]
+ConfigT = TypeVar("ConfigT", bound="ModelConfig")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A second spelling of a flag, for ``Annotated``."""
+
+    name: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, where in it, and where results go: the settings every verb shares."""
+
+    model: Annotated[str, "Hub id, local folder, or built-in: tiny-llama, tiny-gemma2."] = "meta-llama/Llama-2-7b-chat-hf"
+    layer: Annotated[tuple[int, ...] | None, "Layer, or several as 3,7,15. Unset: the preset's, else the middle one."] = None
+    site: Annotated[Site, "Where in the layer; resid_post is its output."] = "resid_post"
+    run_dir: Annotated[Path | None, "Run folder. Unset: checkpoints/<model with / as -->."] = None
+    seed: Annotated[int, "Seed of everything random."] = 0
+    revision: Annotated[str | None, "Branch, tag or commit of a Hub model."] = None
+    dtype: Annotated[ModelDtype, "Precision the model computes in. auto: fp32 on a CPU, as stored on a GPU."] = "auto"
+    model_device: Annotated[str, "Device of the model: auto, cpu, cuda, cuda:1 …"] = "auto"
+    device_map: Annotated[str | None, "Spread the model over devices as accelerate does: auto, balanced, sequential."] = None
+    quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes)."] = "none"
+    sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.quantize != "none" and self.dtype == "fp32":
+            raise ConfigError(f"--quantize {self.quantize} computes in 16 bits; drop --dtype fp32")
+        if self.layer is not None and (not self.layer or len(set(self.layer)) < len(self.layer)):
+            raise ConfigError(f"--layer {','.join(map(str, self.layer))} must name each layer once")
+        for point in self.hook_points or ():
+            del point  # constructing it is the check
+
+    @property
+    def hook_points(self) -> tuple[HookPoint, ...] | None:
+        """The places named by ``layer`` and ``site``, lowest first; None when no layer was named."""
+        return None if self.layer is None else tuple(HookPoint(layer, self.site) for layer in sorted(self.layer))
+
+    @property
+    def run_folder(self) -> Path:
+        """Where artefacts of this model live."""
+        return self.run_dir or Path("checkpoints") / self.model.strip("/").replace("/", "--")
+
+    def settings(self, kind: type["ModelConfig"] | None = None) -> dict[str, Any]:
+        """JSON-ready values of the fields that ``kind`` (default: this class) declares."""
+        return {field.name: _plain(getattr(self, field.name)) for field in fields(kind or type(self))}
+
+    def require(self, **checks: tuple[bool, str]) -> None:
+        """Raise for the first setting whose check is False; the text says what would be right."""
+        for name, (holds, wanted) in checks.items():
+            if not holds:
+                raise ConfigError(f"--{name} {_shown(getattr(self, name))}: {wanted}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig(ModelConfig):
+    """Corpus and model to shards."""
+
+    forget: Annotated[str | None, "Text to forget: jsonl, txt, parquet, csv, a folder, a datasets id, or world:<name>."] = None
+    retain: Annotated[tuple[str, ...], "Text to keep, one or several separated by commas. Unset: the preset's, else WikiText-2 and TinyStories."] = (
+        "Salesforce/wikitext:wikitext-2-raw-v1",
+        "roneneldan/TinyStories",
+    )
+    text_field: Annotated[str | None, "Column that holds the text. Unset: text, else the only text column."] = None
+    split: Annotated[str, "Split of a datasets id."] = "train"
+    max_tokens: Annotated[int | None, "Tokens to take from each corpus at most."] = 1_000_000
+    ctx_len: Annotated[int, "Tokens a packed sequence holds."] = 1024
+    bos: Annotated[BosPolicy, "Put BOS before each packed row, each document, or nowhere."] = "row"
+    model_batch_size: Annotated[int, "Sequences a forward pass takes."] = 8
+    storage_dtype: Annotated[StorageDtype, "Precision of stored activations."] = "bf16"
+    shard_rows: Annotated[int, "Tokens a shard holds, rounded up to whole forward batches."] = 65_536
+    resume: Annotated[bool, "Continue what is there (this is what happens anyway)."] = True
+    fresh: Annotated[bool, "Start over, deleting what is there."] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            ctx_len=(self.ctx_len >= 2, "give at least 2 tokens"),
+            model_batch_size=(self.model_batch_size >= 1, "give at least 1 sequence"),
+            shard_rows=(self.shard_rows >= 1, "give at least 1 token"),
+            max_tokens=(self.max_tokens is None or self.max_tokens >= 1, "give at least 1 token"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(CollectConfig):
+    """Shards to a TopK SAE."""
+
+    k: Annotated[int, "Latents kept per token."] = 32
+    expansion_factor: Annotated[int, "Latents per input dimension: d_sae = expansion_factor x d_in."] = 8
+    d_sae: Annotated[int | None, "Number of latents; overrides --expansion_factor."] = None
+    epochs: Annotated[int, "Passes over the shards."] = 1
+    max_steps: Annotated[int | None, "Stop after this many optimizer steps; overrides --epochs."] = None
+    batch_size: Annotated[int, "Tokens an optimizer step takes."] = 4096
+    lr: Annotated[float | None, "Peak learning rate of Adam. Unset: 2e-4 / sqrt(d_sae / 16384)."] = None
+    lr_warmup: Annotated[float, "Share of the steps over which the rate rises from 0."] = 0.05
+    lr_decay: Annotated[float, "Share of the steps over which it falls to 0 at the end."] = 0.2
+    auxk_alpha: Annotated[float, "Weight of the AuxK loss that revives dead latents; 0 turns it off."] = 1 / 32
+    dead_after: Annotated[int, "Tokens without firing after which a latent counts as dead."] = 10_000_000
+    b_dec_init: Annotated[Literal["geometric_median", "mean", "zero"], "Where b_dec starts."] = "geometric_median"
+    max_grad_norm: Annotated[float | None, "Clip the gradient's global norm. Unset: off."] = None
+    sae_dtype: Annotated[Literal["fp32", "bf16"], "Precision of the SAE's products; weights and moments stay fp32."] = "fp32"
+    backend: Annotated[Backend, "Kernel of the sparse decoder; one asked for by name is used or refused."] = "auto"
+    include_forget: Annotated[bool, "Train on the forget corpus too."] = True
+    checkpoint_every: Annotated[int, "Steps between resumable checkpoints."] = 1000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.d_sae is not None and self.k > self.d_sae:
+            raise ConfigError(f"k={self.k} latents per token, but the SAE has only d_sae={self.d_sae}")
+        self.require(
+            k=(self.k >= 1, "give at least 1 latent"),
+            expansion_factor=(self.expansion_factor >= 1, "give at least 1"),
+            epochs=(self.epochs >= 1, "give at least 1"),
+            max_steps=(self.max_steps is None or self.max_steps >= 1, "give at least 1"),
+            batch_size=(self.batch_size >= 1, "give at least 1 token"),
+            lr=(self.lr is None or self.lr > 0, "give a rate above 0"),
+            lr_warmup=(0 <= self.lr_warmup <= 1, "give a share between 0 and 1"),
+            lr_decay=(0 <= self.lr_decay <= 1 - self.lr_warmup, "warm-up and decay together must not exceed 1"),
+            auxk_alpha=(self.auxk_alpha >= 0, "give 0 or more"),
+            dead_after=(self.dead_after >= 1, "give at least 1 token"),
+            max_grad_norm=(self.max_grad_norm is None or self.max_grad_norm > 0, "give a norm above 0, or leave it unset"),
+            checkpoint_every=(self.checkpoint_every >= 1, "give at least 1 step"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class FeaturesConfig(CollectConfig):
+    """Shards and an SAE to a ranked selection of latents."""
+
+    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
+    method: Annotated[SelectionMethod, "How latents are scored."] = "inlp"
+    sort_by: Annotated[SortBy, "Which INLP statistic ranks the valid latents."] = "score"
+    num_features: Annotated[tuple[int, ...], "Latents to select; of several (10,50,100) the largest."] = (100,)
+    latents: Annotated[tuple[int, ...] | None, "Take these latents instead of scoring."] = None
+    formula: Annotated[Formula, "corrected: rates on a common length, bounded act_ratio. literal: as the papers' code."] = "corrected"
+    min_freq: Annotated[float, "inlp: least forget frequency."] = 0.001
+    min_target_fires: Annotated[int, "inlp: least number of forget tokens it fires on."] = 64
+    max_neutral_freq: Annotated[float, "inlp: retain frequency must stay below this."] = 0.005
+    max_freq: Annotated[float, "inlp: forget frequency must stay below this."] = 0.2
+    min_ratio: Annotated[float, "inlp: smoothed forget/retain ratio must exceed this."] = 2.0
+    ratio_smoothing: Annotated[float, "inlp: fires added to both sides of the ratio."] = 16.0
+    activation_eps: Annotated[float, "inlp literal: added to the retain mean in act_ratio."] = 1e-4
+    retain_threshold: Annotated[float, "frequency: retain frequency must stay below this."] = 0.01
+    snippets: Annotated[int, "Top-activating snippets to show for each latent."] = 5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            num_features=(bool(self.num_features) and min(self.num_features) >= 1, "give at least 1 latent"),
+            latents=(self.latents is None or min(self.latents, default=-1) >= 0, "give indices of 0 or more"),
+            snippets=(self.snippets >= 0, "give 0 or more"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(ModelConfig):
+    """An SAE and a selection to a report of forgetting and side effects beside their controls."""
+
+    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
+    selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
+    num_features: Annotated[tuple[int, ...], "Latents to edit, best first; several (10,50,100) sweep."] = (100,)
+    ablation_scale: Annotated[tuple[float, ...], "Scale of negative scaling; several (-1,-3,-10) sweep.", Alias("ablation_scales")] = (-3.0,)
+    methods: Annotated[tuple[EvalMethod, ...], "Edits to measure beside the baseline."] = ("scale", "zero", "random")
+    random_seeds: Annotated[int, "Seeds of the random-direction control."] = 3
+    forget_questions: Annotated[tuple[str, ...], "Question files (WMDP/MMLU records) on what is forgotten."] = ()
+    neighbour_questions: Annotated[tuple[str, ...], "Question files on what lies close to it."] = ()
+    retain_questions: Annotated[tuple[str, ...], "Question files on what is kept."] = ()
+    forget_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is forgotten."] = ()
+    neighbour_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what lies close to it."] = ()
+    retain_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is kept."] = ()
+    generation_prompts: Annotated[tuple[str, ...], "Files of {prompt} records to continue."] = ()
+    forget_eval: Annotated[tuple[str, ...], "Held-out text on what is forgotten, for the losses."] = ()
+    retain_eval: Annotated[tuple[str, ...], "Held-out text on what is kept, for the losses."] = ()
+    scoring: Annotated[Scoring, "cloze: log-prob of each option's text. letter: of A, B, C, D after the options."] = "letter"
+    half: Annotated[Half, "Half of the questions to report on, split by hash of the fact."] = "test"
+    limit: Annotated[int | None, "Items per domain at most.", Alias("max_samples")] = None
+    loss_tokens: Annotated[int, "Tokens per corpus for the losses."] = 50_000
+    ctx_len: Annotated[int, "Tokens a packed sequence holds, for the losses."] = 1024
+    eval_batch_size: Annotated[int, "Sequences a forward pass takes."] = 16
+    max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
+    temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.7
+    top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
+    bootstrap: Annotated[int, "Bootstrap resamples behind each interval."] = 2000
+    fresh: Annotated[bool, "Measure again even if this report is there."] = False
+    resume: Annotated[bool, "Return the stored report if complete (this is what happens anyway)."] = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            num_features=(bool(self.num_features) and min(self.num_features) >= 1, "give at least 1 latent"),
+            ablation_scale=(bool(self.ablation_scale), "give at least one scale"),
+            random_seeds=(self.random_seeds >= 3, "a control needs at least 3 seeds"),
+            limit=(self.limit is None or self.limit >= 1, "give at least 1 item"),
+            ctx_len=(self.ctx_len >= 2, "give at least 2 tokens"),
+            loss_tokens=(self.loss_tokens >= 1, "give at least 1 token"),
+            eval_batch_size=(self.eval_batch_size >= 1, "give at least 1 sequence"),
+            max_new_tokens=(self.max_new_tokens >= 1, "give at least 1 token"),
+            temperature=(self.temperature >= 0, "give 0 (greedy) or more"),
+            top_p=(0 < self.top_p <= 1, "give a share above 0 and at most 1"),
+            bootstrap=(self.bootstrap >= 100, "give at least 100 resamples"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(TrainConfig, FeaturesConfig, EvalConfig):
+    """The whole pipeline: every setting of every verb it chains."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PushConfig(ModelConfig):
+    """SAE, selection and report to one commit on the Hub."""
+
+    sae: Annotated[Path | None, "SAE folder. Unset: the newest of the run."] = None
+    private: Annotated[bool, "Create the repository private."] = False
+    branch: Annotated[str | None, "Branch to commit to. Unset: main."] = None
+    create_pr: Annotated[bool, "Open a pull request instead of committing."] = False
+    commit_message: Annotated[str | None, "Subject of the commit."] = None
+    license: Annotated[str | None, "Licence named in the model card."] = None
+    include_contexts: Annotated[bool, "Publish the corpus snippets of the selection too."] = False
+    dry_run: Annotated[bool, "Show the files and the card; touch no network."] = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.create_pr and self.branch not in (None, "main"):
+            raise ConfigError(f"--create_pr opens against main, so --branch {self.branch} cannot be given with it")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(ModelConfig):
+    """One prompt continued with and without an edit."""
+
+    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
+    selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
+    num_features: Annotated[tuple[int, ...], "Latents to edit, best first."] = (100,)
+    ablation_scale: Annotated[tuple[float, ...], "Scale of negative scaling; several are shown side by side."] = (-3.0,)
+    compare: Annotated[bool, "Show the baseline beside the edit."] = True
+    interactive: Annotated[bool, "Ask for prompts until an empty line."] = False
+    max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
+    temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.0
+    top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
+
+
+# ---- presets and resolution ---------------------------------------------------------------------
+
+
+@cache
+def presets() -> dict[str, Preset]:
+    """Every preset that ships, by name: ``models`` it is the default of, ``settings``, and what was ``published``."""
+    found = {}
+    for entry in resources.files("sae_forge.presets").iterdir():
+        if entry.name.endswith(".toml"):
+            found[entry.name.removesuffix(".toml")] = tomllib.loads(entry.read_text())
+    return dict(sorted(found.items()))
+
+
+def preset_of(model: str) -> Preset | None:
+    """The preset that gives ``model`` its defaults, if one does."""
+    return next((preset for preset in presets().values() if model in preset["models"]), None)
+
+
+def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = None, config_file: Path | None = None) -> ConfigT:
+    """The config that flags, file and preset together make; later sources only fill what earlier ones left open.
+
+    Args:
+        given: Field values that were spelled out.
+        preset: Name of a preset to start from instead of the model's own.
+        config_file: TOML of field values.
+
+    Raises:
+        ConfigError: a name is unknown, or a value is out of range.
+    """
+    chosen = {**(read_config_file(config_file, kind) if config_file else {}), **given}
+    if preset is not None and preset not in presets():
+        raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(presets())}")
+    base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
+    if base and preset and "model" not in chosen:
+        chosen["model"] = base["models"][0]
+    names = {field.name for field in fields(kind)}
+    inherited = {name: value for name, value in (base or {}).get("settings", {}).items() if name in names}
+    return kind(**{name: _frozen(value) for name, value in {**inherited, **chosen}.items()})
+
+
+def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
+    """Field values from a TOML file, refused when one is not a setting of this verb."""
+    try:
+        values = tomllib.loads(path.read_text())
+    except OSError as error:
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"--config {path} is not TOML: {error}") from error
+    names = {field.name for field in fields(kind)}
+    if unknown := sorted(set(values) - names):
+        raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not a setting here; possible: {', '.join(sorted(names))}")
+    return values
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,1 @@
+"""Text and activations: corpora, shards, and the shuffled stream over them."""

@@ -1,0 +1,49 @@
+"""One family of errors: what was given, what was possible, what to do, and the exit code that goes with it."""
+
+
+class ForgeError(Exception):
+    """A mistake the user can mend; the command line prints it as one line and exits with ``exit_code``."""
+
+    exit_code = 2
+
+
+class ConfigError(ForgeError):
+    """A setting is out of range or contradicts another."""
+
+
+class ShardError(ForgeError):
+    """Stored activations are missing, damaged, foreign, or made under other settings."""
+
+
+class CheckpointError(ForgeError):
+    """A saved SAE or training state is missing, damaged, or made under other settings."""
+
+
+class UnsupportedModelError(ForgeError):
+    """A model cannot be found or its family has no table entry."""
+
+
+class BackendError(ForgeError):
+    """A kernel backend asked for by name cannot run here."""
+
+
+class DataError(ForgeError):
+    """A corpus, question file, selection or report is missing, empty or malformed."""
+
+
+class NumericalError(ForgeError):
+    """A non-finite number appeared where none may be."""
+
+    exit_code = 3
+
+
+class ResourceError(ForgeError):
+    """Disk or memory does not hold what was asked for."""
+
+    exit_code = 4
+
+
+class RemoteError(ForgeError):
+    """The Hub refused, was missing what was asked for, or could not be reached."""
+
+    exit_code = 5

@@ -1,0 +1,1 @@
+"""The room where shards become a selection of latents."""

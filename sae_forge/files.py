@@ -1,0 +1,237 @@
+"""Files that are whole or absent: the one publish helper, strict JSON, hashes, locks and disk checks.
+
+Every final name in a run folder is created here and nowhere else: write ``.name.part``, fsync, chmod,
+rename, fsync the folder. A process killed at any point leaves either the old file or the new one.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import shutil
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sae_forge.errors import ConfigError, ForgeError, ResourceError
+
+MAX_JSON_BYTES = 16 * 2**20
+MAX_JSON_DEPTH = 32
+
+
+# ---- publish ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def publish(path: Path) -> Iterator[Path]:
+    """Yield a part file to write; it becomes ``path`` durably when the block ends without an error.
+
+    On an error or an interrupt the part file is removed and ``path`` keeps what it had.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    try:
+        yield part
+        _sync_file(part)
+        os.replace(part, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        part.unlink(missing_ok=True)
+        raise _resource_error(path, error) from error
+    except BaseException:
+        part.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def publish_folder(path: Path) -> Iterator[Path]:
+    """Yield a scratch folder to fill; all of it becomes ``path`` at once when the block ends.
+
+    ``path`` must not exist yet. Files inside are written plainly: the rename is what publishes them.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    try:
+        part.mkdir()
+        yield part
+        for file in sorted(part.rglob("*")):
+            if file.is_file():
+                _sync_file(file)
+        _sync_folder(part)
+        os.rename(part, path)
+        _sync_folder(path.parent)
+    except OSError as error:
+        shutil.rmtree(part, ignore_errors=True)
+        raise _resource_error(path, error) from error
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def publish_bytes(path: Path, content: bytes) -> None:
+    """Write ``content`` so that ``path`` is never seen half-written."""
+    with publish(path) as part:
+        part.write_bytes(content)
+
+
+def publish_json(path: Path, value: Any) -> None:
+    """Write ``value`` as canonical, readable JSON: sorted keys, no NaN, a final newline."""
+    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
+    publish_bytes(path, (text + "\n").encode())
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.fchmod(file.fileno(), 0o666 & ~_umask())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0o022)
+    os.umask(mask)
+    return mask
+
+
+def _resource_error(path: Path, error: OSError) -> ResourceError:
+    reason = error.strerror or str(error)
+    return ResourceError(f"could not write {path}: {reason}; free some space or choose another --run_dir")
+
+
+# ---- strict JSON --------------------------------------------------------------------------------
+
+
+def read_json(path: Path, *, kind: type[ForgeError], what: str) -> Any:
+    """Read JSON that may come from anyone: capped in size and depth, no duplicate keys, no NaN.
+
+    Args:
+        kind: The error to raise; its message names the file.
+        what: What the file should be ("a shard manifest"), for that message.
+    """
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise kind(f"{path} is not a regular file, so it cannot be {what}")
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise kind(f"{path} is larger than {MAX_JSON_BYTES} bytes, so it cannot be {what}")
+        return parse_json(path.read_bytes())
+    except FileNotFoundError:
+        raise kind(f"{path} is missing; it should be {what}") from None
+    except OSError as error:
+        raise kind(f"{path} cannot be read as {what}: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:
+        raise kind(f"{path} is not {what}: {error}") from error
+
+
+def parse_json(content: bytes) -> Any:
+    """Parse strictly.
+
+    Raises:
+        ValueError: bad UTF-8, bad JSON, a duplicate key, NaN or Infinity, or nesting beyond the cap.
+    """
+    value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
+    _check_depth(value)
+    return value
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"the key {key!r} appears twice")
+        found[key] = value
+    return found
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def _check_depth(value: Any, depth: int = 0) -> None:
+    if depth > MAX_JSON_DEPTH:
+        raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
+    if isinstance(value, dict):
+        for child in value.values():
+            _check_depth(child, depth + 1)
+    elif isinstance(value, list):
+        for child in value:
+            _check_depth(child, depth + 1)
+
+
+# ---- hashes -------------------------------------------------------------------------------------
+
+
+def canonical(value: Any) -> bytes:
+    """The one byte string that stands for a JSON value, to be hashed."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def digest(value: Any) -> str:
+    """sha256 of the canonical JSON, in hex."""
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def short_hash(value: Any) -> str:
+    """The first 8 hex digits of :func:`digest`: enough to tell two settings apart in a name."""
+    return digest(value)[:8]
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+# ---- folders ------------------------------------------------------------------------------------
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold ``folder`` for one writer; a killed holder's lock vanishes with its process.
+
+    Raises:
+        ConfigError: another process is writing there.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise ConfigError(f"another process is writing {folder}; wait for it or choose another --run_dir") from None
+    try:
+        yield
+    finally:
+        os.close(handle)
+
+
+def require_disk(folder: Path, need: int) -> None:
+    """Refuse before writing what the disk cannot hold.
+
+    Args:
+        need: Bytes about to be written.
+
+    Raises:
+        ResourceError: names the folder, the bytes needed and the bytes free.
+    """
+    standing = folder
+    while not standing.exists():
+        standing = standing.parent
+    free = shutil.disk_usage(standing).free
+    if free < need:
+        raise ResourceError(
+            f"{folder} needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+            "lower --max_tokens, use --storage_dtype bf16, or choose another --run_dir"
+        )

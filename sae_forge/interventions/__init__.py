@@ -1,0 +1,1 @@
+"""The room where a live activation is edited."""

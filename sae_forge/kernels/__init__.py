@@ -1,0 +1,1 @@
+"""A few operations, each with its gradients; ``dispatch`` is the only door."""

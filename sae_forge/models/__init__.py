@@ -1,0 +1,1 @@
+"""A Hugging Face decoder: families, loading, and the hooks on it."""

@@ -1,0 +1,1 @@
+"""One TOML a model and a paper: every setting, and the published numbers."""

@@ -1,0 +1,1 @@
+"""A dictionary of directions: the TopK SAE, its losses and its files."""

@@ -1,0 +1,1 @@
+"""The room where shards become an SAE."""
