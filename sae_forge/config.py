@@ -10,7 +10,7 @@ from dataclasses import dataclass, fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint, Site
@@ -30,6 +30,9 @@ EvalMethod = Literal["scale", "zero", "random"]
 Preset = dict[str, Any]
 ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
+DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
+DEFAULT_RETAIN = ("Salesforce/wikitext:wikitext-2-raw-v1", "roneneldan/TinyStories")
+
 
 @dataclass(frozen=True)
 class Alias:
@@ -42,15 +45,17 @@ class Alias:
 class ModelConfig:
     """Which model, where in it, and where results go: the settings every verb shares."""
 
-    model: Annotated[str, "Hub id, local folder, or built-in: tiny-llama, tiny-gemma2."] = "meta-llama/Llama-2-7b-chat-hf"
-    layer: Annotated[tuple[int, ...] | None, "Layer, or several as 3,7,15. Unset: the preset's, else the middle one."] = None
+    model: Annotated[str, "Hub id, local folder, or built-in: tiny-llama, tiny-gemma2."] = DEFAULT_MODEL
+    layer: Annotated[tuple[int, ...] | None, "One layer or several: 3,7,15. Unset: the preset's, else the middle."] = (
+        None
+    )
     site: Annotated[Site, "Where in the layer; resid_post is its output."] = "resid_post"
     run_dir: Annotated[Path | None, "Run folder. Unset: checkpoints/<model with / as -->."] = None
     seed: Annotated[int, "Seed of everything random."] = 0
     revision: Annotated[str | None, "Branch, tag or commit of a Hub model."] = None
     dtype: Annotated[ModelDtype, "Precision the model computes in. auto: fp32 on a CPU, as stored on a GPU."] = "auto"
     model_device: Annotated[str, "Device of the model: auto, cpu, cuda, cuda:1 …"] = "auto"
-    device_map: Annotated[str | None, "Spread the model over devices as accelerate does: auto, balanced, sequential."] = None
+    device_map: Annotated[str | None, "Spread the model over devices: auto, balanced, sequential."] = None
     quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes)."] = "none"
     sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …"] = "auto"
 
@@ -59,9 +64,7 @@ class ModelConfig:
             raise ConfigError(f"--quantize {self.quantize} computes in 16 bits; drop --dtype fp32")
         if self.layer is not None and (not self.layer or len(set(self.layer)) < len(self.layer)):
             raise ConfigError(f"--layer {','.join(map(str, self.layer))} must name each layer once")
-        for point in self.hook_points or ():
-            del point  # constructing it is the check
-
+        _ = self.hook_points  # a negative layer or an unknown site is refused here
     @property
     def hook_points(self) -> tuple[HookPoint, ...] | None:
         """The places named by ``layer`` and ``site``, lowest first; None when no layer was named."""
@@ -87,11 +90,8 @@ class ModelConfig:
 class CollectConfig(ModelConfig):
     """Corpus and model to shards."""
 
-    forget: Annotated[str | None, "Text to forget: jsonl, txt, parquet, csv, a folder, a datasets id, or world:<name>."] = None
-    retain: Annotated[tuple[str, ...], "Text to keep, one or several separated by commas. Unset: the preset's, else WikiText-2 and TinyStories."] = (
-        "Salesforce/wikitext:wikitext-2-raw-v1",
-        "roneneldan/TinyStories",
-    )
+    forget: Annotated[str | None, "Text to forget: jsonl, txt, parquet, csv, folder, or datasets id."] = None
+    retain: Annotated[tuple[str, ...], "Text to keep: one source or several, separated by commas."] = DEFAULT_RETAIN
     text_field: Annotated[str | None, "Column that holds the text. Unset: text, else the only text column."] = None
     split: Annotated[str, "Split of a datasets id."] = "train"
     max_tokens: Annotated[int | None, "Tokens to take from each corpus at most."] = 1_000_000
@@ -130,7 +130,7 @@ class TrainConfig(CollectConfig):
     dead_after: Annotated[int, "Tokens without firing after which a latent counts as dead."] = 10_000_000
     b_dec_init: Annotated[Literal["geometric_median", "mean", "zero"], "Where b_dec starts."] = "geometric_median"
     max_grad_norm: Annotated[float | None, "Clip the gradient's global norm. Unset: off."] = None
-    sae_dtype: Annotated[Literal["fp32", "bf16"], "Precision of the SAE's products; weights and moments stay fp32."] = "fp32"
+    sae_dtype: Annotated[Literal["fp32", "bf16"], "Precision of the SAE's products; its weights stay fp32."] = "fp32"
     backend: Annotated[Backend, "Kernel of the sparse decoder; one asked for by name is used or refused."] = "auto"
     include_forget: Annotated[bool, "Train on the forget corpus too."] = True
     checkpoint_every: Annotated[int, "Steps between resumable checkpoints."] = 1000
@@ -150,7 +150,7 @@ class TrainConfig(CollectConfig):
             lr_decay=(0 <= self.lr_decay <= 1 - self.lr_warmup, "warm-up and decay together must not exceed 1"),
             auxk_alpha=(self.auxk_alpha >= 0, "give 0 or more"),
             dead_after=(self.dead_after >= 1, "give at least 1 token"),
-            max_grad_norm=(self.max_grad_norm is None or self.max_grad_norm > 0, "give a norm above 0, or leave it unset"),
+            max_grad_norm=(self.max_grad_norm is None or self.max_grad_norm > 0, "give a norm above 0"),
             checkpoint_every=(self.checkpoint_every >= 1, "give at least 1 step"),
         )
 
@@ -164,7 +164,7 @@ class FeaturesConfig(CollectConfig):
     sort_by: Annotated[SortBy, "Which INLP statistic ranks the valid latents."] = "score"
     num_features: Annotated[tuple[int, ...], "Latents to select; of several (10,50,100) the largest."] = (100,)
     latents: Annotated[tuple[int, ...] | None, "Take these latents instead of scoring."] = None
-    formula: Annotated[Formula, "corrected: rates on a common length, bounded act_ratio. literal: as the papers' code."] = "corrected"
+    formula: Annotated[Formula, "corrected: length-corrected, bounded. literal: as the paper's code."] = "corrected"
     min_freq: Annotated[float, "inlp: least forget frequency."] = 0.001
     min_target_fires: Annotated[int, "inlp: least number of forget tokens it fires on."] = 64
     max_neutral_freq: Annotated[float, "inlp: retain frequency must stay below this."] = 0.005
@@ -191,7 +191,9 @@ class EvalConfig(ModelConfig):
     sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
     selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
     num_features: Annotated[tuple[int, ...], "Latents to edit, best first; several (10,50,100) sweep."] = (100,)
-    ablation_scale: Annotated[tuple[float, ...], "Scale of negative scaling; several (-1,-3,-10) sweep.", Alias("ablation_scales")] = (-3.0,)
+    ablation_scale: Annotated[tuple[float, ...], "Negative scale; several (-1,-3) sweep.", Alias("ablation_scales")] = (
+        -3.0,
+    )
     methods: Annotated[tuple[EvalMethod, ...], "Edits to measure beside the baseline."] = ("scale", "zero", "random")
     random_seeds: Annotated[int, "Seeds of the random-direction control."] = 3
     forget_questions: Annotated[tuple[str, ...], "Question files (WMDP/MMLU records) on what is forgotten."] = ()
@@ -203,7 +205,9 @@ class EvalConfig(ModelConfig):
     generation_prompts: Annotated[tuple[str, ...], "Files of {prompt} records to continue."] = ()
     forget_eval: Annotated[tuple[str, ...], "Held-out text on what is forgotten, for the losses."] = ()
     retain_eval: Annotated[tuple[str, ...], "Held-out text on what is kept, for the losses."] = ()
-    scoring: Annotated[Scoring, "cloze: log-prob of each option's text. letter: of A, B, C, D after the options."] = "letter"
+    scoring: Annotated[Scoring, "cloze: log-prob of each option's text. letter: of A, B, C, D after the options."] = (
+        "letter"
+    )
     half: Annotated[Half, "Half of the questions to report on, split by hash of the fact."] = "test"
     limit: Annotated[int | None, "Items per domain at most.", Alias("max_samples")] = None
     loss_tokens: Annotated[int, "Tokens per corpus for the losses."] = 50_000
@@ -290,7 +294,9 @@ def preset_of(model: str) -> Preset | None:
     return next((preset for preset in presets().values() if model in preset["models"]), None)
 
 
-def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = None, config_file: Path | None = None) -> ConfigT:
+def resolve(
+    kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = None, config_file: Path | None = None
+) -> ConfigT:
     """The config that flags, file and preset together make; later sources only fill what earlier ones left open.
 
     Args:
@@ -308,8 +314,9 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
     names = {field.name for field in fields(kind)}
-    inherited = {name: value for name, value in (base or {}).get("settings", {}).items() if name in names}
-    return kind(**{name: _frozen(value) for name, value in {**inherited, **chosen}.items()})
+    settings = (base or {}).get("settings", {})
+    inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
+    return kind(**{**inherited, **chosen})
 
 
 def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
@@ -320,14 +327,31 @@ def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not TOML: {error}") from error
-    names = {field.name for field in fields(kind)}
-    if unknown := sorted(set(values) - names):
-        raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not a setting here; possible: {', '.join(sorted(names))}")
-    return values
+    names = [field.name for field in fields(kind)]
+    if unknown := sorted(set(values) - set(names)):
+        possible = ", ".join(sorted(names))
+        raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not a setting here; possible: {possible}")
+    return {name: parse_value(kind, name, value) for name, value in values.items()}
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
+    """``raw``, from a flag or a TOML file, as the type its field declares; ``3,7,15`` becomes a tuple.
+
+    Raises:
+        ConfigError: it is not of that type; the message shows what was given and what is possible.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    wanted = get_type_hints(kind)[name]
+    value = [part.strip() for part in raw.split(",") if part.strip()] if _is_tuple(wanted) and isinstance(raw, str) else raw
+    try:
+        return TypeAdapter(wanted).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"--{name} {raw}: {error.errors()[0]['msg'].lower()}") from error
+
+
+def _is_tuple(wanted: Any) -> bool:
+    return get_origin(wanted) is tuple or any(get_origin(part) is tuple for part in get_args(wanted))
 
 
 def _plain(value: Any) -> Any:

@@ -38,7 +38,7 @@ def publish(path: Path) -> Iterator[Path]:
     try:
         yield part
         _sync_file(part)
-        os.replace(part, path)
+        part.replace(path)
         _sync_folder(path.parent)
     except OSError as error:
         part.unlink(missing_ok=True)
@@ -64,7 +64,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
             if file.is_file():
                 _sync_file(file)
         _sync_folder(part)
-        os.rename(part, path)
+        part.rename(path)
         _sync_folder(path.parent)
     except OSError as error:
         shutil.rmtree(part, ignore_errors=True)

@@ -16,6 +16,9 @@ from sae_forge.errors import ForgeError
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 """Storage dtypes by the name the command line uses."""
 
+Layout = dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]
+"""For each tensor of a file: dtype, shape, first byte, byte after the last."""
+
 _TORCH_DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
     "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
@@ -45,7 +48,7 @@ def read_tensors(path: Path, *, kind: type[ForgeError], what: str) -> dict[str, 
 
 def read_header(
     path: Path, *, kind: type[ForgeError], what: str, max_header: int = 64 * 1024, max_tensors: int = 16
-) -> tuple[dict[str, tuple[torch.dtype, tuple[int, ...], int, int]], int]:
+) -> tuple[Layout, int]:
     """Parse and bound a safetensors header before any library sees the file.
 
     Returns:
@@ -69,14 +72,14 @@ def read_header(
         raise kind(f"{path} is not {what}: {error}") from error
 
 
-def _layout(header: object, start: int, size: int, max_tensors: int) -> dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]:
+def _layout(header: object, start: int, size: int, max_tensors: int) -> Layout:
     """Check that the tensors tile the file exactly, and say where each one lies."""
     if not isinstance(header, dict):
         raise ValueError("its header is not a JSON object")
     entries = {name: entry for name, entry in header.items() if name != "__metadata__"}
     if len(entries) > max_tensors:
         raise ValueError(f"it names {len(entries)} tensors, more than {max_tensors}")
-    layout: dict[str, tuple[torch.dtype, tuple[int, ...], int, int]] = {}
+    layout: Layout = {}
     for name, entry in entries.items():
         try:
             dtype, shape = _TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"])

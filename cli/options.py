@@ -1,0 +1,167 @@
+"""Flags from config fields: each verb's signature is read off its dataclass, so the two cannot drift apart."""
+
+import inspect
+import json
+import signal
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import MISSING, Field, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+
+import typer
+
+from sae_forge.config import Alias, ConfigT, ModelConfig, parse_value, resolve
+from sae_forge.errors import ForgeError
+from sae_forge.runs import Run, newest_run
+
+if TYPE_CHECKING:
+    from sae_forge.pipeline import Outcome
+
+CONFIG_FILE = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings.")]
+JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; prose goes to stderr.")]
+DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+
+
+class Terminated(KeyboardInterrupt):
+    """SIGTERM, made an exception so that work under way leaves a resumable state."""
+
+
+def verb(
+    app: typer.Typer, kind: type[ConfigT], *, examples: str, name: str | None = None, reads_run: bool = False
+) -> Callable[[Callable[..., "Outcome"]], Callable[..., "Outcome"]]:
+    """Register a function ``body(config, screen, **own)`` as a command whose flags are the fields of ``kind``.
+
+    Parameters of ``body`` beyond the first two become flags or arguments of this command alone.
+
+    Args:
+        reads_run: Without ``--model`` the command is about ``--run_dir``, else about the newest run folder.
+    """
+
+    def register(body: Callable[..., "Outcome"]) -> Callable[..., "Outcome"]:
+        own = list(inspect.signature(body).parameters.values())[2:]
+
+        def command(**values: Any) -> None:
+            machine, debug, file = values.pop("json"), values.pop("debug"), values.pop("config")
+            extra = {parameter.name: values.pop(parameter.name) for parameter in own}
+            call = Call(
+                name=name or body.__name__, body=body, kind=kind, extra=extra, reads_run=reads_run, file=file
+            )
+            call.run(values, machine=machine, debug=debug)
+
+        command.__signature__ = _signature(kind, own)  # pyright: ignore[reportFunctionMemberAccess]
+        command.__doc__ = body.__doc__
+        app.command(name or body.__name__, epilog="Examples:\n\n\b\n" + inspect.cleandoc(examples))(command)
+        return body
+
+    return register
+
+
+@dataclass(frozen=True, kw_only=True)
+class Call:
+    """One invocation of a verb: flags to config, config to work, work to an outcome or an exit code."""
+
+    name: str
+    body: Callable[..., "Outcome"]
+    kind: type[ModelConfig]
+    extra: dict[str, Any]
+    reads_run: bool
+    file: Path | None
+
+    def run(self, values: dict[str, Any], *, machine: bool, debug: bool) -> None:
+        """Do the work and print the outcome; a ForgeError becomes one line and its own exit code."""
+        signal.signal(signal.SIGTERM, _terminate)
+        started = time.monotonic()
+        try:
+            config = self._config(values)
+            from cli.screen import Screen
+
+            with Screen() as screen:
+                outcome = self.body(config, screen, **self.extra)
+            outcome.log(self.name, time.monotonic() - started)
+        except ForgeError as error:
+            _fail(error, debug)
+        except KeyboardInterrupt as interrupt:
+            typer.echo("stopped; the same command continues from here", err=True)
+            raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
+        if machine:
+            typer.echo(json.dumps(outcome.to_json(self.name, time.monotonic() - started), ensure_ascii=False))
+        else:
+            screen.show(outcome)
+
+    def _config(self, values: dict[str, Any]) -> ModelConfig:
+        given = {name: parse_value(self.kind, name, raw) for name, raw in values.items() if raw is not None}
+        if self.reads_run and "model" not in given:
+            run = Run(given["run_dir"]) if "run_dir" in given else newest_run()
+            given |= {"model": run.model, "run_dir": run.folder}
+            typer.echo(f"run folder: {run.folder} ({run.model})", err=True)
+        return resolve(self.kind, given, preset=self.extra.get("preset"), config_file=self.file)
+
+
+def _terminate(number: int, frame: object) -> None:
+    del number, frame
+    raise Terminated
+
+
+def _fail(error: ForgeError, debug: bool) -> None:
+    if debug:
+        traceback.print_exception(error)
+    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    raise typer.Exit(error.exit_code)
+
+
+def _signature(kind: type[ModelConfig], own: list[inspect.Parameter]) -> inspect.Signature:
+    hints = get_type_hints(kind, include_extras=True)
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    shared = [("config", CONFIG_FILE, None), ("json", JSON, False), ("debug", DEBUG, False)]
+    return inspect.Signature(
+        [parameter.replace(kind=keyword) for parameter in own]
+        + [_parameter(field, hints[field.name]) for field in fields(kind)]
+        + [inspect.Parameter(name, keyword, annotation=note, default=default) for name, note, default in shared]
+    )
+
+
+def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+    """One flag: unset unless spelled out, so that presets and files can fill it."""
+    wanted, text, *rest = get_args(hint)
+    names = [f"--{name}" for name in (field.name, *(note.name for note in rest if isinstance(note, Alias)))]
+    default = None if field.default in (None, (), MISSING) else _shown(field.default)
+    if wanted is bool:
+        names = [f"{name}/--no_{name.removeprefix('--')}" for name in names]
+        option = typer.Option(*names, help=text, show_default=default or "False")
+        return inspect.Parameter(
+            field.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[bool | None, option], default=None
+        )
+    choices = _choices(wanted)
+    option = typer.Option(
+        *names,
+        help=text,
+        metavar=_metavar(wanted),
+        show_default=default or False,
+        autocompletion=(lambda: choices) if choices else None,
+    )
+    return inspect.Parameter(
+        field.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str | None, option], default=None
+    )
+
+
+def _choices(wanted: Any) -> list[str]:
+    if get_origin(wanted) is Literal:
+        return [str(choice) for choice in get_args(wanted)]
+    return [choice for part in get_args(wanted) for choice in _choices(part)] if get_origin(wanted) else []
+
+
+def _metavar(wanted: Any) -> str:
+    if choices := _choices(wanted):
+        return "|".join(choices)
+    parts = [part for part in get_args(wanted) if part is not type(None)] or [wanted]
+    if get_origin(parts[0]) is tuple:
+        return _metavar(get_args(parts[0])[0]) + ",…"
+    if get_origin(wanted) is tuple:
+        return _metavar(parts[0]) + ",…"
+    return {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}.get(parts[0], "TEXT")
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

@@ -1,0 +1,114 @@
+"""What a person sees: bars and prose on stderr, results on stdout."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from sae_forge.pipeline import Outcome
+from sae_forge.progress import Task
+
+LOG_EVERY = 10.0
+"""Seconds between progress lines where stderr is no terminal."""
+
+
+class _BarTask:
+    """A bar on a terminal."""
+
+    def __init__(self, bars: Progress, task: TaskID) -> None:
+        self._bars, self._task = bars, task
+
+    def advance(self, amount: int, **facts: float | str) -> None:
+        self._bars.update(self._task, advance=amount, facts=_join(facts))
+
+
+class _LineTask:
+    """A line every few seconds, for logs and pipes."""
+
+    def __init__(self, title: str, total: int | None, unit: str) -> None:
+        self._title, self._total, self._unit = title, total, unit
+        self._done, self._facts = 0, ""
+        self._started = self._spoke = time.monotonic()
+
+    def advance(self, amount: int, **facts: float | str) -> None:
+        self._done += amount
+        self._facts = _join(facts) or self._facts
+        if time.monotonic() - self._spoke > LOG_EVERY:
+            self.speak()
+
+    def speak(self) -> None:
+        self._spoke = time.monotonic()
+        of = f"/{self._total:,}" if self._total else ""
+        seconds = self._spoke - self._started
+        print(  # noqa: T201
+            f"{self._title}: {self._done:,}{of} {self._unit}, {seconds:.0f} s  {self._facts}".rstrip(), file=sys.stderr
+        )
+
+
+class Screen:
+    """The command line's Progress."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=24),
+            TextColumn("{task.completed:,.0f}/{task.fields[of]} {task.fields[unit]}"),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[facts]}"),
+            console=self._console,
+            transient=True,
+        )
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal:
+            self._bars.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        del kind, error, at
+        self._bars.stop()
+
+    def say(self, line: str) -> None:
+        self._console.print(line, markup=False)
+
+    @contextmanager
+    def task(self, title: str, total: int | None, unit: str) -> Iterator[Task]:
+        if self._console.is_terminal:
+            of = f"{total:,}" if total else "?"
+            task = self._bars.add_task(title, total=total, of=of, unit=unit, facts="")
+            try:
+                yield _BarTask(self._bars, task)
+            finally:
+                self._bars.remove_task(task)
+        else:
+            lines = _LineTask(title, total, unit)
+            yield lines
+            lines.speak()
+
+    def show(self, outcome: Outcome) -> None:
+        """Print a result for a person: its tables, its summary, and the command to try next."""
+        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+        for sheet in outcome.tables:
+            table = Table(title=sheet.title, title_justify="left")
+            for column in sheet.columns:
+                table.add_column(column, overflow="fold")
+            for row in sheet.rows:
+                table.add_row(*row)
+            console.print(table, markup=False)
+        console.print(outcome.summary, markup=False)
+        if outcome.then:
+            console.print(f"\nnext: {outcome.then}", markup=False)
+
+
+def _join(facts: dict[str, float | str]) -> str:
+    return "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())

@@ -1,0 +1,129 @@
+"""The run folder: which artefact lives where, and which run or artefact is the newest."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_forge import files
+from sae_forge.errors import CheckpointError, DataError
+from sae_forge.hookpoint import HookPoint
+
+CHECKPOINTS = Path("checkpoints")
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one model's artefacts; nothing here exists until a verb makes it."""
+
+    folder: Path
+
+    def shards(self, role: str, corpus: str, point: HookPoint) -> Path:
+        """Activations of one corpus at one hook point."""
+        return self.folder / "shards" / f"{role}-{corpus}" / str(point)
+
+    def saes(self, point: HookPoint | None = None) -> list[Path]:
+        """Finished SAEs, oldest first, of one hook point or of all."""
+        return _by_age(self.folder.glob(f"saes/{point or '*'}/*/cfg.json"))
+
+    def sae(self, point: HookPoint, *, k: int, d_sae: int, seed: int) -> Path:
+        """Where the SAE of these sizes goes."""
+        return self.folder / "saes" / str(point) / f"k{k}-d{d_sae}-s{seed}"
+
+    def newest_sae(self, point: HookPoint | None, command: str) -> Path:
+        """The SAE to use when none was named.
+
+        Raises:
+            CheckpointError: there is none; names the command that makes one.
+        """
+        if found := self.saes(point):
+            return found[-1]
+        where = f" at {point}" if point else ""
+        have = ", ".join(sorted({path.parent.name for path in self.saes()})) or "none"
+        raise CheckpointError(f"no SAE{where} in {self.folder} (found: {have}); make one with: {command}")
+
+    def selections(self, sae: Path) -> Path:
+        """Folder of the selections made for one SAE."""
+        return self.folder / "features" / _relative(sae)
+
+    def newest_selection(self, sae: Path, command: str) -> Path:
+        """The selection to use when none was named.
+
+        Raises:
+            DataError: there is none; names the command that makes one.
+        """
+        found = sorted(self.selections(sae).glob("*.json"), key=_age)
+        if not found:
+            raise DataError(f"no selection of latents for {sae}; make one with: {command}")
+        return found[-1]
+
+    def evals(self, sae: Path) -> Path:
+        """Folder of the reports on one SAE."""
+        return self.folder / "eval" / _relative(sae)
+
+    def newest_eval(self, sae: Path) -> Path | None:
+        """The newest complete report on an SAE, if there is one."""
+        found = _by_age(self.evals(sae).glob("*/eval.json"))
+        return found[-1] if found else None
+
+    @property
+    def logs(self) -> Path:
+        """Timings, rates and absolute paths: all that may differ between two equal runs."""
+        return self.folder / "logs"
+
+    @property
+    def model(self) -> str:
+        """The model this run is about.
+
+        Raises:
+            DataError: the folder is not a run folder.
+        """
+        value = files.read_json(self.folder / "run.json", kind=DataError, what="a run's description")
+        if not isinstance(value, dict) or not isinstance(value.get("model"), str):
+            raise DataError(f"{self.folder / 'run.json'} names no model; it is not a run folder of sae-forge")
+        return value["model"]
+
+    def open(self, model: str) -> None:
+        """Make the folder a run of ``model``.
+
+        Raises:
+            DataError: it already is a run of another model.
+        """
+        if not (self.folder / "run.json").exists():
+            files.publish_json(self.folder / "run.json", {"model": model})
+        elif self.model != model:
+            raise DataError(
+                f"{self.folder} is a run of {self.model}, not of {model}; choose another --run_dir or that --model"
+            )
+
+    def log(self, command: str, facts: dict[str, Any]) -> None:
+        """Append one line about a finished command; also what makes this run the newest."""
+        self.logs.mkdir(parents=True, exist_ok=True)
+        line = json.dumps({"command": command, "at": time.time(), **facts}, default=str)
+        with (self.logs / "commands.jsonl").open("a") as file:
+            file.write(line + "\n")
+
+
+def newest_run(root: Path = CHECKPOINTS) -> Run:
+    """The run folder under ``root`` that was worked on last.
+
+    Raises:
+        DataError: there is none; names the command that makes one.
+    """
+    found = sorted(root.glob("*/logs/commands.jsonl"), key=_age)
+    if not found:
+        raise DataError(f"no run folder under {root}/; make one with: sae-forge run --model tiny-llama, or give --run_dir")
+    return Run(found[-1].parent.parent)
+
+
+def _relative(sae: Path) -> Path:
+    return Path(sae.parent.name) / sae.name
+
+
+def _by_age(markers: Any) -> list[Path]:
+    return [marker.parent for marker in sorted(markers, key=_age)]
+
+
+def _age(path: Path) -> tuple[int, str]:
+    return path.stat().st_mtime_ns, str(path)
