@@ -1,8 +1,8 @@
 """The Typer app; every verb is one file beside this one."""
 
-import sys
-
 import typer
+
+from cli import collect, evaluate, features, generate, push, report, run, train
 
 app = typer.Typer(
     name="sae-forge",
@@ -18,13 +18,10 @@ app = typer.Typer(
 )
 
 
-def main() -> None:
-    """Run the command line; Ctrl-C before a verb has begun exits 130 as it does later."""
-    try:
-        from cli import collect, evaluate, features, generate, push, report, run, train
+for command in (run, collect, train, features, evaluate, push, generate, report):
+    command.register(app)
 
-        for command in (run, collect, train, features, evaluate, push, generate, report):
-            command.register(app)
-        app()
-    except KeyboardInterrupt:
-        sys.exit(130)
+
+def main() -> None:
+    """Run the command line."""
+    app()

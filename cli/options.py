@@ -19,6 +19,9 @@ from sae_forge.runs import Run, newest_run
 if TYPE_CHECKING:
     from sae_forge.pipeline import Outcome
 
+Given = dict[str, Any]
+"""Values of the flags that were spelled out, by field name."""
+
 CONFIG_FILE = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings.")]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; prose goes to stderr.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
@@ -29,7 +32,13 @@ class Terminated(KeyboardInterrupt):
 
 
 def verb(
-    app: typer.Typer, kind: type[ConfigT], *, examples: str, name: str | None = None, reads_run: bool = False
+    app: typer.Typer,
+    kind: type[ConfigT],
+    *,
+    examples: str,
+    name: str | None = None,
+    reads_run: bool = False,
+    each_model: Callable[[Given, str | None], list[str]] | None = None,
 ) -> Callable[[Callable[..., "Outcome"]], Callable[..., "Outcome"]]:
     """Register a function ``body(config, screen, **own)`` as a command whose flags are the fields of ``kind``.
 
@@ -37,6 +46,7 @@ def verb(
 
     Args:
         reads_run: Without ``--model`` the command is about ``--run_dir``, else about the newest run folder.
+        each_model: Names the models to do the work for, from the flags and the preset; ``body`` then gets a list.
     """
 
     def register(body: Callable[..., "Outcome"]) -> Callable[..., "Outcome"]:
@@ -46,7 +56,13 @@ def verb(
             machine, debug, file = values.pop("json"), values.pop("debug"), values.pop("config")
             extra = {parameter.name: values.pop(parameter.name) for parameter in own}
             call = Call(
-                name=name or body.__name__, body=body, kind=kind, extra=extra, reads_run=reads_run, file=file
+                name=name or body.__name__,
+                body=body,
+                kind=kind,
+                extra=extra,
+                reads_run=reads_run,
+                each_model=each_model,
+                file=file,
             )
             call.run(values, machine=machine, debug=debug)
 
@@ -67,6 +83,7 @@ class Call:
     kind: type[ModelConfig]
     extra: dict[str, Any]
     reads_run: bool
+    each_model: Callable[[Given, str | None], list[str]] | None
     file: Path | None
 
     def run(self, values: dict[str, Any], *, machine: bool, debug: bool) -> None:
@@ -74,11 +91,11 @@ class Call:
         signal.signal(signal.SIGTERM, _terminate)
         started = time.monotonic()
         try:
-            config = self._config(values)
+            work = self._configs(values)
             from cli.screen import Screen
 
             with Screen() as screen:
-                outcome = self.body(config, screen, **self.extra)
+                outcome = self.body(work if self.each_model else work[0], screen, **self.extra)
             outcome.log(self.name, time.monotonic() - started)
         except ForgeError as error:
             _fail(error, debug)
@@ -90,13 +107,17 @@ class Call:
         else:
             screen.show(outcome)
 
-    def _config(self, values: dict[str, Any]) -> ModelConfig:
+    def _configs(self, values: Given) -> list[ModelConfig]:
         given = {name: parse_value(self.kind, name, raw) for name, raw in values.items() if raw is not None}
+        preset = self.extra.get("preset")
         if self.reads_run and "model" not in given:
             run = Run(given["run_dir"]) if "run_dir" in given else newest_run()
             given |= {"model": run.model, "run_dir": run.folder}
             typer.echo(f"run folder: {run.folder} ({run.model})", err=True)
-        return resolve(self.kind, given, preset=self.extra.get("preset"), config_file=self.file)
+        works = [given]
+        if self.each_model:
+            works = [{**given, "model": model} for model in self.each_model(given, preset)]
+        return [resolve(self.kind, work, preset=preset, config_file=self.file) for work in works]
 
 
 def _terminate(number: int, frame: object) -> None:
@@ -126,10 +147,11 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
     """One flag: unset unless spelled out, so that presets and files can fill it."""
     wanted, text, *rest = get_args(hint)
     names = [f"--{name}" for name in (field.name, *(note.name for note in rest if isinstance(note, Alias)))]
-    default = None if field.default in (None, (), MISSING) else _shown(field.default)
+    if field.default not in (None, (), False, MISSING):
+        text += f" [default: {_shown(field.default)}]"
     if wanted is bool:
         names = [f"{name}/--no_{name.removeprefix('--')}" for name in names]
-        option = typer.Option(*names, help=text, show_default=default or "False")
+        option = typer.Option(*names, help=text, show_default=False)
         return inspect.Parameter(
             field.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[bool | None, option], default=None
         )
@@ -138,7 +160,7 @@ def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
         *names,
         help=text,
         metavar=_metavar(wanted),
-        show_default=default or False,
+        show_default=False,
         autocompletion=(lambda: choices) if choices else None,
     )
     return inspect.Parameter(

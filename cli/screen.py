@@ -97,7 +97,9 @@ class Screen:
 
     def show(self, outcome: Outcome) -> None:
         """Print a result for a person: its tables, its summary, and the command to try next."""
-        console = Console(highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160)
+        console = Console(
+            highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160
+        )
         for sheet in outcome.tables:
             table = Table(title=sheet.title, title_justify="left")
             for column in sheet.columns:
@@ -111,4 +113,6 @@ class Screen:
 
 
 def _join(facts: dict[str, float | str]) -> str:
-    return "  ".join(f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items())
+    return "  ".join(
+        f"{name} {value:,.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in facts.items()
+    )

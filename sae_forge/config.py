@@ -65,6 +65,7 @@ class ModelConfig:
         if self.layer is not None and (not self.layer or len(set(self.layer)) < len(self.layer)):
             raise ConfigError(f"--layer {','.join(map(str, self.layer))} must name each layer once")
         _ = self.hook_points  # a negative layer or an unknown site is refused here
+
     @property
     def hook_points(self) -> tuple[HookPoint, ...] | None:
         """The places named by ``layer`` and ``site``, lowest first; None when no layer was named."""
@@ -74,6 +75,11 @@ class ModelConfig:
     def run_folder(self) -> Path:
         """Where artefacts of this model live."""
         return self.run_dir or Path("checkpoints") / self.model.strip("/").replace("/", "--")
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether finished work is done again instead of being continued or returned."""
+        return getattr(self, "fresh", False) or not getattr(self, "resume", True)
 
     def settings(self, kind: type["ModelConfig"] | None = None) -> dict[str, Any]:
         """JSON-ready values of the fields that ``kind`` (default: this class) declares."""
@@ -100,7 +106,7 @@ class CollectConfig(ModelConfig):
     model_batch_size: Annotated[int, "Sequences a forward pass takes."] = 8
     storage_dtype: Annotated[StorageDtype, "Precision of stored activations."] = "bf16"
     shard_rows: Annotated[int, "Tokens a shard holds, rounded up to whole forward batches."] = 65_536
-    resume: Annotated[bool, "Continue what is there (this is what happens anyway)."] = True
+    resume: Annotated[bool, "Continue what is there; --no_resume is --fresh."] = True
     fresh: Annotated[bool, "Start over, deleting what is there."] = False
 
     def __post_init__(self) -> None:
@@ -217,8 +223,8 @@ class EvalConfig(ModelConfig):
     temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.7
     top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
     bootstrap: Annotated[int, "Bootstrap resamples behind each interval."] = 2000
+    resume: Annotated[bool, "Return the stored report if it is there; --no_resume is --fresh."] = True
     fresh: Annotated[bool, "Measure again even if this report is there."] = False
-    resume: Annotated[bool, "Return the stored report if complete (this is what happens anyway)."] = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -270,10 +276,16 @@ class GenerateConfig(ModelConfig):
     num_features: Annotated[tuple[int, ...], "Latents to edit, best first."] = (100,)
     ablation_scale: Annotated[tuple[float, ...], "Scale of negative scaling; several are shown side by side."] = (-3.0,)
     compare: Annotated[bool, "Show the baseline beside the edit."] = True
-    interactive: Annotated[bool, "Ask for prompts until an empty line."] = False
     max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
     temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.0
     top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig(ModelConfig):
+    """A run folder to one page."""
+
+    sae: Annotated[Path | None, "SAE folder. Unset: the newest of the run."] = None
 
 
 # ---- presets and resolution ---------------------------------------------------------------------
@@ -281,7 +293,7 @@ class GenerateConfig(ModelConfig):
 
 @cache
 def presets() -> dict[str, Preset]:
-    """Every preset that ships, by name: ``models`` it is the default of, ``settings``, and what was ``published``."""
+    """Every preset that ships, by name: the ``models`` it is the default of, ``settings``, what was ``published``."""
     found = {}
     for entry in resources.files("sae_forge.presets").iterdir():
         if entry.name.endswith(".toml"):
@@ -314,9 +326,14 @@ def resolve(
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
     names = {field.name for field in fields(kind)}
-    settings = (base or {}).get("settings", {})
+    settings = _settings_for(base, chosen.get("model")) if base else {}
     inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
     return kind(**{**inherited, **chosen})
+
+
+def _settings_for(preset: Preset, model: str | None) -> Preset:
+    """What a preset sets for one of its models."""
+    return {**preset["settings"], **preset.get("settings_of", {}).get(model, {})}
 
 
 def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
@@ -343,7 +360,9 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     wanted = get_type_hints(kind)[name]
-    value = [part.strip() for part in raw.split(",") if part.strip()] if _is_tuple(wanted) and isinstance(raw, str) else raw
+    value = (
+        [part.strip() for part in raw.split(",") if part.strip()] if _is_tuple(wanted) and isinstance(raw, str) else raw
+    )
     try:
         return TypeAdapter(wanted).validate_python(value)
     except ValidationError as error:

@@ -113,7 +113,9 @@ def newest_run(root: Path = CHECKPOINTS) -> Run:
     """
     found = sorted(root.glob("*/logs/commands.jsonl"), key=_age)
     if not found:
-        raise DataError(f"no run folder under {root}/; make one with: sae-forge run --model tiny-llama, or give --run_dir")
+        raise DataError(
+            f"no run folder under {root}/; make one with: sae-forge run --model tiny-llama, or give --run_dir"
+        )
     return Run(found[-1].parent.parent)
 
 

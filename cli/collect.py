@@ -1,0 +1,35 @@
+"""``sae-forge collect``."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.options import verb
+from sae_forge.config import CollectConfig
+
+if TYPE_CHECKING:
+    from cli.screen import Screen
+    from sae_forge.pipeline import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @verb(
+        app,
+        CollectConfig,
+        examples="""
+        sae-forge collect --model tiny-llama
+        sae-forge collect --model google/gemma-2-2b --layer 3,7 --forget bio.jsonl --retain wiki.parquet
+        sae-forge collect --layer 15 --forget saga.txt --quantize 4bit --max_tokens 200000
+        """,
+    )
+    def collect(config: CollectConfig, screen: "Screen") -> "Outcome":
+        """Store a model's activations on forget and retain text as sharded safetensors.
+
+        One forward pass serves any number of layers and ends above the highest of them. The same command run
+        again continues where it stopped.
+        """
+        from sae_forge.pipeline import Bench, collect
+
+        return collect(config, Bench(config, screen))

@@ -1,0 +1,38 @@
+"""``sae-forge eval``."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.options import verb
+from sae_forge.config import EvalConfig
+
+if TYPE_CHECKING:
+    from cli.screen import Screen
+    from sae_forge.pipeline import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @verb(
+        app,
+        EvalConfig,
+        name="eval",
+        reads_run=True,
+        examples="""
+        sae-forge eval
+        sae-forge eval --layer 15 --num_features 100 --ablation_scale -3.0
+        sae-forge eval --ablation_scales=-1,-3,-10 --num_features=10,50,100
+        sae-forge eval --model google/gemma-2-2b --forget_questions bio.jsonl --retain_questions history.csv,geography.csv
+        """,
+    )
+    def evaluate(config: EvalConfig, screen: "Screen") -> "Outcome":
+        """Measure forgetting and side effects: the baseline, the edit, and its controls beside it.
+
+        Every estimate has a 95 % interval. Zero ablation and random directions of the same norm are always measured
+        with the edit. Without --model: the newest run.
+        """
+        from sae_forge.pipeline import Bench, evaluate
+
+        return evaluate(config, Bench(config, screen))

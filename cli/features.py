@@ -1,0 +1,36 @@
+"""``sae-forge features``."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.options import verb
+from sae_forge.config import FeaturesConfig
+
+if TYPE_CHECKING:
+    from cli.screen import Screen
+    from sae_forge.pipeline import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @verb(
+        app,
+        FeaturesConfig,
+        reads_run=True,
+        examples="""
+        sae-forge features
+        sae-forge features --layer 15 --num_features 100 --sort_by score
+        sae-forge features --model google/gemma-2-2b --method frequency --retain_threshold 0.001 --num_features 20
+        sae-forge features --latents 12,873,4410
+        """,
+    )
+    def features(config: FeaturesConfig, screen: "Screen") -> "Outcome":
+        """Rank the latents that fire on what should be forgotten and not on what should be kept.
+
+        Shows for each chosen latent its statistics and the text it fires on most. Without --model: the newest run.
+        """
+        from sae_forge.pipeline import Bench, features
+
+        return features(config, Bench(config, screen))

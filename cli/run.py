@@ -1,0 +1,48 @@
+"""``sae-forge run``."""
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.options import Given, verb
+from sae_forge.config import ModelConfig, RunConfig, presets
+
+if TYPE_CHECKING:
+    from cli.screen import Screen
+    from sae_forge.pipeline import Outcome
+
+DEFAULT_PRESET = "tiny"
+PRESET = typer.Option("--preset", metavar="NAME", help="Start from a preset: tiny, llama2-7b-inlp, gemma2-2b-wmdp …")
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @verb(
+        app,
+        RunConfig,
+        each_model=_models,
+        examples="""
+        sae-forge run
+        sae-forge run --model tiny-gemma2 --ablation_scale -1,-3,-10
+        sae-forge run --preset llama2-7b-inlp --forget saga.txt
+        """,
+    )
+    def run(configs: list[RunConfig], screen: "Screen", preset: Annotated[str | None, PRESET] = None) -> "Outcome":
+        """Run the whole pipeline: collect, train, features, eval, report.
+
+        Without --model and --preset it takes both built-in models in turn: no network, no GPU. A stage whose output
+        is there under the same settings is skipped.
+        """
+        del preset  # it has filled the configs
+        from sae_forge.pipeline import run
+
+        return run(configs, screen)
+
+
+def _models(given: Given, preset: str | None) -> list[str]:
+    """The model that was asked for; else the preset's first; else, without either, both built-in ones."""
+    if "model" in given:
+        return [given["model"]]
+    models = presets().get(preset or DEFAULT_PRESET, {}).get("models", [ModelConfig.model])
+    return models if preset in (None, DEFAULT_PRESET) else models[:1]

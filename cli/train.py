@@ -1,0 +1,35 @@
+"""``sae-forge train``."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from cli.options import verb
+from sae_forge.config import TrainConfig
+
+if TYPE_CHECKING:
+    from cli.screen import Screen
+    from sae_forge.pipeline import Outcome
+
+
+def register(app: typer.Typer) -> None:
+    """Add the command."""
+
+    @verb(
+        app,
+        TrainConfig,
+        examples="""
+        sae-forge train --model tiny-llama
+        sae-forge train --layer 15 --epochs 5 --batch_size 128 --expansion_factor 8 --k 32 --sae_device cpu --model_device cuda
+        sae-forge train --model google/gemma-2-2b --layer 3,7,15 --k 64 --max_steps 20000
+        """,
+    )
+    def train(config: TrainConfig, screen: "Screen") -> "Outcome":
+        """Train a TopK SAE on collected activations; collects them first when they are missing.
+
+        The folder it writes (cfg.json, sae_weights.safetensors) loads in SAELens 6 as it is. The same command run
+        again continues from the last checkpoint.
+        """
+        from sae_forge.pipeline import Bench, train
+
+        return train(config, Bench(config, screen))
