@@ -93,16 +93,43 @@ class ModelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectConfig(ModelConfig):
+class TextConfig(ModelConfig):
+    """How text becomes packed tokens."""
+
+    text_field: Annotated[str | None, "Column that holds the text. Unset: text, else the only text column."] = None
+    split: Annotated[str, "Split of a datasets id."] = "train"
+    ctx_len: Annotated[int, "Tokens a packed sequence holds."] = 1024
+    bos: Annotated[BosPolicy, "Put BOS before each packed row, each document, or nowhere."] = "row"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(ctx_len=(self.ctx_len >= 2, "give at least 2 tokens"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutConfig(TextConfig):
+    """Text the SAE has not seen, for losses in nats per token."""
+
+    forget_eval: Annotated[tuple[str, ...], "Held-out text on what is forgotten, for the losses."] = ()
+    retain_eval: Annotated[tuple[str, ...], "Held-out text on what is kept, for the losses."] = ()
+    loss_tokens: Annotated[int, "Tokens per corpus for the losses."] = 50_000
+    eval_batch_size: Annotated[int, "Sequences a forward pass takes when measuring."] = 16
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            loss_tokens=(self.loss_tokens >= 1, "give at least 1 token"),
+            eval_batch_size=(self.eval_batch_size >= 1, "give at least 1 sequence"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class CollectConfig(TextConfig):
     """Corpus and model to shards."""
 
     forget: Annotated[str | None, "Text to forget: jsonl, txt, parquet, csv, folder, or datasets id."] = None
     retain: Annotated[tuple[str, ...], "Text to keep: one source or several, separated by commas."] = DEFAULT_RETAIN
-    text_field: Annotated[str | None, "Column that holds the text. Unset: text, else the only text column."] = None
-    split: Annotated[str, "Split of a datasets id."] = "train"
     max_tokens: Annotated[int | None, "Tokens to take from each corpus at most."] = 1_000_000
-    ctx_len: Annotated[int, "Tokens a packed sequence holds."] = 1024
-    bos: Annotated[BosPolicy, "Put BOS before each packed row, each document, or nowhere."] = "row"
     model_batch_size: Annotated[int, "Sequences a forward pass takes."] = 8
     storage_dtype: Annotated[StorageDtype, "Precision of stored activations."] = "bf16"
     shard_rows: Annotated[int, "Tokens a shard holds, rounded up to whole forward batches."] = 65_536
@@ -112,7 +139,6 @@ class CollectConfig(ModelConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(
-            ctx_len=(self.ctx_len >= 2, "give at least 2 tokens"),
             model_batch_size=(self.model_batch_size >= 1, "give at least 1 sequence"),
             shard_rows=(self.shard_rows >= 1, "give at least 1 token"),
             max_tokens=(self.max_tokens is None or self.max_tokens >= 1, "give at least 1 token"),
@@ -120,7 +146,7 @@ class CollectConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(CollectConfig):
+class TrainConfig(CollectConfig, HeldOutConfig):
     """Shards to a TopK SAE."""
 
     k: Annotated[int, "Latents kept per token."] = 32
@@ -191,7 +217,7 @@ class FeaturesConfig(CollectConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(ModelConfig):
+class EvalConfig(HeldOutConfig):
     """An SAE and a selection to a report of forgetting and side effects beside their controls."""
 
     sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
@@ -209,16 +235,11 @@ class EvalConfig(ModelConfig):
     neighbour_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what lies close to it."] = ()
     retain_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is kept."] = ()
     generation_prompts: Annotated[tuple[str, ...], "Files of {prompt} records to continue."] = ()
-    forget_eval: Annotated[tuple[str, ...], "Held-out text on what is forgotten, for the losses."] = ()
-    retain_eval: Annotated[tuple[str, ...], "Held-out text on what is kept, for the losses."] = ()
     scoring: Annotated[Scoring, "cloze: log-prob of each option's text. letter: of A, B, C, D after the options."] = (
         "letter"
     )
     half: Annotated[Half, "Half of the questions to report on, split by hash of the fact."] = "test"
     limit: Annotated[int | None, "Items per domain at most.", Alias("max_samples")] = None
-    loss_tokens: Annotated[int, "Tokens per corpus for the losses."] = 50_000
-    ctx_len: Annotated[int, "Tokens a packed sequence holds, for the losses."] = 1024
-    eval_batch_size: Annotated[int, "Sequences a forward pass takes."] = 16
     max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
     temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.7
     top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
@@ -233,9 +254,6 @@ class EvalConfig(ModelConfig):
             ablation_scale=(bool(self.ablation_scale), "give at least one scale"),
             random_seeds=(self.random_seeds >= 3, "a control needs at least 3 seeds"),
             limit=(self.limit is None or self.limit >= 1, "give at least 1 item"),
-            ctx_len=(self.ctx_len >= 2, "give at least 2 tokens"),
-            loss_tokens=(self.loss_tokens >= 1, "give at least 1 token"),
-            eval_batch_size=(self.eval_batch_size >= 1, "give at least 1 sequence"),
             max_new_tokens=(self.max_new_tokens >= 1, "give at least 1 token"),
             temperature=(self.temperature >= 0, "give 0 (greedy) or more"),
             top_p=(0 < self.top_p <= 1, "give a share above 0 and at most 1"),
