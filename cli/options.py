@@ -8,16 +8,17 @@ import traceback
 from collections.abc import Callable
 from dataclasses import MISSING, Field, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
-from sae_forge.config import Alias, ConfigT, ModelConfig, parse_value, resolve
-from sae_forge.errors import ForgeError
+from sae_forge.config import Alias, ModelConfig
+from sae_forge.errors import ForgeError, ResourceError
 from sae_forge.runs import Run, newest_run
+from sae_forge.settings import ConfigT, parse_value, resolve
 
 if TYPE_CHECKING:
-    from sae_forge.pipeline import Outcome
+    from sae_forge.outcome import Outcome
 
 Given = dict[str, Any]
 """Values of the flags that were spelled out, by field name."""
@@ -99,6 +100,12 @@ class Call:
             outcome.log(self.name, time.monotonic() - started)
         except ForgeError as error:
             _fail(error, debug)
+        except MemoryError as error:
+            _fail(ResourceError(f"memory ran out ({error or 'no detail'}); lower the batch sizes"), debug)
+        except RuntimeError as error:
+            if type(error).__name__ != "OutOfMemoryError":
+                raise
+            _fail(ResourceError(f"{error}; lower --model_batch_size or --batch_size, or use --quantize"), debug)
         except KeyboardInterrupt as interrupt:
             typer.echo("stopped; the same command continues from here", err=True)
             raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
@@ -125,7 +132,7 @@ def _terminate(number: int, frame: object) -> None:
     raise Terminated
 
 
-def _fail(error: ForgeError, debug: bool) -> None:
+def _fail(error: ForgeError, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
     typer.echo(f"error: {' '.join(str(error).split())}", err=True)

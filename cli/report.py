@@ -9,7 +9,7 @@ from sae_forge.config import ReportConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen
-    from sae_forge.pipeline import Outcome
+    from sae_forge.outcome import Outcome
 
 
 def register(app: typer.Typer) -> None:

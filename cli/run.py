@@ -5,11 +5,12 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import Given, verb
-from sae_forge.config import ModelConfig, RunConfig, presets
+from sae_forge.config import ModelConfig, RunConfig
+from sae_forge.settings import presets
 
 if TYPE_CHECKING:
     from cli.screen import Screen
-    from sae_forge.pipeline import Outcome
+    from sae_forge.outcome import Outcome
 
 DEFAULT_PRESET = "tiny"
 PRESET = typer.Option("--preset", metavar="NAME", help="Start from a preset: tiny, llama2-7b-inlp, gemma2-2b-wmdp …")

@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from sae_forge.pipeline import Outcome
+from sae_forge.outcome import Outcome
 from sae_forge.progress import Task
 
 LOG_EVERY = 10.0

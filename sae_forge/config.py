@@ -1,16 +1,12 @@
 """What each verb can be told: one frozen dataclass a verb, torch-free, whose fields are the command line's flags.
 
-A value comes from the flags, else the ``--config`` file, else the model's preset, else the default written here.
 The text in each ``Annotated`` is the flag's help. A class inherits the settings of the verbs it may have to
 call first: ``train`` collects when shards are missing, so ``TrainConfig`` is a ``CollectConfig``.
 """
 
-import tomllib
 from dataclasses import dataclass, fields
-from functools import cache
-from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint, Site
@@ -26,9 +22,6 @@ Formula = Literal["corrected", "literal"]
 Scoring = Literal["cloze", "letter"]
 Half = Literal["test", "dev", "all"]
 EvalMethod = Literal["scale", "zero", "random"]
-
-Preset = dict[str, Any]
-ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 DEFAULT_RETAIN = ("Salesforce/wikitext:wikitext-2-raw-v1", "roneneldan/TinyStories")
@@ -304,91 +297,6 @@ class ReportConfig(ModelConfig):
     """A run folder to one page."""
 
     sae: Annotated[Path | None, "SAE folder. Unset: the newest of the run."] = None
-
-
-# ---- presets and resolution ---------------------------------------------------------------------
-
-
-@cache
-def presets() -> dict[str, Preset]:
-    """Every preset that ships, by name: the ``models`` it is the default of, ``settings``, what was ``published``."""
-    found = {}
-    for entry in resources.files("sae_forge.presets").iterdir():
-        if entry.name.endswith(".toml"):
-            found[entry.name.removesuffix(".toml")] = tomllib.loads(entry.read_text())
-    return dict(sorted(found.items()))
-
-
-def preset_of(model: str) -> Preset | None:
-    """The preset that gives ``model`` its defaults, if one does."""
-    return next((preset for preset in presets().values() if model in preset["models"]), None)
-
-
-def resolve(
-    kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = None, config_file: Path | None = None
-) -> ConfigT:
-    """The config that flags, file and preset together make; later sources only fill what earlier ones left open.
-
-    Args:
-        given: Field values that were spelled out.
-        preset: Name of a preset to start from instead of the model's own.
-        config_file: TOML of field values.
-
-    Raises:
-        ConfigError: a name is unknown, or a value is out of range.
-    """
-    chosen = {**(read_config_file(config_file, kind) if config_file else {}), **given}
-    if preset is not None and preset not in presets():
-        raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(presets())}")
-    base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
-    if base and preset and "model" not in chosen:
-        chosen["model"] = base["models"][0]
-    names = {field.name for field in fields(kind)}
-    settings = _settings_for(base, chosen.get("model")) if base else {}
-    inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
-    return kind(**{**inherited, **chosen})
-
-
-def _settings_for(preset: Preset, model: str | None) -> Preset:
-    """What a preset sets for one of its models."""
-    return {**preset["settings"], **preset.get("settings_of", {}).get(model, {})}
-
-
-def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
-    """Field values from a TOML file, refused when one is not a setting of this verb."""
-    try:
-        values = tomllib.loads(path.read_text())
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from error
-    names = [field.name for field in fields(kind)]
-    if unknown := sorted(set(values) - set(names)):
-        possible = ", ".join(sorted(names))
-        raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not a setting here; possible: {possible}")
-    return {name: parse_value(kind, name, value) for name, value in values.items()}
-
-
-def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
-    """``raw``, from a flag or a TOML file, as the type its field declares; ``3,7,15`` becomes a tuple.
-
-    Raises:
-        ConfigError: it is not of that type; the message shows what was given and what is possible.
-    """
-    from pydantic import TypeAdapter, ValidationError
-
-    wanted = get_type_hints(kind)[name]
-    value = (
-        [part.strip() for part in raw.split(",") if part.strip()] if _is_tuple(wanted) and isinstance(raw, str) else raw
-    )
-    try:
-        return TypeAdapter(wanted).validate_python(value)
-    except ValidationError as error:
-        raise ConfigError(f"--{name} {raw}: {error.errors()[0]['msg'].lower()}") from error
-
-
-def _is_tuple(wanted: Any) -> bool:
-    return get_origin(wanted) is tuple or any(get_origin(part) is tuple for part in get_args(wanted))
 
 
 def _plain(value: Any) -> Any:

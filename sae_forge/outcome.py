@@ -1,0 +1,45 @@
+"""What a verb hands to whoever called it: where its artefacts are, its numbers, and what to do next."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from sae_forge.runs import Run
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """A table for a person; cells are finished text."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """The result of one command."""
+
+    run: Run
+    outputs: dict[str, Path]
+    """Artefacts by name."""
+    metrics: dict[str, Any]
+    """JSON-ready numbers, in the shape the command line promises."""
+    summary: str
+    tables: tuple[Sheet, ...] = field(default=())
+    then: str | None = None
+    """The command to try next."""
+
+    def to_json(self, command: str, seconds: float) -> dict[str, Any]:
+        """The one object ``--json`` prints."""
+        return {
+            "command": command,
+            "run": str(self.run.folder),
+            "outputs": {name: str(path) for name, path in self.outputs.items()},
+            "seconds": round(seconds, 2),
+            "metrics": self.metrics,
+        }
+
+    def log(self, command: str, seconds: float) -> None:
+        """Note the finished command in the run's log."""
+        self.run.log(command, {"seconds": round(seconds, 2), "outputs": {k: str(v) for k, v in self.outputs.items()}})
