@@ -1,0 +1,153 @@
+"""Reading and rewriting activations of a live model; the only file that registers hooks.
+
+``hidden_states[layer + 1]`` is not the residual stream at the last layer (it comes after the final norm), and
+decoder layers return a tensor or a tuple depending on the transformers version: hooks here know both, so that
+nobody else has to. Every handle is removed when its block ends, however it ends.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from sae_forge.errors import ConfigError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tokens import real_token_mask
+
+Rewrite = Callable[[Float[Tensor, "batch seq d_in"], Bool[Tensor, "batch seq"]], Float[Tensor, "batch seq d_in"]]
+"""Takes an activation and the mask of its real tokens; returns what stands in its place."""
+
+_Visit = Callable[[Tensor], Tensor]
+
+
+class _AllRead(Exception):  # noqa: N818 (a signal between hook and caller, never an error)
+    """Ends a forward pass from inside it: everything asked for has been read."""
+
+
+def check_points(lm: LanguageModel, points: Sequence[HookPoint]) -> None:
+    """Every point lies in the model.
+
+    Raises:
+        ConfigError: one lies beyond the last layer, or there is none at all.
+    """
+    if not points:
+        raise ConfigError("no hook point was given; name at least one layer with --layer")
+    for point in points:
+        if point.layer >= lm.n_layers:
+            raise ConfigError(f"layer={point.layer} is beyond {lm.name}, whose layers are 0..{lm.n_layers - 1}")
+
+
+def capture(
+    lm: LanguageModel,
+    points: Sequence[HookPoint],
+    token_ids: Int[Tensor, "batch seq"],
+    attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"],
+) -> dict[HookPoint, Float[Tensor, "batch seq d_in"]]:
+    """Activations at ``points``, in the model's dtype and on its device, without gradients.
+
+    The pass ends at the highest point: no layer above it runs, and no logits are formed. Positions count from
+    the first attended token, so left padding does not move them. Rows of padding hold no meaning.
+
+    Raises:
+        ConfigError: a point lies beyond the model.
+    """
+    check_points(lm, points)
+    wanted = dict.fromkeys(points)
+    found: dict[HookPoint, Tensor] = {}
+
+    def read(point: HookPoint, x: Tensor) -> Tensor:
+        found[point] = x
+        if len(found) == len(wanted):
+            raise _AllRead
+        return x
+
+    attention_mask = attention_mask.to(lm.device, torch.long)
+    with torch.no_grad(), ExitStack() as handles, suppress(_AllRead):
+        for point in wanted:
+            handles.callback(_tap(lm, point, partial(read, point)).remove)
+        lm.model.base_model(
+            input_ids=token_ids.to(lm.device),
+            attention_mask=attention_mask,
+            position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
+            use_cache=False,
+        )
+    return {point: found[point] for point in points}
+
+
+@contextmanager
+def splice(lm: LanguageModel, point: HookPoint, rewrite: Rewrite) -> Iterator[None]:
+    """Inside the block, every forward pass continues from ``rewrite(x, real)`` at ``point``.
+
+    ``real`` marks the real tokens of the call under way: under cached generation, the new tokens only. A rewrite
+    that returns ``x`` itself leaves the logits identical to the bit. Blocks nest: each sees what those below it in
+    the model wrote, and of two at one point the outer comes first.
+
+    Raises:
+        ConfigError: ``point`` lies beyond the model, or a call inside hides which of its tokens are real.
+    """
+    check_points(lm, [point])
+    base = lm.model.base_model
+    signature = inspect.signature(base.forward)
+    call: dict[str, Tensor] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        call["real"] = _real_tokens(signature.bind_partial(*args, **kwargs).arguments, lm.special_ids)
+
+    with ExitStack() as handles:
+        handles.callback(base.register_forward_pre_hook(note, with_kwargs=True).remove)
+        handles.callback(_tap(lm, point, lambda x: rewrite(x, call["real"].to(x.device))).remove)
+        yield
+
+
+def _real_tokens(arguments: Mapping[str, Any], special_ids: frozenset[int]) -> Bool[Tensor, "batch seq"]:
+    """The real tokens of one call; its attention mask also covers what the cache holds, so its tail is taken."""
+    token_ids, attention_mask = arguments.get("input_ids"), arguments.get("attention_mask")
+    if token_ids is None:
+        raise ConfigError("an edited model was called without input_ids, so its special tokens cannot be told apart")
+    if attention_mask is None:
+        attention_mask = torch.ones_like(token_ids)
+    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
+        raise ConfigError("an edited model was called with a ready-made causal mask; pass one of shape [batch, seq]")
+    return real_token_mask(token_ids, attention_mask[:, -token_ids.shape[1] :], special_ids)
+
+
+def _tap(lm: LanguageModel, point: HookPoint, visit: _Visit) -> RemovableHandle:
+    """Show the activation at ``point`` to ``visit`` in every forward pass, and continue with what it returns."""
+    layer = lm.model.get_submodule(lm.family.layers).get_submodule(str(point.layer))
+    match point.site:
+        case "resid_pre":
+            return layer.register_forward_pre_hook(partial(_visit_input, visit), with_kwargs=True)
+        case "resid_post":
+            return layer.register_forward_hook(partial(_visit_output, visit))
+        case "attn_out":
+            return layer.get_submodule(lm.family.attn_out).register_forward_hook(partial(_visit_output, visit))
+        case "mlp_out":
+            return layer.get_submodule(lm.family.mlp_out).register_forward_hook(partial(_visit_output, visit))
+
+
+def _visit_input(
+    visit: _Visit, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+    del module
+    x = args[0] if args else kwargs["hidden_states"]
+    y = visit(x)
+    if y is x:
+        return None
+    return ((y, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": y})
+
+
+def _visit_output(visit: _Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+    del module, args
+    x = output[0] if isinstance(output, tuple) else output
+    y = visit(x)
+    if y is x:
+        return None
+    return (y, *output[1:]) if isinstance(output, tuple) else y

@@ -1,0 +1,115 @@
+"""Fixtures every room shares: a tiny model of each family, made here, loaded as any model is; nothing is downloaded."""
+
+# ruff: noqa: E402 (the environment and the import hook come before what they act on)
+import os
+
+os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # a test that needs the network fails at once, everywhere
+os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+from jaxtyping import install_import_hook
+
+install_import_hook("sae_forge", "beartype.beartype")  # shapes and types are checked in tests, and only there
+
+from pathlib import Path
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from transformers import (
+    Gemma2Config,
+    GemmaConfig,
+    GPT2Config,
+    LlamaConfig,
+    MistralConfig,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+)
+from transformers.models.auto.modeling_auto import AutoModelForCausalLM
+
+from sae_forge.models.loading import LanguageModel, load_model
+
+torch.set_num_threads(1)
+
+FAMILIES = ("llama", "gemma", "gemma2")
+TEXT = (
+    "The wizard of the north tower keeps a silver owl and a book of weather.",
+    "Granite is a rock of quartz, feldspar and mica; it cools slowly, deep below the ground.",
+    "The river Arn runs past seven towns: Bel, Corvo, Dun, Esk, Fal, Gorm and Hythe!",
+)
+"""What the tiny tokenizer is trained on, and a ready corpus for tests that need one."""
+
+
+def make_tokenizer() -> PreTrainedTokenizerFast:
+    """A byte-level BPE of 320 ids with BOS, EOS, PAD and one chat-template token; it can encode any text."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=320,
+        special_tokens=["<pad>", "<s>", "</s>", "<turn>"],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(TEXT, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        bos_token="<s>",
+        eos_token="</s>",
+        additional_special_tokens=["<turn>"],
+    )
+
+
+def make_config(family: str):
+    """The real configuration class of ``family``, at toy size; widths differ so that a mixed-up axis fails."""
+    shape = {"vocab_size": 320, "hidden_size": 56, "num_hidden_layers": 4, "num_attention_heads": 4}
+    shape |= {"intermediate_size": 88, "num_key_value_heads": 2, "max_position_embeddings": 128}
+    ends = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
+    match family:
+        case "llama":
+            return LlamaConfig(**shape, **ends)
+        case "gemma":
+            return GemmaConfig(**shape, **ends, head_dim=16)
+        case "gemma2":
+            return Gemma2Config(**shape, **ends, head_dim=16, sliding_window=8, query_pre_attn_scalar=16)
+        case "mistral":
+            return MistralConfig(**shape, **ends, sliding_window=8)
+        case "qwen2":
+            return Qwen2Config(**shape, **ends)
+        case "gpt2":
+            return GPT2Config(vocab_size=320, n_embd=56, n_layer=4, n_head=4, n_positions=128, **ends)
+    raise ValueError(f"the tests know no tiny {family}")
+
+
+def save_model(folder: Path, family: str, *, seed: int = 0) -> Path:
+    """Write a tiny model of random weights and its tokenizer as `save_pretrained` does."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(make_config(family))
+        for name, weight in model.named_parameters():
+            if weight.ndim == 2 and "norm" not in name:
+                torch.nn.init.normal_(weight, std=0.15)  # at the default 0.02 every layer is nearly the identity
+    model.save_pretrained(folder)
+    make_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """A saved tiny model of each family the tests run on, by family."""
+    root = tmp_path_factory.mktemp("models")
+    return {family: save_model(root / f"tiny-{family}", family) for family in FAMILIES}
+
+
+@pytest.fixture(scope="session", params=FAMILIES)
+def tiny_model(request: pytest.FixtureRequest, model_folders: dict[str, Path]) -> LanguageModel:
+    """A tiny random model, once for each family; 4 layers, d_model 56, fp32 on the CPU."""
+    return load_model(str(model_folders[request.param]), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama(model_folders: dict[str, Path]) -> LanguageModel:
+    """The Llama among the tiny models, for tests where the family does not matter."""
+    return load_model(str(model_folders["llama"]), device="cpu")
