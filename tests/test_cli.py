@@ -119,7 +119,7 @@ def test_every_preset_resolves_for_every_verb_and_model() -> None:
         for kind in (CollectConfig, TrainConfig, FeaturesConfig, EvalConfig, RunConfig):
             for model in preset["models"]:
                 assert resolve(kind, {"model": model}, preset=name).model == model
-        known = {field for field in RunConfig.__dataclass_fields__}
+        known = set(RunConfig.__dataclass_fields__)
         assert set(preset["settings"]) <= known, name
 
 
