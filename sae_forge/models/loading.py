@@ -5,24 +5,12 @@ Only safetensors weights and only transformers' own classes are loaded: no pickl
 
 import importlib.util
 import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub.errors import (
-    GatedRepoError,
-    HfHubHTTPError,
-    HFValidationError,
-    LocalEntryNotFoundError,
-    OfflineModeIsEnabled,
-    RepositoryNotFoundError,
-    RevisionNotFoundError,
-)
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -32,16 +20,13 @@ from transformers import (
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
-from transformers.utils import logging as transformers_logging
 
 from sae_forge import builtin, files
 from sae_forge.config import ModelDtype, Quantize
-from sae_forge.errors import BackendError, ConfigError, ForgeError, RemoteError, ResourceError, UnsupportedModelError
+from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
+from sae_forge.models.failures import USE_BUILT_IN, one_line
 from sae_forge.models.families import Family, family_of
 from sae_forge.tensors import DTYPES
-
-_NO_MODEL = f"a built-in model needs no network: --model {builtin.MODELS[0]}"
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,19 +60,17 @@ class LanguageModel:
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that are no text: BOS, EOS, PAD and chat-template tokens, but not the unknown token."""
-        tokenizer = self.tokenizer
-        marked = {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
-        marked |= set(tokenizer.all_special_ids)
-        ends = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
-        return frozenset((marked - {tokenizer.unk_token_id}) | (ends - {None}))
+        added = self.tokenizer.added_tokens_decoder
+        marked = {index for index, token in added.items() if token.special} | set(self.tokenizer.all_special_ids)
+        ends = {_token_id(self.tokenizer, role) for role in ("bos", "eos", "pad")}
+        kept = (marked - {_token_id(self.tokenizer, "unk")}) | ends
+        return frozenset(index for index in kept if index is not None)
 
     @property
     def pad_id(self) -> int:
         """The padding token, or what stands in for it where the tokenizer has none (Llama 2): EOS."""
-        for index in (self.tokenizer.pad_token_id, self.tokenizer.eos_token_id):
-            if index is not None:
-                return index
-        return 0
+        ends = (_token_id(self.tokenizer, role) for role in ("pad", "eos"))
+        return next((index for index in ends if index is not None), 0)
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
@@ -135,26 +118,25 @@ def load_model(
     """
     folder = _local_folder(name)
     source = str(folder or name)
-    placed = _placement(device, device_map)
+    placed, quantization = _placement(device, device_map), _quantization(quantize, dtype)
     common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
-    with _explained(name, folder):
+    with one_line(name, local=folder is not None):
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config.model_type, name)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
-        model, report = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
             dtype=_dtype(dtype, placed),
             device_map=placed,
-            quantization_config=_quantization(quantize, dtype),
+            quantization_config=quantization,
             use_safetensors=True,
             output_loading_info=True,
             **common,
         )
-    if report["missing_keys"]:
-        raise UnsupportedModelError(
-            f"{name} lacks weights its configuration asks for: {sorted(report['missing_keys'])[0]} …"
-        )
+    model, report = loaded
+    if missing := sorted(report["missing_keys"]):  # transformers would fill them with noise
+        raise UnsupportedModelError(f"{name} lacks {len(missing)} weights its config.json asks for, as {missing[0]}")
     model.eval().requires_grad_(False)
     commit = None if folder else getattr(config, "_commit_hash", None)
     shown = name if folder is None or name in builtin.MODELS else folder.resolve().name
@@ -171,12 +153,11 @@ def _local_folder(name: str) -> Path | None:
     path = Path(name).expanduser()
     if not path.exists():
         if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-            raise UnsupportedModelError(f"model folder {name} does not exist; give a folder, a Hub id, or {_NO_MODEL}")
+            raise UnsupportedModelError(f"model folder {name} does not exist; give a folder, a Hub id, {USE_BUILT_IN}")
         return None
     if not (path / "config.json").is_file():
         raise UnsupportedModelError(
-            f"{name} is not a model folder: it holds no config.json; "
-            "give what `save_pretrained` wrote, a Hub id, or --model " + builtin.MODELS[0]
+            f"{name} is not a model folder: it holds no config.json; give what save_pretrained wrote, {USE_BUILT_IN}"
         )
     return path
 
@@ -221,77 +202,12 @@ def _quantization(quantize: Quantize, dtype: ModelDtype) -> BitsAndBytesConfig |
     )
 
 
-# ---- one line for everything that can go wrong --------------------------------------------------
-
-
-@contextmanager
-def _explained(name: str, folder: Path | None) -> Iterator[None]:
-    """Turn what transformers and the Hub client raise while loading into one line and the right exit code."""
-    drew_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    except ForgeError:
-        raise
-    except torch.OutOfMemoryError as error:
-        raise ResourceError(f"{name} does not fit on its device; try --quantize 4bit or --device_map auto") from error
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise (_remote_error(name, error) if folder is None else _folder_error(name, error)) from error
-    finally:
-        if drew_bars:
-            transformers_logging.enable_progress_bar()
-
-
-def _folder_error(name: str, error: Exception) -> ForgeError:
-    return UnsupportedModelError(
-        f"{name} cannot be loaded as a safetensors causal language model: {_first_line(error)}"
-    )
-
-
-def _remote_error(name: str, error: Exception) -> ForgeError:
-    """The cause below transformers' wrapping decides; the order matters, as the Hub's errors are subclasses."""
-    causes = _chain(error)
-
-    def caused_by(*kinds: type[Exception]) -> bool:
-        return any(isinstance(cause, kinds) for cause in causes)
-
-    if caused_by(GatedRepoError):
-        return RemoteError(f"{name} is gated: ask for access at huggingface.co/{name}, then {_LOG_IN}; {_NO_MODEL}")
-    if caused_by(RevisionNotFoundError):
-        return RemoteError(f"{name} has no such revision on the Hub; check --revision")
-    if caused_by(RepositoryNotFoundError):
-        return RemoteError(f"{name} is not on the Hub, or is private; check the name, or {_LOG_IN}; {_NO_MODEL}")
-    if caused_by(HFValidationError):
-        return UnsupportedModelError(f"{name!r} is neither a folder nor a Hub id of the form owner/name; {_NO_MODEL}")
-    statuses = [cause.response.status_code for cause in causes if isinstance(cause, HfHubHTTPError) and cause.response]
-    status = statuses[0] if statuses else None
-    if status in (401, 403):
-        return RemoteError(f"the Hub refused {name} (HTTP {status}); {_LOG_IN}; {_NO_MODEL}")
-    if status is not None and status != 404:
-        return RemoteError(f"the Hub answered HTTP {status} for {name}; try again later; {_NO_MODEL}")
-    if caused_by(OfflineModeIsEnabled, LocalEntryNotFoundError, ConnectionError) or _could_not_connect(causes):
-        return RemoteError(f"{name} is not in the local cache and the Hub cannot be reached (no network?); {_NO_MODEL}")
-    return _folder_error(name, error)
-
-
-def _could_not_connect(causes: list[BaseException]) -> bool:
-    """Network failures of whichever HTTP client the installed Hub library stands on."""
-    return any(type(cause).__module__.split(".")[0] in ("httpx", "httpx2", "httpcore", "requests") for cause in causes)
-
-
-def _chain(error: BaseException | None) -> list[BaseException]:
-    chain = []
-    while error is not None:
-        chain.append(error)
-        error = error.__cause__ or error.__context__
-    return chain
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
-
-
 # ---- identity -----------------------------------------------------------------------------------
+
+
+def _token_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
+    index = getattr(tokenizer, f"{role}_token_id")
+    return index if isinstance(index, int) else None
 
 
 def _weights_sha256(folder: Path) -> str:
@@ -305,7 +221,7 @@ def _tokenizer_sha256(tokenizer: PreTrainedTokenizerBase) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     model = json.loads(backend.to_str()) if backend is not None else {"vocab": tokenizer.get_vocab()}
     decisive = {key: value for key, value in model.items() if key not in ("padding", "truncation", "version")}
-    ends = [tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id]
+    ends = [_token_id(tokenizer, role) for role in ("bos", "eos", "pad")]
     return files.digest({"tokenizer": decisive, "ends": ends})
 
 
