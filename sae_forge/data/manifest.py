@@ -1,0 +1,280 @@
+"""What a folder of shards says of itself: whose activations these are, which files hold them, and their hashes.
+
+Each shard has a sidecar beside it; the manifest is made from the sidecars alone, last, so its presence means
+the folder is whole. Both carry the sha256 of their own canonical JSON. xxh3 finds accidents, not tampering.
+"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from sae_forge import files
+from sae_forge.data import sealed
+from sae_forge.errors import ConfigError, ShardError
+from sae_forge.tensors import DTYPES
+
+FORMAT = 1
+BLOCK_ROWS = 256
+"""Rows that are hashed, read and shuffled as one piece; a shard's last block may be shorter."""
+
+MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fingerprint:
+    """Every setting that decides which numbers the shards hold; two folders with equal ones are interchangeable."""
+
+    model: str
+    """Model as it was named: a Hub id, a folder's name, or a built-in."""
+    weights: str
+    """sha256 or commit of its weights."""
+    tokenizer: str
+    """sha256 of its tokenizer."""
+    hook_point: str
+    """Where the activations were read: ``blocks.15.hook_resid_post``."""
+    d_in: int
+    """Width of a row."""
+    storage_dtype: str
+    """bf16, fp16 or fp32."""
+    ctx_len: int
+    """Tokens a packed sequence holds."""
+    bos: str
+    """BOS policy: row, document or none."""
+    batch_size: int
+    """Sequences of a forward batch; batches of another size round differently."""
+    max_tokens: int | None
+    """Corpus tokens taken at most."""
+    corpus: str
+    """Name of the corpus, as in its folder."""
+    source: str
+    """What the text was, without any path of this machine (``corpus.corpus_identity``)."""
+    role: str
+    """forget or retain."""
+    split: str = "train"
+    """Split of a ``datasets`` source."""
+    text_field: str | None = None
+    """Column asked for; None: the default one."""
+    format: int = FORMAT
+    """Version of the layout on disk."""
+
+    def __post_init__(self) -> None:
+        if self.storage_dtype not in DTYPES:
+            raise ConfigError(f"storage_dtype={self.storage_dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        for name in ("d_in", "ctx_len", "batch_size"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+
+    def differences(self, other: "Fingerprint") -> list[tuple[str, Any, Any]]:
+        """(field, expected, found) of each field in which ``other`` is not what this one says."""
+        pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
+        return [(name, expected, found) for name, expected, found in pairs if expected != found]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """One shard: where it stands in the corpus and what was left out of it."""
+
+    file: str
+    rows: int
+    first_row: int
+    """Rows of the shards before it."""
+    batches: int
+    """Forward batches it holds, whole."""
+    first_batch: int
+    """Forward batches of the shards before it."""
+    bytes: int
+    """Length of the file."""
+    nonfinite: int
+    """Rows dropped because a number in them was NaN or infinite as stored."""
+    special: int
+    """Tokens not stored because they are no real tokens."""
+    hashes: str
+    """sha256 of the hashes in the sidecar."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hashes:
+    """xxh3_64, in hex, of every byte of a shard, each byte once."""
+
+    header: str
+    """The safetensors header with its length prefix."""
+    acts: tuple[str, ...]
+    """``acts`` of each block."""
+    origins: tuple[str, ...]
+    """``seq_ids``, ``positions`` and ``token_ids`` of each block, one after the other."""
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What stands beside a shard and proves it."""
+
+    fingerprint: Fingerprint
+    shard: ShardInfo
+    hashes: Hashes
+
+    def publish(self, folder: Path) -> None:
+        """Write it; from here on the shard counts as whole."""
+        sealed.publish(sidecar_path(folder, self.shard.file), asdict(self))
+
+    @classmethod
+    def read(cls, folder: Path, index: int) -> "Sidecar":
+        """The sidecar of shard ``index``.
+
+        Raises:
+            ShardError: missing, altered, or something else; the message names the file.
+        """
+        path = sidecar_path(folder, shard_name(index))
+        body = sealed.read(path, "the sidecar of a shard", _names(cls))
+        try:
+            lists = {name: tuple(_strings(body["hashes"], name)) for name in ("acts", "origins")}
+            sidecar = cls(
+                _fingerprint(body["fingerprint"]),
+                sealed.record(ShardInfo, body["shard"]),
+                sealed.record(Hashes, {**body["hashes"], **lists}),
+            )
+            blocks = -(-sidecar.shard.rows // BLOCK_ROWS)
+            if not len(sidecar.hashes.acts) == len(sidecar.hashes.origins) == blocks:
+                raise ValueError(f"{sidecar.shard.rows} rows need the hashes of {blocks} blocks")
+            if sidecar.shard.file != shard_name(index) or sidecar.shard.hashes != files.digest(asdict(sidecar.hashes)):
+                raise ValueError(f"it does not belong to {shard_name(index)}")
+        except (ValueError, ConfigError) as error:
+            raise ShardError(f"{path} is not the sidecar of a shard: {error}") from error
+        return sidecar
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """A complete folder of shards."""
+
+    fingerprint: Fingerprint
+    shards: tuple[ShardInfo, ...]
+
+    def __post_init__(self) -> None:
+        check_chain(self.shards)
+
+    @property
+    def rows(self) -> int:
+        """Activations stored."""
+        return sum(shard.rows for shard in self.shards)
+
+    @property
+    def dropped(self) -> dict[str, int]:
+        """Tokens that were seen and not stored, by reason."""
+        return {reason: sum(getattr(shard, reason) for shard in self.shards) for reason in ("nonfinite", "special")}
+
+    @property
+    def sha256(self) -> str:
+        """Names this content: it changes with any setting, any count and any stored byte."""
+        return files.digest(self._body())
+
+    def publish(self, folder: Path) -> None:
+        """Write it; from here on the folder counts as complete."""
+        sealed.publish(folder / MANIFEST, self._body())
+
+    @classmethod
+    def read(cls, folder: Path) -> "Manifest":
+        """The manifest of a complete folder.
+
+        Raises:
+            ShardError: the folder is missing, unfinished, altered, or something else.
+        """
+        path = folder / MANIFEST
+        if not path.exists():
+            raise ShardError(_why_incomplete(folder))
+        body = sealed.read(path, "a shard manifest", {*_names(cls), "rows", "dropped"})
+        try:
+            if not isinstance(body["shards"], list):
+                raise ValueError("it lists no shards")
+            shards = tuple(sealed.record(ShardInfo, shard) for shard in body["shards"])
+            manifest = cls(_fingerprint(body["fingerprint"]), shards)
+            if manifest._body() != body:
+                raise ValueError("its totals are not those of its shards")
+        except (ValueError, ConfigError) as error:
+            raise ShardError(f"{path} is not a shard manifest: {error}") from error
+        return manifest
+
+    def _body(self) -> dict[str, Any]:
+        shards = [asdict(shard) for shard in self.shards]
+        return {
+            "fingerprint": asdict(self.fingerprint),
+            "shards": shards,
+            "rows": self.rows,
+            "dropped": self.dropped,
+        }
+
+
+# ---- names and folders --------------------------------------------------------------------------
+
+
+def shard_name(index: int) -> str:
+    """File name of the shard with this number; names are never taken from a file's content."""
+    return f"shard-{index:05d}.safetensors"
+
+
+def sidecar_path(folder: Path, shard: str) -> Path:
+    """The sidecar that stands beside a shard."""
+    return (folder / shard).with_suffix(".json")
+
+
+def complete(folder: Path) -> bool:
+    """Whether collecting into this folder was finished."""
+    return (folder / MANIFEST).is_file()
+
+
+def find_shards(run_folder: Path, point: str | None = None) -> list[Path]:
+    """The complete shard folders of a run, in order of name: of one hook point, or of all."""
+    return sorted(path for path in run_folder.glob(f"shards/*/{point or '*'}") if complete(path))
+
+
+def require_match(folder: Path, expected: Fingerprint, found: Fingerprint) -> None:
+    """Refuse shards made under other settings.
+
+    Raises:
+        ShardError: names each field that differs, with both values.
+    """
+    if differences := expected.differences(found):
+        told = "; ".join(f"{name} expected {want!r}, found {have!r}" for name, want, have in differences)
+        raise ShardError(
+            f"{folder} was collected under other settings: {told}. "
+            "Repeat those settings, choose another --run_dir, or start over with --fresh"
+        )
+
+
+def check_chain(shards: Iterable[ShardInfo]) -> None:
+    """Raise ValueError unless these shards follow one another from row and batch 0 without a gap."""
+    rows = batches = 0
+    for index, shard in enumerate(shards):
+        if (shard.file, shard.first_row, shard.first_batch) != (shard_name(index), rows, batches):
+            raise ValueError(f"{shard.file[:40]} does not follow the shards before it")
+        if min(shard.rows, shard.bytes, shard.nonfinite, shard.special) < 0 or shard.batches < 1:
+            raise ValueError(f"{shard.file} claims counts that are impossible")
+        rows, batches = rows + shard.rows, batches + shard.batches
+
+
+def _why_incomplete(folder: Path) -> str:
+    begun = len(list(folder.glob("shard-*.json"))) if folder.is_dir() else 0
+    if begun:
+        return (
+            f"{folder} is unfinished ({begun} shards, no {MANIFEST}); run the same collect command again to finish it"
+        )
+    return f"{folder} holds no shards; make them with: sae-forge collect"
+
+
+def _fingerprint(value: Any) -> Fingerprint:
+    """A fingerprint from its JSON; raises ValueError or ConfigError when it is none of this format."""
+    if isinstance(value, dict) and value.get("format") != FORMAT:
+        raise ValueError(f"its format is {value.get('format')!r} and this version reads {FORMAT}")
+    return sealed.record(Fingerprint, value)
+
+
+def _names(kind: type) -> set[str]:
+    return {field.name for field in fields(kind)}
+
+
+def _strings(value: Any, name: str) -> list[str]:
+    if not isinstance(value, dict) or not isinstance(value.get(name), list):
+        raise ValueError(f"its hashes have no list {name!r}")
+    if not all(isinstance(item, str) for item in value[name]):
+        raise ValueError(f"a hash of {name!r} is not text")
+    return value[name]

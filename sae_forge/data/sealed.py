@@ -1,0 +1,50 @@
+"""JSON that proves itself: a record is written with the sha256 of its own canonical form, and refused without it."""
+
+from collections.abc import Set
+from pathlib import Path
+from typing import Any, TypeVar, get_origin, get_type_hints
+
+from sae_forge import files
+from sae_forge.errors import ShardError
+
+Record = TypeVar("Record")
+
+
+def publish(path: Path, body: dict[str, Any]) -> None:
+    """Write ``body`` and its seal, whole or not at all."""
+    files.publish_json(path, {**body, "sha256": files.digest(body)})
+
+
+def read(path: Path, what: str, names: Set[str]) -> dict[str, Any]:
+    """The body that was published.
+
+    Args:
+        what: What the file should be, for messages.
+        names: The keys it must have, the seal apart.
+
+    Raises:
+        ShardError: missing, altered, or something else; the message names the file.
+    """
+    value = files.read_json(path, kind=ShardError, what=what)
+    if not isinstance(value, dict) or set(value) != {*names, "sha256"}:
+        raise ShardError(f"{path} is not {what}: it should hold {', '.join(sorted(names))} and their sha256")
+    seal = value.pop("sha256")
+    try:
+        whole = files.digest(value) == seal
+    except ValueError:  # 1e999 reads as infinity, which JSON cannot write
+        whole = False
+    if not whole:
+        raise ShardError(f"{path} is damaged: its content does not match its sha256; collect again with --fresh")
+    return value
+
+
+def record(kind: type[Record], value: Any) -> Record:
+    """A dataclass of strings, integers and tuples from its JSON object; raises ValueError when it is another's."""
+    hints = get_type_hints(kind)
+    if not isinstance(value, dict) or set(value) != set(hints):
+        raise ValueError(f"its {kind.__name__} has other fields")
+    for name, hint in hints.items():
+        allowed = tuple if get_origin(hint) is tuple else hint
+        if not isinstance(value[name], allowed) or isinstance(value[name], bool):
+            raise ValueError(f"{name} is of the wrong type")
+    return kind(**value)

@@ -1,0 +1,255 @@
+"""Activations to shards, so that a killed run goes on where it stopped and ends in the very same bytes.
+
+A shard holds whole forward batches and is cut by counting rows alone, so its content is a function of the corpus
+and the settings, never of when a run was interrupted. Order on disk: shard, then its sidecar, and once, last of
+all, the manifest.
+"""
+
+from contextlib import ExitStack
+from dataclasses import asdict
+from pathlib import Path
+from typing import Self
+
+import numpy as np
+import torch
+import xxhash
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_forge import files
+from sae_forge.data.finite import finite_rows
+from sae_forge.data.manifest import (
+    BLOCK_ROWS,
+    MANIFEST,
+    Fingerprint,
+    Hashes,
+    Manifest,
+    ShardInfo,
+    Sidecar,
+    check_chain,
+    complete,
+    require_match,
+    shard_name,
+    sidecar_path,
+)
+from sae_forge.data.reader import ORIGINS, ShardFile, as_bytes, hash_header
+from sae_forge.errors import DataError, NumericalError, ShardError
+from sae_forge.tensors import DTYPES, publish_tensors, read_header
+
+MAX_NONFINITE = 0.001
+"""Share of rows that may be dropped as not finite before the run is refused."""
+
+
+def buffer_bytes(fingerprint: Fingerprint, shard_rows: int) -> int:
+    """Memory a writer needs: one shard and one forward batch."""
+    itemsize = DTYPES[fingerprint.storage_dtype].itemsize
+    row = fingerprint.d_in * itemsize + sum(dtype.itemsize for dtype in ORIGINS.values())
+    return (shard_rows + fingerprint.batch_size * fingerprint.ctx_len) * row
+
+
+class ShardWriter:
+    """The one writer of a folder, inside a ``with`` block; what it leaves is resumable, and complete after ``finish``.
+
+    Entering verifies the shards that are there and removes leftovers of a killed run. Leaving by an exception
+    drops the rows not yet on disk and publishes nothing.
+
+    Args:
+        shard_rows: A shard is cut after the forward batch that reaches this many rows.
+        fresh: Delete what is there first.
+
+    Raises:
+        ConfigError: another process is writing here.
+        ShardError: the folder holds shards of other settings, or damaged ones.
+    """
+
+    def __init__(self, folder: Path, fingerprint: Fingerprint, *, shard_rows: int, fresh: bool = False) -> None:
+        self.folder, self.fingerprint, self.shard_rows = folder, fingerprint, shard_rows
+        self.manifest: Manifest | None = None
+        """Set once the folder is complete."""
+        self._fresh = fresh
+        self._shards: list[ShardInfo] = []
+        self._rows = self._batches = self._nonfinite = self._special = 0  # of the shard being filled
+        self._buffers: dict[str, Tensor] = {}
+        self._held = ExitStack()
+
+    def __enter__(self) -> Self:
+        with ExitStack() as held:
+            held.enter_context(files.locked(self.folder))
+            self._recover()
+            self._held = held.pop_all()
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._buffers = {}
+        self._held.close()
+
+    @property
+    def next_batch(self) -> int:
+        """The first forward batch not yet written: where to resume."""
+        return sum(shard.batches for shard in self._shards) + self._batches
+
+    @property
+    def rows(self) -> int:
+        """Rows kept so far, those of earlier runs included."""
+        return sum(shard.rows for shard in self._shards) + self._rows
+
+    @property
+    def nonfinite(self) -> int:
+        """Rows dropped so far because they were not finite."""
+        return sum(shard.nonfinite for shard in self._shards) + self._nonfinite
+
+    def write_batch(
+        self,
+        index: int,
+        acts: Float[Tensor, "rows d_in"],
+        seq_ids: Int[Tensor, " rows"],
+        positions: Int[Tensor, " rows"],
+        token_ids: Int[Tensor, " rows"],
+        *,
+        special: int = 0,
+    ) -> None:
+        """Take the real tokens of one forward batch, on any device; rows not finite as stored are dropped.
+
+        Args:
+            index: Must be ``next_batch``: batches come in order, each once.
+            special: Tokens of the batch that are not among the rows because they are no real tokens.
+
+        Raises:
+            NumericalError: more than 0.1 % of the rows are not finite.
+        """
+        self._require_fit(index, acts)
+        begin, end = self._rows, self._rows + len(acts)
+        for name, rows in {"acts": acts, "seq_ids": seq_ids, "positions": positions, "token_ids": token_ids}.items():
+            self._buffers[name][begin:end].copy_(rows)
+        finite = finite_rows(self._buffers["acts"][begin:end])
+        self._rows = end if finite.all() else self._keep(begin, end, finite)
+        self._nonfinite += end - self._rows
+        self._special += special
+        self._batches += 1
+        # Early on, few rows were seen: a single bad one must not count as a large share of a run to come.
+        self._require_finite(at_least=self.shard_rows)
+        if self._rows >= self.shard_rows:
+            self._cut()
+
+    def finish(self) -> Manifest:
+        """Publish what is left and the manifest: the folder is complete.
+
+        Raises:
+            NumericalError: more than 0.1 % of the rows are not finite.
+            DataError: there was no row at all.
+        """
+        if self.manifest is not None:
+            return self.manifest
+        self._require_finite()
+        if not self.rows:
+            raise DataError(f"{self.fingerprint.source} gave no real tokens to collect; choose a longer corpus")
+        if self._batches:
+            self._cut()
+        manifest = Manifest(self.fingerprint, tuple(self._shards))
+        manifest.publish(self.folder)
+        self.manifest = manifest
+        return manifest
+
+    # ---- filling --------------------------------------------------------------------------------
+
+    def _require_fit(self, index: int, acts: Tensor) -> None:
+        if self.manifest is not None or index != self.next_batch:
+            raise ShardError(f"{self.folder} takes batch {self.next_batch} next, not batch {index}")
+        capacity = self.fingerprint.batch_size * self.fingerprint.ctx_len
+        if acts.shape[1] != self.fingerprint.d_in or len(acts) > capacity:
+            raise ShardError(
+                f"{self.folder} takes up to {capacity} rows {self.fingerprint.d_in} wide in a batch, "
+                f"not {len(acts)} rows {acts.shape[1]} wide"
+            )
+        if not self._buffers:
+            rows = self.shard_rows + capacity
+            shape, dtype = (rows, self.fingerprint.d_in), DTYPES[self.fingerprint.storage_dtype]
+            self._buffers = {"acts": torch.empty(shape, dtype=dtype)}
+            self._buffers |= {name: torch.empty(rows, dtype=dtype) for name, dtype in ORIGINS.items()}
+
+    def _keep(self, begin: int, end: int, finite: np.ndarray) -> int:
+        """Close the gaps that rows which are not finite leave; returns the new end."""
+        kept = torch.from_numpy(np.flatnonzero(finite))
+        for rows in self._buffers.values():
+            rows[begin : begin + len(kept)] = rows[begin:end][kept]
+        return begin + len(kept)
+
+    def _require_finite(self, at_least: int = 0) -> None:
+        seen = self.rows + self.nonfinite
+        if self.nonfinite > MAX_NONFINITE * max(seen, at_least):
+            raise NumericalError(
+                f"{self.nonfinite} of {seen} activations at {self.fingerprint.hook_point} of {self.fingerprint.corpus} "
+                f"are NaN or infinite in {self.fingerprint.storage_dtype}, more than {MAX_NONFINITE:.1%}; "
+                "collect with --storage_dtype bf16 or --dtype fp32, and check the model"
+            )
+
+    def _cut(self) -> None:
+        """Publish the rows held as the next shard, and its sidecar after it."""
+        tensors = {name: rows[: self._rows] for name, rows in self._buffers.items()}
+        name = shard_name(len(self._shards))
+        files.require_disk(self.folder, sum(rows.nbytes for rows in tensors.values()) + 64 * 1024)
+        publish_tensors(self.folder / name, tensors)
+        layout, size = read_header(self.folder / name, kind=ShardError, what="the shard just written")
+        hashes = _hash(tensors, hash_header(self.folder / name, layout))
+        done = self._shards
+        info = ShardInfo(
+            file=name,
+            rows=self._rows,
+            first_row=sum(shard.rows for shard in done),
+            batches=self._batches,
+            first_batch=sum(shard.batches for shard in done),
+            bytes=size,
+            nonfinite=self._nonfinite,
+            special=self._special,
+            hashes=files.digest(asdict(hashes)),
+        )
+        Sidecar(self.fingerprint, info, hashes).publish(self.folder)
+        self._shards.append(info)
+        self._rows = self._batches = self._nonfinite = self._special = 0
+
+    # ---- resuming -------------------------------------------------------------------------------
+
+    def _recover(self) -> None:
+        """Take over the whole shards that stand in an unbroken row from the first; delete the rest."""
+        if self._fresh:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+        elif complete(self.folder):
+            self.manifest = Manifest.read(self.folder)
+            require_match(self.folder, self.fingerprint, self.manifest.fingerprint)
+            self._shards = list(self.manifest.shards)
+            return
+        while not self._fresh and self._stands(len(self._shards)):
+            sidecar = Sidecar.read(self.folder, len(self._shards))
+            require_match(self.folder, self.fingerprint, sidecar.fingerprint)
+            ShardFile(self.folder, sidecar).verify()
+            self._shards.append(sidecar.shard)
+        try:
+            check_chain(self._shards)
+        except ValueError as error:
+            raise ShardError(f"{self.folder} cannot be resumed: {error}; start over with --fresh") from error
+        self._remove_leftovers()
+
+    def _stands(self, index: int) -> bool:
+        shard = self.folder / shard_name(index)
+        return shard.exists() and sidecar_path(self.folder, shard.name).exists()
+
+    def _remove_leftovers(self) -> None:
+        whole = {shard.file for shard in self._shards}
+        keep = whole | {sidecar_path(self.folder, name).name for name in whole}
+        for pattern in ("shard-*.json", "shard-*.safetensors", ".shard-*.part", f".{MANIFEST}.part"):
+            for path in self.folder.glob(pattern):
+                if path.name not in keep:
+                    path.unlink()
+
+
+def _hash(tensors: dict[str, Tensor], header: str) -> Hashes:
+    blocks = range(0, len(tensors["acts"]), BLOCK_ROWS)
+    acts = tuple(xxhash.xxh3_64_hexdigest(as_bytes(tensors["acts"][i : i + BLOCK_ROWS])) for i in blocks)
+    return Hashes(header=header, acts=acts, origins=tuple(_hash_origins(tensors, first) for first in blocks))
+
+
+def _hash_origins(tensors: dict[str, Tensor], first: int) -> str:
+    hasher = xxhash.xxh3_64()
+    for name in ORIGINS:
+        hasher.update(as_bytes(tensors[name][first : first + BLOCK_ROWS]))
+    return hasher.hexdigest()
