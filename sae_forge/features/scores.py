@@ -1,0 +1,141 @@
+"""How selective each latent is for the forget corpus, and which latents may be chosen: pure functions of counts.
+
+Against several retain corpora every statistic is the worst of them: the highest retain frequency, the lowest score,
+ratio, difference and activation ratio. A latent is only as selective as against the corpus that knows it best, so a
+latent of, say, chat templates cannot hide behind a large encyclopedia in which it never fires.
+
+``inlp`` is the score of ``bropal404/INLP_PROJECT`` (``analysis/diff_means.py``); ``frequency`` is the selection of
+Farrell et al., arXiv 2410.19278, as SAEBench computes it: over real tokens only, in masks and denominators alike.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import assert_never
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_forge.config import FeaturesConfig, Formula
+from sae_forge.features.stats import LatentStats
+
+ACT_RATIO_MAX = 10.0
+"""Bound of the corrected ``act_ratio``. It lets that factor of the score vary by 3.5 around a ratio of 1; unbounded, a
+latent that never fires on retain text scores 5 to 10 times too high, for no evidence."""
+
+
+@dataclass(frozen=True)
+class Selectivity:
+    """The four INLP statistics of every latent, each against the retain corpus where it is worst."""
+
+    score: Float[Tensor, "d_sae"]
+    """``diff * log1p(ratio) * log1p(act_ratio)``."""
+    ratio: Float[Tensor, "d_sae"]
+    """Smoothed forget fires over smoothed retain fires."""
+    diff: Float[Tensor, "d_sae"]
+    """Forget frequency minus retain frequency."""
+    act_ratio: Float[Tensor, "d_sae"]
+    """Mean activation where it fires, forget over retain."""
+    forget_frequency: Float[Tensor, "d_sae"]
+    retain_frequency: Float[Tensor, "d_sae"]
+    """The highest over the retain corpora."""
+
+
+def selectivity(
+    forget: LatentStats, retain: Sequence[LatentStats], *, formula: Formula, smoothing: float, eps: float
+) -> Selectivity:
+    """INLP's statistics, worst case over the retain corpora.
+
+    ``literal`` is the released code: raw counts in ``ratio``, which a longer corpus skews, and ``act_ratio`` over
+    ``mean + eps``, which explodes to ``mean / eps`` where retain never fires. ``corrected`` compares both corpora at
+    the length of the shorter, gives the retain mean ``smoothing`` further fires at that corpus's mean over all its
+    firings, and bounds ``act_ratio`` by ``ACT_RATIO_MAX``.
+
+    Args:
+        smoothing: Fires added to both sides of ``ratio``.
+        eps: Activation added to the retain mean; ``literal`` alone uses it.
+    """
+    pairs = [_against(forget, other, formula=formula, smoothing=smoothing, eps=eps) for other in retain]
+    ratio, diff, act_ratio = (torch.stack(column) for column in zip(*pairs, strict=True))
+    score = diff * torch.log1p(ratio) * torch.log1p(act_ratio)
+    return Selectivity(
+        score=score.amin(0),
+        ratio=ratio.amin(0),
+        diff=diff.amin(0),
+        act_ratio=act_ratio.amin(0),
+        forget_frequency=forget.frequency,
+        retain_frequency=torch.stack([other.frequency for other in retain]).amax(0),
+    )
+
+
+def _against(
+    forget: LatentStats, retain: LatentStats, *, formula: Formula, smoothing: float, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """``ratio``, ``diff`` and ``act_ratio`` against one retain corpus."""
+    forget_mean, retain_mean = (stats.sums / (stats.fires + 1e-8) for stats in (forget, retain))
+    if formula == "literal":
+        ratio = (forget.fires + smoothing) / (retain.fires + smoothing)
+        act_ratio = forget_mean / (retain_mean + eps)
+    else:
+        common = min(forget.tokens, retain.tokens)
+        ratio = (forget.frequency * common + smoothing) / (retain.frequency * common + smoothing)
+        overall = retain.sums.sum() / retain.fires.sum().clamp(min=1)
+        shrunk = (retain.sums + smoothing * overall) / (retain.fires + smoothing)
+        act_ratio = torch.where(forget.fires > 0, forget_mean / shrunk, 0.0).clamp(max=ACT_RATIO_MAX)
+    return ratio.double(), forget.frequency - retain.frequency, act_ratio.double()
+
+
+def forget_filters(forget: LatentStats, config: FeaturesConfig) -> dict[str, Bool[Tensor, "d_sae"]]:
+    """Which latents pass each filter that the forget corpus alone decides, by the setting that moves the filter.
+
+    All of INLP's bounds are strict but ``min_target_fires``.
+    """
+    match config.method:
+        case "inlp":
+            return {
+                "min_target_fires": forget.fires >= config.min_target_fires,
+                "min_freq": forget.frequency > config.min_freq,
+                "max_freq": forget.frequency < config.max_freq,
+            }
+        case "frequency":
+            return {"never_fires_on_forget": forget.fires > 0}
+        case _:
+            assert_never(config.method)
+
+
+def retain_filters(measured: Selectivity, config: FeaturesConfig) -> dict[str, Bool[Tensor, "d_sae"]]:
+    """Which latents pass each filter that looks at the retain corpora; every bound is strict."""
+    match config.method:
+        case "inlp":
+            return {
+                "max_neutral_freq": measured.retain_frequency < config.max_neutral_freq,
+                "min_ratio": measured.ratio > config.min_ratio,
+            }
+        case "frequency":
+            return {"retain_threshold": measured.retain_frequency < config.retain_threshold}
+        case _:
+            assert_never(config.method)
+
+
+def rank_by(measured: Selectivity, config: FeaturesConfig) -> Float[Tensor, "d_sae"]:
+    """What orders the valid latents: the statistic ``sort_by`` names, or Farrell's forget frequency."""
+    return measured.forget_frequency if config.method == "frequency" else getattr(measured, config.sort_by)
+
+
+def sieve(filters: Mapping[str, Bool[Tensor, "d_sae"]]) -> tuple[Bool[Tensor, "d_sae"], dict[str, int]]:
+    """Which latents pass every filter, and how many each removed.
+
+    A latent counts for the first filter that removes it, so the counts and the valid latents sum to d_sae.
+    """
+    valid = torch.ones_like(next(iter(filters.values())))
+    removed = {}
+    for name, passes in filters.items():
+        removed[name] = int((valid & ~passes).sum())
+        valid = valid & passes
+    return valid, removed
+
+
+def ranked(valid: Bool[Tensor, "d_sae"], by: Float[Tensor, "d_sae"], n: int) -> Int[Tensor, "chosen"]:
+    """The ``n`` valid latents with the highest ``by``, or all there are; equal ones by rising index."""
+    candidates = valid.nonzero()[:, 0]
+    return candidates[torch.sort(by[candidates], descending=True, stable=True).indices[:n]]

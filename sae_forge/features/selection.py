@@ -1,0 +1,245 @@
+"""Which latents to edit, and everything known about them: one JSON file, strict to read.
+
+A file is named after its method and a hash of all that decides its content (settings, corpora, SAE weights), so two
+selections never overwrite one another, and a name that is there need not be computed again.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from sae_forge import files
+from sae_forge.config import FeaturesConfig
+from sae_forge.data.shards import ShardReader
+from sae_forge.errors import ConfigError, DataError
+from sae_forge.features.scores import ACT_RATIO_MAX
+from sae_forge.features.snippets import Snippet
+
+FORMAT = 1
+WHAT = "a selection of latents"
+
+
+@dataclass(frozen=True)
+class CorpusStats:
+    """How one latent behaves on one corpus."""
+
+    fires: int
+    """Tokens on which it fires."""
+    mean: float
+    """Mean activation over all tokens."""
+    mean_square: float
+    peak: float
+
+
+@dataclass(frozen=True)
+class SelectedLatent:
+    """One latent to edit, and the statistics it was chosen by."""
+
+    index: int
+    score: float
+    """INLP's score; for ``frequency``, the forget frequency."""
+    ratio: float
+    diff: float
+    act_ratio: float
+    forget_frequency: float
+    retain_frequency: float
+    """The highest over the retain corpora."""
+    forget: CorpusStats
+    retain: dict[str, CorpusStats]
+    snippets: tuple[Snippet, ...]
+    """Where it fires most on the forget corpus, strongest first, a sequence each."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What a selection was measured on."""
+
+    name: str
+    tokens: int
+    manifest: str
+    """sha256 of the manifest of its shards."""
+    rates_every: int
+    """Of how many sequences one has its firing rate kept."""
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Latents to edit, best first."""
+
+    sae: str
+    """Folder of the SAE relative to the run's ``saes``: ``blocks.15.hook_resid_post/k32-d32768-s0``."""
+    weights: str
+    """sha256 of the SAE's weights file: latents of another SAE mean nothing here."""
+    d_sae: int
+    method: str
+    """``inlp``, ``frequency``, or ``given`` for a list of latents."""
+    settings: dict[str, Any]
+    forget_corpus: Corpus
+    retain_corpora: dict[str, Corpus]
+    requested: int
+    candidates: int
+    """Latents that passed every filter."""
+    filtered: dict[str, int]
+    """Latents that each filter removed; with the candidates they sum to ``d_sae``. Empty for a given list."""
+    latents: tuple[SelectedLatent, ...]
+    retain_rates: dict[str, tuple[float, ...]] = field(repr=False)
+    """For each retain corpus, share of each sequence's real tokens on which any chosen latent fires."""
+    format: int = FORMAT
+
+    @property
+    def indices(self) -> tuple[int, ...]:
+        """The latents, best first."""
+        return tuple(latent.index for latent in self.latents)
+
+    def without_snippets(self) -> "Selection":
+        """The same selection holding no corpus text."""
+        return dataclasses.replace(
+            self, latents=tuple(dataclasses.replace(latent, snippets=()) for latent in self.latents)
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready, as :meth:`load` reads it."""
+        return dataclasses.asdict(self)
+
+    def metrics(self) -> dict[str, Any]:
+        """The part of the command line's JSON that is about this selection."""
+        record = self.to_json()
+        return {name: record[name] for name in ("method", "requested", "candidates", "filtered", "latents")}
+
+    def summary(self) -> str:
+        """One sentence for a person."""
+        removed = ", ".join(f"{name} {count:,}" for name, count in self.filtered.items() if count)
+        return f"{len(self.latents)} of {self.candidates:,} valid latents among {self.d_sae:,}, by {self.method}" + (
+            f" (removed: {removed})" if removed else ""
+        )
+
+    def save(self, path: Path) -> None:
+        """Write the file whole or not at all.
+
+        Raises:
+            ConfigError: it would be larger than any reader here accepts.
+        """
+        record = self.to_json()
+        if (size := len(files.canonical(record))) * 1.5 > files.MAX_JSON_BYTES:
+            raise ConfigError(
+                f"{WHAT} with {len(self.latents)} latents takes {size / 1e6:.0f} MB; lower --num_features or --snippets"
+            )
+        files.publish_json(path, record)
+
+    @classmethod
+    def load(cls, path: Path, *, weights: str | None = None) -> "Selection":
+        """Read a selection back.
+
+        Args:
+            weights: sha256 of the weights of the SAE it is to be used with; None skips that check.
+
+        Raises:
+            DataError: missing, malformed, foreign, of a newer format, or made for another SAE.
+        """
+        record = files.read_json(path, kind=DataError, what=WHAT)
+        if not isinstance(record, dict) or "latents" not in record:
+            raise DataError(f"{path} is not {WHAT}; make one with: sae-forge features")
+        if record.get("format") != FORMAT:
+            found = str(record.get("format"))[:20]
+            raise DataError(f"{path} has format {found}, not {FORMAT}; make it again with: sae-forge features")
+        try:
+            files.canonical(record)  # settings may hold 1e999, which parses to what JSON cannot say
+            selection = _decode(cls, record, "it")
+        except (ValueError, OverflowError) as error:
+            raise DataError(f"{path} is not {WHAT}: {error}") from None
+        if flaw := selection.flaw():
+            raise DataError(f"{path} is not {WHAT}: {flaw}")
+        if weights is not None and weights != selection.weights:
+            raise DataError(
+                f"{path} was made for the SAE {selection.sae} with other weights; make one with: sae-forge features"
+            )
+        return selection
+
+    def flaw(self) -> str | None:
+        """What makes these numbers impossible, if anything does."""
+        indices = self.indices
+        if not indices:
+            return "it names no latents"
+        if len(set(indices)) < len(indices):
+            return "it names a latent twice"
+        if outside := [index for index in indices if not 0 <= index < self.d_sae]:
+            return f"latent {outside[0]} is outside an SAE of {self.d_sae}"
+        if any(not 0 <= rate <= 1 for rates in self.retain_rates.values() for rate in rates):
+            return "a firing rate is outside [0, 1]"
+        return None
+
+
+COLUMNS = ("latent", "score", "forget freq", "retain freq", "ratio", "fires most on")
+
+
+def table(selection: Selection) -> list[tuple[str, ...]]:
+    """A row of :data:`COLUMNS` for each latent, best first, as text; frequencies in percent of tokens."""
+    return [
+        (
+            str(latent.index),
+            f"{latent.score:.4g}",
+            f"{latent.forget_frequency:.3%}",
+            f"{latent.retain_frequency:.3%}",
+            f"{latent.ratio:.3g}",
+            latent.snippets[0].text if latent.snippets else "",
+        )
+        for latent in selection.latents
+    ]
+
+
+def file_name(config: FeaturesConfig, forget: ShardReader, retain: Mapping[str, ShardReader], weights: str) -> str:
+    """Name of the file that holds what these settings select from these shards with these weights."""
+    decided_by = {
+        "settings": settings(config),
+        "forget": forget.manifest.sha256,
+        "retain": {name: reader.manifest.sha256 for name, reader in retain.items()},
+        "weights": weights,
+        "format": FORMAT,
+    }
+    return f"{method_name(config)}-{files.short_hash(decided_by)}.json"
+
+
+def method_name(config: FeaturesConfig) -> str:
+    """``given`` for a list of latents, else the method that scores them."""
+    return config.method if config.latents is None else "given"
+
+
+def settings(config: FeaturesConfig) -> dict[str, Any]:
+    """The settings that decide the result, JSON-ready: a selection is not made anew because of one that does not."""
+    statistics = ("formula", "ratio_smoothing", "activation_eps", "snippets")
+    own = {
+        "inlp": ("sort_by", "min_freq", "min_target_fires", "max_neutral_freq", "max_freq", "min_ratio"),
+        "frequency": ("retain_threshold",),
+        "given": ("latents",),
+    }
+    values = config.settings(FeaturesConfig)
+    chosen = {name: values[name] for name in (*statistics, *own[method_name(config)])}
+    return {**chosen, "num_features": requested(config), "act_ratio_max": ACT_RATIO_MAX}
+
+
+def requested(config: FeaturesConfig) -> int:
+    """Latents asked for: the length of the list given, or the largest of ``num_features``."""
+    return max(config.num_features) if config.latents is None else len(config.latents)
+
+
+def _decode(kind: Any, value: Any, where: str) -> Any:
+    """``value`` as the type ``kind`` says, down to the leaves; ValueError names the first place that is not."""
+    if kind is Any:
+        return value
+    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
+        hints = get_type_hints(kind)
+        if not isinstance(value, dict) or set(value) != set(hints):
+            odd = sorted(set(value) ^ set(hints))[0] if isinstance(value, dict) else "everything"
+            raise ValueError(f"{where} has other fields than {kind.__name__}: {odd!r}")
+        return kind(**{name: _decode(hint, value[name], name) for name, hint in hints.items()})
+    if get_origin(kind) is tuple and isinstance(value, list):
+        return tuple(_decode(get_args(kind)[0], item, where) for item in value)
+    if get_origin(kind) is dict and isinstance(value, dict):
+        return {name: _decode(get_args(kind)[1], item, where) for name, item in value.items()}
+    if kind is float and type(value) in (int, float) and abs(value) < float("inf"):
+        return float(value)
+    if type(value) is kind and kind is not float:
+        return value
+    raise ValueError(f"{where} holds {str(value)[:40]!r}, which is no {getattr(kind, '__name__', kind)}")
