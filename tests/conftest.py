@@ -7,11 +7,17 @@ os.environ["HF_ENDPOINT"] = "http://127.0.0.1:9"  # a test that needs the networ
 os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
+import pkgutil
+from pathlib import Path
+
+from beartype import BeartypeConf, beartype
 from jaxtyping import install_import_hook
 
-install_import_hook("sae_forge", "beartype.beartype")  # shapes and types are checked in tests, and only there
+check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as for pyright
 
-from pathlib import Path
+# Types and shapes are checked in tests, and only there; not in kernels, whose Triton functions compile from source.
+_ROOMS = [room.name for room in pkgutil.iter_modules([str(Path(__file__).parents[1] / "sae_forge")])]
+install_import_hook([f"sae_forge.{room}" for room in _ROOMS if room != "kernels"], "conftest.check_types")
 
 import pytest
 import torch
