@@ -1,7 +1,5 @@
 """What an SAE is trained on and judged by: variance left unexplained, and AuxK, which revives dead latents."""
 
-from dataclasses import dataclass, field
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -44,15 +42,13 @@ def auxk_loss(
     return share * (kept / max(1, sae.d_in // 2))
 
 
-@dataclass
 class FvuMeter:
-    """FVU and L0 over many batches as if they were one, summed in float64."""
+    """FVU and L0 over many batches as if they were one, summed in float64 on the device of the batches."""
 
-    tokens: int = 0
-    residual: float = 0.0
-    squares: float = 0.0
-    fires: int = 0
-    total: Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.float64))
+    def __init__(self, d_in: int, device: torch.device | str = "cpu") -> None:
+        self.tokens = 0
+        self._total = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self._residual, self._squares, self._fires = torch.zeros(3, dtype=torch.float64, device=device).unbind()
 
     def add(
         self, x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"], values: Float[Tensor, "tokens k"]
@@ -60,18 +56,18 @@ class FvuMeter:
         """Count one more batch."""
         wide = x.double()
         self.tokens += len(x)
-        self.residual += float((wide - x_hat.double()).square().sum())
-        self.squares += float(wide.square().sum())
-        self.total = self.total.to(x.device) + wide.sum(dim=0)
-        self.fires += int((values > 0).sum())
+        self._total += wide.sum(dim=0)
+        self._residual += (wide - x_hat.double()).square().sum()
+        self._squares += wide.square().sum()
+        self._fires += (values > 0).sum()
 
     @property
     def fvu(self) -> float:
         """Fraction of variance unexplained over every token added."""
-        spread = self.squares - float(self.total.square().sum()) / self.tokens
-        return self.residual / spread if spread > 0 else 0.0
+        spread = self._squares - self._total.square().sum() / self.tokens
+        return float(self._residual / spread)
 
     @property
     def l0(self) -> float:
         """Mean number of latents that fire on a token."""
-        return self.fires / self.tokens
+        return float(self._fires) / self.tokens

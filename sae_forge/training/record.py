@@ -1,0 +1,83 @@
+"""The log of a run: one JSON line a step, and the guard that refuses numbers that are not finite.
+
+A step leaves its figures on the device. On a GPU they are fetched for many steps at once, because fetching waits.
+"""
+
+import json
+import math
+import time
+from typing import NamedTuple, TextIO
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_forge.errors import NumericalError
+from sae_forge.progress import Task
+
+FIGURES: tuple[str, ...] = ("loss", "fvu", "l0", "dead_share", "grad_norm")
+"""What a step leaves behind, in this order: ``loss`` is FVU plus weighted AuxK, ``grad_norm`` is before clipping."""
+GPU_FLUSH_STEPS = 20
+
+
+class _Step(NamedTuple):
+    step: int
+    tokens: int
+    lr: float
+    figures: Float[Tensor, "figures"]
+
+
+class Record:
+    """Figures of steps, written as they are fetched.
+
+    Args:
+        task: Progress to advance, by steps.
+        log: Where lines go, or None. A run that is resumed appends; of two lines for a step the later holds.
+        clipped: Whether the gradient norm belongs in the log.
+        tokens: Tokens seen before the first step recorded here.
+    """
+
+    def __init__(self, task: Task, log: TextIO | None, *, clipped: bool, tokens: int) -> None:
+        self._task, self._log, self._clipped = task, log, clipped
+        self._waiting: list[_Step] = []
+        self._flushed_tokens, self._flushed_at = tokens, time.perf_counter()
+
+    def add(self, figures: Float[Tensor, "figures"], *, step: int, tokens: int, lr: float) -> None:
+        """Take the figures of the step that has just been done; ``step`` counts from 1, ``tokens`` from the start."""
+        self._waiting.append(_Step(step, tokens, lr, figures))
+        if figures.device.type == "cpu" or len(self._waiting) >= GPU_FLUSH_STEPS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write what waits.
+
+        Raises:
+            NumericalError: names the first step whose loss or gradient was not finite.
+        """
+        if not self._waiting:
+            return
+        steps, self._waiting = self._waiting, []
+        rows = torch.stack([done.figures for done in steps]).tolist()
+        now = time.perf_counter()
+        rate = (steps[-1].tokens - self._flushed_tokens) / max(now - self._flushed_at, 1e-9)
+        self._flushed_tokens, self._flushed_at = steps[-1].tokens, now
+        for done, row in zip(steps, rows, strict=True):
+            figures = dict(zip(FIGURES, row, strict=True))
+            _require_finite(done.step, figures)
+            self._write(done, figures, rate)
+        self._task.advance(len(steps), fvu=rows[-1][FIGURES.index("fvu")], tokens_per_second=rate)
+
+    def _write(self, done: _Step, figures: dict[str, float], rate: float) -> None:
+        if self._log is None:
+            return
+        shown = {name: value for name, value in figures.items() if self._clipped or name != "grad_norm"}
+        line = {"step": done.step, "tokens": done.tokens, **shown, "lr": done.lr, "tokens_per_second": rate}
+        self._log.write(json.dumps(line) + "\n")
+
+
+def _require_finite(step: int, figures: dict[str, float]) -> None:
+    if not math.isfinite(figures["loss"] + figures["grad_norm"]):
+        raise NumericalError(
+            f"step {step}: loss {figures['loss']}, gradient norm {figures['grad_norm']}; no weight was changed by it. "
+            "Lower --lr, set --max_grad_norm, or look at the activations"
+        )
