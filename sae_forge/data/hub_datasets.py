@@ -1,0 +1,87 @@
+"""Documents of the ``datasets`` library: folders it saved, and ids on the Hub, streamed.
+
+Nothing from a repository is ever run: the library's ``trust_remote_code`` is not passed on.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import cast
+
+import pyarrow as pa
+
+from sae_forge.data.tables import BATCH_ROWS, choose_field, documents, one_line, read_records, text_columns
+from sae_forge.errors import DataError, RemoteError
+
+
+def is_saved_dataset(folder: Path) -> bool:
+    """Whether ``datasets`` wrote this folder with ``save_to_disk``."""
+    return (folder / "dataset_dict.json").is_file() or all(
+        (folder / name).is_file() for name in ("dataset_info.json", "state.json")
+    )
+
+
+def read_saved_dataset(folder: Path, text_field: str | None, split: str) -> Iterator[str]:
+    """The documents of a ``save_to_disk`` folder; ``split`` matters only where there are several.
+
+    Raises:
+        DataError: the folder is damaged, or has no such split or column.
+    """
+    from datasets import Dataset, load_from_disk
+
+    try:
+        data = load_from_disk(str(folder))
+        if not isinstance(data, Dataset):
+            if split not in data:
+                raise DataError(
+                    f"{folder} has no split {split!r}; choose one of {', '.join(map(str, data))} with --split"
+                )
+            data = dict(data)[split]
+        schema = data.features.arrow_schema
+        field = choose_field(str(folder), schema.names, text_columns(schema), text_field)
+        for batch in data.with_format("arrow").select_columns([field]).iter(BATCH_ROWS):
+            yield from documents(cast("pa.Table", batch)[field].to_pylist())
+    except (OSError, ValueError, KeyError, pa.ArrowException) as error:
+        raise DataError(f"{folder} cannot be read as a saved dataset: {one_line(error)}") from error
+
+
+def read_hub(name: str, config: str | None, text_field: str | None, split: str) -> Iterator[str]:
+    """The documents of a ``datasets`` id, streamed; nothing in the repository is ever run.
+
+    Raises:
+        DataError: there is no such dataset, configuration, split or column.
+        RemoteError: the Hub could not be reached, or refused.
+    """
+    from datasets import load_dataset
+
+    with _hub_told(name):
+        rows = load_dataset(name, config, split=split, streaming=True)
+        features = rows.features
+        if features is not None:
+            field = choose_field(name, list(features), text_columns(features.arrow_schema), text_field)
+            rows = rows.select_columns([field])
+        yield from read_records(enumerate(rows, 1), name, text_field)
+
+
+@contextmanager
+def _hub_told(name: str) -> Iterator[None]:
+    """Tell a dataset that is not there from a Hub that is not."""
+    from datasets.exceptions import DatasetNotFoundError, DatasetsError
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        yield
+    except DatasetNotFoundError as error:
+        if "gated" in str(error):
+            raise RemoteError(
+                f"dataset {name!r} is gated: ask for access on its page, then log in with: hf auth login"
+            ) from error
+        raise DataError(
+            f"dataset {name!r} is neither a file or folder here nor on the Hub (private ones need a login)"
+        ) from error
+    except (DatasetsError, ValueError, RuntimeError, pa.ArrowException) as error:
+        raise DataError(f"dataset {name!r} cannot be read: {one_line(error)}") from error
+    except (OSError, HTTPError) as error:
+        raise RemoteError(
+            f"dataset {name!r} could not be fetched: {one_line(error)}; check the network, or give a local file"
+        ) from error
