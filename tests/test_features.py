@@ -17,10 +17,11 @@ from sae_forge.config import FeaturesConfig
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.errors import ConfigError, DataError, ShardError
 from sae_forge.features import scores
+from sae_forge.features.places import TopPlaces
 from sae_forge.features.select import choose, measure, select
 from sae_forge.features.selection import COLUMNS, Selection, file_name, table
 from sae_forge.features.snippets import marked
-from sae_forge.features.stats import LatentStats, TopPlaces, firing_rates, survey, tally
+from sae_forge.features.stats import LatentStats, firing_rates, survey, tally
 from sae_forge.progress import Silent
 from sae_forge.sae.topk import TopKSAE
 
@@ -215,14 +216,18 @@ def test_parts_add_up_to_the_whole_wherever_they_are_cut(cuts: list[int], seed: 
     seq_ids, places = torch.arange(60) // CTX, torch.arange(60)
     watch = torch.tensor([True, True, False, True, False, False])
 
-    def part(rows: slice) -> LatentStats:
+    def part(rows: slice, floor: Tensor | None = None) -> LatentStats:
         return tally(
-            acts[rows].clamp(min=0), indices[rows], seq_ids[rows], places[rows], d_sae=6, keep_top=3, watch=watch
-        )
+            acts[rows].clamp(min=0), indices[rows], seq_ids[rows], places[rows], d_sae=6, keep_top=3, watch=watch,
+            floor=floor,
+        )  # fmt: skip
 
     whole, edges = part(slice(0, 60)), [0, *sorted(cuts), 60]
     parts = [part(slice(a, b)) for a, b in pairwise(edges)]
-    for order in (parts, parts[::-1]):
+    running = [parts[0]]
+    for a, b in pairwise(edges[1:]):
+        running.append(part(slice(a, b), floor=sum(running[1:], running[0]).top.floor))
+    for order in (parts, parts[::-1], running):
         merged = order[0]
         for other in order[1:]:
             merged = merged + other

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sae_forge.data.shards import BLOCK_ROWS, ShardReader
-from sae_forge.features.stats import TopPlaces
+from sae_forge.features.places import TopPlaces
 
 CONTEXT = 16
 """Tokens shown on each side of the peak."""

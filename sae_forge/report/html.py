@@ -1,0 +1,203 @@
+"""One HTML page about a run: what may be claimed, the numbers with their controls, the latents, the pictures.
+
+It is one file with nothing fetched from elsewhere, readable in light and dark, by keyboard and by screen reader. Every
+text is escaped: snippets come from corpora, and a corpus may hold anything.
+"""
+
+import base64
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from sae_forge import files
+from sae_forge.report import claims
+from sae_forge.report.estimates import Measurement, Record, domains, measurements
+from sae_forge.report.style import CSS
+
+MAX_SNIPPETS = 3
+"""Snippets shown for each latent; the selection file holds the rest."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What one hook point's run has to show; what is missing is left out of the page."""
+
+    title: str
+    """Hook point or SAE this is about."""
+    train: Record | None = None
+    """Metrics of ``train``."""
+    selection: Record | None = None
+    """A selection as its file holds it."""
+    eval: Record | None = None
+    """Metrics of ``eval``."""
+    chance: float | None = None
+    """Accuracy of guessing."""
+    plots: Mapping[str, bytes] = field(default_factory=dict)
+    """PNG images by the sentence that says what they show."""
+    settings: Mapping[str, Record] = field(default_factory=dict)
+    """Settings by the verb they were given to."""
+
+
+def write_page(path: Path, model: str, sections: Sequence[Section]) -> None:
+    """Publish the page as one file."""
+    files.publish_bytes(path, page(model, sections).encode())
+
+
+def page(model: str, sections: Sequence[Section]) -> str:
+    """The whole page, the same bytes for the same data."""
+    title = f"Unlearning report: {model}"
+    body = [
+        f"<h1>{escape(title)}</h1>",
+        *(part for section in sections for part in _section(section, len(sections) > 1)),
+    ]
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        + "\n".join(body)
+        + "\n<footer>Made by sae_forge. Intervals are 95 %; seeds of a control are pooled: mean value, widest interval."
+        "</footer>\n</main>\n</body>\n</html>\n"
+    )
+
+
+def _section(section: Section, several: bool) -> Iterable[str]:
+    if several:
+        yield f"<h2>{escape(section.title)}</h2>"
+    sentences = claims.claims(section.eval, section.chance) if section.eval else claims.UNMEASURED
+    yield '<section class="claims" aria-label="What may be claimed">'
+    yield from (f"<p>{escape(sentence)}</p>" for sentence in (*sentences, claims.REVERSIBLE))
+    yield "</section>"
+    if section.eval:
+        yield from _measured(section.eval)
+    for caption, image in section.plots.items():
+        yield _figure(caption, image)
+    if section.selection:
+        yield from _selection(section.selection)
+    if section.train:
+        yield "<h3>The SAE</h3>"
+        yield _pairs({name.replace("_", " "): _number(value) for name, value in section.train.items()})
+    for verb, settings in section.settings.items():
+        yield f"<details><summary>Settings of {escape(verb)}</summary>{_pairs(settings)}</details>"
+
+
+def _measured(metrics: Record) -> Iterable[str]:
+    found = measurements(metrics)
+    shown = domains(metrics)
+    heads = [f"{name} ({metrics['domains'][name]['role']}, {metrics['domains'][name]['items']})" for name in shown]
+    for measure, words in (("accuracy", "Question accuracy"), ("logprob", "Log-probability of the answer, nats")):
+        rows = [(entry.label, *(_estimate(entry.domain(name, measure)) for name in shown)) for entry in found]
+        if any(any(row[1:]) for row in rows):
+            yield _table(words, ("method", *heads), rows)
+    if columns := _side_columns(found):
+        rows = [(entry.label, *(show(entry) for show in columns.values())) for entry in found]
+        yield _table("Loss, generated text, and how much was edited", ("method", *columns), rows)
+
+
+def _side_columns(found: Sequence[Measurement]) -> dict[str, Any]:
+    """Column titles, each with what it shows of a method: losses, generation, share of tokens edited."""
+    columns: dict[str, Any] = {}
+    for group, suffix in (("loss", "loss, nats"), ("generation", "")):
+        for name in dict.fromkeys(
+            name for entry in found for record in entry.entries for name in record.get(group, {})
+        ):
+            columns[f"{name.replace('_', '-')} {suffix}".strip()] = lambda entry, group=group, name=name: _estimate(
+                entry.group(group, name)
+            )
+    for role in dict.fromkeys(role for entry in found for r in entry.entries for role in r.get("edited_share", {})):
+        columns[f"{role} tokens edited"] = lambda entry, role=role: _share(entry.edited_share(role))
+    return columns
+
+
+def _selection(selection: Record) -> Iterable[str]:
+    latents = selection["latents"]
+    removed = ", ".join(f"{name} {count:,}" for name, count in selection["filtered"].items() if count)
+    yield "<h3>The latents</h3>"
+    yield (
+        f"<p>{len(latents):,} of {selection['candidates']:,} valid latents, by {escape(selection['method'])}."
+        + (f" Filters removed: {escape(removed)}." if removed else "")
+        + "</p>"
+    )
+    rows = [
+        (
+            str(latent["index"]),
+            _number(latent["score"]),
+            f"{latent['forget_frequency']:.3%}",
+            f"{latent['retain_frequency']:.3%}",
+            _number(latent["ratio"]),
+            tuple(snippet["text"] for snippet in latent["snippets"][:MAX_SNIPPETS]),
+        )
+        for latent in latents
+    ]
+    heads = ("latent", "score", "forget frequency", "retain frequency", "ratio", "fires most on «this token»")
+    yield _table("Chosen latents, best first", heads, rows, scroll=True)
+
+
+def _table(
+    caption: str, heads: Sequence[str], rows: Iterable[Sequence[str | Sequence[str]]], *, scroll: bool = False
+) -> str:
+    """A table with row and column headers that a screen reader can announce."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
+    lines = []
+    for row in rows:
+        cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
+        lines.append(f'<tr><th scope="row">{_cell(row[0])}</th>{cells}</tr>')
+    region = f'role="region" aria-label="{escape(caption)}" tabindex="0"'
+    return (
+        f'<div class="table{" tall" if scroll else ""}" {region}><table><caption>{escape(caption)}</caption>'
+        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    )
+
+
+def _cell(cell: str | Sequence[str]) -> str:
+    if isinstance(cell, str):
+        return escape(cell)
+    return "".join(f'<div class="snippet">{_marked(text)}</div>' for text in cell)
+
+
+def _marked(text: str) -> str:
+    """A snippet whose «peak» stands out; more marks than the one pair are the corpus's own."""
+    before, opened, rest = text.partition("«")
+    peak, closed, after = rest.partition("»")
+    if not (opened and closed):
+        return escape(text)
+    return f"{escape(before)}<mark>{escape(peak)}</mark>{escape(after)}"
+
+
+def _pairs(values: Record) -> str:
+    items = "".join(
+        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd></div>" for name, value in values.items()
+    )
+    return f"<dl>{items}</dl>"
+
+
+def _figure(caption: str, image: bytes) -> str:
+    data = base64.b64encode(image).decode()
+    words = escape(caption)
+    return f'<figure><img src="data:image/png;base64,{data}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+
+
+def _estimate(estimate: Record | None) -> str:
+    if estimate is None:
+        return ""
+    return f"{_number(estimate['value'])} [{_number(estimate['low'])}, {_number(estimate['high'])}]"
+
+
+def _share(share: float | None) -> str:
+    return "" if share is None else f"{share:.2%}"
+
+
+def _number(value: Any) -> str:
+    if isinstance(value, Mapping) and {"value", "low", "high"} <= set(value):
+        return _estimate(value)
+    return f"{value:.3g}" if isinstance(value, float) else _plain(value)
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "unset" if value is None else str(value)

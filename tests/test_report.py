@@ -1,0 +1,300 @@
+"""Reports say what the numbers allow, escape what they are given, and draw the same picture every time."""
+
+import re
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sae_forge.errors import BackendError
+from sae_forge.report import plots
+from sae_forge.report.claims import REVERSIBLE, claims
+from sae_forge.report.estimates import domains, headline, measurements, pool, trade_offs
+from sae_forge.report.html import Section, page, write_page
+
+HOSTILE = """<script>alert(1)</script> " onload='x' &amp; </table><img src=http://evil/x.png>"""
+VOID = {"meta", "img", "br"}
+
+
+def estimate(value: float, reach: float = 0.03) -> dict[str, float]:
+    return {"value": value, "low": value - reach, "high": value + reach}
+
+
+def method(name: str, accuracies: list[float], *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
+    names = ("wizards", "minerals", "dragons")
+    measured = zip(names, accuracies, strict=True)
+    return {
+        "name": name,
+        "settings": settings,
+        "seed": seed,
+        "domains": {domain: {"accuracy": estimate(value), "logprob": estimate(-1.5)} for domain, value in measured},
+        "loss": {"forget": estimate(2.0), "retain": estimate(1.0)},
+        "edited_share": {"forget": 0.3, "retain": 0.004},
+        "generation": {"distinct_3": estimate(0.9)},
+    }
+
+
+def report(*methods: dict[str, Any]) -> dict[str, Any]:
+    roles = {"wizards": "forget", "minerals": "retain", "dragons": "neighbour"}
+    return {"domains": {name: {"role": role, "items": 240} for name, role in roles.items()}, "methods": list(methods)}
+
+
+SWEEP = report(
+    method("baseline", [0.99, 0.98, 0.97]),
+    method("scale", [0.26, 0.98, 0.96], scale=-3.0, num_features=100),
+    method("scale", [0.60, 0.98, 0.97], scale=-1.0, num_features=100),
+    method("zero", [0.97, 0.98, 0.97], num_features=100),
+    *(method("random", [0.8 + 0.05 * seed, 0.7, 0.6], seed=seed, num_features=100) for seed in range(3)),
+)
+
+SELECTION = {
+    "method": "inlp", "candidates": 2, "filtered": {"min_freq": 3},
+    "latents": [
+        {"index": 7, "score": 0.5, "forget_frequency": 0.1, "retain_frequency": 0.0, "ratio": 9.0,
+         "snippets": [{"text": f"{HOSTILE} «the {HOSTILE}» end » « x"}]},
+    ],
+}  # fmt: skip
+
+
+# ---- estimates ----------------------------------------------------------------------------------
+
+
+def test_seeds_of_a_control_are_pooled_to_their_mean_and_widest_interval():
+    random = next(entry for entry in measurements(SWEEP) if entry.name == "random")
+    assert random.seeds == 3
+    assert random.domain("wizards", "accuracy") == pytest.approx({"value": 0.85, "low": 0.77, "high": 0.93})
+    assert random.label == "random 100 latents (3 seeds)"
+    assert pool([None, None]) is None
+
+
+def test_the_headline_is_each_method_at_its_first_setting():
+    assert [entry.label for entry in headline(SWEEP)][:3] == ["baseline", "scale -3, 100 latents", "zero 100 latents"]
+    assert len(measurements(SWEEP)) == 5
+
+
+def test_utility_is_the_worst_domain_that_should_be_kept():
+    points = {point.measurement.label: point for point in trade_offs(SWEEP, "accuracy")}
+    assert points["random 100 latents (3 seeds)"].utility["value"] == pytest.approx(0.6)
+    assert points["scale -3, 100 latents"].forget["value"] == 0.26
+    assert domains(SWEEP) == ["wizards", "dragons", "minerals"]
+
+
+# ---- claims -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("edited", "said"),
+    [
+        ([0.26, 0.98, 0.97], "inside that interval"),
+        ([0.05, 0.98, 0.97], "below guessing (0.25): knowledge turned round"),
+        ([0.60, 0.98, 0.97], "some of the knowledge still shows"),
+        ([0.95, 0.98, 0.97], "no forgetting is shown"),
+        ([0.26, 0.98, 0.97], "No damage is shown elsewhere"),
+        (
+            [0.26, 0.98, 0.70],
+            "does damage elsewhere: of 2 neighbour and retain domains, the largest fall is on dragons",
+        ),
+    ],
+)
+def test_claims_follow_from_the_intervals(edited: list[float], said: str):
+    sentences = claims(report(method("baseline", [0.99, 0.98, 0.97]), method("scale", edited, scale=-3.0)), 0.25)
+    assert said in " ".join(sentences)
+
+
+@pytest.mark.parametrize(
+    ("name", "forget", "said"),
+    [
+        ("random", 0.9, "the choice of directions matters"),
+        ("random", 0.27, "not owed to the directions chosen"),
+        ("random", 0.10, "less than the edit leaves: the effect is not owed"),
+        ("zero", 0.97, "it is the negative scale that forgets"),
+        ("zero", 0.25, "not distinguishable from the edit."),
+    ],
+)
+def test_controls_are_read_against_the_edit(name: str, forget: float, said: str):
+    base, edit = method("baseline", [0.99, 0.98, 0.97]), method("scale", [0.26, 0.98, 0.97], scale=-3.0)
+    assert said in " ".join(claims(report(base, edit, method(name, [forget, 0.9, 0.9])), 0.25))
+
+
+def test_without_an_edit_nothing_is_claimed():
+    assert "supports no claim" in " ".join(claims(report(method("baseline", [0.9, 0.9, 0.9])), 0.25))
+
+
+# ---- the page -----------------------------------------------------------------------------------
+
+
+class Outline(HTMLParser):
+    """Tags in order; fails on one that is closed out of turn."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.seen.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parsed(text: str) -> Outline:
+    outline = Outline()
+    outline.feed(text)
+    assert outline.open == []
+    return outline
+
+
+def section(**changes: Any) -> Section:
+    given: dict[str, Any] = {
+        "title": "blocks.1.hook_resid_post", "train": {"fvu": 0.0112, "steps": 1200}, "selection": SELECTION,
+        "eval": SWEEP, "chance": 0.25, "plots": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
+        "settings": {"train": {"k": 16, "layer": [1], "lr": None}},
+    }  # fmt: skip
+    return Section(**{**given, **changes})
+
+
+def test_the_page_escapes_hostile_text_wherever_it_comes_from():
+    hostile_eval = report(
+        method("baseline", [0.9, 0.9, 0.9]), method("scale", [0.3, 0.9, 0.9], scale=-1.0, **{HOSTILE: HOSTILE})
+    )
+    hostile_eval["domains"] = {HOSTILE: hostile_eval["domains"]["wizards"], **hostile_eval["domains"]}
+    text = page(
+        HOSTILE,
+        [
+            section(
+                title=HOSTILE, eval=hostile_eval, train={HOSTILE: HOSTILE},
+                plots={HOSTILE: b"png"}, settings={HOSTILE: {HOSTILE: [HOSTILE]}},
+            ),
+            section(),
+        ],
+    )  # fmt: skip
+    outline = parsed(text)
+    assert {tag for tag, _ in outline.seen} <= {
+        "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "section", "p", "div", "table",
+        "caption", "thead", "tbody", "tr", "th", "td", "mark", "figure", "img", "figcaption", "dl", "dt", "dd",
+        "details", "summary", "footer",
+    }  # fmt: skip
+    assert not any(name.startswith("on") for _, attributes in outline.seen for name in attributes)
+    assert HOSTILE in "".join(outline.text)
+
+
+def test_the_page_needs_nothing_from_elsewhere():
+    text = page("tiny-llama", [section(selection=None)])
+    outline = parsed(text)
+    assert all(attributes["src"].startswith("data:") for tag, attributes in outline.seen if tag == "img")
+    assert not re.search(r"https?:|@import|url\(|<link|<script|/tmp|/home", text)
+
+
+def test_the_page_opens_with_the_claims_and_that_the_hook_can_be_removed():
+    words = "".join(parsed(page("tiny-llama", [section()])).text)
+    first = words.index("falls from 0.99 [0.96, 1.02] to 0.26")
+    assert (
+        words.index("Unlearning report: tiny-llama")
+        < first
+        < words.index(REVERSIBLE)
+        < words.index("Question accuracy")
+    )
+
+
+def test_a_page_without_results_claims_nothing():
+    words = "".join(parsed(page("m", [section(eval=None, selection=None, train=None, plots={}, settings={})])).text)
+    assert "nothing can be claimed" in words
+    assert REVERSIBLE in words
+
+
+def test_every_method_stands_beside_its_controls_with_intervals():
+    outline = parsed(page("m", [section()]))
+    words = "".join(outline.text)
+    for shown in ("scale -3, 100 latents", "zero 100 latents", "random 100 latents (3 seeds)", "0.26 [0.23, 0.29]"):
+        assert shown in words
+    assert {"30.00%", "0.40%"} <= {part.strip() for part in outline.text}
+    assert "loss, nats" in words
+
+
+def test_tables_and_pictures_can_be_read_aloud():
+    outline = parsed(page("m", [section()]))
+    tags = [tag for tag, _ in outline.seen]
+    assert tags.count("caption") == tags.count("table") > 0
+    assert all(attributes.get("scope") in ("col", "row") for tag, attributes in outline.seen if tag == "th")
+    assert all(attributes.get("alt") for tag, attributes in outline.seen if tag == "img")
+    assert tags.count("h1") == 1
+    assert ("html", {"lang": "en"}) in outline.seen
+
+
+def test_only_the_first_pair_of_marks_is_the_peak():
+    text = page("m", [section()])
+    assert text.count("<mark>") == 1
+    assert "<mark>the &lt;script&gt;" in text
+    assert "</mark> end » « x" in text
+
+
+def test_writing_the_page_twice_gives_the_same_bytes(tmp_path: Path):
+    for name in ("a.html", "b.html"):
+        write_page(tmp_path / name, "tiny-llama", [section(), section(title="other")])
+    assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
+    assert "other" in (tmp_path / "a.html").read_text()
+
+
+# ---- pictures -----------------------------------------------------------------------------------
+
+FORGET, RETAIN = np.array([0.0, 0.1, 0.01, 1e-5, 0.3]), np.array([0.2, 0.0, 1e-4, 0.0, 0.3])
+DRAWINGS: dict[str, Callable[[plots.Kind], bytes]] = {
+    "scatter": lambda kind: plots.frequency_scatter(
+        FORGET, RETAIN, [1, 2], thresholds={"min_freq": 0.001, "max_neutral_freq": 0.005, "sort_by": "score"}, kind=kind
+    ),
+    "scatter of silence": lambda kind: plots.frequency_scatter([0.0, 0.0], [0.0, 0.0], [], thresholds={}, kind=kind),
+    "bars": lambda kind: plots.domain_bars(SWEEP, chance=0.25, kind=kind),
+    "bars of nothing": lambda kind: plots.domain_bars(report(), kind=kind),
+    "trade-off": lambda kind: plots.trade_off(SWEEP, chance=0.25, kind=kind),
+    "trade-off of nothing": lambda kind: plots.trade_off(report(), kind=kind),
+    "training": lambda kind: plots.training_curve(
+        [{"step": step, "fvu": 1 / (step + 1), "dead_share": None if step < 2 else 0.1} for step in range(5)], kind=kind
+    ),
+    "training of nothing": lambda kind: plots.training_curve([], kind=kind),
+}
+
+
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_pictures_are_valid_and_the_same_every_time(name: str):
+    image = DRAWINGS[name]("png")
+    assert image[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", image[16:24])
+    assert width > 500
+    assert height > 300
+    assert image.endswith(b"IEND\xaeB`\x82")
+    assert image == DRAWINGS[name]("png")
+    assert b"Software" not in image
+
+
+def test_vector_pictures_carry_no_date_and_are_the_same_every_time():
+    image = DRAWINGS["trade-off"]("svg")
+    assert b"<svg" in image
+    assert b"<dc:date>" not in image
+    assert image == DRAWINGS["trade-off"]("svg")
+
+
+def test_without_matplotlib_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    with pytest.raises(BackendError, match=re.escape("pip install sae-forge[plot]")):
+        plots.training_curve([])
+
+
+def test_reports_load_neither_matplotlib_nor_torch_until_they_draw():
+    code = (
+        "import sys, sae_forge.report.plots, sae_forge.report.html; print({'torch', 'matplotlib'} & set(sys.modules))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
