@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
         One forward pass serves any number of layers and ends above the highest of them. The same command run
         again continues where it stopped.
         """
-        from sae_forge.pipeline import Bench, collect
+        from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.collect import collect
 
         return collect(config, Bench(config, screen))

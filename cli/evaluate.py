@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
         Every estimate has a 95 % interval. Zero ablation and random directions of the same norm are always measured
         with the edit. Without --model: the newest run.
         """
-        from sae_forge.pipeline import Bench, evaluate
+        from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.evaluate import evaluate
 
         return evaluate(config, Bench(config, screen))

@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
 
         Shows for each chosen latent its statistics and the text it fires on most. Without --model: the newest run.
         """
-        from sae_forge.pipeline import Bench, features
+        from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.features import features
 
         return features(config, Bench(config, screen))

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
         prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="Text to continue.")],
     ) -> "Outcome":
         """Continue a prompt with and without the edit, side by side."""
-        from sae_forge.pipeline import Bench, generate
+        from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.generate import generate
 
         return generate(config, Bench(config, screen), prompt)

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
 
         The token comes from HF_TOKEN or `hf auth login`. Corpus text stays home unless --include_contexts is given.
         """
-        from sae_forge.pipeline import Bench, push
+        from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.push import push
 
         return push(config, Bench(config, screen), repo_id)

@@ -26,6 +26,7 @@ def register(app: typer.Typer) -> None:
     )
     def report(config: ReportConfig, screen: "Screen") -> "Outcome":
         """Write one self-contained HTML page about a run: claims, numbers, controls, latents and pictures."""
-        from sae_forge.pipeline import Bench, report
+        from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.report import report
 
         return report(config, Bench(config, screen))

@@ -36,7 +36,7 @@ def register(app: typer.Typer) -> None:
         is there under the same settings is skipped.
         """
         del preset  # it has filled the configs
-        from sae_forge.pipeline import run
+        from sae_forge.pipeline.run import run
 
         return run(configs, screen)
 

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
         The folder it writes (cfg.json, sae_weights.safetensors) loads in SAELens 6 as it is. The same command run
         again continues from the last checkpoint.
         """
-        from sae_forge.pipeline import Bench, train
+        from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.train import train
 
         return train(config, Bench(config, screen))

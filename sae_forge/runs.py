@@ -19,10 +19,6 @@ class Run:
 
     folder: Path
 
-    def shards(self, role: str, corpus: str, point: HookPoint) -> Path:
-        """Activations of one corpus at one hook point."""
-        return self.folder / "shards" / f"{role}-{corpus}" / str(point)
-
     def saes(self, point: HookPoint | None = None) -> list[Path]:
         """Finished SAEs, oldest first, of one hook point or of all."""
         return _by_age(self.folder.glob(f"saes/{point or '*'}/*/cfg.json"))
@@ -47,16 +43,19 @@ class Run:
         """Folder of the selections made for one SAE."""
         return self.folder / "features" / _relative(sae)
 
+    def selection_of(self, sae: Path) -> Path | None:
+        """The newest selection made for one SAE, if there is one."""
+        return max(self.selections(sae).glob("*.json"), key=_age, default=None)
+
     def newest_selection(self, sae: Path, command: str) -> Path:
         """The selection to use when none was named.
 
         Raises:
             DataError: there is none; names the command that makes one.
         """
-        found = sorted(self.selections(sae).glob("*.json"), key=_age)
-        if not found:
+        if (found := self.selection_of(sae)) is None:
             raise DataError(f"no selection of latents for {sae}; make one with: {command}")
-        return found[-1]
+        return found
 
     def evals(self, sae: Path) -> Path:
         """Folder of the reports on one SAE."""
@@ -66,6 +65,10 @@ class Run:
         """The newest complete report on an SAE, if there is one."""
         found = _by_age(self.evals(sae).glob("*/eval.json"))
         return found[-1] if found else None
+
+    def holds(self, sae: Path) -> bool:
+        """Whether an SAE folder is one of this run's own."""
+        return (self.folder / "saes").resolve() in sae.resolve().parents
 
     @property
     def logs(self) -> Path:

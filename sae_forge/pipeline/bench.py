@@ -1,0 +1,100 @@
+"""One model on one run folder: loaded when first needed, and shared by the verbs that need it."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from transformers import PreTrainedTokenizerBase
+
+from sae_forge.config import ModelConfig
+from sae_forge.errors import CheckpointError, ConfigError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
+from sae_forge.progress import SILENT, Progress
+from sae_forge.runs import Run
+from sae_forge.sae.store import Provenance, load_sae
+from sae_forge.sae.topk import TopKSAE
+
+
+class Bench:
+    """One model on one run folder: loaded when first needed, and shared by the verbs that need it."""
+
+    def __init__(self, config: ModelConfig, progress: Progress = SILENT) -> None:
+        self.config, self.progress = config, progress
+        self.run = Run(config.run_folder)
+
+    @cached_property
+    def lm(self) -> LanguageModel:
+        """The language model, on its device."""
+        config = self.config
+        return load_model(
+            config.model,
+            revision=config.revision,
+            dtype=config.dtype,
+            device=config.model_device,
+            device_map=config.device_map,
+            quantize=config.quantize,
+        )
+
+    @cached_property
+    def tokenizer(self) -> PreTrainedTokenizerBase:
+        """The model's tokenizer; the weights are not loaded for it."""
+        return load_tokenizer(self.config.model, revision=self.config.revision)
+
+    def decode(self, token_ids: list[int]) -> str:
+        """Text of some tokens."""
+        return str(self.tokenizer.decode(token_ids))
+
+    @property
+    def points(self) -> tuple[HookPoint, ...]:
+        """The hook points asked for, else the middle layer's."""
+        return self.config.hook_points or (HookPoint(self.lm.n_layers // 2, self.config.site),)
+
+    def sae(self, named: Path | None) -> tuple[Path, TopKSAE, Provenance, HookPoint]:
+        """The SAE folder that was named, else the newest at the hook point, with what it holds and where it belongs."""
+        points = self.config.hook_points or ()
+        if len(points) > 1:
+            raise ConfigError(f"--layer {','.join(str(point.layer) for point in points)}: give one layer here")
+        asked = points[0] if points else None
+        folder = named or self.run.newest_sae(asked, self.next("train"))
+        sae, provenance = load_sae(folder, expect_model=self._shown_model, expect_point=None if named else asked)
+        sae.to(device_of(self.config.sae_device))
+        return folder, sae, provenance, _place(provenance, asked, folder)
+
+    def require_same_model(self, provenance: Provenance) -> None:
+        """The loaded model has the weights the SAE was trained on.
+
+        Raises:
+            CheckpointError: it has others under the same name.
+        """
+        found = self.lm.fingerprint()["weights"]
+        if provenance.weights not in ("", found):
+            raise CheckpointError(
+                f"the SAE was trained on other weights of {self.config.model}: expected {provenance.weights[:12]}, "
+                f"found {found[:12]}; name the same --revision, or train it again"
+            )
+
+    @property
+    def _shown_model(self) -> str:
+        """The model as artefacts name it: without the path of a local folder."""
+        path = Path(self.config.model).expanduser()
+        return path.resolve().name if path.is_dir() else self.config.model
+
+    def next(self, command: str) -> str:
+        """The command to try next on this run."""
+        where = f" --run_dir {self.config.run_dir}" if self.config.run_dir else ""
+        return f"sae-forge {command} --model {self.config.model}{where}"
+
+
+def _place(provenance: Provenance, asked: HookPoint | None, folder: Path) -> HookPoint:
+    """Where an SAE belongs: what it says itself, else, for a file of another tool, what was asked for."""
+    if provenance.hook_point.startswith("blocks."):
+        return HookPoint.parse(provenance.hook_point)
+    if asked is None:
+        raise CheckpointError(f"{folder} does not say which layer it reads; name it with --layer")
+    return asked
+
+
+def device_of(name: str) -> str:
+    """The device ``auto`` stands for on this machine."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name

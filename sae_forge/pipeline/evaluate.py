@@ -1,0 +1,106 @@
+"""``eval``: an SAE and a selection become a report of forgetting and side effects beside their controls."""
+
+from typing import Any
+
+from sae_forge import files
+from sae_forge.config import EvalConfig
+from sae_forge.data.corpus import corpus_identity
+from sae_forge.errors import DataError
+from sae_forge.evals.runner import REPORT_FILE
+from sae_forge.evals.runner import evaluate as measure
+from sae_forge.features.selection import Selection
+from sae_forge.outcome import Outcome, Sheet
+from sae_forge.pipeline.bench import Bench
+from sae_forge.report.plots import domain_bars, trade_off
+from sae_forge.sae.store import WEIGHTS, Provenance
+
+NOT_DECIDING = ("run_dir", "sae", "selection", "resume", "fresh", "model_device", "sae_device", "device_map")
+"""Settings that do not change what is measured; the selection counts by its content instead of its path."""
+ITEM_FILES = (
+    "forget_questions", "neighbour_questions", "retain_questions", "forget_prompts", "neighbour_prompts",
+    "retain_prompts", "generation_prompts", "forget_eval", "retain_eval",
+)  # fmt: skip
+
+
+def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
+    """A report folder: eval.json, items.parquet and the pictures."""
+    sae_folder, sae, provenance, point = bench.sae(config.sae)
+    weights = files.file_sha256(sae_folder / WEIGHTS)
+    path = config.selection or bench.run.newest_selection(sae_folder, bench.next("features"))
+    selection = Selection.load(path, weights=weights)
+    folder = bench.run.evals(sae_folder) / files.short_hash(_identity(config, selection, provenance))
+    if (folder / REPORT_FILE).exists() and not config.starts_over:
+        bench.progress.say(f"{folder} is there under the same settings")
+        metrics = files.read_json(folder / REPORT_FILE, kind=DataError, what="an eval report")
+    else:
+        bench.require_same_model(provenance)
+        report = measure(bench.lm, sae, selection, config, point, bench.progress)
+        metrics = report.to_json()
+        files.publish_json(folder / "config.json", _settings(config))
+        for name, picture in _pictures(metrics).items():
+            files.publish_bytes(folder / f"{name}.png", picture)
+        report.save(folder)
+    return Outcome(
+        run=bench.run,
+        outputs={"report": folder / REPORT_FILE, "folder": folder},
+        metrics=metrics,
+        summary="\n".join(metrics["claims"]) + f"\n{folder}",
+        tables=(table(metrics),),
+        then=bench.next("report"),
+    )
+
+
+def _settings(config: EvalConfig) -> dict[str, Any]:
+    return {name: value for name, value in config.settings(EvalConfig).items() if name not in NOT_DECIDING}
+
+
+def _identity(config: EvalConfig, selection: Selection, provenance: Provenance) -> dict[str, Any]:
+    """All that decides the numbers: settings, the files they name, the selection and the model by their content."""
+    return {
+        "settings": _settings(config),
+        "items": [corpus_identity(source) for name in ITEM_FILES for source in getattr(config, name)],
+        "selection": selection.without_snippets().to_json(),
+        "model": provenance.weights,
+    }
+
+
+def _pictures(metrics: dict[str, Any]) -> dict[str, bytes]:
+    """The pictures a report allows: bars where there are questions or prompts, the trade-off where it was swept."""
+    chances = {"accuracy": metrics["protocol"]["chance"], "logprob": None}
+    measured = {name for row in metrics["methods"] for domain in row["domains"].values() for name in domain}
+    found = {name: domain_bars(metrics, measure=name, chance=chances[name]) for name in chances if name in measured}
+    if "accuracy" in found and sum(row["name"] == "scale" for row in metrics["methods"]) > 1:
+        found["trade_off"] = trade_off(metrics, chance=chances["accuracy"])
+    return found
+
+
+# ---- table --------------------------------------------------------------------------------------
+
+
+def table(metrics: dict[str, Any]) -> Sheet:
+    """A row a method: accuracy by domain, loss by role, share of tokens edited; intervals in brackets."""
+    domains = {name: domain["role"] for name, domain in metrics["domains"].items() if domain["items"]}
+    losses = list(metrics["methods"][0]["loss"])
+    columns = (
+        "method",
+        *(f"{name}\n({role})" for name, role in domains.items()),
+        *(f"loss\n{name}" for name in losses),
+        "tokens edited\nforget / retain",
+    )
+    return Sheet("", columns, tuple(_cells(row, list(domains), losses) for row in metrics["methods"]))
+
+
+def _cells(row: dict[str, Any], domains: list[str], losses: list[str]) -> tuple[str, ...]:
+    settings = {**row["settings"], "seed": row["seed"]}
+    return (
+        " ".join([row["name"], *(f"{name}={value}" for name, value in settings.items() if value is not None)]),
+        *(_shown(row["domains"].get(name, {}).get("accuracy"), digits=2) for name in domains),
+        *(_shown(row["loss"].get(name), digits=3) for name in losses),
+        " / ".join(f"{share:.1%}" for share in (row.get("edited_share") or {}).values()),
+    )
+
+
+def _shown(estimate: dict[str, float] | None, *, digits: int) -> str:
+    if estimate is None:
+        return ""
+    return "{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".format(**estimate, digits=digits)

@@ -1,0 +1,20 @@
+"""``push``: an SAE with all that is known about it goes to the Hub in one commit."""
+
+from sae_forge.config import PushConfig
+from sae_forge.hub.push import push as publish
+from sae_forge.outcome import Outcome
+from sae_forge.pipeline.bench import Bench
+
+
+def push(config: PushConfig, bench: Bench, repo_id: str) -> Outcome:
+    """The commit, or with ``dry_run`` its description; the newest selection and report go along."""
+    folder = bench.sae(config.sae)[0]
+    selection, evaluation = bench.run.selection_of(folder), bench.run.newest_eval(folder)
+    report = publish(folder, repo_id, config, selection=selection, evaluation=evaluation, progress=bench.progress)
+    found = {"sae": folder, "selection": selection, "evaluation": evaluation}
+    return Outcome(
+        run=bench.run,
+        outputs={name: path for name, path in found.items() if path is not None},
+        metrics=report.to_json(),
+        summary=report.summary(),
+    )

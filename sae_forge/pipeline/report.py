@@ -1,0 +1,72 @@
+"""``report``: what a run folder holds becomes one self-contained page."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from sae_forge import files
+from sae_forge.config import ReportConfig
+from sae_forge.errors import DataError
+from sae_forge.features.selection import Selection
+from sae_forge.outcome import Outcome
+from sae_forge.pipeline.bench import Bench
+from sae_forge.report.html import Section, write_page
+from sae_forge.report.plots import training_curve
+
+CAPTIONS = {
+    "accuracy": "Question accuracy in every domain, before and after, with 95 % intervals.",
+    "logprob": "Log-probability of the right continuation in every domain, nats per token.",
+    "trade_off": "Forgetting against what is kept, over the settings that were swept.",
+}
+
+
+def report(config: ReportConfig, bench: Bench) -> Outcome:
+    """``report.html`` in the run folder: a section for every SAE, or for the one that was named."""
+    saes = [config.sae] if config.sae else bench.run.saes()
+    if not saes:
+        raise DataError(f"{bench.run.folder} holds no SAE to report on; make one with: {bench.next('train')}")
+    path = bench.run.folder / "report.html"
+    write_page(path, config.model, [_section(sae, bench) for sae in saes])
+    return Outcome(
+        run=bench.run,
+        outputs={"page": path},
+        metrics={"saes": [str(sae) for sae in saes], "bytes": path.stat().st_size},
+        summary=str(path),
+        then=bench.next("push you/your-repository --dry_run"),
+    )
+
+
+def _section(sae: Path, bench: Bench) -> Section:
+    """What is known about one SAE; the newest selection and report where there are several."""
+    evaluated = bench.run.newest_eval(sae)
+    selection = bench.run.selection_of(sae)
+    metrics = _read(evaluated / "eval.json") if evaluated else None
+    pictures = {} if evaluated is None else {evaluated / f"{name}.png": words for name, words in CAPTIONS.items()}
+    if selection:
+        pictures[selection.with_suffix(".png")] = "Every latent by how often it fires; the chosen ones marked."
+    plots = {words: path.read_bytes() for path, words in pictures.items() if path.exists()}
+    if steps := _steps(bench, sae):
+        plots["Training: unexplained variance and dead latents by step."] = training_curve(steps)
+    return Section(
+        title=f"{sae.parent.name} {sae.name}",
+        train=_read(sae / "report.json"),
+        selection=Selection.load(selection).to_json() if selection else None,
+        eval=metrics,
+        chance=metrics["protocol"]["chance"] if metrics else None,
+        plots=plots,
+        settings=_settings(sae, evaluated),
+    )
+
+
+def _settings(sae: Path, evaluated: Path | None) -> dict[str, Any]:
+    found = {"train": sae / "config.json"} | ({"eval": evaluated / "config.json"} if evaluated else {})
+    return {verb: _read(path) for verb, path in found.items() if path.exists()}
+
+
+def _steps(bench: Bench, sae: Path) -> list[dict[str, Any]]:
+    log = bench.run.logs / f"train-{sae.parent.name}-{sae.name}.jsonl"
+    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def _read(path: Path) -> Any:
+    return files.read_json(path, kind=DataError, what="a part of a run")

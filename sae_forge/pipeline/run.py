@@ -1,0 +1,57 @@
+"""``run``: the whole pipeline, for one model or several in turn."""
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sae_forge.config import ReportConfig, RunConfig
+from sae_forge.outcome import Outcome
+from sae_forge.pipeline.bench import Bench
+from sae_forge.pipeline.collect import collect
+from sae_forge.pipeline.evaluate import evaluate
+from sae_forge.pipeline.features import features
+from sae_forge.pipeline.report import report
+from sae_forge.pipeline.train import train
+from sae_forge.progress import Progress
+
+
+def run(configs: Sequence[RunConfig], progress: Progress) -> Outcome:
+    """Every stage for every model; one whose output is there under the same settings is skipped by its own verb."""
+    found = {config.model: _run_one(config, progress) for config in configs}
+    last = Bench(configs[-1], progress)
+    return Outcome(
+        run=last.run,
+        outputs={
+            f"{model}/{name}": path
+            for model, stages in found.items()
+            for name, path in stages["report"].outputs.items()
+        },
+        metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in found.items()},
+        summary="\n\n".join(_summary(model, stages) for model, stages in found.items()),
+        tables=tuple(replace(table, title=model) for model, stages in found.items() for table in stages["eval"].tables),
+        then=last.next('generate "The young wizard"'),
+    )
+
+
+def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
+    """The outcome of each stage; the model is loaded once."""
+    bench = Bench(config, progress)
+    page = ReportConfig(model=config.model, run_dir=config.run_dir)
+    stages = {
+        "collect": lambda: collect(config, bench),
+        "train": lambda: train(config, bench),
+        "features": lambda: features(config, bench),
+        "eval": lambda: evaluate(config, bench),
+        "report": lambda: report(page, bench),
+    }
+    done: dict[str, Outcome] = {}
+    for name, stage in stages.items():
+        progress.say(f"{config.model}: {name}")
+        started = time.monotonic()
+        done[name] = stage()
+        done[name].log(name, time.monotonic() - started)
+    return done
+
+
+def _summary(model: str, stages: dict[str, Outcome]) -> str:
+    return "\n".join([model, *(stages[name].summary for name in ("train", "features", "eval", "report"))])

@@ -1,0 +1,97 @@
+"""``train``: an SAE at every hook point, on shards that are collected first where they are missing."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from sae_forge.config import TrainConfig
+from sae_forge.data.shards import ShardReader, find_shards
+from sae_forge.data.stream import ActivationStream
+from sae_forge.errors import CheckpointError, DataError
+from sae_forge.evals.language_modeling import load_corpus
+from sae_forge.evals.recovered import ce_recovered
+from sae_forge.hookpoint import HookPoint
+from sae_forge.outcome import Outcome
+from sae_forge.pipeline.bench import Bench, device_of
+from sae_forge.pipeline.collect import collect
+from sae_forge.runs import Run
+from sae_forge.sae.store import Provenance, load_sae
+from sae_forge.training.report import save_report
+from sae_forge.training.trainer import train_sae
+
+
+def train(config: TrainConfig, bench: Bench) -> Outcome:
+    """One SAE at every hook point, on shards that are collected first where they are missing."""
+    bench.run.open(config.model)
+    if not all(_shards(bench.run, point) for point in bench.points):
+        missing = ", ".join(str(point) for point in bench.points if not _shards(bench.run, point))
+        bench.progress.say(f"no activations at {missing} in {bench.run.folder}: collecting first")
+        collect(config, bench)
+    trained = {point: _train_at(point, config, bench) for point in bench.points}
+    metrics = [record for _, record, _ in trained.values()]
+    return Outcome(
+        run=bench.run,
+        outputs={str(point): folder for point, (folder, _, _) in trained.items()},
+        metrics=metrics[0] if len(metrics) == 1 else {str(point): record for point, (_, record, _) in trained.items()},
+        summary="\n".join(f"{folder}: {line}" for folder, _, line in trained.values()),
+        then=bench.next("features"),
+    )
+
+
+def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> tuple[Path, dict[str, Any], str]:
+    """Folder, metrics and one line about the SAE at ``point``."""
+    readers = _shards(bench.run, point)
+    if not config.include_forget:
+        readers = [reader for reader in readers if reader.fingerprint.role != "forget"]
+    if not readers:
+        raise DataError(f"--no_include_forget leaves no activations at {point}; collect text to keep with --retain")
+    d_sae = config.d_sae or config.expansion_factor * readers[0].d_in
+    folder = bench.run.sae(point, k=config.k, d_sae=d_sae, seed=config.seed)
+    log = bench.run.logs / f"train-{point}-{folder.name}.jsonl"
+    stream = ActivationStream(readers, batch_size=config.batch_size, seed=config.seed)
+    report = train_sae(stream, config, folder, _provenance(readers, bench), progress=bench.progress, log=log)
+    if report.ce_recovered is None:
+        report = replace(report, ce_recovered=_ce_recovered(folder, point, config, bench))
+        save_report(folder, report)
+    return folder, report.to_json(), report.summary()
+
+
+def _shards(run: Run, point: HookPoint) -> list[ShardReader]:
+    """Every complete corpus of activations at ``point``."""
+    return [ShardReader(folder) for folder in find_shards(run.folder, str(point))]
+
+
+def _provenance(readers: Sequence[ShardReader], bench: Bench) -> Provenance:
+    """What the SAE of these shards may be used for; shards of two models or two ways of reading are refused."""
+    first = readers[0].fingerprint
+    for reader in readers[1:]:
+        for name in ("model", "weights", "tokenizer", "ctx_len", "bos"):
+            expected, found = getattr(first, name), getattr(reader.fingerprint, name)
+            if expected != found:
+                raise CheckpointError(
+                    f"the corpora {first.corpus} and {reader.fingerprint.corpus} were collected apart: {name} expected "
+                    f"{expected}, found {found}; collect both again with --fresh"
+                )
+    point = HookPoint.parse(first.hook_point)
+    return Provenance(
+        model=first.model,
+        hook_point=first.hook_point,
+        hf_hook_name=f"{bench.lm.family.layers}.{point.layer}" if point.site == "resid_post" else None,
+        ctx_len=first.ctx_len,
+        bos=first.bos,
+        datasets=tuple(reader.fingerprint.source for reader in readers),
+        tokenizer=first.tokenizer,
+        weights=first.weights,
+        shards=tuple(reader.manifest.sha256 for reader in readers),
+    )
+
+
+def _ce_recovered(folder: Path, point: HookPoint, config: TrainConfig, bench: Bench) -> float:
+    """Loss recovered by the finished SAE in ``folder`` on held-out retain text."""
+    sources = config.retain_eval or config.retain
+    if not config.retain_eval:
+        bench.progress.say("no --retain_eval: the spliced loss is measured on text the SAE was trained on")
+    corpora = [load_corpus(bench.lm, source, "retain", config) for source in sources]
+    sae, _ = load_sae(folder, device=device_of(config.sae_device))
+    return ce_recovered(bench.lm, sae, point, corpora).share
