@@ -33,7 +33,7 @@ def publish(path: Path) -> Iterator[Path]:
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     part = path.with_name(f".{path.name}.part")
     try:
         yield part
@@ -54,7 +54,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
 
     ``path`` must not exist yet. Files inside are written plainly: the rename is what publishes them.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_folder(path.parent)
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
     try:
@@ -84,6 +84,13 @@ def publish_json(path: Path, value: Any) -> None:
     """Write ``value`` as canonical, readable JSON: sorted keys, no NaN, a final newline."""
     text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
     publish_bytes(path, (text + "\n").encode())
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _resource_error(folder, error) from error
 
 
 def _sync_file(path: Path) -> None:
@@ -203,9 +210,13 @@ def locked(folder: Path) -> Iterator[None]:
 
     Raises:
         ConfigError: another process is writing there.
+        ResourceError: nothing can be written there.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    _make_folder(folder)
+    try:
+        handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
+    except OSError as error:
+        raise _resource_error(folder, error) from error
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:

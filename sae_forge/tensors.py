@@ -26,10 +26,17 @@ _TORCH_DTYPES = {
 
 
 def publish_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write tensors so that ``path`` is never seen half-written."""
+    """Write tensors so that ``path`` is never seen half-written.
+
+    Raises:
+        ResourceError: the disk is full or the folder cannot be written.
+    """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with files.publish(path) as part:
-        save_file(contiguous, part, dict(metadata) if metadata else None)
+        try:
+            save_file(contiguous, part, dict(metadata) if metadata else None)
+        except SafetensorError as error:  # its only way to say that the disk is full
+            raise OSError(str(error)) from error
 
 
 def read_tensors(path: Path, *, kind: type[ForgeError], what: str) -> dict[str, Tensor]:
