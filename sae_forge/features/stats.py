@@ -1,9 +1,9 @@
 """What one pass over a corpus says about every latent: counts that add up, the places of its peaks, who fired where.
 
-Everything here is a sum, a maximum or a best-of, so any cut of a corpus into parts gives the same result as the
-whole: ranks and blocks are combined with ``+``. Memory does not grow with the corpus but for the firings, which are
-kept for at most ``MAX_SEQUENCES`` sequences and only of the latents asked for: 8 bytes a firing, so at most
-``8 * k`` bytes a token, and in practice a few, since latents that fire on most of the retain text are not asked for.
+Everything here is a sum, a maximum or a best-of, so any cut of a corpus into parts gives the result of the whole (the
+float64 sums up to rounding): ranks and blocks are combined with ``+``. Memory does not grow with the corpus but for
+the firings, which are kept for at most about ``MAX_SEQUENCES`` sequences, and only of the latents asked for: 8 bytes a
+firing, so at most ``8 * k`` bytes a token of those sequences.
 """
 
 import math
