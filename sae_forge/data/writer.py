@@ -8,7 +8,6 @@ all, the manifest.
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Self
 
 import numpy as np
 import torch
@@ -72,7 +71,7 @@ class ShardWriter:
         self._buffers: dict[str, Tensor] = {}
         self._held = ExitStack()
 
-    def __enter__(self) -> Self:
+    def __enter__(self) -> "ShardWriter":
         with ExitStack() as held:
             held.enter_context(files.locked(self.folder))
             self._recover()
