@@ -119,7 +119,7 @@ def load_model(
     folder = _local_folder(name)
     source = str(folder or name)
     placed, quantization = _placement(device, device_map), _quantization(quantize, dtype)
-    common: dict[str, Any] = {"revision": revision or "main", "trust_remote_code": False}
+    common = _common(revision)
     with one_line(name, local=folder is not None):
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config.model_type, name)
@@ -143,6 +143,18 @@ def load_model(
     return LanguageModel(model, tokenizer, family, shown, commit, folder, quantize)
 
 
+def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
+    """The tokenizer of the model called ``name``; no weights are fetched or read.
+
+    Raises:
+        UnsupportedModelError: no such folder, or one without a tokenizer.
+        RemoteError: the Hub refused, does not have it, or cannot be reached.
+    """
+    folder = _local_folder(name)
+    with one_line(name, local=folder is not None):
+        return AutoTokenizer.from_pretrained(str(folder or name), **_common(revision))
+
+
 # ---- where it is and where it goes --------------------------------------------------------------
 
 
@@ -160,6 +172,10 @@ def _local_folder(name: str) -> Path | None:
             f"{name} is not a model folder: it holds no config.json; give what save_pretrained wrote, {USE_BUILT_IN}"
         )
     return path
+
+
+def _common(revision: str | None) -> dict[str, Any]:
+    return {"revision": revision or "main", "trust_remote_code": False}
 
 
 def _placement(device: str, device_map: str | None) -> str | dict[str, str]:

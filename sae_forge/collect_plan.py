@@ -1,0 +1,162 @@
+"""What a collect will do and take, worked out and said before it starts: corpora, folders, tokens, disk and memory."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+
+from sae_forge import builtin
+from sae_forge.config import CollectConfig
+from sae_forge.data.corpus import corpus_identity, corpus_name, iter_texts
+from sae_forge.data.shards import Fingerprint, buffer_bytes, complete
+from sae_forge.errors import ConfigError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.models.hooks import check_points
+from sae_forge.models.loading import LanguageModel, parameter_bytes
+from sae_forge.progress import Progress
+from sae_forge.tensors import DTYPES
+
+_SAMPLE = 64
+"""Documents tokenised beforehand to learn how many characters a token takes."""
+_ORIGIN_BYTES = 16
+"""What a row takes beside its activation: its sequence, position and token id."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One corpus, and what is still to be collected from it."""
+
+    name: str
+    """Role and corpus, as its folder is called: ``forget-wizards``."""
+    source: str
+    folders: dict[HookPoint, Path]
+    fingerprints: dict[HookPoint, Fingerprint]
+    pending: tuple[HookPoint, ...]
+    """Hook points whose folder is not complete."""
+    expected: int | None
+    """Tokens it will give, about; None when nothing is pending or nobody can know."""
+
+    @property
+    def bytes_to_write(self) -> int:
+        """Bytes still to be written, about; 0 when the number of tokens is unknown."""
+        total = 0
+        for point in self.pending:
+            row = self.fingerprints[point].d_in * DTYPES[self.fingerprints[point].storage_dtype].itemsize
+            present = sum(shard.stat().st_size for shard in self.folders[point].glob("shard-*.safetensors"))
+            total += max(0, (self.expected or 0) * (row + _ORIGIN_BYTES) - present)
+        return total
+
+
+def plan(config: CollectConfig, lm: LanguageModel, corpora: Sequence[tuple[str, str]]) -> list[Job]:
+    """What is to be done for each corpus.
+
+    Raises:
+        ConfigError: a layer beyond the model, a context longer than it takes, or two corpora for one folder.
+        DataError: a corpus is missing, empty, or has no text field.
+    """
+    points = config.hook_points or (HookPoint(lm.n_layers // 2, config.site),)
+    check_points(lm, points)
+    longest = getattr(lm.model.config, "max_position_embeddings", None)
+    if longest is not None and config.ctx_len > longest:
+        raise ConfigError(f"--ctx_len {config.ctx_len} is longer than {lm.name} takes; give at most {longest}")
+    if not corpora:
+        raise ConfigError("no corpus was given; name one with --forget or --retain")
+    named: dict[str, str] = {}
+    for role, source in corpora:
+        name = f"{role}-{corpus_name(source)}"
+        if name in named:
+            raise ConfigError(f"{named[name]} and {source} would both be stored as {name}; drop or rename one")
+        named[name] = source
+    return [_job(config, lm, role, source, points) for role, source in corpora]
+
+
+def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], progress: Progress) -> None:
+    """Say what is there already, and what the rest will take."""
+    for job in jobs:
+        for point in job.folders:
+            if point not in job.pending:
+                progress.say(f"{job.name} at {point} is complete; skipped")
+    todo = [job for job in jobs if job.pending]
+    if not todo:
+        return
+    if config.bos == "none" and lm.family.needs_bos:
+        progress.say(f"--bos none: {lm.name} was trained with BOS before every sequence and strays without it")
+    parts = [f"{job.name} {'all' if job.expected is None else f'about {job.expected:,}'} tokens" for job in todo]
+    points = ", ".join(map(str, sorted({point for job in todo for point in job.pending})))
+    known = all(job.expected is not None for job in todo)
+    disk = f"{sum(job.bytes_to_write for job in todo) / 1e9:.3f} GB" if known else "an unknown amount (no --max_tokens)"
+    model, buffers = peak_bytes(config, lm, todo)
+    progress.say(
+        f"plan: {', '.join(parts)} at {points}; {disk} of disk; peak memory about {model / 1e9:.2f} GB on {lm.device} "
+        f"for model and batch, {buffers / 1e9:.2f} GB of RAM for shards"
+    )
+
+
+def peak_bytes(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job]) -> tuple[int, int]:
+    """Bytes of weights and one batch's working set on the model's device, and of shard buffers in RAM.
+
+    Inside a block the MLP is widest: its gate, up and activated products live beside the residual stream and the
+    copies kept of it. Attention scores count where they are formed whole.
+    """
+    shape, tokens = lm.model.config, config.model_batch_size * config.ctx_len
+    points = max(len(job.pending) for job in jobs)
+    width = 3 * getattr(shape, "intermediate_size", 4 * lm.d_model) + (4 + points) * lm.d_model
+    working = tokens * width * lm.model.dtype.itemsize
+    if getattr(shape, "_attn_implementation", "sdpa") == "eager":
+        working += 3 * tokens * config.ctx_len * shape.num_attention_heads * lm.model.dtype.itemsize
+    buffers = max(sum(buffer_bytes(job.fingerprints[at], config.shard_rows) for at in job.pending) for job in jobs)
+    return parameter_bytes(lm.model) + working, buffers
+
+
+def _job(config: CollectConfig, lm: LanguageModel, role: str, source: str, points: Sequence[HookPoint]) -> Job:
+    name, identity = f"{role}-{corpus_name(source)}", corpus_identity(source)
+    folders = {point: config.run_folder / "shards" / name / str(point) for point in points}
+    pending = tuple(point for point in points if config.fresh or not complete(folders[point]))
+    return Job(
+        name=name,
+        source=source,
+        folders=folders,
+        fingerprints={point: _fingerprint(config, lm, role, source, identity, point) for point in points},
+        pending=pending,
+        expected=_expected_tokens(config, lm, source) if pending else None,
+    )
+
+
+def _fingerprint(
+    config: CollectConfig, lm: LanguageModel, role: str, source: str, identity: str, point: HookPoint
+) -> Fingerprint:
+    model = lm.fingerprint()
+    return Fingerprint(
+        model=model["name"],
+        weights=model["weights"],
+        tokenizer=model["tokenizer"],
+        hook_point=str(point),
+        d_in=lm.d_model,
+        storage_dtype=config.storage_dtype,
+        ctx_len=config.ctx_len,
+        bos=config.bos,
+        batch_size=config.model_batch_size,
+        max_tokens=config.max_tokens,
+        corpus=corpus_name(source),
+        source=identity,
+        role=role,
+        split=config.split,
+        text_field=config.text_field,
+    )
+
+
+def _expected_tokens(config: CollectConfig, lm: LanguageModel, source: str) -> int | None:
+    """Tokens a corpus will give: its characters over those a token takes in a sample; of a Hub dataset, the cap."""
+    texts = iter_texts(source, text_field=config.text_field, split=config.split)
+    if not (builtin.is_builtin(source) or Path(source).exists()):
+        return config.max_tokens
+    sample = list(islice(texts, _SAMPLE))
+    tokens = sum(len(ids) for ids in lm.tokenizer(sample, add_special_tokens=False)["input_ids"])
+    characters = sum(map(len, sample))
+    rate = tokens / characters
+    for text in texts:
+        characters += len(text)
+        if config.max_tokens is not None and characters * rate > config.max_tokens:
+            return config.max_tokens
+    found = round(characters * rate)
+    return found if config.max_tokens is None else min(found, config.max_tokens)
