@@ -125,8 +125,8 @@ class ShardWriter:
         self._nonfinite += end - self._rows
         self._special += special
         self._batches += 1
-        # Early on, few rows were seen: a single bad one must not count as a large share of a run to come.
-        self._require_finite(at_least=self.shard_rows)
+        # Early on, few rows were seen: some bad ones must not count as a large share of the run to come.
+        self._require_finite(of=self.fingerprint.max_tokens or self.shard_rows)
         if self._rows >= self.shard_rows:
             self._cut()
 
@@ -173,9 +173,10 @@ class ShardWriter:
             rows[begin : begin + len(kept)] = rows[begin:end][kept]
         return begin + len(kept)
 
-    def _require_finite(self, at_least: int = 0) -> None:
+    def _require_finite(self, of: int = 0) -> None:
+        """Raise once too many rows are bad even for a run of ``of`` rows, or for those seen."""
         seen = self.rows + self.nonfinite
-        if self.nonfinite > MAX_NONFINITE * max(seen, at_least):
+        if self.nonfinite > MAX_NONFINITE * max(seen, of):
             raise NumericalError(
                 f"{self.nonfinite} of {seen} activations at {self.fingerprint.hook_point} of {self.fingerprint.corpus} "
                 f"are NaN or infinite in {self.fingerprint.storage_dtype}, more than {MAX_NONFINITE:.1%}; "
