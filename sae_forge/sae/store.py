@@ -85,7 +85,8 @@ def load_sae(
 ) -> tuple[TopKSAE, Provenance]:
     """An SAE that was checked: header, hash, shapes, finite weights, and that it belongs to this model and place.
 
-    Reads TopK SAEs that SAELens wrote too, folding their conventions into ours.
+    It is for use: its weights ask for no gradient. TopK SAEs that SAELens wrote load too, their conventions folded
+    into ours.
 
     Raises:
         CheckpointError: missing (names the command that makes one), damaged, not a TopK SAE, or of another
@@ -100,7 +101,7 @@ def load_sae(
     weights = _read_weights(folder, cfg, ours.get("weights_sha256"))
     _fold_conventions(folder, cfg, weights)
     sae = TopKSAE.from_weights(weights["W_enc"], weights["b_enc"], weights["W_dec"], weights["b_dec"], cfg["k"])
-    return sae.to(device), provenance
+    return sae.to(device).requires_grad_(False), provenance
 
 
 # ---- writing ------------------------------------------------------------------------------------

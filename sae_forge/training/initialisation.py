@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge.errors import DataError
+from sae_forge.errors import DataError, NumericalError
 
 SAMPLE_ROWS = 32_768
 SAMPLE_NUMBERS = 2**25
@@ -60,7 +60,9 @@ def input_scale(sample: Float[Tensor, "rows d_in"], around: Float[Tensor, "d_in"
     The median, because in some models a few tokens have norms a thousand times the rest.
     """
     median = float((sample - around).square().sum(dim=1).median())
-    if not median > 0.0:
+    if not math.isfinite(median):
+        raise NumericalError("the activations to start from hold numbers that are not finite; collect them again")
+    if median == 0.0:
         raise DataError(
             "the activations do not vary, so there is nothing to train on; collect them again from other text"
         )

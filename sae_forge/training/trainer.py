@@ -149,12 +149,11 @@ def _train(
         while state.step < plan.steps and pending.signum is None:
             figures = train_step(state, next(batches), plan)
             record.add(figures, step=state.step, tokens=state.tokens, lr=plan.lr_at(state.step - 1))
-            if state.step % plan.config.checkpoint_every == 0 and state.step < plan.steps:
-                record.flush()
+            # The last one is there in case the run is stopped while it is being measured.
+            if state.step % plan.config.checkpoint_every == 0 or state.step == plan.steps or pending.signum is not None:
+                record.flush()  # refuses numbers that are not finite, which must not be saved
                 save_checkpoint(checkpoints, state)
-        record.flush()
-        if pending.signum is not None and state.step:
-            save_checkpoint(checkpoints, state)
+        if pending.signum is not None:
             progress.say(f"stopped after step {state.step} of {plan.steps}; the same command goes on from there")
     seconds = time.perf_counter() - started
     return state, (state.tokens - first) / seconds if state.tokens > first else None
@@ -180,11 +179,12 @@ def _begin(stream: ActivationStream, plan: Plan, checkpoints: Path, progress: Pr
 
 
 def _measure(stream: ActivationStream, plan: Plan, folder: Path, state: TrainState, progress: Progress) -> TrainReport:
-    """The report of the SAE as it lies in ``folder``."""
+    """The report of the SAE as it lies in ``folder``, over rows that come once each, in the epoch after the last."""
     sae, _ = load_sae(folder, device=plan.device)
     sae.backend = plan.config.backend
     window = measuring_window(stream.batches_per_epoch * stream.batch_size, plan.config.dead_after)
-    with _reading(stream, plan.steps) as batches:
+    epochs = -(-plan.steps // stream.batches_per_epoch)
+    with _reading(stream, epochs * stream.batches_per_epoch) as batches:
         meter, dead_share = measure(sae, batches, window, progress)
     return TrainReport(steps=state.step, tokens=state.tokens, fvu=meter.fvu, l0=meter.l0, dead_share=dead_share)
 

@@ -1,0 +1,264 @@
+"""Every backend agrees with the definition in output and gradients; the Triton kernels run here in its interpreter."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae_forge.errors import BackendError, ConfigError
+from sae_forge.kernels import dispatch
+from sae_forge.kernels.dispatch import sparse_decode, topk_encode
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+TRITON_RUNS = INTERPRETED or DEVICE == "cuda"
+
+BACKENDS = ["reference", *(["cpu"] if DEVICE == "cpu" else []), *(["triton"] if TRITON_RUNS else [])]
+on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
+
+SIZES = [(7, 3, 13, 29), (5, 11, 17, 12), (3, 8, 600, 19), (4, 1, 1, 5), (1, 4, 64, 4)]
+"""tokens, k, d_in, d_sae: nothing a multiple of a tile, k beyond a tile, d_in beyond a tile, k equal to d_sae."""
+on_every_size = pytest.mark.parametrize(("tokens", "k", "d_in", "d_sae"), SIZES)
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fresh memory is full of NaN, so an output that is not written cannot pass."""
+
+    def poison(make):
+        def made(*args, **kwargs):
+            tensor = make(*args, **kwargs)
+            return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor.fill_(2**30)
+
+        return made
+
+    monkeypatch.setattr(torch, "empty", poison(torch.empty))
+    monkeypatch.setattr(torch, "empty_like", poison(torch.empty_like))
+
+
+def draw(*shape: int, seed: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(DEVICE)
+
+
+def draw_code(tokens: int, k: int, d_sae: int) -> tuple[Tensor, Tensor]:
+    """Values with zeros among them, indices with repeats within and across tokens."""
+    values = draw(tokens, k, seed=1)
+    values[:, ::3] = 0.0
+    indices = torch.randint(d_sae, (tokens, k), generator=torch.Generator().manual_seed(2)).to(DEVICE)
+    indices[0] = indices[0, 0]
+    return values, indices
+
+
+def decode_with_gradients(
+    backend: str, values: Tensor, indices: Tensor, W_dec: Tensor, slope: Tensor
+) -> dict[str, Tensor]:
+    values, W_dec = values.clone().requires_grad_(), W_dec.clone().requires_grad_()
+    out = sparse_decode(values, indices, W_dec, backend=backend)
+    out.backward(slope.to(out.dtype))
+    return {"out": out.detach(), "values": values.grad, "W_dec": W_dec.grad}
+
+
+def encode_with_gradients(
+    backend: str, x: Tensor, weights: dict[str, Tensor], k: int, slope: Tensor
+) -> dict[str, Tensor]:
+    x = x.clone().requires_grad_()
+    held = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    values, indices = topk_encode(x, held["W_enc"], held["b_enc"], held["b_dec"], k, backend=backend)
+    code = torch.zeros(len(x), held["b_enc"].numel(), dtype=values.dtype, device=DEVICE).scatter(1, indices, values)
+    (code * slope.to(code.dtype)).sum().backward()
+    return {"code": code.detach(), "x": x.grad} | {name: weight.grad for name, weight in held.items()}
+
+
+def error(found: Tensor, exact: Tensor) -> float:
+    """Relative norm of the difference."""
+    return float((found.double() - exact).norm() / exact.norm().clamp_min(1e-30))
+
+
+def require_close(found: dict[str, Tensor], exact: dict[str, Tensor], bound: float) -> None:
+    errors = {name: error(found[name], exact[name]) for name in exact}
+    assert max(errors.values()) <= bound, errors
+
+
+@on_every_size
+@on_every_backend
+def test_decode_and_both_gradients_are_the_dense_ones(backend, tokens, k, d_in, d_sae):
+    values, indices = draw_code(tokens, k, d_sae)
+    W_dec, slope = draw(d_sae, d_in, seed=3), draw(tokens, d_in, seed=4)
+    dense = torch.zeros(tokens, d_sae, dtype=torch.float64, device=DEVICE).scatter_add(1, indices, values)
+    exact = {"out": dense @ W_dec, "values": (slope @ W_dec.T).gather(1, indices), "W_dec": dense.T @ slope}
+    found = decode_with_gradients(backend, values.float(), indices, W_dec.float(), slope)
+    require_close(found, exact, 1e-6)
+
+
+@on_every_size
+@on_every_backend
+def test_encode_and_all_gradients_are_the_dense_ones(backend, tokens, k, d_in, d_sae):
+    x, slope = draw(tokens, d_in, seed=5), draw(tokens, d_sae, seed=6)
+    weights = {"W_enc": draw(d_in, d_sae, seed=7), "b_enc": draw(d_sae, seed=8), "b_dec": draw(d_in, seed=9)}
+    exact_x = x.clone().requires_grad_()
+    held = {name: weight.clone().requires_grad_() for name, weight in weights.items()}
+    pre_acts = (exact_x - held["b_dec"]) @ held["W_enc"] + held["b_enc"]
+    kept = torch.zeros_like(pre_acts).scatter(1, pre_acts.topk(k, dim=1).indices, 1.0)
+    code = pre_acts.relu() * kept
+    (code * slope).sum().backward()
+    exact = {"code": code.detach(), "x": exact_x.grad} | {name: weight.grad for name, weight in held.items()}
+    found = encode_with_gradients(backend, x.float(), {n: w.float() for n, w in weights.items()}, k, slope)
+    require_close(found, exact, 2e-6)
+
+
+@on_every_backend
+def test_everything_is_the_same_to_the_bit_twice(backend):
+    if backend == "reference" and DEVICE == "cuda":
+        pytest.skip("the definition adds with atomics on a GPU")
+    values, indices = (part for part in draw_code(9, 5, 7))
+    W_dec, slope = draw(7, 33, seed=3).float(), draw(9, 33, seed=4)
+    weights = {
+        "W_enc": draw(33, 7, seed=7).float(),
+        "b_enc": draw(7, seed=8).float(),
+        "b_dec": draw(33, seed=9).float(),
+    }
+    x, code_slope = draw(9, 33, seed=5).float(), draw(9, 7, seed=6)
+    runs = [
+        decode_with_gradients(backend, values.float(), indices, W_dec, slope)
+        | encode_with_gradients(backend, x, weights, 5, code_slope)
+        for _ in range(2)
+    ]
+    for name in runs[0]:
+        assert torch.equal(runs[0][name], runs[1][name]), name
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])  # the definition sums in the dtype it is given
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_precision_rows_are_summed_in_fp32(backend, dtype):
+    tokens, k, d_in, d_sae = 3, 40, 24, 50
+    values, indices = draw_code(tokens, k, d_sae)
+    values, W_dec, slope = values.float(), draw(d_sae, d_in, seed=3).to(dtype), draw(tokens, d_in, seed=4).to(dtype)
+    exact = decode_with_gradients("reference", values.double(), indices, W_dec.double(), slope.double())
+    found = decode_with_gradients(backend, values, indices, W_dec, slope)
+    assert found["out"].dtype == found["W_dec"].dtype == dtype
+    rounding = torch.finfo(dtype).eps / 2  # one rounding, of the result; a half-precision sum errs many times that
+    assert error(found["out"], exact["out"]) < rounding
+    assert error(found["W_dec"], exact["W_dec"]) < rounding
+    assert error(found["values"], exact["values"]) < 1e-6
+
+
+@on_every_backend
+def test_batch_shape_is_kept_and_an_empty_batch_decodes_to_nothing(backend):
+    values, indices = draw_code(6, 3, 5)
+    W_dec = draw(5, 7, seed=3).float()
+    flat = sparse_decode(values.float(), indices, W_dec, backend=backend)
+    shaped = sparse_decode(values.float().view(2, 3, 3), indices.view(2, 3, 3), W_dec, backend=backend)
+    assert torch.equal(shaped, flat.view(2, 3, 7))
+    single = sparse_decode(values[1].float(), indices[1], W_dec, backend=backend)
+    assert torch.equal(single, flat[1])
+    assert sparse_decode(values[:0].float(), indices[:0], W_dec, backend=backend).shape == (0, 7)
+    empty, _ = topk_encode(W_dec[:0], W_dec.T, W_dec[:, 0], W_dec[0], 2, backend=backend)
+    assert empty.shape == (0, 2)
+
+
+@on_every_backend
+def test_tokens_beyond_one_block_are_encoded_as_those_in_it(backend, monkeypatch):
+    x, W_enc = draw(11, 6, seed=5).float(), draw(6, 9, seed=7).float()
+    b_enc, b_dec = draw(9, seed=8).float(), draw(6, seed=9).float()
+    whole = topk_encode(x, W_enc, b_enc, b_dec, 3, backend=backend)
+    monkeypatch.setattr(dispatch, "ENCODE_ROWS", 4)
+    parts = topk_encode(x, W_enc, b_enc, b_dec, 3, backend=backend)
+    assert torch.equal(whole[1].sort(dim=1).values, parts[1].sort(dim=1).values)
+    assert torch.allclose(whole[0].sort(dim=1).values, parts[0].sort(dim=1).values, atol=1e-6)
+
+
+@pytest.mark.parametrize("index", [-1, 5])
+def test_an_index_without_a_latent_is_named(index):
+    indices = torch.tensor([[0, 4, index]])
+    with pytest.raises(ConfigError, match=f"index {index} names no latent; the SAE has latents 0 to 4"):
+        sparse_decode(torch.ones(1, 3), indices, torch.ones(5, 2))
+
+
+def test_tensors_on_several_devices_are_named():
+    with pytest.raises(BackendError, match="values on cpu, indices on cpu, W_dec on meta"):
+        sparse_decode(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(5, 2, device="meta"))
+
+
+def test_shapes_and_dtypes_that_cannot_be_meant_are_refused():
+    W_dec, indices = torch.ones(5, 2), torch.zeros(1, 3, dtype=torch.int64)
+    with pytest.raises(ConfigError, match="same shape"):
+        sparse_decode(torch.ones(1, 2), indices, W_dec)
+    with pytest.raises(ConfigError, match="int32 or int64"):
+        sparse_decode(torch.ones(1, 3), indices.to(torch.int16), W_dec)
+    with pytest.raises(ConfigError, match="k=6 latents per token, but the SAE has d_sae=5"):
+        topk_encode(torch.ones(1, 2), W_dec.T, W_dec[:, 0], W_dec[0], 6)
+
+
+@pytest.mark.skipif(TRITON_RUNS, reason="Triton runs here")
+def test_triton_asked_for_by_name_on_a_cpu_is_refused_and_auto_falls_back():
+    values, indices, W_dec = torch.ones(1, 3), torch.zeros(1, 3, dtype=torch.int64), torch.ones(5, 2)
+    with pytest.raises(BackendError, match="needs tensors on a CUDA GPU and these are on cpu; use auto or cpu"):
+        sparse_decode(values, indices, W_dec, backend="triton")
+    assert torch.equal(sparse_decode(values, indices, W_dec), torch.full((1, 2), 3.0))
+
+
+def test_triton_that_is_not_installed_is_refused_with_the_command_that_installs_it(monkeypatch):
+    monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
+    with pytest.raises(BackendError, match=re.escape("pip install 'sae-forge[triton]'")):
+        sparse_decode(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(5, 2), backend="triton")
+
+
+# ---- Triton without a GPU -----------------------------------------------------------------------
+
+
+@pytest.mark.skipif(TRITON_RUNS, reason="Triton runs in this process")
+def test_these_tests_pass_with_triton_in_its_interpreter():
+    pytest.importorskip("triton")
+    # Triton decides when it is imported, so it needs a process of its own.
+    command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", __file__, "-k", "triton"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    result = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    assert result.returncode == 0, result.stdout[-4000:]
+    assert int(re.findall(r"(\d+) passed", result.stdout)[0]) >= 15, result.stdout[-400:]
+
+
+KERNELS = {
+    "decode_kernel": {"values": "*fp32", "indices": "*i64", "W_dec": "*rows", "out": "*rows"},
+    "value_grad_kernel": {"grad": "*rows", "indices": "*i64", "W_dec": "*rows", "out": "*fp32"},
+    "weight_grad_kernel": {"rows": "*rows", "values": "*fp32", "entries": "*i64", "offsets": "*i64", "out": "*fp32"},
+}
+
+
+@pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be compiled")
+@pytest.mark.parametrize("capability", [80, 90])
+@pytest.mark.parametrize("kernel", KERNELS)
+def test_kernels_compile_ahead_of_time_without_spills(kernel, capability, tmp_path):
+    triton = pytest.importorskip("triton")
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from sae_forge.kernels import triton_sparse_decode as kernels
+
+    function = getattr(kernels, kernel)
+    for rows in ("bf16", "fp32"):
+        for d_in in (56, 2304, 4096):
+            constants = {"ROWS": kernels.TILE_ROWS, "WIDTH": kernels.tile_width(d_in)}
+            pointers = {name: kind.replace("rows", rows) for name, kind in KERNELS[kernel].items()}
+            names = function.arg_names
+            signature = {n: pointers.get(n, "constexpr" if n in constants else "i32") for n in names}
+            aligned = {(i,): [["tt.divisibility", 16]] for i, name in enumerate(names) if name in pointers}
+            source = ASTSource(function, signature=signature, constexprs=constants, attrs=aligned)
+            compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32))
+            assert compiled.metadata.shared <= 48 * 1024
+            assert spilled_bytes(compiled.asm["ptx"], capability, tmp_path) == 0
+
+
+def spilled_bytes(ptx: str, capability: int, folder: Path) -> int:
+    import triton
+
+    assembler = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
+    (folder / "kernel.ptx").write_text(ptx)
+    name = f"sm_{capability}" + ("a" if capability == 90 else "")
+    command = [assembler, "-v", f"--gpu-name={name}", folder / "kernel.ptx", "-o", os.devnull]
+    said = subprocess.run(command, capture_output=True, text=True, check=True).stderr
+    return sum(int(spilled) for spilled in re.findall(r"(\d+) bytes spill", said))

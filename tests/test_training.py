@@ -1,0 +1,479 @@
+"""Training: it learns, it goes on to the same bits wherever it was stopped, and it refuses what would spoil it."""
+
+import itertools
+import json
+import math
+import shutil
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sae_forge import files
+from sae_forge.config import TrainConfig
+from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
+from sae_forge.data.stream import ActivationStream
+from sae_forge.errors import CheckpointError, ConfigError, DataError, NumericalError, ResourceError
+from sae_forge.progress import SILENT
+from sae_forge.sae.losses import fvu
+from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae
+from sae_forge.sae.topk import TopKSAE
+from sae_forge.training.initialisation import centre, geometric_median, input_scale, take_sample
+from sae_forge.training.optimizer import lr_at, make_adam, named_weights, remove_parallel_gradient_
+from sae_forge.training.plan import Plan
+from sae_forge.training.state import TrainState
+from sae_forge.training.trainer import train_sae, train_step
+
+D_IN, D_SAE, K, BATCH, STEPS = 12, 72, 3, 64, 14
+PROVENANCE = Provenance(model="toy", hook_point="blocks.1.hook_resid_post", shards=("a" * 64,))
+
+
+def draw(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def make_rows(count: int) -> Tensor:
+    """Sums of two of 20 directions about a centre far from zero: what a TopK SAE with k=3 can learn."""
+    directions = draw(20, D_IN, seed=1)
+    directions /= directions.norm(dim=1, keepdim=True)
+    code = torch.zeros(count, 20).scatter(1, draw(count, 20, seed=2).topk(2, dim=1).indices, 1.0)
+    return (code * (2 + draw(count, 20, seed=3).abs())) @ directions + 5 * draw(D_IN, seed=4)
+
+
+@pytest.fixture(scope="session")
+def reader(tmp_path_factory: pytest.TempPathFactory) -> ShardReader:
+    folder = tmp_path_factory.mktemp("shards")
+    fingerprint = Fingerprint(
+        model="toy", weights="w", tokenizer="t", hook_point="blocks.1.hook_resid_post", d_in=D_IN, storage_dtype="fp32",
+        ctx_len=32, bos="row", batch_size=16, max_tokens=None, corpus="c", source="c", role="retain",
+    )  # fmt: skip
+    places = torch.arange(512)
+    with ShardWriter(folder, fingerprint, shard_rows=1024) as writer:
+        for index, rows in enumerate(make_rows(3072).split(512)):
+            writer.write_batch(index, rows, places // 32 + 16 * index, (places % 32).int(), places.int())
+        writer.finish()
+    return ShardReader(folder)
+
+
+@pytest.fixture
+def stream(reader: ShardReader) -> ActivationStream:
+    return ActivationStream([reader], batch_size=BATCH, seed=0)
+
+
+def config(**settings) -> TrainConfig:
+    given = {
+        "model": "toy",
+        "k": K,
+        "d_sae": D_SAE,
+        "batch_size": BATCH,
+        "max_steps": STEPS,
+        "lr": 0.01,
+        "sae_device": "cpu",
+    }
+    return TrainConfig(**{**given, **settings})
+
+
+HARD = {"dead_after": BATCH, "max_grad_norm": 0.5, "checkpoint_every": 4}
+"""Every part of the state at work: AuxK with dead counters, clipping, checkpoints on the way."""
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+class Watcher:
+    """Progress that calls back after each step, and keeps what was said."""
+
+    def __init__(self, after_step=lambda step: None) -> None:
+        self.said: list[str] = []
+        self._after_step = after_step
+
+    def say(self, line: str) -> None:
+        self.said.append(line)
+
+    @contextmanager
+    def task(self, title, total, unit):
+        watcher, done = self, 0
+
+        class Task:
+            def advance(self, amount: int, **facts: float | str) -> None:
+                nonlocal done
+                done += amount
+                if unit == "step" and facts:
+                    watcher._after_step(done)
+
+        yield Task()
+
+
+@pytest.fixture(scope="session")
+def unbroken(reader: ShardReader, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the hard run leaves when nothing stops it."""
+    folder = tmp_path_factory.mktemp("unbroken") / "sae"
+    train_sae(ActivationStream([reader], batch_size=BATCH, seed=0), config(**HARD), folder, PROVENANCE)
+    return contents(folder)
+
+
+# ---- learning -----------------------------------------------------------------------------------
+
+
+def test_training_learns_and_reports_the_saved_weights(stream, reader, tmp_path):
+    report = train_sae(stream, config(max_steps=300, lr=0.03), tmp_path / "sae", PROVENANCE)
+    sae, provenance = load_sae(tmp_path / "sae")
+    assert provenance == PROVENANCE
+    x = torch.cat([block.acts for block in reader.iter_blocks()]).float()
+    assert report.fvu < 0.05
+    assert report.fvu == pytest.approx(float(fvu(x, sae(x))), rel=1e-3)  # the window is one epoch here
+    acts = sae.encode(x)
+    assert report.l0 == pytest.approx(float((acts.values > 0).float().sum(dim=1).mean()), rel=1e-3)
+    fired = acts.indices[acts.values > 0].unique()
+    assert report.dead_share == pytest.approx(1 - len(fired) / D_SAE)
+    assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(D_SAE), atol=1e-6)
+    assert (report.steps, report.tokens) == (300, 300 * BATCH)
+    assert sorted(contents(tmp_path / "sae")) == [CFG, "config.json", "report.json", WEIGHTS]
+
+
+def test_held_out_rows_are_what_the_report_is_measured_on(stream, tmp_path, reader):
+    held_out = ActivationStream([reader], batch_size=256, seed=9)
+    seen = []
+    original = held_out.batches
+    held_out.batches = lambda start=0: (seen.append(len(b)) or b for b in original(start))
+    train_sae(stream, config(), tmp_path, PROVENANCE, held_out=held_out)
+    assert sum(seen) == 3072
+
+
+def test_epochs_count_whole_passes(stream, tmp_path):
+    report = train_sae(stream, config(max_steps=None, epochs=2), tmp_path, PROVENANCE)
+    assert report.steps == 2 * 3072 // BATCH
+
+
+def test_bf16_products_learn_nearly_as_well(stream, tmp_path):
+    exact = train_sae(stream, config(max_steps=100), tmp_path / "fp32", PROVENANCE)
+    half = train_sae(stream, config(max_steps=100, sae_dtype="bf16"), tmp_path / "bf16", PROVENANCE)
+    assert half.fvu != exact.fvu
+    assert half.fvu == pytest.approx(exact.fvu, abs=0.05)
+
+
+def test_auxk_revives_latents_that_plain_training_leaves_dead():
+    directions = draw(40, 24, seed=1)
+    directions /= directions.norm(dim=1, keepdim=True)
+    dead, unexplained = {}, {}
+    for alpha in (0.0, 1 / 32):
+        settings = config(max_steps=150, auxk_alpha=alpha, dead_after=512)
+        plan = Plan(config=settings, d_in=24, d_sae=48, steps=150, lr=0.01, device=torch.device("cpu"))
+        state = TrainState.start(TopKSAE(24, 48, K), 1.0)
+        with torch.no_grad():
+            state.sae.b_enc[:32] = -3.5  # so low that the other 16, too few for 40 directions, always come first
+        for step in range(plan.steps):
+            chosen = draw(128, 40, seed=step + 2).topk(2, dim=1).indices
+            figures = train_step(state, torch.zeros(128, 40).scatter(1, chosen, 2.5) @ directions, plan)
+        dead[alpha] = int((state.tokens_since_fired[:32] >= 512).sum())
+        unexplained[alpha] = float(figures[1])
+    assert dead[1 / 32] <= 10 < 20 <= dead[0.0], dead
+    assert unexplained[1 / 32] < unexplained[0.0] / 2, unexplained
+
+
+def test_the_log_holds_one_line_a_step(stream, tmp_path):
+    log = tmp_path / "logs" / "train.jsonl"
+    train_sae(stream, config(**HARD), tmp_path / "sae", PROVENANCE, log=log)
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    names = {"step", "tokens", "loss", "fvu", "l0", "dead_share", "lr", "grad_norm", "tokens_per_second"}
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
+    assert all(set(line) == names for line in lines)
+    assert lines[-1]["tokens"] == STEPS * BATCH
+    assert lines[0]["fvu"] == lines[0]["loss"] and lines[-1]["fvu"] < lines[0]["fvu"]
+    assert any(line["loss"] > line["fvu"] for line in lines), "AuxK never joined the loss"
+    train_sae(stream, config(), tmp_path / "other", PROVENANCE, log=tmp_path / "plain.jsonl")
+    assert "grad_norm" not in json.loads((tmp_path / "plain.jsonl").read_text().splitlines()[0])
+
+
+# ---- going on -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stopped_after", [1, 4, 5, 13, STEPS])
+@pytest.mark.parametrize(("signum", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_a_run_stopped_by_a_signal_ends_in_the_same_bytes(stream, tmp_path, unbroken, stopped_after, signum, raised):
+    def terminate(*_: object) -> None:
+        raise SystemExit(143)
+
+    def stop(step: int) -> None:
+        if step == stopped_after:
+            signal.raise_signal(signum)
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        with pytest.raises(raised):
+            train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=Watcher(stop))
+        assert signal.getsignal(signal.SIGTERM) is terminate
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (tmp_path / CFG).exists()
+    assert (tmp_path / "checkpoints" / f"step-{stopped_after:06d}" / "state.json").exists()
+    watcher = Watcher()
+    train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=watcher)
+    assert watcher.said == [f"going on from step {stopped_after} of {STEPS}"]
+    assert contents(tmp_path) == unbroken
+
+
+class KilledError(Exception):
+    """Stands for a process that ends without a word."""
+
+
+def kill_at(step: int):
+    def stop(done: int) -> None:
+        if done == step:
+            raise KilledError
+
+    return Watcher(stop)
+
+
+def test_a_run_killed_between_checkpoints_ends_in_the_same_bytes(stream, tmp_path, unbroken):
+    for step in (3, 7, 12):
+        with pytest.raises(KilledError):
+            train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=kill_at(step))
+    assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-000004", "step-000008"]
+    train_sae(stream, config(**HARD), tmp_path, PROVENANCE)
+    assert contents(tmp_path) == unbroken
+
+
+def damage_bytes(path: Path) -> None:
+    content = bytearray((path / "weights.safetensors").read_bytes())
+    content[-3] ^= 4
+    (path / "weights.safetensors").write_bytes(content)
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        damage_bytes,
+        lambda path: (path / "optim.safetensors").write_bytes(b"not tensors"),
+        lambda path: (path / "optim.safetensors").unlink(),
+        lambda path: (path / "state.json").write_text("{"),
+        lambda path: (path / "state.json").write_text('{"step": 8}'),
+    ],
+)
+def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(stream, tmp_path, unbroken, damage):
+    with pytest.raises(KilledError):
+        train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=kill_at(9))
+    damage(tmp_path / "checkpoints" / "step-000008")
+    watcher = Watcher()
+    train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=watcher)
+    assert "step-000008" in watcher.said[0] and "going back" in watcher.said[0]
+    assert watcher.said[1] == f"going on from step 4 of {STEPS}"
+    assert contents(tmp_path) == unbroken
+
+
+def test_a_run_stopped_while_it_is_measured_trains_no_step_again(stream, tmp_path, unbroken, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("sae_forge.training.trainer.measure", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train_sae(stream, config(**HARD), tmp_path, PROVENANCE)
+    log = tmp_path.parent / "measured.jsonl"
+    report = train_sae(stream, config(**HARD), tmp_path, PROVENANCE, log=log)
+    assert log.read_text() == "" and report.tokens_per_second is None
+    assert contents(tmp_path) == unbroken
+
+
+def test_a_finished_run_returns_its_report_and_touches_nothing(stream, tmp_path):
+    first = train_sae(stream, config(), tmp_path, PROVENANCE)
+    held = contents(tmp_path)
+    watcher = Watcher()
+    again = train_sae(stream, config(checkpoint_every=3, backend="reference"), tmp_path, PROVENANCE, progress=watcher)
+    assert again.to_json() | {"tokens_per_second": 0} == first.to_json() | {"tokens_per_second": 0}
+    assert "trained already" in watcher.said[0]
+    assert contents(tmp_path) == held
+
+
+def test_fresh_starts_over_and_gets_the_same(stream, tmp_path):
+    train_sae(stream, config(), tmp_path, PROVENANCE)
+    held = contents(tmp_path)
+    report = train_sae(stream, config(fresh=True), tmp_path, PROVENANCE)
+    assert report.tokens_per_second is not None
+    assert contents(tmp_path) == held
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lr": 0.02}, "lr expected 0.02, found 0.01"),
+        ({"max_steps": 15}, "steps expected 15, found 14"),
+        ({"seed": 1}, "seed expected 1, found 0"),
+        ({"max_grad_norm": 1.0}, "max_grad_norm expected 1.0, found None"),
+    ],
+)
+def test_other_settings_in_the_same_place_name_the_field(stream, tmp_path, change, said):
+    train_sae(stream, config(), tmp_path, PROVENANCE)
+    held = contents(tmp_path)
+    with pytest.raises(CheckpointError, match=f"{said}; start over with --fresh or choose another --run_dir"):
+        train_sae(stream, config(**change), tmp_path, PROVENANCE)
+    other = Provenance(model="toy", hook_point="blocks.1.hook_resid_post", shards=("b" * 64,))
+    with pytest.raises(CheckpointError, match=r"data\.shards"):
+        train_sae(stream, config(), tmp_path, other)
+    assert contents(tmp_path) == held
+
+
+def test_a_damaged_finished_sae_is_not_taken_for_finished(stream, tmp_path):
+    train_sae(stream, config(), tmp_path, PROVENANCE)
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes()[:-1] + b"\x7f")
+    with pytest.raises(CheckpointError, match=r"damaged.*--fresh"):
+        train_sae(stream, config(), tmp_path, PROVENANCE)
+
+
+# ---- refusals -----------------------------------------------------------------------------------
+
+
+def poison(stream: ActivationStream, at: int, value: float) -> None:
+    """Put one number that is not finite into the batch with this index."""
+    original = stream.batches
+
+    def batches(start: int = 0):
+        for index, batch in enumerate(original(start), start):
+            rows = batch.clone()
+            rows[3, 2] = value if index == at else rows[3, 2]
+            yield rows
+
+    stream.batches = batches
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_step_that_is_not_finite_moves_no_weight_and_is_named(stream, tmp_path, value):
+    plan = Plan.make(config(), stream)
+    state = TrainState.start(TopKSAE(D_IN, D_SAE, K), 1.0)
+    batch = next(iter(stream.batches()))
+    train_step(state, batch, plan)
+    before = {name: weight.detach().clone() for name, weight in named_weights(state.sae).items()}
+    moments = [slots["exp_avg"].clone() for slots in state.optimizer.state.values()]
+    figures = train_step(state, batch.clone().fill_(value), plan)
+    assert not math.isfinite(float(figures.sum()))
+    for name, weight in named_weights(state.sae).items():
+        assert torch.allclose(weight, before[name], rtol=0, atol=3e-7), name  # rows are brought to unit norm again
+    assert all(
+        torch.equal(now["exp_avg"], old) for now, old in zip(state.optimizer.state.values(), moments, strict=True)
+    )
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("-inf")])
+def test_a_run_that_meets_numbers_that_are_not_finite_ends_and_saves_nothing_of_it(
+    stream, tmp_path, value, monkeypatch
+):
+    monkeypatch.setattr("sae_forge.training.initialisation.SAMPLE_ROWS", 2 * BATCH)
+    settings = config(checkpoint_every=5)
+    poison(stream, 9, value)
+    with pytest.raises(NumericalError, match="step 10: loss nan") as caught:
+        train_sae(stream, settings, tmp_path, PROVENANCE)
+    assert caught.value.exit_code == 3
+    assert [path.name for path in (tmp_path / "checkpoints").glob("step-*")] == ["step-000005"]
+    assert not (tmp_path / CFG).exists()
+    poison(stream, 9, 0.0)
+    assert math.isfinite(train_sae(stream, settings, tmp_path, PROVENANCE).fvu)
+
+
+def test_more_latents_a_token_than_there_are_is_refused(stream, tmp_path):
+    with pytest.raises(ConfigError, match="k=25 latents per token, but the SAE has only d_sae=24"):
+        train_sae(stream, config(k=25, d_sae=None, expansion_factor=2), tmp_path, PROVENANCE)
+    assert contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "abacus"])
+def test_a_device_that_is_not_there_is_refused(stream, tmp_path, device):
+    with pytest.raises(ConfigError, match=f"--sae_device {device}"):
+        train_sae(stream, config(sae_device=device), tmp_path, PROVENANCE)
+
+
+def test_a_disk_too_small_is_refused_before_writing(stream, tmp_path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=4096)
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda _: usage)
+    with pytest.raises(ResourceError, match="GB free"):
+        train_sae(stream, config(checkpoint_every=5), tmp_path, PROVENANCE)
+    assert not list((tmp_path / "checkpoints").glob("*step*"))
+
+
+def test_two_runs_in_one_folder_are_refused(stream, tmp_path):
+    with files.locked(tmp_path / "checkpoints"), pytest.raises(ConfigError, match="another process"):
+        train_sae(stream, config(), tmp_path, PROVENANCE)
+
+
+# ---- parts --------------------------------------------------------------------------------------
+
+
+def test_the_geometric_median_is_the_middle_and_ignores_a_far_row():
+    line = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0], [3.0, 3.0], [40.0, 40.0]])
+    assert torch.allclose(geometric_median(line), torch.tensor([2.0, 2.0]), atol=1e-2)
+    cloud = draw(500, 7) + 3
+    far = torch.cat([cloud, torch.full((5, 7), 1e5)])
+    assert (
+        float((geometric_median(far) - geometric_median(cloud)).norm())
+        < 0.1
+        < float((far.mean(0) - cloud.mean(0)).norm())
+    )
+    assert torch.equal(geometric_median(torch.ones(4, 3)), torch.ones(3))
+
+
+@pytest.mark.parametrize("how", ["geometric_median", "mean", "zero"])
+def test_centre_and_scale_bring_activations_to_one_size(how):
+    sample = draw(1000, 30) * 0.01 + 7
+    middle = centre(sample, how)
+    scale = input_scale(sample, middle)
+    assert float(((sample - middle) * scale).square().sum(dim=1).median()) == pytest.approx(30, rel=1e-3)
+    assert (how == "zero") == bool((middle == 0).all())
+
+
+def test_activations_nothing_can_start_from_are_refused():
+    with pytest.raises(DataError, match="do not vary"):
+        input_scale(torch.ones(5, 3), torch.ones(3))
+    with pytest.raises(NumericalError, match="not finite"):
+        input_scale(torch.full((5, 3), float("nan")), torch.ones(3))
+
+
+def test_the_sample_is_the_start_of_the_stream_and_bounded(stream, monkeypatch):
+    monkeypatch.setattr("sae_forge.training.initialisation.SAMPLE_ROWS", 100)
+    first = torch.cat(list(itertools.islice(stream.batches(), 2)))[:100]
+    assert torch.equal(take_sample(stream.batches(), D_IN), first)
+
+
+def test_the_rate_rises_stays_and_falls_and_is_never_zero():
+    rates = [lr_at(step, steps=100, peak=3.0, warmup=0.1, decay=0.2) for step in range(100)]
+    assert rates[0] == pytest.approx(0.3) and rates[-1] == pytest.approx(0.15)
+    assert rates[9:81] == [3.0] * 72
+    assert all(b > a for a, b in itertools.pairwise(rates[:10])) and all(
+        b < a for a, b in itertools.pairwise(rates[80:])
+    )
+    assert [lr_at(step, steps=3, peak=1.0, warmup=0.0, decay=0.0) for step in range(3)] == [1.0] * 3
+    assert lr_at(0, steps=1, peak=1.0, warmup=0.05, decay=0.2) > 0
+
+
+def test_the_gradient_along_a_decoder_row_is_removed():
+    sae = TopKSAE(D_IN, D_SAE, K)
+    sae(draw(50, D_IN)).sub(draw(50, D_IN, seed=1)).square().sum().backward()
+    sae.requires_grad_(False)
+    across = sae.W_dec.grad - (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
+    remove_parallel_gradient_(sae)
+    assert torch.allclose(sae.W_dec.grad, across, atol=1e-5)
+    assert float((sae.W_dec.grad * sae.W_dec).sum(1).abs().max()) < 1e-4 * float(sae.W_dec.grad.norm())
+
+
+def test_our_adam_is_torchs():
+    ours, plain = TopKSAE(D_IN, D_SAE, K), TopKSAE(D_IN, D_SAE, K)
+    fused = make_adam(ours)
+    textbook = torch.optim.Adam(
+        plain.parameters(), lr=0.01, betas=(0.9, 0.999), eps=6.25e-10, fused=False, foreach=False
+    )
+    for group in fused.param_groups:
+        group["lr"] = 0.01
+    for seed in range(4):
+        for sae, optimizer in ((ours, fused), (plain, textbook)):
+            optimizer.zero_grad()
+            sae(draw(50, D_IN, seed=seed)).square().sum().backward()
+            optimizer.step()
+    for name, weight in named_weights(ours).items():
+        assert torch.allclose(weight, named_weights(plain)[name], atol=1e-5), name
+
+
+def test_progress_of_the_library_is_silent_by_default(stream, tmp_path, capsys):
+    train_sae(stream, config(), tmp_path, PROVENANCE, progress=SILENT)
+    assert capsys.readouterr() == ("", "")
