@@ -1,0 +1,241 @@
+"""One repository on the Hub, and the promise about it: files arrive in one commit, never in none and a half or in two.
+
+The commit names the commit it stands on, and after any failure the repository is read back before posting again: an
+answer that was lost is told from a commit that never landed by the hashes of the files that lie there.
+"""
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
+from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
+from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
+
+from sae_forge import files
+from sae_forge.errors import CheckpointError, ConfigError, RemoteError
+from sae_forge.hub.plan import Upload
+from sae_forge.hub.refusals import exhausted, refusal, status
+from sae_forge.hub.wire import Patience, TransientError, single_tries
+from sae_forge.progress import Progress
+
+_ANOTHER_COMMIT = frozenset({409, 412})
+_UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
+"""What the client raises on an answer that is not the Hub's, such as a proxy's page."""
+
+Answer = TypeVar("Answer")
+
+
+@dataclass(frozen=True)
+class Change:
+    """What one commit brings about."""
+
+    uploads: tuple[Upload, ...]
+    stale: tuple[str, ...]
+    """Files to take away."""
+    message: str
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Every file it touches."""
+        return (*(upload.path for upload in self.uploads), *self.stale)
+
+    def operations(self) -> list[CommitOperationAdd | CommitOperationDelete]:
+        """The same in the client's terms; made anew for each try.
+
+        Raises:
+            CheckpointError: a file is no longer what was planned.
+        """
+        adding = [CommitOperationAdd(upload.path, upload.content) for upload in self.uploads]
+        for operation, upload in zip(adding, self.uploads, strict=True):
+            if operation.upload_info.sha256.hex() != upload.sha256:
+                raise CheckpointError(f"{upload.content} changed while it was being published; push again")
+        return [*adding, *(CommitOperationDelete(path) for path in self.stale)]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a revision holds."""
+
+    commit: str
+    private: bool
+    files: dict[str, str | None]
+    """By path, the name under which the Hub knows the content."""
+
+    def shows(self, change: Change) -> bool:
+        """Whether nothing of the change is missing."""
+        return not any(path in self.files for path in change.stale) and all(
+            upload.is_stored_as(self.files.get(upload.path)) for upload in change.uploads
+        )
+
+
+@dataclass(frozen=True)
+class Landed:
+    """Where the files are now."""
+
+    commit: str
+    revision: str
+    url: str
+
+
+class Repository:
+    """A model repository, seen with one token."""
+
+    def __init__(self, repo_id: str, token: str, progress: Progress) -> None:
+        self.id = repo_id
+        self.endpoint = os.environ.get("HF_ENDPOINT", "").rstrip("/") or "https://huggingface.co"
+        if not self.endpoint.startswith(("http://", "https://")):
+            raise ConfigError(f"HF_ENDPOINT={self.endpoint[:80]} is no address; it starts with https://, or unset it")
+        self._token = token
+        self._progress = progress
+        self._api = HfApi(endpoint=self.endpoint, token=token)
+
+    def look(self, revision: str) -> Snapshot | None:
+        """The revision now; None when there is no such repository.
+
+        Raises:
+            RevisionNotFoundError: the repository is there and the revision is not.
+        """
+        try:
+            info = self._ask(lambda: self._api.model_info(self.id, revision=revision, files_metadata=True))
+        except RepositoryNotFoundError as error:
+            if status(error) == 404:
+                return None
+            raise self._refusal(error) from None
+        stored = {file.rfilename: file.lfs.sha256 if file.lfs else file.blob_id for file in info.siblings or ()}
+        return Snapshot(str(info.sha), bool(info.private), stored)
+
+    def create(self, *, private: bool) -> None:
+        """Make the repository; unless ``private``, an organisation's own default holds."""
+        self._settle(lambda: self._api.create_repo(self.id, private=private or None, exist_ok=True))
+
+    def create_branch(self, branch: str) -> None:
+        """Make the branch, from main."""
+        self._settle(lambda: self._api.create_branch(self.id, branch=branch, exist_ok=True))
+
+    def read_json(self, path: str, commit: str) -> Any:
+        """A small JSON file as that commit holds it; None when it is not JSON."""
+
+        def fetch() -> bytes:
+            url = hf_hub_url(self.id, path, revision=commit, endpoint=self.endpoint)
+            response = get_session().get(url, headers=build_hf_headers(token=self._token))
+            hf_raise_for_status(response)
+            return response.content
+
+        content = self._settle(fetch)
+        try:
+            return files.parse_json(content) if len(content) <= files.MAX_JSON_BYTES else None
+        except (ValueError, RecursionError):
+            return None
+
+    def commit(self, change: Change, *, onto: Snapshot, revision: str, pr: bool) -> Landed:
+        """Bring the change about in exactly one commit on top of ``onto``.
+
+        Raises:
+            RemoteError: the Hub refused or kept failing, or someone else changed one of these files meanwhile.
+        """
+        patience = Patience(self._progress)
+        others = 0
+        while True:
+            try:
+                return self._post(change, onto=onto, revision=revision, pr=pr)
+            except TransientError as error:
+                failure, outdated = error, False
+            except OSError as error:
+                if status(error) not in _ANOTHER_COMMIT:
+                    raise self._refusal(error) from None
+                failure, outdated = TransientError("has a newer commit than was read", wait=0.0), True
+            wait = patience.next_wait(failure)
+            time.sleep(wait or 0.0)
+            if landed := self._find(change, revision=revision, pr=pr):
+                return landed
+            if wait is None:
+                raise exhausted(failure, patience.tries, self.endpoint)
+            now = self._unclaimed(change, onto, revision)
+            others += outdated or now.commit != onto.commit
+            if others > 1:
+                raise RemoteError(f"someone else keeps committing to {self.id}; nothing was published: push again")
+            onto = now
+
+    def _post(self, change: Change, *, onto: Snapshot, revision: str, pr: bool) -> Landed:
+        """One try."""
+        operations = change.operations()
+        with single_tries(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # the server's remarks on a card are no news to who pushes
+            try:
+                info = self._api.create_commit(
+                    self.id,
+                    operations,
+                    commit_message=change.message,
+                    revision=None if pr else revision,
+                    create_pr=pr,
+                    parent_commit=onto.commit,
+                )
+            except (*_UNREADABLE, RuntimeError) as error:
+                # RuntimeError: the store of large files failed; nothing is committed before it has them all.
+                if isinstance(error, OSError) or str(error).startswith("Invalid metadata"):
+                    raise self._refusal(error) from None
+                raise TransientError(f"sent what cannot be read ({type(error).__name__})") from None
+        return Landed(info.oid, info.pr_revision or revision, info.pr_url or self.url(revision))
+
+    def _find(self, change: Change, *, revision: str, pr: bool) -> Landed | None:
+        """Where the change landed, if it did though we were not told."""
+        for name in self._pull_requests() if pr else [revision]:
+            now = self.look(name)
+            if now and now.shows(change):
+                return Landed(now.commit, name, self.url(name))
+        return None
+
+    def _pull_requests(self) -> list[str]:
+        """Revisions of the newest open pull requests."""
+        found = self._settle(lambda: list(self._api.get_repo_discussions(self.id)))
+        numbers = sorted(entry.num for entry in found if entry.is_pull_request and entry.status in ("open", "draft"))
+        return [f"refs/pr/{number}" for number in numbers[:-6:-1]]
+
+    def _unclaimed(self, change: Change, before: Snapshot, revision: str) -> Snapshot:
+        """The revision now, in which nobody else changed a file of ours since ``before``."""
+        now = self.look(revision)
+        if now is None:
+            raise RemoteError(f"{self.id} vanished while pushing to it; nothing was published")
+        for path in change.paths:
+            if now.files.get(path) != before.files.get(path):
+                raise RemoteError(
+                    f"someone else changed {path} in {self.id} meanwhile; nothing was published: push again"
+                )
+        return now
+
+    def _ask(self, request: Callable[[], Answer]) -> Answer:
+        """The answer to what may be asked again; whether a missing thing matters is for the caller to say."""
+        patience = Patience(self._progress)
+        while True:
+            try:
+                with single_tries():
+                    return request()
+            except TransientError as error:
+                failure = error
+            except (RepositoryNotFoundError, RevisionNotFoundError):
+                raise
+            except OSError as error:
+                raise self._refusal(error) from None
+            except _UNREADABLE as error:
+                failure = TransientError(f"sent what cannot be read ({type(error).__name__})")
+            if (wait := patience.next_wait(failure)) is None:
+                raise exhausted(failure, patience.tries, self.endpoint)
+            time.sleep(wait)
+
+    def _settle(self, request: Callable[[], Answer]) -> Answer:
+        """The same where nothing may be missing."""
+        try:
+            return self._ask(request)
+        except OSError as error:
+            raise self._refusal(error) from None
+
+    def _refusal(self, error: Exception) -> RemoteError:
+        return refusal(error, self.id, self.endpoint, self._token)
+
+    def url(self, revision: str) -> str:
+        """Where a person looks at it."""
+        return f"{self.endpoint}/{self.id}" + ("" if revision == "main" else f"/tree/{revision}")

@@ -1,0 +1,118 @@
+"""Requests that end: ``huggingface_hub`` waits for ever on a silent server, and retries some requests and not others.
+
+Inside :func:`single_tries` every request tries once, within a time limit, so that one place alone decides to try again.
+"""
+
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from email.utils import parsedate_to_datetime
+from importlib import import_module
+from typing import Any
+
+from huggingface_hub.utils import get_session
+
+from sae_forge.progress import Progress
+
+CONNECT, SILENCE = 15.0, 120.0
+"""Seconds a server may take to accept a connection, and stay silent on one, before a request counts as failed."""
+TRIES = 6
+TRIES_UNREACHED = 3
+"""Tries when not even a connection came about."""
+PATIENCE = 300.0
+"""Seconds after which nothing is tried anew."""
+FIRST_WAIT, LONGEST_WAIT = 1.0, 16.0
+"""Seconds between tries: doubled each time, unless the server names them."""
+
+_RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+
+
+class TransientError(Exception):
+    """A request that failed for now; whether the server acted on it is unknown."""
+
+    def __init__(self, reason: str, *, wait: float | None = None, unreached: bool = False) -> None:
+        super().__init__(reason)
+        self.wait = wait
+        """Seconds the server asked for."""
+        self.unreached = unreached
+        """No connection came about."""
+
+
+@dataclass
+class Patience:
+    """How often and how long one thing is tried."""
+
+    progress: Progress
+    tries: int = 0
+    until: float = field(default_factory=lambda: time.monotonic() + PATIENCE)
+
+    def next_wait(self, failure: TransientError) -> float | None:
+        """Seconds to wait before the next try; None when enough was tried."""
+        self.tries += 1
+        doubled = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.tries - 1))
+        wait = doubled if failure.wait is None else failure.wait
+        enough = self.tries >= (TRIES_UNREACHED if failure.unreached else TRIES)
+        if enough or time.monotonic() + wait > self.until:
+            return None
+        self.progress.say(f"the Hub {failure}; trying again in {wait:.0f} s")
+        return wait
+
+
+@contextmanager
+def single_tries() -> Iterator[None]:
+    """Inside, each request of ``huggingface_hub`` tries once and raises TransientError where trying anew may help.
+
+    Wraps the session there is, so a proxy or certificate that the user configured keeps working. The session is of
+    httpx2 (hub 2), httpx (hub 1) or requests (hub 0).
+    """
+    session: Any = get_session()
+    session.send = _once(session.send, _library(session))
+    try:
+        yield
+    finally:
+        del session.send
+
+
+def _library(session: Any) -> Any:
+    names = [kind.__module__.partition(".")[0] for kind in type(session).__mro__]
+    return import_module(next(name for name in names if name in ("httpx2", "httpx", "requests")))
+
+
+def _once(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
+    """``send`` with a time limit, whose passing failures no retry of ``huggingface_hub`` recognises."""
+    failures = getattr(library, "RequestError", None) or library.RequestException
+    names = ("ConnectError", "ConnectTimeout", "ConnectionError")
+    unreached = tuple(getattr(library, name) for name in names if hasattr(library, name))
+
+    def once(request: Any, **options: Any) -> Any:
+        # Set on each request, because some calls of the client say "no limit" themselves.
+        if hasattr(request, "extensions"):
+            request.extensions = {**request.extensions, "timeout": library.Timeout(SILENCE, connect=CONNECT).as_dict()}
+        else:
+            options["timeout"] = (CONNECT, SILENCE)
+        try:
+            response = send(request, **options)
+        except failures as error:
+            reason = f"gave no answer ({type(error).__name__})"
+            raise TransientError(reason, unreached=isinstance(error, unreached)) from None
+        if response.status_code in _RETRIED:
+            response.close()
+            raise TransientError(f"answered {response.status_code}", wait=_asked_wait(response.headers))
+        return response
+
+    return once
+
+
+def _asked_wait(headers: Any) -> float | None:
+    """Seconds the server asks to wait, if it does."""
+    asked = headers.get("Retry-After", "").strip()
+    if asked.isdigit():
+        return float(asked)
+    if limit := re.search(r"\br=0\s*;\s*t=(\d+)", headers.get("RateLimit", "")):
+        return float(limit[1])
+    try:
+        return max(0.0, parsedate_to_datetime(asked).timestamp() - time.time())
+    except (TypeError, ValueError):
+        return None
