@@ -14,10 +14,10 @@ import pytest
 
 from sae_forge.errors import BackendError
 from sae_forge.report import plots
-from sae_forge.report.claims import REVERSIBLE, claims
 from sae_forge.report.estimates import domains, headline, measurements, pool, trade_offs
 from sae_forge.report.html import Section, page, write_page
 
+REVERSIBLE = "Removing the hook restores everything."
 HOSTILE = """<script>alert(1)</script> " onload='x' &amp; </table><img src=http://evil/x.png>"""
 VOID = {"meta", "img", "br"}
 
@@ -42,7 +42,12 @@ def method(name: str, accuracies: list[float], *, seed: int | None = None, **set
 
 def report(*methods: dict[str, Any]) -> dict[str, Any]:
     roles = {"wizards": "forget", "minerals": "retain", "dragons": "neighbour"}
-    return {"domains": {name: {"role": role, "items": 240} for name, role in roles.items()}, "methods": list(methods)}
+    named = {name: {"role": role, "items": 240} for name, role in roles.items()}
+    return {
+        "domains": named,
+        "methods": list(methods),
+        "claims": ["forget questions fell.", "  Side effects: none.", REVERSIBLE],
+    }
 
 
 SWEEP = report(
@@ -85,47 +90,6 @@ def test_utility_is_the_worst_domain_that_should_be_kept():
     assert domains(SWEEP) == ["wizards", "dragons", "minerals"]
 
 
-# ---- claims -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("edited", "said"),
-    [
-        ([0.26, 0.98, 0.97], "inside that interval"),
-        ([0.05, 0.98, 0.97], "below guessing (0.25): knowledge turned round"),
-        ([0.60, 0.98, 0.97], "some of the knowledge still shows"),
-        ([0.95, 0.98, 0.97], "no forgetting is shown"),
-        ([0.26, 0.98, 0.97], "No damage is shown elsewhere"),
-        (
-            [0.26, 0.98, 0.70],
-            "does damage elsewhere: of 2 neighbour and retain domains, the largest fall is on dragons",
-        ),
-    ],
-)
-def test_claims_follow_from_the_intervals(edited: list[float], said: str):
-    sentences = claims(report(method("baseline", [0.99, 0.98, 0.97]), method("scale", edited, scale=-3.0)), 0.25)
-    assert said in " ".join(sentences)
-
-
-@pytest.mark.parametrize(
-    ("name", "forget", "said"),
-    [
-        ("random", 0.9, "the choice of directions matters"),
-        ("random", 0.27, "not owed to the directions chosen"),
-        ("random", 0.10, "less than the edit leaves: the effect is not owed"),
-        ("zero", 0.97, "it is the negative scale that forgets"),
-        ("zero", 0.25, "not distinguishable from the edit."),
-    ],
-)
-def test_controls_are_read_against_the_edit(name: str, forget: float, said: str):
-    base, edit = method("baseline", [0.99, 0.98, 0.97]), method("scale", [0.26, 0.98, 0.97], scale=-3.0)
-    assert said in " ".join(claims(report(base, edit, method(name, [forget, 0.9, 0.9])), 0.25))
-
-
-def test_without_an_edit_nothing_is_claimed():
-    assert "supports no claim" in " ".join(claims(report(method("baseline", [0.9, 0.9, 0.9])), 0.25))
-
-
 # ---- the page -----------------------------------------------------------------------------------
 
 
@@ -160,7 +124,7 @@ def parsed(text: str) -> Outline:
 def section(**changes: Any) -> Section:
     given: dict[str, Any] = {
         "title": "blocks.1.hook_resid_post", "train": {"fvu": 0.0112, "steps": 1200}, "selection": SELECTION,
-        "eval": SWEEP, "chance": 0.25, "plots": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
+        "eval": SWEEP, "plots": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
         "settings": {"train": {"k": 16, "layer": [1], "lr": None}},
     }  # fmt: skip
     return Section(**{**given, **changes})
@@ -200,7 +164,7 @@ def test_the_page_needs_nothing_from_elsewhere():
 
 def test_the_page_opens_with_the_claims_and_that_the_hook_can_be_removed():
     words = "".join(parsed(page("tiny-llama", [section()])).text)
-    first = words.index("falls from 0.99 [0.96, 1.02] to 0.26")
+    first = words.index("forget questions fell.")
     assert (
         words.index("Unlearning report: tiny-llama")
         < first
@@ -212,7 +176,6 @@ def test_the_page_opens_with_the_claims_and_that_the_hook_can_be_removed():
 def test_a_page_without_results_claims_nothing():
     words = "".join(parsed(page("m", [section(eval=None, selection=None, train=None, plots={}, settings={})])).text)
     assert "nothing can be claimed" in words
-    assert REVERSIBLE in words
 
 
 def test_every_method_stands_beside_its_controls_with_intervals():

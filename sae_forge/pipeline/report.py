@@ -52,7 +52,6 @@ def _section(sae: Path, bench: Bench) -> Section:
         train=_read(sae / "report.json"),
         selection=Selection.load(selection).to_json() if selection else None,
         eval=metrics,
-        chance=metrics["protocol"]["chance"] if metrics else None,
         plots=plots,
         settings=_settings(sae, evaluated),
     )

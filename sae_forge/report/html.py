@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge import files
-from sae_forge.report import claims
 from sae_forge.report.estimates import Measurement, Record, domains, measurements
 from sae_forge.report.style import CSS
 
+UNMEASURED = ("No eval report is here, so nothing can be claimed about forgetting or side effects.",)
 MAX_SNIPPETS = 3
 """Snippets shown for each latent; the selection file holds the rest."""
 
@@ -32,8 +32,6 @@ class Section:
     """A selection as its file holds it."""
     eval: Record | None = None
     """Metrics of ``eval``."""
-    chance: float | None = None
-    """Accuracy of guessing."""
     plots: Mapping[str, bytes] = field(default_factory=dict)
     """PNG images by the sentence that says what they show."""
     settings: Mapping[str, Record] = field(default_factory=dict)
@@ -66,9 +64,8 @@ def page(model: str, sections: Sequence[Section]) -> str:
 def _section(section: Section, several: bool) -> Iterable[str]:
     if several:
         yield f"<h2>{escape(section.title)}</h2>"
-    sentences = claims.claims(section.eval, section.chance) if section.eval else claims.UNMEASURED
     yield '<section class="claims" aria-label="What may be claimed">'
-    yield from (f"<p>{escape(sentence)}</p>" for sentence in (*sentences, claims.REVERSIBLE))
+    yield from (_sentence(text) for text in (section.eval["claims"] if section.eval else UNMEASURED))
     yield "</section>"
     if section.eval:
         yield from _measured(section.eval)
@@ -81,6 +78,11 @@ def _section(section: Section, several: bool) -> Iterable[str]:
         yield _pairs({name.replace("_", " "): _number(value) for name, value in section.train.items()})
     for verb, settings in section.settings.items():
         yield f"<details><summary>Settings of {escape(verb)}</summary>{_pairs(settings)}</details>"
+
+
+def _sentence(text: str) -> str:
+    """A claim; one that is indented belongs to the one above it."""
+    return f"<p{' class=under' if text.startswith(' ') else ''}>{escape(text.strip())}</p>"
 
 
 def _measured(metrics: Record) -> Iterable[str]:

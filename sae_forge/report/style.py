@@ -13,6 +13,7 @@ h2 { font-size: 1.3rem; margin: 3rem 0 1rem; border-top: 1px solid var(--line); 
 h3 { font-size: 1.1rem; margin: 2.2rem 0 .5rem; }
 .claims { background: var(--card); border-left: 4px solid var(--accent); border-radius: 4px; padding: .3rem 1.2rem; }
 .claims p { margin: .7rem 0; max-width: 60rem; }
+.claims p.under { margin: .25rem 0 .25rem 1.4rem; }
 .table { overflow-x: auto; margin: 1.6rem 0; }
 .tall { max-height: 40rem; overflow-y: auto; }
 .table:focus-visible, summary:focus-visible { outline: 2px solid var(--accent); outline-offset: 2px; }
