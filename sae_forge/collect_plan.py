@@ -95,17 +95,19 @@ def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], prog
 def peak_bytes(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job]) -> tuple[int, int]:
     """Bytes of weights and one batch's working set on the model's device, and of shard buffers in RAM.
 
-    Inside a block the MLP is widest: its gate, up and activated products live beside the residual stream and the
-    copies kept of it. Attention scores count where they are formed whole.
+    What Python and its libraries take is not counted. Beside the residual stream and the copies kept of it, a block
+    holds its MLP's gate, up and activated products, or, where they are formed whole, three sets of attention scores.
+    Every writer holds a shard, and one is copied while it is written. Measured on a CPU (fp32, d_model 768, 4 layers,
+    4 x 1024 tokens): 13 % below the peak with fused attention, 9 % above it with eager.
     """
     shape, tokens = lm.model.config, config.model_batch_size * config.ctx_len
-    points = max(len(job.pending) for job in jobs)
-    width = 3 * getattr(shape, "intermediate_size", 4 * lm.d_model) + (4 + points) * lm.d_model
-    working = tokens * width * lm.model.dtype.itemsize
-    if getattr(shape, "_attn_implementation", "sdpa") == "eager":
-        working += 3 * tokens * config.ctx_len * shape.num_attention_heads * lm.model.dtype.itemsize
-    buffers = max(sum(buffer_bytes(job.fingerprints[at], config.shard_rows) for at in job.pending) for job in jobs)
-    return parameter_bytes(lm.model) + working, buffers
+    eager = getattr(shape, "_attn_implementation", "sdpa") == "eager"
+    scores = 3 * config.ctx_len * shape.num_attention_heads if eager else 0
+    products = 3 * getattr(shape, "intermediate_size", 4 * lm.d_model)
+    copies = (4 + max(len(job.pending) for job in jobs)) * lm.d_model
+    working = tokens * (max(scores, products) + copies) * lm.model.dtype.itemsize
+    held = [[buffer_bytes(job.fingerprints[point], config.shard_rows) for point in job.pending] for job in jobs]
+    return parameter_bytes(lm.model) + working, max(sum(buffers) + max(buffers) for buffers in held)
 
 
 def _job(config: CollectConfig, lm: LanguageModel, role: str, source: str, points: Sequence[HookPoint]) -> Job:
