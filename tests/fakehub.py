@@ -56,7 +56,7 @@ class Fault:
 
     step: str
     kind: int | str
-    """A status; or reset, lost (acted on, then reset), silent, garbage (acted on, then no JSON)."""
+    """A status; or reset, lost (acted on, then reset), silent, garbage (acted on, then no JSON), late (only ``before``)."""
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "no"
@@ -203,9 +203,7 @@ class _Handler(BaseHTTPRequestHandler):
         commit = repo.find(revision)
         if commit is None:
             return _missing("RevisionNotFound")
-        siblings = [
-            {"rfilename": path, "size": len(content), "blobId": blob(content)} for path, content in commit.files.items()
-        ]
+        siblings = [sibling(path, content) for path, content in commit.files.items()]
         return 200, {"id": name, "sha": commit.oid, "private": repo.private, "tags": [], "siblings": siblings}, {}
 
     def _tree(self, repo: Repo, revision: str) -> Any:
@@ -294,6 +292,16 @@ class _Handler(BaseHTTPRequestHandler):
 
 def blob(content: bytes) -> str:
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def sibling(path: str, content: bytes) -> dict[str, Any]:
+    """How the real Hub lists a file; it keeps weights in its large storage, known there by sha256."""
+    entry: dict[str, Any] = {"rfilename": path, "size": len(content), "blobId": blob(content)}
+    if path.endswith(".safetensors"):
+        sha256 = hashlib.sha256(content).hexdigest()
+        entry["lfs"] = {"size": len(content), "sha256": sha256, "pointerSize": 134}
+        entry["blobId"] = blob(f"a pointer to {sha256}".encode())
+    return entry
 
 
 def _missing(code: str) -> Any:

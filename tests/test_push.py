@@ -268,6 +268,7 @@ def test_a_pull_request_whose_answer_was_lost_is_opened_once(made: Artefacts, hu
     hub.faults.append(Fault("commit", "lost"))
     pushed = made.push(create_pr=True)
     assert hub.repos[REPO].pulls == ["refs/pr/1"] == [pushed.revision]
+    assert pushed.url == f"{hub.url}/{REPO}/discussions/1"
 
 
 @pytest.mark.parametrize("exists", [True, False])
@@ -324,6 +325,14 @@ def test_a_file_of_ours_changed_by_a_stranger_meanwhile_is_not_overwritten(made:
     with pytest.raises(RemoteError, match=r"someone else changed eval\.json"):
         made.push()
     assert hub.steps().count("commit") == 1
+
+
+def test_a_commit_between_our_reading_and_our_posting_is_noticed(made: Artefacts, hub: FakeHub):
+    hub.add_repo(REPO)
+    hub.faults.append(Fault("commit", "late", before=meddle(hub, "eval.json")))
+    with pytest.raises(RemoteError, match="someone else changed"):
+        made.push()
+    assert set(hub.repos[REPO].files) == {".gitattributes", "eval.json"}
 
 
 @pytest.mark.parametrize("path", ["config.json", f"{POINT}/cfg.json"])
@@ -427,6 +436,13 @@ def test_the_token_is_in_no_output(made: Artefacts, hub: FakeHub, caplog, capfd)
     assert any(request.headers.get("authorization", request.headers.get("Authorization")) for request in hub.requests)
 
 
+def test_a_token_of_any_shape_is_cut_from_what_the_server_says(made: Artefacts, hub: FakeHub, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "odd.secret.value")
+    hub.faults.append(Fault("look", 403, headers={"X-Error-Message": "no odd.secret.value, no hf_" + "x" * 30}))
+    with pytest.raises(RemoteError, match=r"403: no \[token\], no \[token\]"):
+        made.push()
+
+
 @pytest.mark.parametrize("place", ["report", "message"])
 def test_a_token_in_what_would_be_published_stops_the_push(made: Artefacts, hub: FakeHub, place: str):
     settings = {}
@@ -520,6 +536,8 @@ REFUSALS = [
     ("commit", 400, {}, "refused the push.*400"),
     ("commit", 413, {}, "413"),
     ("validate", 400, {}, "refused the push"),
+    ("branch", 403, {}, "may not write"),
+    ("look", 404, {}, "is not on http"),
 ]
 
 
@@ -527,7 +545,7 @@ REFUSALS = [
 def test_a_refusal_is_one_line_with_a_way_out(made: Artefacts, hub: FakeHub, step, status, headers, said):
     hub.faults.append(Fault(step, status, times=99, headers=headers))
     with pytest.raises(RemoteError, match=said) as refused:
-        made.push()
+        made.push(branch="trial" if step == "branch" else None)
     assert "\n" not in str(refused.value) and len(str(refused.value)) <= 300
     assert refused.value.exit_code == 5
     assert hub.steps().count(step) == 1 or step == "create", "a refusal is not asked again"

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 from huggingface_hub import get_token
-from huggingface_hub.errors import RevisionNotFoundError
 
 from sae_forge import __version__, files
 from sae_forge.config import PushConfig
@@ -169,13 +168,11 @@ def _quality(folder: Path) -> dict[str, Any]:
 
 def _standing(repository: Repository, revision: str, *, private: bool) -> Snapshot:
     """The revision as it is, after making the repository and the branch where they are missing."""
-    try:
-        here = repository.look(revision)
-        if here is None:
-            repository.create(private=private)
-            here = repository.look(revision)
-    except RevisionNotFoundError:
-        repository.create_branch(revision)
+    here = repository.look(revision)
+    if here is None:
+        repository.create(private=private)
+        if revision != "main":
+            repository.create_branch(revision)
         here = repository.look(revision)
     if here is None:
         raise RemoteError(f"{repository.id} was made and is not there; try again later")

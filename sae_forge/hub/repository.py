@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
+from json import JSONDecodeError
 from typing import Any, TypeVar
 
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf_hub_url
@@ -94,14 +95,10 @@ class Repository:
         self._api = HfApi(endpoint=self.endpoint, token=token)
 
     def look(self, revision: str) -> Snapshot | None:
-        """The revision now; None when there is no such repository.
-
-        Raises:
-            RevisionNotFoundError: the repository is there and the revision is not.
-        """
+        """The revision now; None when there is no such repository or revision."""
         try:
             info = self._ask(lambda: self._api.model_info(self.id, revision=revision, files_metadata=True))
-        except RepositoryNotFoundError as error:
+        except (RepositoryNotFoundError, RevisionNotFoundError) as error:
             if status(error) == 404:
                 return None
             raise self._refusal(error) from None
@@ -109,11 +106,11 @@ class Repository:
         return Snapshot(str(info.sha), bool(info.private), stored)
 
     def create(self, *, private: bool) -> None:
-        """Make the repository; unless ``private``, an organisation's own default holds."""
+        """See to it that there is the repository; unless ``private``, an organisation's own default holds."""
         self._settle(lambda: self._api.create_repo(self.id, private=private or None, exist_ok=True))
 
     def create_branch(self, branch: str) -> None:
-        """Make the branch, from main."""
+        """See to it that there is the branch, made from main."""
         self._settle(lambda: self._api.create_branch(self.id, branch=branch, exist_ok=True))
 
     def read_json(self, path: str, commit: str) -> Any:
@@ -176,10 +173,10 @@ class Repository:
                 )
             except (*_UNREADABLE, RuntimeError) as error:
                 # RuntimeError: the store of large files failed; nothing is committed before it has them all.
-                if isinstance(error, OSError) or str(error).startswith("Invalid metadata"):
+                if _is_refusal(error) or str(error).startswith("Invalid metadata"):
                     raise self._refusal(error) from None
-                raise TransientError(f"sent what cannot be read ({type(error).__name__})") from None
-        return Landed(info.oid, info.pr_revision or revision, info.pr_url or self.url(revision))
+                raise _unreadable(error) from None
+        return Landed(info.oid, info.pr_revision or revision, self.url(info.pr_revision or revision))
 
     def _find(self, change: Change, *, revision: str, pr: bool) -> Landed | None:
         """Where the change landed, if it did though we were not told."""
@@ -218,10 +215,10 @@ class Repository:
                 failure = error
             except (RepositoryNotFoundError, RevisionNotFoundError):
                 raise
-            except OSError as error:
-                raise self._refusal(error) from None
-            except _UNREADABLE as error:
-                failure = TransientError(f"sent what cannot be read ({type(error).__name__})")
+            except (OSError, *_UNREADABLE) as error:
+                if _is_refusal(error):
+                    raise self._refusal(error) from None
+                failure = _unreadable(error)
             if (wait := patience.next_wait(failure)) is None:
                 raise exhausted(failure, patience.tries, self.endpoint)
             time.sleep(wait)
@@ -238,4 +235,15 @@ class Repository:
 
     def url(self, revision: str) -> str:
         """Where a person looks at it."""
-        return f"{self.endpoint}/{self.id}" + ("" if revision == "main" else f"/tree/{revision}")
+        pull = revision.removeprefix("refs/pr/")
+        place = f"/discussions/{pull}" if pull != revision else "" if revision == "main" else f"/tree/{revision}"
+        return f"{self.endpoint}/{self.id}{place}"
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether the Hub itself answered with an error, or the machine could not do its part."""
+    return isinstance(error, OSError) and not isinstance(error, JSONDecodeError)  # requests' own is both
+
+
+def _unreadable(error: Exception) -> TransientError:
+    return TransientError(f"sent what cannot be read ({type(error).__name__})")

@@ -27,6 +27,8 @@ FIRST_WAIT, LONGEST_WAIT = 1.0, 16.0
 """Seconds between tries: doubled each time, unless the server names them."""
 
 _RETRIED = frozenset({408, 429, 500, 502, 503, 504})
+_UNREACHED = frozenset({"ConnectError", "ConnectTimeout", "MaxRetryError"})
+"""What httpx and, inside its own error, requests call a connection that did not come about."""
 
 
 class TransientError(Exception):
@@ -83,8 +85,6 @@ def _library(session: Any) -> Any:
 def _once(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
     """``send`` with a time limit, whose passing failures no retry of ``huggingface_hub`` recognises."""
     failures = getattr(library, "RequestError", None) or library.RequestException
-    names = ("ConnectError", "ConnectTimeout", "ConnectionError")
-    unreached = tuple(getattr(library, name) for name in names if hasattr(library, name))
 
     def once(request: Any, **options: Any) -> Any:
         # Set on each request, because some calls of the client say "no limit" themselves.
@@ -95,8 +95,10 @@ def _once(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
         try:
             response = send(request, **options)
         except failures as error:
-            reason = f"gave no answer ({type(error).__name__})"
-            raise TransientError(reason, unreached=isinstance(error, unreached)) from None
+            names = {type(part).__name__ for part in (error, *error.args)}
+            raise TransientError(
+                f"gave no answer ({type(error).__name__})", unreached=bool(names & _UNREACHED)
+            ) from None
         if response.status_code in _RETRIED:
             response.close()
             raise TransientError(f"answered {response.status_code}", wait=_asked_wait(response.headers))
