@@ -56,7 +56,7 @@ class Fault:
 
     step: str
     kind: int | str
-    """A status; or reset, lost (acted on, then reset), silent, garbage (acted on, then no JSON), late (only ``before``)."""
+    """A status; or reset, lost (acted on, then reset), silent, garbage (acted on, no JSON), late (only ``before``)."""
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "no"
