@@ -1,7 +1,6 @@
 """A TopK SAE: its arithmetic, its losses, and files that load as they were saved or not at all."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from sae_forge import files
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.losses import FvuMeter, auxk_loss, fvu
-from sae_forge.sae.store import CFG, WEIGHTS, Provenance, list_saes, load_sae, sae_folder, save_sae
+from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae, save_sae
 from sae_forge.sae.topk import LatentActs, TopKSAE
 
 D_IN, D_SAE, K = 13, 41, 5
@@ -111,6 +110,11 @@ def test_product_precision_changes_rounding_and_no_more(sae):
 def test_k_must_be_a_number_of_latents(k):
     with pytest.raises(ConfigError, match=f"k={k} latents per token, but the SAE has only d_sae={D_SAE}"):
         TopKSAE(D_IN, D_SAE, k)
+
+
+def test_activations_of_another_width_are_refused(sae):
+    with pytest.raises(ConfigError, match="activations are 12 wide, but the SAE reads 13"):
+        sae(draw(2, 12))
 
 
 def test_acts_that_name_no_latent_are_refused(sae):
@@ -271,13 +275,3 @@ def test_weights_that_are_not_finite_or_not_the_four_are_refused(sae, tmp_path):
     replace_weights(tmp_path, {**weights, "threshold": torch.zeros(D_SAE)})
     with pytest.raises(CheckpointError, match=r"found .*threshold"):
         load_sae(tmp_path)
-
-
-def test_saes_are_listed_newest_last_and_unfinished_ones_not(sae, tmp_path):
-    folders = [sae_folder(tmp_path, HookPoint(layer), k=K, d_sae=D_SAE, seed=0) for layer in (2, 0, 1)]
-    for age, folder in enumerate(folders):
-        save_sae(folder, sae, PROVENANCE)
-        os.utime(folder / CFG, (1000 + age, 1000 + age))
-    (folders[1] / CFG).unlink()
-    assert list_saes(tmp_path) == [folders[0], folders[2]]
-    assert list_saes(tmp_path / "none") == []

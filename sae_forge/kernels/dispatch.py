@@ -87,10 +87,16 @@ def topk_encode(
 
     Args:
         product_dtype: Precision of the dense product (None: that of ``W_enc``). Results are in that of ``W_enc``.
+
+    Raises:
+        BackendError: the backend cannot run these tensors, or they lie on several devices.
+        ConfigError: k exceeds d_sae, or ``x`` is of another width than the SAE.
     """
     _check_together(x=x, W_enc=W_enc, b_enc=b_enc, b_dec=b_dec)
     if not 1 <= k <= W_enc.shape[1]:
         raise ConfigError(f"k={k} latents per token, but the SAE has d_sae={W_enc.shape[1]}")
+    if x.shape[-1] != W_enc.shape[0]:
+        raise ConfigError(f"the activations are {x.shape[-1]} wide, but the SAE reads {W_enc.shape[0]}")
     form = _choose(backend, W_enc)
     batch = x.shape[:-1]
     flat = x.reshape(-1, x.shape[-1]).to(W_enc.dtype)

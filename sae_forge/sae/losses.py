@@ -27,14 +27,14 @@ def auxk_loss(
 
     Gradients reach the rows and columns of the dead latents only. Dense, but over the dead set alone: gathering
     d_in / 2 rows a token would cost more than the whole step. With fewer dead latents than d_in / 2 the loss fades
-    with their number, so the last few are not pushed harder than the many.
+    with their number, so the last few are not pushed harder than the many. Acts pass no ReLU here: a latent whose
+    pre-acts are all negative would get no gradient and stay dead for good.
 
-    Source: Gao et al. 2024 (arXiv 2406.04093) §2.4 and appendix A.2; the fading is EleutherAI sparsify's.
+    Source: Gao et al. 2024 (arXiv 2406.04093), AuxK; the fading is EleutherAI sparsify's, the missing ReLU SAELens's.
     """
     residual = (x - x_hat).detach()
     kept = min(max(1, sae.d_in // 2), len(dead))
-    pre_acts = torch.addmm(sae.b_enc[dead], x - sae.b_dec.detach(), sae.W_enc[:, dead])
-    acts = pre_acts.relu()
+    acts = torch.addmm(sae.b_enc[dead], x - sae.b_dec.detach(), sae.W_enc[:, dead])
     if kept < len(dead):
         top = torch.topk(acts, kept, dim=-1, sorted=False)
         acts = torch.zeros_like(acts).scatter(-1, top.indices, top.values)

@@ -58,17 +58,6 @@ class Provenance:
         return cls(**{**value, **lists})
 
 
-def sae_folder(run_folder: Path, point: HookPoint, *, k: int, d_sae: int, seed: int) -> Path:
-    """Where a run keeps the SAE with these settings."""
-    return run_folder / "saes" / str(point) / f"k{k}-d{d_sae}-s{seed}"
-
-
-def list_saes(run_folder: Path) -> list[Path]:
-    """Folders of the finished SAEs of a run, newest last."""
-    found = run_folder.glob(f"saes/*/*/{CFG}")
-    return [cfg.parent for cfg in sorted(found, key=lambda cfg: (cfg.stat().st_mtime_ns, str(cfg)))]
-
-
 def save_sae(folder: Path, sae: TopKSAE, provenance: Provenance) -> None:
     """Write the SAE so that sae_forge and SAELens load it as it is, in fp32."""
     names = ("W_enc", "W_dec", "b_enc", "b_dec")
