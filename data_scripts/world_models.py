@@ -39,8 +39,8 @@ class Schooling:
 
     d_model: int = 128
     n_layers: int = 4
-    vocab_size: int = 4096
-    steps: int = 1000
+    vocab_size: int = 3072
+    steps: int = 1400
     context: int = 128
     packed_rows: int = 8
     single_rows: int = 24
