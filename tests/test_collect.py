@@ -204,6 +204,20 @@ def test_an_interrupted_run_ends_in_the_same_bytes(tiny_model, corpora, tmp_path
     assert tree(tmp_path / "resumed") == tree(tmp_path / "whole")
 
 
+def test_hook_points_that_stopped_at_different_batches_are_both_finished(tiny_llama, corpora, tmp_path):
+    config = make_config(tmp_path, layer=(0, 1, 2))
+    folders = collect(config, tiny_llama, corpora[:1]).folders
+    whole = tree(tmp_path)
+    assert len(list(folders[0].glob("*.safetensors"))) >= 3
+    for folder, kept in zip(folders, (1, 2, 3), strict=True):
+        if kept < 3:
+            (folder / "manifest.json").unlink()
+            for shard in sorted(folder.glob("shard-*"))[2 * kept :]:
+                shard.unlink()
+    assert collect(config, tiny_llama, corpora[:1]).collected > 0
+    assert tree(tmp_path) == whole
+
+
 SCRIPT = """
 import sys, time
 import torch

@@ -1,6 +1,8 @@
 """A whole evaluation on tiny models: its shape, its controls, that it repeats to the byte, and what it claims."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -246,6 +248,35 @@ def test_a_limit_caps_every_domain(tiny_llama: LanguageModel, tmp_path: Path):
     found = run(tiny_llama, **make_sources(tmp_path), limit=2, methods=("zero",))
     assert {entry["questions"] for entry in found.metrics["domains"].values()} == {2}
     assert found.metrics["protocol"]["generation"]["prompts"] == 2
+
+
+class Counting:
+    """Progress that adds up what it is told."""
+
+    def __init__(self):
+        self.total, self.count, self.lines = None, 0, []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)
+
+    @contextmanager
+    def task(self, title: str, total: int | None, unit: str) -> Iterator["Counting"]:
+        self.total = total
+        yield self
+
+    def advance(self, amount: int, **facts: float | str) -> None:
+        assert facts["method"] in ("baseline", "zero")
+        self.count += amount
+
+
+@pytest.mark.parametrize("scoring", ["cloze", "letter"])
+def test_progress_counts_every_item_once(tiny_llama: LanguageModel, sources: dict[str, Any], scoring: str):
+    watcher = Counting()
+    settings = SETTINGS | {"scoring": scoring, "methods": ("zero",), "eval_batch_size": 4, **sources}
+    sae = TopKSAE(tiny_llama.d_model, 96, 7, seed=5)
+    evaluate(tiny_llama, sae, make_selection(3), EvalConfig(**settings), POINT, watcher)
+    assert watcher.count == watcher.total > 0
+    assert watcher.lines == ["12 latents were asked for and 3 are selected; taking those"]
 
 
 # ---- plans --------------------------------------------------------------------------------------

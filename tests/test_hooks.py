@@ -144,6 +144,17 @@ def test_a_rewrite_sees_each_call_of_cached_generation(tiny_model):
     assert torch.equal(torch.cat(seen[1:], 1), out[:, prompt:-1] > 3)
 
 
+def test_a_rewrite_sees_which_single_new_tokens_are_real(tiny_model):
+    token_ids, mask = tokens(tiny_model, "left")
+    seen = []
+    with torch.no_grad(), splice(tiny_model, HookPoint(0), lambda x, real: seen.append(real[:, 0].tolist()) or x):
+        cache = tiny_model.model(token_ids, attention_mask=mask, use_cache=True).past_key_values
+        for step in ([9, 2, 8], [1, 7, 3], [7, 7, 0]):
+            mask = torch.cat([mask, torch.tensor([[1], [1], [int(step[2] > 0)]])], 1)
+            tiny_model.model(torch.tensor(step)[:, None], attention_mask=mask, past_key_values=cache, use_cache=True)
+    assert seen[1:] == [[True, False, True], [False, True, False], [True, True, False]]
+
+
 def test_hooks_are_gone_after_an_exception(tiny_model):
     token_ids, mask = tokens(tiny_model)
     before = hook_count(tiny_model)
@@ -210,3 +221,6 @@ def test_every_family_entry_finds_its_sites(family, tmp_path):
         last = lm.model(token_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
         normed = lm.model.get_submodule(lm.family.final_norm)(post)
     torch.testing.assert_close(normed[mask.bool()], last[mask.bool()])
+    left, left_mask = tokens(lm, "left")
+    moved = capture(lm, [HookPoint(3)], left, left_mask)[HookPoint(3)]
+    torch.testing.assert_close(moved[left_mask.bool()], post[mask.bool()], rtol=1e-4, atol=1e-4)

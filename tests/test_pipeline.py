@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.app import app
 from typer.testing import CliRunner
 
+from cli.app import app
 from sae_forge import builtin
 from sae_forge.runs import Run
 

@@ -57,7 +57,7 @@ def _forgetting(row: Json, base: Json) -> str:
         return f"loss on forget text {_moved(row['change']['loss']['forget'])} nats per token."
     changed = row["change"]["roles"]["forget"]
     shift = f"log-prob of what should follow {_moved(changed['logprob'])} nats per token"
-    if role["accuracy"] is None:
+    if "accuracy" not in role:
         return f"forget prompts: {shift}."
     verb = _verb(changed["accuracy"])
     said = f"forget questions {verb} from {before['accuracy']['value']:.2f} to {_interval(role['accuracy'])}"

@@ -8,7 +8,7 @@ the right.
 
 import copy
 import inspect
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, NamedTuple
@@ -21,6 +21,9 @@ from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.loading import LanguageModel
 
 SPACE = " "
+
+Done = Callable[[int], None]
+"""Called as work goes on with how many more items are finished."""
 
 
 class Score(NamedTuple):
@@ -111,7 +114,7 @@ def _split(bare: list[int], wholes: list[list[int]], longest: int) -> Encoded:
 
 @torch.inference_mode()
 def score(
-    lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int, share: bool = True
+    lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int, share: bool = True, done: Done | None = None
 ) -> list[tuple[Score, ...]]:
     """For each context the score of each of its continuations, in the order given.
 
@@ -129,16 +132,24 @@ def score(
     for numbers in _by_length(together, [len(encoded[number].context) for number in together], batch_size):
         for (row, option), logprob in _score_shared(lm, [encoded[number] for number in numbers], batch_size):
             sums[numbers[row]][option] += logprob
+        report(done, len(numbers))
     rows = [(encoded[number].context, encoded[number].targets[option]) for number, option in alone]
     lengths = [len(context) + len(target) for context, target in rows]
     for chosen in _by_length(list(range(len(rows))), lengths, batch_size):
         for index, logprob in zip(chosen, _score_rows(lm, [rows[index] for index in chosen]), strict=True):
             number, option = alone[index]
             sums[number][option] = logprob
+        report(done, sum(alone[index][1] == 0 for index in chosen))
     return [
         tuple(Score(_finite(value), len(target)) for value, target in zip(values, item.targets, strict=True))
         for values, item in zip(sums, encoded, strict=True)
     ]
+
+
+def report(done: Done | None, count: int) -> None:
+    """Tell whoever watches, if anyone does."""
+    if done is not None:
+        done(count)
 
 
 def _by_length(members: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:

@@ -155,7 +155,7 @@ def _described(
     members: list[Domain], measures: dict[str, Series], found: Measurement, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     """Estimates of one domain, or of all domains of a role."""
-    entry: dict[str, Any] = {"accuracy": None, "logprob": None, **_estimates(measures, bootstrap)}
+    entry = _estimates(measures, bootstrap)
     if "accuracy" in measures:
         entry["chance_distance"] = chance_distance(measures["accuracy"].estimate(bootstrap)).to_json()
         entry["letters"] = letter_shares([got.chosen for one in members for got in found.answers.get(one.name, [])])

@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_forge.errors import NumericalError
-from sae_forge.evals.continuations import bos_ids, forward, max_input, pad
+from sae_forge.evals.continuations import Done, bos_ids, forward, max_input, pad, report
 from sae_forge.evals.metrics import degenerate, distinct, stutters
 from sae_forge.models.loading import LanguageModel
 from sae_forge.rng import generator
@@ -51,7 +51,9 @@ class Written:
         }
 
 
-def write(lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, *, batch_size: int) -> list[Written]:
+def write(
+    lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, *, batch_size: int, done: Done | None = None
+) -> list[Written]:
     """A continuation of each prompt, by the model as it stands, edits included.
 
     Raises:
@@ -66,6 +68,7 @@ def write(lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, *, batc
         for index, ids in zip(chosen, _continue(lm, texts, sampling, draws[chosen]), strict=True):
             text = lm.tokenizer.decode(ids, skip_special_tokens=True)
             found[index] = Written(prompts[index], str(text), len(ids))
+        report(done, len(chosen))
     return [found[index] for index in range(len(prompts))]
 
 

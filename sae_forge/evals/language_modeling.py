@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy
 from sae_forge.config import HeldOutConfig
 from sae_forge.data.corpus import PackedBatch, Tokenizer, corpus_name, iter_packed, iter_texts
 from sae_forge.errors import DataError, NumericalError
-from sae_forge.evals.continuations import forward, max_input
+from sae_forge.evals.continuations import Done, forward, max_input, report
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 
@@ -69,7 +69,7 @@ def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig
 
 
 @torch.inference_mode()
-def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch]) -> SequenceLosses:
+def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch], *, done: Done | None = None) -> SequenceLosses:
     """Loss on every real token but a sequence's first; BOS, EOS and padding are read but never predicted.
 
     Raises:
@@ -87,6 +87,7 @@ def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch]) -> Sequen
             losses = _losses(lm, batch.token_ids[rows][kept], batch.attention_mask[rows][kept], wanted[kept])
             nats += losses.sum(-1).tolist()
             tokens += wanted[kept].sum(-1).tolist()
+        report(done, len(batch.token_ids))
     if any(value - value != 0 for value in nats):
         raise NumericalError("the loss on held-out text is not finite; compute with --dtype fp32 or bf16")
     return SequenceLosses(tuple(nats), tuple(tokens))

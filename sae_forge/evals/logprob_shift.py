@@ -6,7 +6,7 @@ BOS for the families trained with it, over as many prompts as there are, so that
 
 from collections.abc import Sequence
 
-from sae_forge.evals.continuations import Encoded, Score, encode, score
+from sae_forge.evals.continuations import Done, Encoded, Score, encode, score
 from sae_forge.evals.items import Prompt
 from sae_forge.models.loading import LanguageModel
 
@@ -16,6 +16,8 @@ def encode_prompts(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Encoded
     return encode(lm, [(item.prompt, (item.target,)) for item in prompts])
 
 
-def target_logprobs(lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int) -> list[Score]:
+def target_logprobs(
+    lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int, done: Done | None = None
+) -> list[Score]:
     """For each prompt the log-prob of its target; ``.mean`` is per target token, which is what is averaged."""
-    return [scores[0] for scores in score(lm, encoded, batch_size=batch_size)]
+    return [scores[0] for scores in score(lm, encoded, batch_size=batch_size, done=done)]

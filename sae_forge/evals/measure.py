@@ -4,6 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from sae_forge.config import EvalConfig
@@ -100,23 +101,20 @@ def measure(lm: LanguageModel, suite: Suite, log: EditLog | None, task: Task, **
         facts: Shown beside the progress.
     """
     found = Measurement()
+    size, done = suite.batch_size, partial(task.advance, **facts)
     for domain in suite.domains:
-        with _counted(found, domain.name, log):
+        name = domain.name
+        with _counted(found, name, log):
             if domain.questions:
-                encoded = suite.questions[domain.name]
-                found.answers[domain.name] = answer(lm, domain.questions, encoded, batch_size=suite.batch_size)
+                found.answers[name] = answer(lm, domain.questions, suite.questions[name], batch_size=size, done=done)
             if domain.prompts:
-                encoded = suite.prompts[domain.name]
-                found.targets[domain.name] = target_logprobs(lm, encoded, batch_size=suite.batch_size)
-        task.advance(len(domain.questions) + len(domain.prompts), **facts)
+                found.targets[name] = target_logprobs(lm, suite.prompts[name], batch_size=size, done=done)
     for corpus in suite.corpora:
         with _counted(found, corpus.key, log):
-            found.losses[corpus.key] = sequence_losses(lm, corpus.batches)
-        task.advance(corpus.rows, **facts)
+            found.losses[corpus.key] = sequence_losses(lm, corpus.batches, done=done)
     if suite.generation:
         with _counted(found, WRITING, log):
-            found.written.extend(write(lm, suite.generation, suite.sampling, batch_size=suite.batch_size))
-        task.advance(len(suite.generation), **facts)
+            found.written.extend(write(lm, suite.generation, suite.sampling, batch_size=size, done=done))
     return found
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from sae_forge.config import Scoring
-from sae_forge.evals.continuations import Encoded, Score, encode, score
+from sae_forge.evals.continuations import Done, Encoded, Score, encode, score
 from sae_forge.evals.items import Question
 from sae_forge.evals.metrics import LETTERS
 from sae_forge.models.loading import LanguageModel
@@ -81,8 +81,14 @@ def subject_of(domain: str) -> str:
 
 
 def answer(
-    lm: LanguageModel, questions: Sequence[Question], encoded: Sequence[Encoded], *, batch_size: int, share: bool = True
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int,
+    share: bool = True,
+    done: Done | None = None,
 ) -> list[Answered]:
     """How the model as it stands, edits included, answers each question."""
-    scores = score(lm, encoded, batch_size=batch_size, share=share)
+    scores = score(lm, encoded, batch_size=batch_size, share=share, done=done)
     return [Answered(item.answer, options) for item, options in zip(questions, scores, strict=True)]

@@ -1,5 +1,6 @@
 """``eval``: an SAE and a selection become a report of forgetting and side effects beside their controls."""
 
+from collections.abc import Mapping
 from typing import Any
 
 from sae_forge import files
@@ -11,6 +12,7 @@ from sae_forge.evals.runner import evaluate as measure
 from sae_forge.features.selection import Selection
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
+from sae_forge.report.estimates import domains, measurements
 from sae_forge.report.plots import domain_bars, trade_off
 from sae_forge.sae.store import WEIGHTS, Provenance
 
@@ -78,29 +80,28 @@ def _pictures(metrics: dict[str, Any]) -> dict[str, bytes]:
 
 
 def table(metrics: dict[str, Any]) -> Sheet:
-    """A row a method: accuracy by domain, loss by role, share of tokens edited; intervals in brackets."""
-    domains = {name: domain["role"] for name, domain in metrics["domains"].items() if domain["items"]}
-    losses = list(metrics["methods"][0]["loss"])
+    """A row a method, a control's seeds pooled: accuracy by domain, loss and edited tokens by role, with intervals."""
+    asked = [name for name in domains(metrics) if metrics["domains"][name]["items"]]
+    roles = [role for role in ("forget", "retain") if role in metrics["methods"][0]["loss"]]
     columns = (
         "method",
-        *(f"{name}\n({role})" for name, role in domains.items()),
-        *(f"loss\n{name}" for name in losses),
-        "tokens edited\nforget / retain",
+        *(f"{name}\n({metrics['domains'][name]['role']})" for name in asked),
+        *(f"loss on\n{role}" for role in roles),
+        *(f"edited\n{role}" for role in roles),
     )
-    return Sheet("", columns, tuple(_cells(row, list(domains), losses) for row in metrics["methods"]))
-
-
-def _cells(row: dict[str, Any], domains: list[str], losses: list[str]) -> tuple[str, ...]:
-    settings = {**row["settings"], "seed": row["seed"]}
-    return (
-        " ".join([row["name"], *(f"{name}={value}" for name, value in settings.items() if value is not None)]),
-        *(_shown(row["domains"].get(name, {}).get("accuracy"), digits=2) for name in domains),
-        *(_shown(row["loss"].get(name), digits=3) for name in losses),
-        " / ".join(f"{share:.1%}" for share in (row.get("edited_share") or {}).values()),
+    rows = (
+        (
+            found.label,
+            *(_shown(found.domain(name, "accuracy"), digits=2) for name in asked),
+            *(_shown(found.group("loss", role), digits=3) for role in roles),
+            *(f"{found.edited_share(role) or 0:.1%}" for role in roles),
+        )
+        for found in measurements(metrics)
     )
+    return Sheet("question accuracy by domain, loss in nats per token, share of tokens edited", columns, tuple(rows))
 
 
-def _shown(estimate: dict[str, float] | None, *, digits: int) -> str:
+def _shown(estimate: Mapping[str, float] | None, *, digits: int) -> str:
     if estimate is None:
         return ""
-    return "{value:.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]".format(**estimate, digits=digits)
+    return "{value:.{digits}f}\n[{low:.{digits}f}, {high:.{digits}f}]".format(**estimate, digits=digits)

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from sae_forge.config import ReportConfig, RunConfig
-from sae_forge.outcome import Outcome
+from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.evaluate import evaluate
@@ -28,7 +28,7 @@ def run(configs: Sequence[RunConfig], progress: Progress) -> Outcome:
         },
         metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in found.items()},
         summary="\n\n".join(_summary(model, stages) for model, stages in found.items()),
-        tables=tuple(replace(table, title=model) for model, stages in found.items() for table in stages["eval"].tables),
+        tables=tuple(_titled(table, model) for model, stages in found.items() for table in stages["eval"].tables),
         then=last.next('generate "The young wizard"'),
     )
 
@@ -51,6 +51,10 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
         done[name] = stage()
         done[name].log(name, time.monotonic() - started)
     return done
+
+
+def _titled(table: Sheet, model: str) -> Sheet:
+    return replace(table, title=f"{model}: {table.title}")
 
 
 def _summary(model: str, stages: dict[str, Outcome]) -> str:
