@@ -26,6 +26,7 @@ from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.progress import SILENT, Progress, Task
+from sae_forge.runs import Run
 from sae_forge.tensors import DTYPES
 
 _SETTINGS = ("text_field", "split", "max_tokens", "ctx_len", "bos", "model_batch_size", "storage_dtype", "shard_rows")
@@ -92,6 +93,9 @@ def collect(
     jobs = plan(config, lm, corpora)
     describe(config, lm, jobs, progress)
     files.require_disk(config.run_folder, sum(job.bytes_to_write for job in jobs))
+    run = Run(config.run_folder)
+    run.open(config.model)
+    run.plan_corpora(job.name for job in jobs)
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
     manifests = [found for _, found in done]
     return _report(jobs, manifests, sum(tokens for tokens, _ in done), time.monotonic() - started)
@@ -105,7 +109,7 @@ def _collect_corpus(
     with ExitStack() as held:
         writers = {
             point: held.enter_context(
-                ShardWriter(folder, job.fingerprints[point], shard_rows=config.shard_rows, fresh=config.fresh)
+                ShardWriter(folder, job.fingerprints[point], shard_rows=config.shard_rows, fresh=config.starts_over)
             )
             for point, folder in job.folders.items()
         }
@@ -171,7 +175,7 @@ def _store(lm: LanguageModel, batch: PackedBatch, writers: dict[HookPoint, Shard
 def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Fingerprint, folder: Path) -> None:
     """Write ``config.json``, or check that the shards there were computed in the same arithmetic."""
     path, model = folder / "config.json", lm.fingerprint()
-    if path.exists() and not config.fresh:
+    if path.exists() and not config.starts_over:
         found = files.read_json(path, kind=ShardError, what="the settings of a shard folder")
         recorded = found.get("model") if isinstance(found, dict) else None
         for name in ("dtype", "quantize"):

@@ -113,7 +113,7 @@ def peak_bytes(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job]) ->
 def _job(config: CollectConfig, lm: LanguageModel, role: str, source: str, points: Sequence[HookPoint]) -> Job:
     name, identity = f"{role}-{corpus_name(source)}", corpus_identity(source)
     folders = {point: config.run_folder / "shards" / name / str(point) for point in points}
-    pending = tuple(point for point in points if config.fresh or not complete(folders[point]))
+    pending = tuple(point for point in points if config.starts_over or not complete(folders[point]))
     return Job(
         name=name,
         source=source,

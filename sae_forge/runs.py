@@ -2,12 +2,13 @@
 
 import json
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_forge import files
-from sae_forge.errors import CheckpointError, DataError
+from sae_forge.errors import CheckpointError, DataError, ShardError
 from sae_forge.hookpoint import HookPoint
 
 CHECKPOINTS = Path("checkpoints")
@@ -18,6 +19,18 @@ class Run:
     """Paths of one model's artefacts; nothing here exists until a verb makes it."""
 
     folder: Path
+
+    @property
+    def corpora(self) -> list[str]:
+        """Folders of ``shards/`` that a collect has set out to fill, whether or not it came to its end."""
+        path = self.folder / "shards" / "corpora.json"
+        return files.read_json(path, kind=ShardError, what="the list of a run's corpora") if path.exists() else []
+
+    def plan_corpora(self, names: Iterable[str]) -> None:
+        """Note what is about to be collected, so that a collect that was killed is finished before training."""
+        planned = sorted({*self.corpora, *names})
+        if planned != self.corpora:
+            files.publish_json(self.folder / "shards" / "corpora.json", planned)
 
     def saes(self, point: HookPoint | None = None) -> list[Path]:
         """Finished SAEs, oldest first, of one hook point or of all."""

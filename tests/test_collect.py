@@ -174,7 +174,7 @@ def test_complete_folders_are_left_alone_and_begun_again_on_demand(tiny_llama, c
     wider = collect(make_config(tmp_path, layer=(0, 1)), tiny_llama, corpora)
     assert wider.collected == first.tokens, "only the new layer was missing"
 
-    fresh = collect(make_config(tmp_path, fresh=True), tiny_llama, corpora)
+    fresh = collect(make_config(tmp_path, resume=False), tiny_llama, corpora)
     assert fresh.collected == first.tokens
     assert {name: tree(tmp_path)[name] for name in before} == before
 

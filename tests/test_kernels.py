@@ -216,7 +216,7 @@ def test_these_tests_pass_with_triton_in_its_interpreter():
     pytest.importorskip("triton")
     # Triton decides when it is imported, so it needs a process of its own.
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", __file__, "-k", "triton"]
-    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     result = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert result.returncode == 0, result.stdout[-4000:]
     assert int(re.findall(r"(\d+) passed", result.stdout)[0]) >= 15, result.stdout[-400:]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,10 +126,10 @@ def test_report_generate_and_push_stand_on_the_run(run: tuple[str, Path, dict[st
 
 def test_features_and_eval_take_k_and_place_from_the_sae(run: tuple[str, Path, dict[str, Any]]) -> None:
     """``--layer`` other than the SAE's names what there is and the command that makes the other."""
-    _, folder, _ = run
-    output = forge("features", "--run_dir", str(folder), "--layer", "2", code=2)
-    assert "blocks.2.hook_resid_post" in output
-    assert "blocks.1.hook_resid_post" in output
+    _, folder, printed = run
+    output = forge("features", "--run_dir", str(folder), "--layer", "3", code=2)
+    assert "blocks.3.hook_resid_post" in output
+    assert next(iter(printed["train"]["outputs"])) in output
     assert "sae-forge train" in output
 
 
@@ -158,8 +159,16 @@ def test_bad_input_is_one_line_and_leaves_no_artefact(
     output = forge(*args, "--run_dir", "run", code=code)
     for word in words:
         assert word in output
-    assert not list(tmp_path.rglob("*.safetensors"))
-    assert not list(tmp_path.rglob("*.part"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_collect_stopped_between_corpora_is_finished_before_training(tmp_path: Path) -> None:
+    where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
+    forge("collect", *where, *SMALL["collect"])
+    whole = tree(tmp_path / "run" / "shards")
+    shutil.rmtree(tmp_path / "run" / "shards" / "retain-minerals")
+    forge("train", *where, *SMALL["collect"], *SMALL["train"], "--max_steps", "2")
+    assert tree(tmp_path / "run" / "shards") == whole
 
 
 def test_no_forget_corpus_names_the_flag(tmp_path: Path) -> None:

@@ -77,7 +77,7 @@ class LanguageModel:
         return {
             "name": self.name,
             "revision": self.revision,
-            "weights": self.revision or _weights_sha256(self.folder or Path()),
+            "weights": _weights_sha256(self.folder) if self.folder else self.revision,
             "tokenizer": _tokenizer_sha256(self.tokenizer),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantize": self.quantize,
@@ -138,7 +138,7 @@ def load_model(
     if missing := sorted(report["missing_keys"]):  # transformers would fill them with noise
         raise UnsupportedModelError(f"{name} lacks {len(missing)} weights its config.json asks for, as {missing[0]}")
     model.eval().requires_grad_(False)
-    commit = None if folder else getattr(config, "_commit_hash", None)
+    commit = None if folder else getattr(config, "_commit_hash", None) or common["revision"]
     shown = name if folder is None or name in builtin.MODELS else folder.resolve().name
     return LanguageModel(model, tokenizer, family, shown, commit, folder, quantize)
 

@@ -8,7 +8,6 @@ from sae_forge.pipeline.bench import Bench
 
 def collect(config: CollectConfig, bench: Bench) -> Outcome:
     """Shards of every corpus the config names, at every hook point, in one pass a corpus."""
-    bench.run.open(config.model)
     corpora = [("forget", config.forget)] if config.forget else []
     corpora += [("retain", source) for source in config.retain]
     if not config.forget:

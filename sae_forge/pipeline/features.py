@@ -74,9 +74,9 @@ def _by_role(bench: Bench, point: HookPoint) -> dict[str, dict[str, ShardReader]
 
 
 def _at(config: FeaturesConfig, point: HookPoint) -> CollectConfig:
-    """The collecting part of the settings, at one hook point."""
+    """The settings that collect the forget corpus alone, at one hook point."""
     values: dict[str, Any] = {name: getattr(config, name) for name in CollectConfig.__dataclass_fields__}
-    return CollectConfig(**(values | {"layer": (point.layer,), "site": point.site}))
+    return CollectConfig(**(values | {"layer": (point.layer,), "site": point.site, "retain": (), "fresh": False}))
 
 
 def _picture(measured: Measured, selection: Selection, config: FeaturesConfig) -> bytes:

@@ -8,7 +8,7 @@ from typing import Any
 from sae_forge.config import TrainConfig
 from sae_forge.data.shards import ShardReader, find_shards
 from sae_forge.data.stream import ActivationStream
-from sae_forge.errors import CheckpointError, DataError
+from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.evals.language_modeling import load_corpus
 from sae_forge.evals.recovered import ce_recovered
 from sae_forge.hookpoint import HookPoint
@@ -23,11 +23,11 @@ from sae_forge.training.trainer import train_sae
 
 def train(config: TrainConfig, bench: Bench) -> Outcome:
     """One SAE at every hook point, on shards that are collected first where they are missing."""
-    bench.run.open(config.model)
-    if not all(_shards(bench.run, point) for point in bench.points):
-        missing = ", ".join(str(point) for point in bench.points if not _shards(bench.run, point))
-        bench.progress.say(f"no activations at {missing} in {bench.run.folder}: collecting first")
+    if missing := [str(point) for point in bench.points if not _collected(bench.run, point)]:
+        _require_k(config, bench)
+        bench.progress.say(f"no activations at {', '.join(missing)} in {bench.run.folder}: collecting first")
         collect(config, bench)
+    bench.run.open(config.model)
     trained = {point: _train_at(point, config, bench) for point in bench.points}
     metrics = [record for _, record, _ in trained.values()]
     return Outcome(
@@ -37,6 +37,19 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
         summary="\n".join(f"{folder}: {line}" for folder, _, line in trained.values()),
         then=bench.next("features"),
     )
+
+
+def _collected(run: Run, point: HookPoint) -> bool:
+    """Whether there are activations at ``point``, and no collect was stopped before its last corpus."""
+    found = {folder.parent.name for folder in find_shards(run.folder, str(point))}
+    return bool(found) and found >= set(run.corpora)
+
+
+def _require_k(config: TrainConfig, bench: Bench) -> None:
+    """Refuse before a long collect what training would refuse after it."""
+    d_sae = config.d_sae or config.expansion_factor * bench.lm.d_model
+    if config.k > d_sae:
+        raise ConfigError(f"k={config.k} latents per token, but the SAE has only d_sae={d_sae}")
 
 
 def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> tuple[Path, dict[str, Any], str]:

@@ -60,7 +60,7 @@ def train_sae(
         KeyboardInterrupt: on Ctrl-C, after a checkpoint from which the same call goes on.
     """
     plan = Plan.make(config, stream)
-    if config.fresh:
+    if config.starts_over:
         shutil.rmtree(folder, ignore_errors=True)
     require_same_settings(folder, plan.settings(provenance))
     if (report := load_report(folder)) is not None:
