@@ -1,1 +1,0 @@
-"""Readers and writers for other people's SAE files."""
