@@ -32,6 +32,8 @@ def publish_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping
         ResourceError: the disk is full or the folder cannot be written.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    for stale in path.parent.glob(".tmp??????"):  # safetensors writes there first; a killed save leaves it behind
+        stale.unlink(missing_ok=True)
     with files.publish(path) as part:
         try:
             save_file(contiguous, part, dict(metadata) if metadata else None)

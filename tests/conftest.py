@@ -8,6 +8,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pkgutil
+import signal
 from pathlib import Path
 
 from beartype import BeartypeConf, beartype
@@ -36,6 +37,7 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 from sae_forge.models.loading import LanguageModel, load_model
 
 torch.set_num_threads(1)
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
 
 FAMILIES = ("llama", "gemma", "gemma2")
 TEXT = (

@@ -216,6 +216,29 @@ def test_a_run_stopped_by_a_signal_ends_in_the_same_bytes(stream, tmp_path, unbr
     assert contents(tmp_path) == unbroken
 
 
+def on_step(number: int, signum: signal.Signals):
+    return Watcher(lambda step: signal.raise_signal(signum) if step == number else None)
+
+
+def test_half_a_training_is_no_whole_one_even_if_the_signals_handler_returns(stream, tmp_path):
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=on_step(3, signal.SIGTERM))
+    finally:
+        signal.signal(signal.SIGTERM, before)
+    assert not (tmp_path / CFG).exists()
+
+
+def test_a_signal_the_process_ignores_stops_nothing(stream, tmp_path, unbroken):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=on_step(3, signal.SIGINT))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert contents(tmp_path) == unbroken
+
+
 class KilledError(Exception):
     """Stands for a process that ends without a word."""
 

@@ -21,13 +21,15 @@ class Pending:
 def held_signals() -> Iterator[Pending]:
     """Within the block a first SIGINT or SIGTERM is only noted; on leaving it is raised as if it came then.
 
-    A second one is not held. Outside the main thread, where Python allows no handlers, nothing is held.
+    A second one is not held. One that the process was started to ignore, as a shell does for its background jobs, stays
+    ignored. Outside the main thread, where Python allows no handlers, nothing is held.
     """
     pending = Pending()
     if threading.current_thread() is not threading.main_thread():
         yield pending
         return
-    previous = {signum: signal.getsignal(signum) for signum in HELD}
+    handlers = {signum: signal.getsignal(signum) for signum in HELD}
+    previous = {signum: handler for signum, handler in handlers.items() if handler is not signal.SIG_IGN}
 
     def release() -> None:
         for signum, handler in previous.items():
@@ -40,7 +42,7 @@ def held_signals() -> Iterator[Pending]:
             signal.raise_signal(signum)
         pending.signum = signum
 
-    for signum in HELD:
+    for signum in previous:
         signal.signal(signum, hold)
     try:
         yield pending

@@ -155,6 +155,8 @@ def _train(
                 save_checkpoint(checkpoints, state)
         if pending.signum is not None:
             progress.say(f"stopped after step {state.step} of {plan.steps}; the same command goes on from there")
+    if state.step < plan.steps:
+        raise KeyboardInterrupt  # whatever the signal's own handler did, this SAE is not finished
     seconds = time.perf_counter() - started
     return state, (state.tokens - first) / seconds if state.tokens > first else None
 
