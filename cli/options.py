@@ -15,7 +15,7 @@ import typer
 from sae_forge.config import Alias, ModelConfig
 from sae_forge.errors import ForgeError, ResourceError
 from sae_forge.runs import Run, newest_run
-from sae_forge.settings import ConfigT, parse_value, resolve
+from sae_forge.settings import ConfigT, parse_value, read_config_file, resolve
 
 if TYPE_CHECKING:
     from sae_forge.outcome import Outcome
@@ -115,7 +115,8 @@ class Call:
             screen.show(outcome)
 
     def _configs(self, values: Given) -> list[ModelConfig]:
-        given = {name: parse_value(self.kind, name, raw) for name, raw in values.items() if raw is not None}
+        spelled = {name: parse_value(self.kind, name, raw) for name, raw in values.items() if raw is not None}
+        given = {**(read_config_file(self.file, self.kind) if self.file else {}), **spelled}
         preset = self.extra.get("preset")
         if self.reads_run and "model" not in given:
             run = Run(given["run_dir"]) if "run_dir" in given else newest_run()
@@ -124,7 +125,7 @@ class Call:
         works = [given]
         if self.each_model:
             works = [{**given, "model": model} for model in self.each_model(given, preset)]
-        return [resolve(self.kind, work, preset=preset, config_file=self.file) for work in works]
+        return [resolve(self.kind, work, preset=preset) for work in works]
 
 
 def _terminate(number: int, frame: object) -> None:

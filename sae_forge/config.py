@@ -5,6 +5,7 @@ call first: ``train`` collects when shards are missing, so ``TrainConfig`` is a 
 """
 
 from dataclasses import dataclass, fields
+from math import isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -210,15 +211,37 @@ class FeaturesConfig(CollectConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(HeldOutConfig):
-    """An SAE and a selection to a report of forgetting and side effects beside their controls."""
+class SamplingConfig(ModelConfig):
+    """How text is generated, and the scales of the edit it is generated under."""
 
-    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
-    selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
     num_features: Annotated[tuple[int, ...], "Latents to edit, best first; several (10,50,100) sweep."] = (100,)
     ablation_scale: Annotated[tuple[float, ...], "Negative scale; several (-1,-3) sweep.", Alias("ablation_scales")] = (
         -3.0,
     )
+    max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
+    temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.7
+    top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(
+            num_features=(bool(self.num_features) and min(self.num_features) >= 1, "give at least 1 latent"),
+            ablation_scale=(
+                bool(self.ablation_scale) and all(map(isfinite, self.ablation_scale)),
+                "give finite scales",
+            ),
+            max_new_tokens=(self.max_new_tokens >= 1, "give at least 1 token"),
+            temperature=(self.temperature >= 0 and isfinite(self.temperature), "give 0 (greedy) or more"),
+            top_p=(0 < self.top_p <= 1, "give a share above 0 and at most 1"),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig(HeldOutConfig, SamplingConfig):
+    """An SAE and a selection to a report of forgetting and side effects beside their controls."""
+
+    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
+    selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
     methods: Annotated[tuple[EvalMethod, ...], "Edits to measure beside the baseline."] = ("scale", "zero", "random")
     random_seeds: Annotated[int, "Seeds of the random-direction control."] = 3
     forget_questions: Annotated[tuple[str, ...], "Question files (WMDP/MMLU records) on what is forgotten."] = ()
@@ -233,9 +256,6 @@ class EvalConfig(HeldOutConfig):
     )
     half: Annotated[Half, "Half of the questions to report on, split by hash of the fact."] = "test"
     limit: Annotated[int | None, "Items per domain at most.", Alias("max_samples")] = None
-    max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
-    temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.7
-    top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
     bootstrap: Annotated[int, "Bootstrap resamples behind each interval."] = 2000
     resume: Annotated[bool, "Return the stored report if it is there; --no_resume is --fresh."] = True
     fresh: Annotated[bool, "Measure again even if this report is there."] = False
@@ -243,13 +263,8 @@ class EvalConfig(HeldOutConfig):
     def __post_init__(self) -> None:
         super().__post_init__()
         self.require(
-            num_features=(bool(self.num_features) and min(self.num_features) >= 1, "give at least 1 latent"),
-            ablation_scale=(bool(self.ablation_scale), "give at least one scale"),
             random_seeds=(self.random_seeds >= 3, "a control needs at least 3 seeds"),
             limit=(self.limit is None or self.limit >= 1, "give at least 1 item"),
-            max_new_tokens=(self.max_new_tokens >= 1, "give at least 1 token"),
-            temperature=(self.temperature >= 0, "give 0 (greedy) or more"),
-            top_p=(0 < self.top_p <= 1, "give a share above 0 and at most 1"),
             bootstrap=(self.bootstrap >= 100, "give at least 100 resamples"),
         )
 
@@ -257,6 +272,10 @@ class EvalConfig(HeldOutConfig):
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(TrainConfig, FeaturesConfig, EvalConfig):
     """The whole pipeline: every setting of every verb it chains."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.require(layer=(self.layer is None or len(self.layer) == 1, "run takes one layer; train takes several"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,17 +298,13 @@ class PushConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(ModelConfig):
+class GenerateConfig(SamplingConfig):
     """One prompt continued with and without an edit."""
 
     sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
     selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
-    num_features: Annotated[tuple[int, ...], "Latents to edit, best first."] = (100,)
-    ablation_scale: Annotated[tuple[float, ...], "Scale of negative scaling; several are shown side by side."] = (-3.0,)
     compare: Annotated[bool, "Show the baseline beside the edit."] = True
-    max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
     temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.0
-    top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)

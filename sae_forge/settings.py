@@ -29,32 +29,29 @@ def preset_of(model: str) -> Preset | None:
     return next((preset for preset in presets().values() if model in preset["models"]), None)
 
 
-def resolve(
-    kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = None, config_file: Path | None = None
-) -> ConfigT:
-    """The config that flags, file and preset together make; later sources only fill what earlier ones left open.
+def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = None) -> ConfigT:
+    """The config that what was spelled out and the preset together make; the preset fills what was left open.
 
     Args:
-        given: Field values that were spelled out.
+        given: Field values from flags and file.
         preset: Name of a preset to start from instead of the model's own.
-        config_file: TOML of field values.
 
     Raises:
         ConfigError: a name is unknown, or a value is out of range.
     """
-    chosen = {**(read_config_file(config_file, kind) if config_file else {}), **given}
+    chosen = dict(given)
     if preset is not None and preset not in presets():
         raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(presets())}")
     base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
     names = {field.name for field in fields(kind)}
-    settings = _settings_for(base, chosen.get("model")) if base else {}
+    settings = settings_for(base, chosen.get("model")) if base else {}
     inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
     return kind(**{**inherited, **chosen})
 
 
-def _settings_for(preset: Preset, model: str | None) -> Preset:
+def settings_for(preset: Preset, model: str | None) -> Preset:
     """What a preset sets for one of its models."""
     return {**preset["settings"], **preset.get("settings_of", {}).get(model, {})}
 

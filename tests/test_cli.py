@@ -106,10 +106,13 @@ def test_run_without_a_model_takes_both_built_in_ones(resolved: list[ModelConfig
     assert (resolved[-1].k, resolved[-1].forget) == (8, "saga.txt")
 
 
-def test_flags_beat_the_file_and_the_file_beats_the_preset(tmp_path: Path) -> None:
+def test_flags_beat_the_file_and_the_file_beats_the_preset(resolved: list[ModelConfig], tmp_path: Path) -> None:
     file = tmp_path / "mine.toml"
-    file.write_text('k = 24\nlayer = [2]\nretain = ["a.txt", "b.txt"]\nlr = 1e-3\n')
-    config = resolve(TrainConfig, {"model": "tiny-llama", "k": 12}, config_file=file)
+    file.write_text('model = "tiny-llama"\nk = 24\nlayer = [2]\nretain = ["a.txt", "b.txt"]\nlr = 1e-3\n')
+    invoke("train", "--k", "12", "--config", str(file))
+    config = resolved[0]
+    assert isinstance(config, TrainConfig)
+    assert config.model == "tiny-llama"
     assert (config.k, config.layer, config.retain, config.lr) == (12, (2,), ("a.txt", "b.txt"), 1e-3)
     assert config.ctx_len == presets()["tiny"]["settings"]["ctx_len"]
 
@@ -121,6 +124,16 @@ def test_every_preset_resolves_for_every_verb_and_model() -> None:
                 assert resolve(kind, {"model": model}, preset=name).model == model
         known = set(RunConfig.__dataclass_fields__)
         assert set(preset["settings"]) <= known, name
+
+
+def test_the_file_names_the_model_of_a_run_and_of_a_verb_that_reads_one(
+    resolved: list[ModelConfig], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('model = "tiny-gemma2"\n')
+    invoke("run", "--config", str(file))
+    invoke("features", "--config", str(file))
+    assert [config.model for config in resolved] == ["tiny-gemma2", "tiny-gemma2"]
 
 
 @pytest.mark.parametrize(
@@ -135,6 +148,10 @@ def test_every_preset_resolves_for_every_verb_and_model() -> None:
         (["run", "--preset", "nothing"], 2, ["nothing", "tiny"]),
         (["train", "--config", "absent.toml"], 2, ["absent.toml"]),
         (["eval", "--model", "tiny-llama", "--random_seeds", "1"], 2, ["random_seeds 1", "3"]),
+        (["eval", "--model", "tiny-llama", "--ablation_scale", "inf"], 2, ["ablation_scale inf", "finite"]),
+        (["generate", "x", "--model", "tiny-llama", "--max_new_tokens", "0"], 2, ["max_new_tokens 0"]),
+        (["generate", "x", "--model", "tiny-llama", "--top_p", "0"], 2, ["top_p 0"]),
+        (["run", "--model", "tiny-llama", "--layer", "0,2"], 2, ["0,2", "one layer"]),
         (["eval", "--run_dir", "absent"], 2, ["absent", "run.json"]),
     ],
 )

@@ -124,6 +124,19 @@ def test_report_generate_and_push_stand_on_the_run(run: tuple[str, Path, dict[st
     assert any(path.endswith("sae_weights.safetensors") for path in paths)
 
 
+def test_push_and_report_pair_a_report_with_the_selection_it_measured(run: tuple[str, Path, dict[str, Any]]) -> None:
+    """A selection made after the report is newer, and still not the one its numbers are about."""
+    _, folder, printed = run
+    where = ["--run_dir", str(folder)]
+    measured = [latent["index"] for latent in printed["features"]["metrics"]["latents"]]
+    forge("features", *where, *SMALL["features"], "--num_features", "3")
+    pushed = forge_json("push", "someone/some-sae", *where, "--dry_run")
+    kept = json.loads(Path(pushed["outputs"]["selection"]).read_text())
+    assert [latent["index"] for latent in kept["latents"]] == measured
+    again = forge_json("eval", *where, *SMALL["eval"], "--selection", printed["features"]["outputs"]["selection"])
+    assert again["outputs"] == printed["eval"]["outputs"]
+
+
 def test_features_and_eval_take_k_and_place_from_the_sae(run: tuple[str, Path, dict[str, Any]]) -> None:
     """``--layer`` other than the SAE's names what there is and the command that makes the other."""
     _, folder, printed = run

@@ -6,14 +6,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sae_forge import files
 from sae_forge.config import ModelConfig
-from sae_forge.errors import CheckpointError, ConfigError
+from sae_forge.errors import CheckpointError, ConfigError, DataError
+from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
 from sae_forge.progress import SILENT, Progress
 from sae_forge.runs import Run
 from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.settings import preset_of, settings_for
 
 
 class Bench:
@@ -80,9 +83,33 @@ class Bench:
         path = Path(self.config.model).expanduser()
         return path.resolve().name if path.is_dir() else self.config.model
 
+    def selection(self, named: Path | None, sae: Path) -> Path:
+        """The selection file that was named, else the newest made for this SAE."""
+        return named or self.run.newest_selection(sae, self.next("features"))
+
+    def evaluated(self, sae: Path) -> tuple[Path | None, Path | None]:
+        """The newest report on an SAE and the selection it measured; without a report, the newest selection alone.
+
+        Raises:
+            DataError: that selection is gone; names the command that measures another.
+        """
+        report = self.run.newest_eval(sae)
+        if report is None:
+            return None, self.run.selection_of(sae)
+        metrics = files.read_json(report / "eval.json", kind=DataError, what="an eval report")
+        measured = tuple(metrics.get("protocol", {}).get("latents", ())) if isinstance(metrics, dict) else ()
+        for path in self.run.selections(sae).glob("*.json"):
+            if Selection.load(path).indices == measured:
+                return report, path
+        raise DataError(f"the selection that {report} measured is gone; measure one anew with: {self.next('eval')}")
+
     def next(self, command: str) -> str:
         """The command to try next on this run."""
         where = f" --run_dir {self.config.run_dir}" if self.config.run_dir else ""
+        preset = preset_of(self.config.model)
+        layers = self.config.layer or ()
+        if layers and (preset is None or settings_for(preset, self.config.model).get("layer") != list(layers)):
+            where += f" --layer {layers[0]}"
         return f"sae-forge {command} --model {self.config.model}{where}"
 
 

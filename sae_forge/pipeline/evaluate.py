@@ -28,12 +28,12 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
     sae_folder, sae, provenance, point = bench.sae(config.sae)
     weights = files.file_sha256(sae_folder / WEIGHTS)
-    path = config.selection or bench.run.newest_selection(sae_folder, bench.next("features"))
-    selection = Selection.load(path, weights=weights)
+    selection = Selection.load(bench.selection(config.selection, sae_folder), weights=weights)
     folder = bench.run.evals(sae_folder) / files.short_hash(_identity(config, selection, provenance))
     if (folder / REPORT_FILE).exists() and not config.starts_over:
         bench.progress.say(f"{folder} is there under the same settings")
         metrics = files.read_json(folder / REPORT_FILE, kind=DataError, what="an eval report")
+        (folder / REPORT_FILE).touch()  # what was asked for last is the newest
     else:
         bench.require_same_model(provenance)
         report = measure(bench.lm, sae, selection, config, point, bench.progress)

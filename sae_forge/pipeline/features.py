@@ -30,6 +30,7 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     if path.exists() and not config.starts_over:
         bench.progress.say(f"{path} is there under the same settings")
         selection = Selection.load(path, weights=weights)
+        path.touch()  # what was asked for last is the newest
     else:
         measured = measure(forget, retain, sae, config, bench.progress)
         selection = choose(measured, forget, retain, config, bench.decode, bench.progress, name=name, weights=weights)
@@ -76,7 +77,9 @@ def _by_role(bench: Bench, point: HookPoint) -> dict[str, dict[str, ShardReader]
 def _at(config: FeaturesConfig, point: HookPoint) -> CollectConfig:
     """The settings that collect the forget corpus alone, at one hook point."""
     values: dict[str, Any] = {name: getattr(config, name) for name in CollectConfig.__dataclass_fields__}
-    return CollectConfig(**(values | {"layer": (point.layer,), "site": point.site, "retain": (), "fresh": False}))
+    return CollectConfig(
+        **(values | {"layer": (point.layer,), "site": point.site, "retain": (), "fresh": False, "resume": True})
+    )
 
 
 def _picture(measured: Measured, selection: Selection, config: FeaturesConfig) -> bytes:

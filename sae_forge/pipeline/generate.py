@@ -16,10 +16,15 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
     )
-    folder, sae, _, point = bench.sae(config.sae)
-    path = config.selection or bench.run.newest_selection(folder, bench.next("features"))
+    folder, sae, provenance, point = bench.sae(config.sae)
+    bench.require_same_model(provenance)
+    path = bench.selection(config.selection, folder)
     selection = Selection.load(path, weights=files.file_sha256(folder / WEIGHTS))
     texts = {"baseline": _continued(bench, prompt, sampling)} if config.compare else {}
+    if max(config.num_features) > len(selection.indices):
+        bench.progress.say(
+            f"{max(config.num_features)} latents were asked for and {len(selection.indices)} are selected"
+        )
     for count in config.num_features:
         for scale in config.ablation_scale:
             edit = Intervention("scale", selection.indices[:count], NegativeScaling(scale))

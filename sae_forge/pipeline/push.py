@@ -7,9 +7,9 @@ from sae_forge.pipeline.bench import Bench
 
 
 def push(config: PushConfig, bench: Bench, repo_id: str) -> Outcome:
-    """The commit, or with ``dry_run`` its description; the newest selection and report go along."""
+    """The commit, or with ``dry_run`` its description; the newest report and the selection it measured go along."""
     folder = bench.sae(config.sae)[0]
-    selection, evaluation = bench.run.selection_of(folder), bench.run.newest_eval(folder)
+    evaluation, selection = bench.evaluated(folder)
     report = publish(folder, repo_id, config, selection=selection, evaluation=evaluation, progress=bench.progress)
     found = {"sae": folder, "selection": selection, "evaluation": evaluation}
     return Outcome(

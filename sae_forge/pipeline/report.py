@@ -37,9 +37,8 @@ def report(config: ReportConfig, bench: Bench) -> Outcome:
 
 
 def _section(sae: Path, bench: Bench) -> Section:
-    """What is known about one SAE; the newest selection and report where there are several."""
-    evaluated = bench.run.newest_eval(sae)
-    selection = bench.run.selection_of(sae)
+    """What is known about one SAE; the newest report and the selection it measured."""
+    evaluated, selection = bench.evaluated(sae)
     metrics = _read(evaluated / "eval.json") if evaluated else None
     pictures = {} if evaluated is None else {evaluated / f"{name}.png": words for name, words in CAPTIONS.items()}
     if selection:

@@ -1,7 +1,7 @@
 """``run``: the whole pipeline, for one model or several in turn."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from sae_forge.config import ReportConfig, RunConfig
@@ -34,22 +34,24 @@ def run(configs: Sequence[RunConfig], progress: Progress) -> Outcome:
 
 
 def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
-    """The outcome of each stage; the model is loaded once."""
+    """The outcome of each stage, each working on what the one before it made; the model is loaded once."""
     bench = Bench(config, progress)
-    page = ReportConfig(model=config.model, run_dir=config.run_dir)
-    stages = {
-        "collect": lambda: collect(config, bench),
-        "train": lambda: train(config, bench),
-        "features": lambda: features(config, bench),
-        "eval": lambda: evaluate(config, bench),
-        "report": lambda: report(page, bench),
-    }
     done: dict[str, Outcome] = {}
-    for name, stage in stages.items():
+
+    def stage(name: str, work: Callable[[], Outcome]) -> Outcome:
         progress.say(f"{config.model}: {name}")
         started = time.monotonic()
-        done[name] = stage()
+        done[name] = work()
         done[name].log(name, time.monotonic() - started)
+        return done[name]
+
+    stage("collect", lambda: collect(config, bench))
+    sae = next(iter(stage("train", lambda: train(config, bench)).outputs.values()))
+    on_sae = replace(config, sae=sae)
+    selection = stage("features", lambda: features(on_sae, bench)).outputs["selection"]
+    stage("eval", lambda: evaluate(replace(on_sae, selection=selection), bench))
+    page = ReportConfig(model=config.model, run_dir=config.run_dir, sae=sae)
+    stage("report", lambda: report(page, bench))
     return done
 
 
