@@ -9,9 +9,10 @@ from typing import Any
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Dictionary": "sae_forge.sae.dictionary",
     "HookPoint": "sae_forge.hookpoint",
     "Intervention": "sae_forge.interventions.apply",
-    "LatentActs": "sae_forge.sae.topk",
+    "LatentActs": "sae_forge.sae.dictionary",
     "NegativeScaling": "sae_forge.interventions.ablation",
     "RandomDirections": "sae_forge.interventions.controls",
     "Selection": "sae_forge.features.selection",

@@ -1,7 +1,5 @@
 """The TopK sparse autoencoder: a token is rebuilt from the k latents that answer to it most."""
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -9,15 +7,7 @@ from torch import Tensor, nn
 from sae_forge.config import Backend
 from sae_forge.errors import ConfigError
 from sae_forge.kernels.dispatch import sparse_decode, topk_encode
-
-
-class LatentActs(NamedTuple):
-    """Acts of the kept latents of each token, after TopK and ReLU; the order within a token means nothing."""
-
-    values: Float[Tensor, "*batch k"]
-    """Zero or more; a zero did not fire."""
-    indices: Int[Tensor, "*batch k"]
-    """Which latents they are."""
+from sae_forge.sae.dictionary import LatentActs
 
 
 class TopKSAE(nn.Module):

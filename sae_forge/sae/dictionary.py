@@ -1,0 +1,52 @@
+"""What the rooms that read or edit latents ask of an SAE, whatever its activation function."""
+
+from typing import NamedTuple, Protocol, runtime_checkable
+
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+class LatentActs(NamedTuple):
+    """Acts of the latents that may fire on each token; the order within a token means nothing."""
+
+    values: Float[Tensor, "*batch k"]
+    """Zero or more; a zero did not fire."""
+    indices: Int[Tensor, "*batch k"]
+    """Which latents they are."""
+
+
+@runtime_checkable
+class Dictionary(Protocol):
+    """A dictionary of directions: acts of latents in, sums of decoder rows out."""
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations it reads and writes."""
+        ...
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        ...
+
+    @property
+    def W_dec(self) -> Float[Tensor, "d_sae d_in"]:
+        """A row is a latent's direction; its device and dtype are the dictionary's."""
+        ...
+
+    @property
+    def b_dec(self) -> Float[Tensor, "d_in"]:
+        """What every reconstruction starts from."""
+        ...
+
+    def encode(self, x: Float[Tensor, "*batch d_in"]) -> LatentActs:
+        """The latents that fire on each token, with their acts."""
+        ...
+
+    def decode(self, acts: LatentActs) -> Float[Tensor, "*batch d_in"]:
+        """The reconstruction these acts stand for."""
+        ...
+
+    def latent_acts(self, x: Float[Tensor, "*batch d_in"], latents: Int[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
+        """Acts of the chosen latents alone, in the order given."""
+        ...
