@@ -5,7 +5,7 @@ call first: ``train`` collects when shards are missing, so ``TrainConfig`` is a 
 """
 
 from dataclasses import dataclass, fields
-from math import isfinite
+from math import inf, isfinite
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,7 +22,14 @@ SelectionMethod = Literal["inlp", "frequency"]
 Formula = Literal["corrected", "literal"]
 Scoring = Literal["cloze", "letter"]
 Half = Literal["test", "dev", "all"]
-EvalMethod = Literal["scale", "zero", "random"]
+EvalMethod = Literal[
+    "all", "scale", "zero", "clamp", "clamp_prime", "conditional_clamp", "refusal_clamp", "dsg", "mean_ablate",
+    "steer", "project", "diff_means", "rmu", "gradient_ascent", "grad_diff", "npo", "simnpo", "crisp", "random",
+]  # fmt: skip
+GateKind = Literal["own", "none", "any", "all", "mean", "window", "cusum", "max"]
+GatePolicy = Literal["prompt", "streaming", "per_token"]
+ValueUnits = Literal["absolute", "relative"]
+ControlKind = Literal["latents", "isotropic", "places", "direction"]
 
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 DEFAULT_RETAIN = ("Salesforce/wikitext:wikitext-2-raw-v1", "roneneldan/TinyStories")
@@ -242,8 +249,33 @@ class EvalConfig(HeldOutConfig, SamplingConfig):
 
     sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
     selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
-    methods: Annotated[tuple[EvalMethod, ...], "Edits to measure beside the baseline."] = ("scale", "zero", "random")
+    methods: Annotated[tuple[EvalMethod, ...], "Methods to measure beside the baseline; all: every one there is."] = (
+        "scale", "zero", "random",
+    )  # fmt: skip
+    sweep: Annotated[
+        bool, "Tune each method on the dev half with an equal budget; report the choice on the test half."
+    ] = False
+    configurations: Annotated[int, "Settings the sweep tries for each method that has any (8 or more; rmu: 12)."] = 12
+    clamp_value: Annotated[tuple[float, ...], "Clamping: latents are set to minus this; several sweep."] = (1.0,)
+    value_units: Annotated[ValueUnits, "relative: clamp_value times the median residual norm over the edit's norm."] = (
+        "relative"
+    )
+    theta: Annotated[float, "Clamping, gates: a latent fires where its act exceeds this."] = 0.0
+    refusal_value: Annotated[float, "refusal_clamp: value the refusal latent is set to (in value_units)."] = -500.0
+    gate: Annotated[GateKind, "When an edit is in force. own: as the method's paper has it."] = "own"
+    gate_policy: Annotated[
+        GatePolicy, "Sequence gates: decide on the prompt and hold, on all text so far, or per token."
+    ] = "prompt"
+    gate_percentile: Annotated[float, "Sequence gates open above this percentile of the retain sequences."] = 95.0
+    gate_window: Annotated[int, "window, max: tokens the rate is taken over."] = 32
+    keep_error: Annotated[bool, "Keep what the SAE cannot rebuild; --no_keep_error shows what dropping it costs."] = (
+        True
+    )
+    steering: Annotated[Path | None, "Steering CSV of an edit to measure too (8 columns, or lm-eval's)."] = None
     random_seeds: Annotated[int, "Seeds of the random-direction control."] = 3
+    controls: Annotated[tuple[ControlKind, ...], "Random controls: other latents' rows, isotropic, other places, one direction."] = (
+        "latents", "isotropic", "places", "direction",
+    )  # fmt: skip
     forget_questions: Annotated[tuple[str, ...], "Question files (WMDP/MMLU records) on what is forgotten."] = ()
     neighbour_questions: Annotated[tuple[str, ...], "Question files on what lies close to it."] = ()
     retain_questions: Annotated[tuple[str, ...], "Question files on what is kept."] = ()
@@ -264,6 +296,15 @@ class EvalConfig(HeldOutConfig, SamplingConfig):
         super().__post_init__()
         self.require(
             random_seeds=(self.random_seeds >= 3, "a control needs at least 3 seeds"),
+            configurations=(self.configurations >= 8, "an equal budget needs at least 8 settings a method"),
+            clamp_value=(
+                bool(self.clamp_value) and all(0 <= value < inf for value in self.clamp_value),
+                "give finite values of 0 or more; latents are set to minus them",
+            ),
+            theta=(self.theta >= 0 and isfinite(self.theta), "give 0 or more"),
+            refusal_value=(isfinite(self.refusal_value), "give a finite value"),
+            gate_percentile=(0 <= self.gate_percentile <= 100, "give a percentile between 0 and 100"),
+            gate_window=(self.gate_window >= 1, "give at least 1 token"),
             limit=(self.limit is None or self.limit >= 1, "give at least 1 item"),
             bootstrap=(self.bootstrap >= 100, "give at least 100 resamples"),
         )
