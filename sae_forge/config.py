@@ -20,7 +20,9 @@ Backend = Literal["auto", "reference", "cpu", "triton"]
 SortBy = Literal["score", "ratio", "diff", "act_ratio"]
 SelectionMethod = Literal["inlp", "frequency"]
 Formula = Literal["corrected", "literal"]
-Scoring = Literal["cloze", "letter"]
+Scoring = Literal["cloze", "letter", "chat"]
+QuestionFilter = Literal["none", "correct", "correct_iff_question", "correct_no_tricks"]
+AttributionSign = Literal["+", "-", "abs"]
 Half = Literal["test", "dev", "all"]
 EvalMethod = Literal[
     "all", "scale", "zero", "clamp", "clamp_prime", "conditional_clamp", "refusal_clamp", "dsg", "mean_ablate",
@@ -125,6 +127,18 @@ class HeldOutConfig(TextConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class QuestionsConfig(ModelConfig):
+    """Four-option questions on what is forgotten and on what is kept."""
+
+    forget_questions: Annotated[tuple[str, ...], "Question files (WMDP/MMLU records) on what is forgotten."] = ()
+    retain_questions: Annotated[tuple[str, ...], "Question files on what is kept."] = ()
+    scoring: Annotated[
+        Scoring,
+        "cloze: log-prob of each option's text. letter: of A, B, C, D after the options. chat: letters, in a chat turn.",
+    ] = "letter"
+
+
+@dataclass(frozen=True, kw_only=True)
 class CollectConfig(TextConfig):
     """Corpus and model to shards."""
 
@@ -189,10 +203,10 @@ class TrainConfig(CollectConfig, HeldOutConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(CollectConfig):
+class FeaturesConfig(CollectConfig, QuestionsConfig):
     """Shards and an SAE to a ranked selection of latents."""
 
-    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
+    sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
     method: Annotated[SelectionMethod, "How latents are scored."] = "inlp"
     sort_by: Annotated[SortBy, "Which INLP statistic ranks the valid latents."] = "score"
     num_features: Annotated[tuple[int, ...], "Latents to select; of several (10,50,100) the largest."] = (100,)
@@ -244,10 +258,10 @@ class SamplingConfig(ModelConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(HeldOutConfig, SamplingConfig):
+class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
     """An SAE and a selection to a report of forgetting and side effects beside their controls."""
 
-    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
+    sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
     selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
     methods: Annotated[tuple[EvalMethod, ...], "Methods to measure beside the baseline; all: every one there is."] = (
         "scale", "zero", "random",
@@ -276,16 +290,16 @@ class EvalConfig(HeldOutConfig, SamplingConfig):
     controls: Annotated[tuple[ControlKind, ...], "Random controls: other latents' rows, isotropic, other places, one direction."] = (
         "latents", "isotropic", "places", "direction",
     )  # fmt: skip
-    forget_questions: Annotated[tuple[str, ...], "Question files (WMDP/MMLU records) on what is forgotten."] = ()
     neighbour_questions: Annotated[tuple[str, ...], "Question files on what lies close to it."] = ()
-    retain_questions: Annotated[tuple[str, ...], "Question files on what is kept."] = ()
     forget_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is forgotten."] = ()
     neighbour_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what lies close to it."] = ()
     retain_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is kept."] = ()
     generation_prompts: Annotated[tuple[str, ...], "Files of {prompt} records to continue."] = ()
-    scoring: Annotated[Scoring, "cloze: log-prob of each option's text. letter: of A, B, C, D after the options."] = (
-        "letter"
-    )
+    question_filter: Annotated[
+        QuestionFilter,
+        "Ask only questions the unedited model gets right in all 24 orders of the options; "
+        "_iff_question: and not without the question; _no_tricks: and no option names other options.",
+    ] = "none"
     half: Annotated[Half, "Half of the questions to report on, split by hash of the fact."] = "test"
     limit: Annotated[int | None, "Items per domain at most.", Alias("max_samples")] = None
     bootstrap: Annotated[int, "Bootstrap resamples behind each interval."] = 2000
@@ -323,7 +337,7 @@ class RunConfig(TrainConfig, FeaturesConfig, EvalConfig):
 class PushConfig(ModelConfig):
     """SAE, selection and report to one commit on the Hub."""
 
-    sae: Annotated[Path | None, "SAE folder. Unset: the newest of the run."] = None
+    sae: Annotated[str | None, "SAE folder of a run. Unset: the newest of the run."] = None
     private: Annotated[bool, "Create the repository private."] = False
     branch: Annotated[str | None, "Branch to commit to. Unset: main."] = None
     create_pr: Annotated[bool, "Open a pull request instead of committing."] = False
@@ -342,7 +356,7 @@ class PushConfig(ModelConfig):
 class GenerateConfig(SamplingConfig):
     """One prompt continued with and without an edit."""
 
-    sae: Annotated[Path | None, "SAE folder. Unset: the newest at the hook point."] = None
+    sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
     selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
     compare: Annotated[bool, "Show the baseline beside the edit."] = True
     temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.0
@@ -352,7 +366,7 @@ class GenerateConfig(SamplingConfig):
 class ReportConfig(ModelConfig):
     """A run folder to one page."""
 
-    sae: Annotated[Path | None, "SAE folder. Unset: the newest of the run."] = None
+    sae: Annotated[str | None, "SAE folder of a run. Unset: the newest of the run."] = None
 
 
 def _plain(value: Any) -> Any:

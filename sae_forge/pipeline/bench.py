@@ -14,8 +14,8 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
 from sae_forge.progress import SILENT, Progress
 from sae_forge.runs import Run
-from sae_forge.sae.store import Provenance, load_sae
-from sae_forge.sae.topk import TopKSAE
+from sae_forge.sae.named import NamedSAE
+from sae_forge.sae.store import WEIGHTS, Provenance, load_sae
 from sae_forge.settings import preset_of, settings_for
 
 
@@ -53,27 +53,29 @@ class Bench:
         """The hook points asked for, else the middle layer's."""
         return self.config.hook_points or (HookPoint(self.lm.n_layers // 2, self.config.site),)
 
-    def sae(self, named: Path | None) -> tuple[Path, TopKSAE, Provenance, HookPoint]:
-        """The SAE folder that was named, else the newest at the hook point, with what it holds and where it belongs."""
+    def sae(self, named: str | None) -> NamedSAE:
+        """The SAE that was named, else the newest at the hook point, on its device."""
         points = self.config.hook_points or ()
         if len(points) > 1:
             raise ConfigError(f"--layer {','.join(str(point.layer) for point in points)}: give one layer here")
         asked = points[0] if points else None
-        folder = named or self.run.newest_sae(asked, self.next("train"))
+        folder = Path(named) if named else self.run.newest_sae(asked, self.next("train"))
         sae, provenance = load_sae(folder, expect_model=self._shown_model, expect_point=None if named else asked)
         sae.to(device_of(self.config.sae_device))
-        return folder, sae, provenance, _place(provenance, asked, folder)
+        name = folder.relative_to(self.run.folder / "saes").as_posix() if self.run.holds(folder) else folder.name
+        weights = files.file_sha256(folder / WEIGHTS)
+        return NamedSAE(folder, sae, provenance, _place(provenance, asked, folder), weights, name)
 
-    def require_same_model(self, provenance: Provenance) -> None:
+    def require_same_model(self, named: NamedSAE) -> None:
         """The loaded model has the weights the SAE was trained on.
 
         Raises:
             CheckpointError: it has others under the same name.
         """
-        found = self.lm.fingerprint()["weights"]
-        if provenance.weights not in ("", found):
+        found, trained_on = self.lm.fingerprint()["weights"], named.provenance.weights
+        if trained_on not in ("", found):
             raise CheckpointError(
-                f"the SAE was trained on other weights of {self.config.model}: expected {provenance.weights[:12]}, "
+                f"the SAE was trained on other weights of {self.config.model}: expected {trained_on[:12]}, "
                 f"found {found[:12]}; name the same --revision, or train it again"
             )
 

@@ -14,7 +14,7 @@ from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.report.estimates import domains, measurements
 from sae_forge.report.plots import domain_bars, trade_off
-from sae_forge.sae.store import WEIGHTS, Provenance
+from sae_forge.sae.store import Provenance
 
 NOT_DECIDING = ("run_dir", "sae", "selection", "resume", "fresh", "model_device", "sae_device", "device_map")
 """Settings that do not change what is measured; the selection counts by its content instead of its path."""
@@ -26,17 +26,16 @@ ITEM_FILES = (
 
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
-    sae_folder, sae, provenance, point = bench.sae(config.sae)
-    weights = files.file_sha256(sae_folder / WEIGHTS)
-    selection = Selection.load(bench.selection(config.selection, sae_folder), weights=weights)
-    folder = bench.run.evals(sae_folder) / files.short_hash(_identity(config, selection, provenance))
+    named = bench.sae(config.sae)
+    selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
+    folder = bench.run.evals(named.folder) / files.short_hash(_identity(config, selection, named.provenance))
     if (folder / REPORT_FILE).exists() and not config.starts_over:
         bench.progress.say(f"{folder} is there under the same settings")
         metrics = files.read_json(folder / REPORT_FILE, kind=DataError, what="an eval report")
         (folder / REPORT_FILE).touch()  # what was asked for last is the newest
     else:
-        bench.require_same_model(provenance)
-        report = measure(bench.lm, sae, selection, config, point, bench.progress)
+        bench.require_same_model(named)
+        report = measure(bench.lm, named.sae, selection, config, named.point, bench.progress)
         metrics = report.to_json()
         files.publish_json(folder / "config.json", _settings(config))
         for name, picture in _pictures(metrics).items():

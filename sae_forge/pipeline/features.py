@@ -13,7 +13,6 @@ from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import collect
 from sae_forge.report.plots import frequency_scatter
-from sae_forge.sae.store import WEIGHTS
 
 SHOWN = 20
 """Rows of the printed table; the file holds them all."""
@@ -21,19 +20,19 @@ SHOWN = 20
 
 def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     """A selection file, the picture of what was chosen among all latents, and the table of the best."""
-    folder, sae, _, point = bench.sae(config.sae)
-    forget, retain = _corpora(config, bench, point)
-    name = folder.relative_to(bench.run.folder / "saes").as_posix() if bench.run.holds(folder) else folder.name
-    weights = files.file_sha256(folder / WEIGHTS)
-    path = bench.run.selections(folder) / file_name(config, forget, retain, weights)
+    named = bench.sae(config.sae)
+    forget, retain = _corpora(config, bench, named.point)
+    path = bench.run.selections(named.folder) / file_name(config, forget, retain, named.weights)
     picture = path.with_suffix(".png")
     if path.exists() and not config.starts_over:
         bench.progress.say(f"{path} is there under the same settings")
-        selection = Selection.load(path, weights=weights)
+        selection = Selection.load(path, weights=named.weights)
         path.touch()  # what was asked for last is the newest
     else:
-        measured = measure(forget, retain, sae, config, bench.progress)
-        selection = choose(measured, forget, retain, config, bench.decode, bench.progress, name=name, weights=weights)
+        measured = measure(forget, retain, named.sae, config, bench.progress)
+        selection = choose(
+            measured, forget, retain, config, bench.decode, bench.progress, name=named.name, weights=named.weights
+        )
         files.publish_bytes(picture, _picture(measured, selection, config))
         selection.save(path)
     shown = tuple(table(selection)[:SHOWN])

@@ -1,6 +1,5 @@
 """``generate``: one prompt continued by the model as it is and under the edit."""
 
-from sae_forge import files
 from sae_forge.config import GenerateConfig
 from sae_forge.evals.generation import Sampling, Written, write
 from sae_forge.features.selection import Selection
@@ -8,7 +7,6 @@ from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
-from sae_forge.sae.store import WEIGHTS
 
 
 def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
@@ -16,10 +14,10 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
     )
-    folder, sae, provenance, point = bench.sae(config.sae)
-    bench.require_same_model(provenance)
-    path = bench.selection(config.selection, folder)
-    selection = Selection.load(path, weights=files.file_sha256(folder / WEIGHTS))
+    named = bench.sae(config.sae)
+    bench.require_same_model(named)
+    path = bench.selection(config.selection, named.folder)
+    selection = Selection.load(path, weights=named.weights)
     texts = {"baseline": _continued(bench, prompt, sampling)} if config.compare else {}
     if max(config.num_features) > len(selection.indices):
         bench.progress.say(
@@ -28,7 +26,7 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
     for count in config.num_features:
         for scale in config.ablation_scale:
             edit = Intervention("scale", selection.indices[:count], NegativeScaling(scale))
-            with applied(bench.lm, sae, point, edit):
+            with applied(bench.lm, named.sae, named.point, edit):
                 texts[f"scale {scale:g} on {len(edit.latents)} latents"] = _continued(bench, prompt, sampling)
     return Outcome(
         run=bench.run,

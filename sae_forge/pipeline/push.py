@@ -8,7 +8,7 @@ from sae_forge.pipeline.bench import Bench
 
 def push(config: PushConfig, bench: Bench, repo_id: str) -> Outcome:
     """The commit, or with ``dry_run`` its description; the newest report and the selection it measured go along."""
-    folder = bench.sae(config.sae)[0]
+    folder = bench.sae(config.sae).folder
     evaluation, selection = bench.evaluated(folder)
     report = publish(folder, repo_id, config, selection=selection, evaluation=evaluation, progress=bench.progress)
     found = {"sae": folder, "selection": selection, "evaluation": evaluation}

@@ -22,7 +22,7 @@ CAPTIONS = {
 
 def report(config: ReportConfig, bench: Bench) -> Outcome:
     """``report.html`` in the run folder: a section for every SAE, or for the one that was named."""
-    saes = [config.sae] if config.sae else bench.run.saes()
+    saes = [Path(config.sae)] if config.sae else bench.run.saes()
     if not saes:
         raise DataError(f"{bench.run.folder} holds no SAE to report on; make one with: {bench.next('train')}")
     path = bench.run.folder / "report.html"

@@ -46,7 +46,7 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
         return done[name]
 
     stage("collect", lambda: collect(config, bench))
-    sae = next(iter(stage("train", lambda: train(config, bench)).outputs.values()))
+    sae = str(next(iter(stage("train", lambda: train(config, bench)).outputs.values())))
     on_sae = replace(config, sae=sae)
     selection = stage("features", lambda: features(on_sae, bench)).outputs["selection"]
     stage("eval", lambda: evaluate(replace(on_sae, selection=selection), bench))
