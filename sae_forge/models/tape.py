@@ -1,0 +1,178 @@
+"""The lower layers of a model, computed once for a run of forward passes and played back in every later run.
+
+An edit after layer l changes nothing below it, so a sweep that asks many edits the same questions can skip layers
+0 to l for all but the first: with L layers each later run costs about (L - l - 1) / L of a full one. The tape knows the
+passes by their order, and refuses a run that asks anything else than the one it was recorded from.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial, wraps
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from sae_forge.hookpoint import HookPoint
+from sae_forge.models.hooks import check_points
+from sae_forge.models.loading import LanguageModel
+
+LIMIT_BYTES = 8 * 2**30
+"""Activations a tape keeps at most; passes beyond it run in full every time."""
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward pass: what was asked, and what the last skipped layer gave."""
+
+    token_ids: Int[Tensor, "batch seq"]
+    attention_mask: Tensor | None
+    output: Tensor | tuple[Any, ...] | None
+    """None where the tape was full."""
+
+    def asks(self, token_ids: Tensor, attention_mask: Tensor | None) -> bool:
+        if not torch.equal(self.token_ids, token_ids):
+            return False
+        if self.attention_mask is None or attention_mask is None:
+            return self.attention_mask is attention_mask
+        return torch.equal(self.attention_mask, attention_mask)
+
+
+@dataclass(eq=False)
+class Tape:
+    """What the layers below ``point`` gave in one run of forward passes."""
+
+    lm: LanguageModel
+    point: HookPoint
+    limit_bytes: int = LIMIT_BYTES
+    _passes: list[_Pass] = field(default_factory=list)
+    _bytes: int = 0
+    _recorded: bool = False
+
+    @property
+    def depth(self) -> int:
+        """How many layers a played run skips."""
+        return self.point.layer + (self.point.site == "resid_post")
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """A run: the first one that ends without an error is recorded, every later one is played.
+
+        A run computes the same numbers recorded or played. Edits at ``point`` or above may be in force in either.
+
+        Raises:
+            ConfigError: the point lies beyond the model.
+            RuntimeError: a played run asks for another pass than the recorded one did.
+        """
+        check_points(self.lm, [self.point])
+        if self.depth == 0:
+            yield
+            return
+        place = _Place(self)
+        with ExitStack() as restored:
+            self._divert(restored, place)
+            yield
+        self._recorded = True
+
+    def _divert(self, restored: ExitStack, place: "_Place") -> None:
+        if not self._recorded:
+            self._passes.clear()
+            self._bytes = 0
+        base = self.lm.model.base_model
+        layers = [self.lm.model.get_submodule(self.lm.family.layers).get_submodule(str(n)) for n in range(self.depth)]
+        _replace_forward(restored, base, partial(_noting, place))
+        if not self._recorded:
+            _replace_forward(restored, layers[-1], partial(_recording, place))
+            return
+        for number, layer in enumerate(layers):
+            _replace_forward(restored, layer, partial(_playing, place, number, number == self.depth - 1))
+
+    def keep(self, passed: _Pass) -> None:
+        """Add a pass of the run under way, without its activations where the tape is full."""
+        size = _size(passed.output)
+        if self._bytes + size > self.limit_bytes:
+            passed, size = _Pass(passed.token_ids, passed.attention_mask, None), 0
+        self._passes.append(passed)
+        self._bytes += size
+
+    def next(self, number: int, token_ids: Tensor, attention_mask: Tensor | None) -> _Pass:
+        """The recorded pass that the run under way has come to."""
+        if number >= len(self._passes) or not self._passes[number].asks(token_ids, attention_mask):
+            raise RuntimeError(f"pass {number} of a played run asks for other tokens than the recorded run did")
+        return self._passes[number]
+
+
+@dataclass(eq=False)
+class _Place:
+    """How far a run has come, and what its pass under way asks for."""
+
+    tape: Tape
+    number: int = -1
+    asked: tuple[Tensor, Tensor | None] | None = None
+    found: _Pass | None = None
+
+
+Forward = Callable[..., Any]
+
+
+def _replace_forward(restored: ExitStack, module: nn.Module, diverted: Callable[[Forward], Forward]) -> None:
+    """Divert what ``module`` computes until ``restored`` closes; its hooks stay in force around it."""
+    own = module.forward
+    module.forward = wraps(own)(diverted(own))
+    restored.callback(delattr, module, "forward")
+
+
+def _noting(place: _Place, own: Forward) -> Forward:
+    """Note what each pass asks for, and which pass of a played run it is."""
+    signature = inspect.signature(own)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+        place.number += 1
+        place.asked = arguments["input_ids"], arguments.get("attention_mask")
+        place.found = place.tape.next(place.number, *place.asked) if place.tape._recorded else None
+        return own(*args, **kwargs)
+
+    return forward
+
+
+def _recording(place: _Place, own: Forward) -> Forward:
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        output = own(*args, **kwargs)
+        assert place.asked is not None
+        token_ids, attention_mask = (None if part is None else part.clone() for part in place.asked)
+        assert token_ids is not None
+        place.tape.keep(_Pass(token_ids, attention_mask, output))
+        return output
+
+    return forward
+
+
+def _playing(place: _Place, number: int, last: bool, own: Forward) -> Forward:
+    """Compute nothing but the length that a cache must be believed to have."""
+    signature = inspect.signature(own)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        assert place.found is not None
+        output = place.found.output
+        if output is None:
+            return own(*args, **kwargs)
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+        hidden = arguments["hidden_states"]
+        arguments = {**arguments, **arguments.get("kwargs", {})}
+        if (cache := arguments.get("past_key_values")) is not None:
+            nothing = hidden.new_zeros(len(hidden), 1, hidden.shape[1], 1)
+            cache.update(nothing, nothing, number)
+        if last:
+            return output
+        return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
+
+    return forward
+
+
+def _size(output: Tensor | tuple[Any, ...] | None) -> int:
+    parts = output if isinstance(output, tuple) else (output,)
+    return sum(part.numel() * part.element_size() for part in parts if isinstance(part, Tensor))
