@@ -8,7 +8,7 @@ passes by their order, and refuses a run that asks anything else than the one it
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any
 
@@ -49,7 +49,10 @@ class Tape:
     point: HookPoint
     limit_bytes: int = LIMIT_BYTES
     _passes: list[_Pass] = field(default_factory=list)
+    _text: int = 0
+    """The pass with which the text under way began: one without earlier tokens in its cache."""
     _bytes: int = 0
+    _full: bool = False
     _recorded: bool = False
 
     @property
@@ -80,7 +83,7 @@ class Tape:
     def _divert(self, restored: ExitStack, place: "_Place") -> None:
         if not self._recorded:
             self._passes.clear()
-            self._bytes = 0
+            self._bytes, self._full = 0, False
         base = self.lm.model.base_model
         layers = [self.lm.model.get_submodule(self.lm.family.layers).get_submodule(str(n)) for n in range(self.depth)]
         _replace_forward(restored, base, partial(_noting, place))
@@ -90,13 +93,21 @@ class Tape:
         for number, layer in enumerate(layers):
             _replace_forward(restored, layer, partial(_playing, place, number, number == self.depth - 1))
 
-    def keep(self, passed: _Pass) -> None:
-        """Add a pass of the run under way, without its activations where the tape is full."""
-        size = _size(passed.output)
-        if self._bytes + size > self.limit_bytes:
-            passed, size = _Pass(passed.token_ids, passed.attention_mask, None), 0
+    def keep(self, passed: _Pass, continues: bool) -> None:
+        """Add a pass of the run under way, without its activations where the tape is full.
+
+        A text is kept whole or not at all, because the caches of skipped layers hold nothing.
+
+        Args:
+            continues: The pass stands on the caches of the one before it.
+        """
+        if not continues:
+            self._text = len(self._passes)
+        self._bytes += _size(passed.output)
         self._passes.append(passed)
-        self._bytes += size
+        if self._full or self._bytes > self.limit_bytes:
+            self._full = True
+            self._passes[self._text :] = [replace(one, output=None) for one in self._passes[self._text :]]
 
     def next(self, number: int, token_ids: Tensor, attention_mask: Tensor | None) -> _Pass:
         """The recorded pass that the run under way has come to."""
@@ -112,6 +123,7 @@ class _Place:
     tape: Tape
     number: int = -1
     asked: tuple[Tensor, Tensor | None] | None = None
+    continues: bool = False
     found: _Pass | None = None
 
 
@@ -133,6 +145,8 @@ def _noting(place: _Place, own: Forward) -> Forward:
         arguments = signature.bind_partial(*args, **kwargs).arguments
         place.number += 1
         place.asked = arguments["input_ids"], arguments.get("attention_mask")
+        cache = arguments.get("past_key_values")
+        place.continues = cache is not None and cache.get_seq_length() > 0
         place.found = place.tape.next(place.number, *place.asked) if place.tape._recorded else None
         return own(*args, **kwargs)
 
@@ -145,7 +159,7 @@ def _recording(place: _Place, own: Forward) -> Forward:
         assert place.asked is not None
         token_ids, attention_mask = (None if part is None else part.clone() for part in place.asked)
         assert token_ids is not None
-        place.tape.keep(_Pass(token_ids, attention_mask, output))
+        place.tape.keep(_Pass(token_ids, attention_mask, output), place.continues)
         return output
 
     return forward
