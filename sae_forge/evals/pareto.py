@@ -27,8 +27,6 @@ class Point:
     """Accuracy on what is kept."""
     neighbour: float | None
     """Accuracy on what lies close; it decides between points that are alike otherwise."""
-    retain_loss: float | None
-    """Nats per token of retain text above the base model's."""
     alignment: float
 
     def dominates(self, other: "Point") -> bool:
@@ -66,7 +64,7 @@ def choose(points: Sequence[Point], base_utility: float) -> tuple[Point, str]:
 
     At least 99 % of the base model's utility if any point has that, else at most one point lost, else the best
     alignment. Under a floor the lowest forget accuracy wins, where everything below chance counts as chance: knowledge
-    turned round is not knowledge gone. Ties go to the better neighbours, then utility, then the smaller retain loss.
+    turned round is not knowledge gone. Ties go to the better neighbours, then to utility, then to the first.
     """
     for name, floor in floors(base_utility).items():
         if eligible := [one for one in points if one.utility >= floor]:
@@ -81,6 +79,4 @@ def floors(base_utility: float) -> dict[str, float]:
 
 def _rank(one: Point) -> tuple[float, ...]:
     """Better points first."""
-    neighbour = 0.0 if one.neighbour is None else one.neighbour
-    loss = 0.0 if one.retain_loss is None else one.retain_loss
-    return max(one.forget, CHANCE), -neighbour, -one.utility, loss
+    return max(one.forget, CHANCE), 0.0 if one.neighbour is None else -one.neighbour, -one.utility
