@@ -134,7 +134,7 @@ class QuestionsConfig(ModelConfig):
     retain_questions: Annotated[tuple[str, ...], "Question files on what is kept."] = ()
     scoring: Annotated[
         Scoring,
-        "cloze: log-prob of each option's text. letter: of A, B, C, D after the options. chat: letters, in a chat turn.",
+        "cloze: log-prob of each option's text. letter: of A, B, C, D after the options. chat: letters, chat turn.",
     ] = "letter"
 
 
@@ -220,6 +220,14 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
     ratio_smoothing: Annotated[float, "inlp: fires added to both sides of the ratio."] = 16.0
     activation_eps: Annotated[float, "inlp literal: added to the retain mean in act_ratio."] = 1e-4
     retain_threshold: Annotated[float, "frequency: retain frequency must stay below this."] = 0.01
+    attribution_sign: Annotated[
+        AttributionSign, "attribution: +: latents that argue for the right answer. -: against it. abs: either."
+    ] = "+"
+    attribution_candidates: Annotated[int, "attribution: latents each question puts forward."] = 20
+    attribution_clamp: Annotated[float, "attribution: value a latent is set to where it fires, to test it alone."] = (
+        -20.0
+    )
+    attribution_max_broken: Annotated[int, "attribution: retain questions that a latent may break."] = 3
     snippets: Annotated[int, "Top-activating snippets to show for each latent."] = 5
 
     def __post_init__(self) -> None:
@@ -227,6 +235,9 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
         self.require(
             num_features=(bool(self.num_features) and min(self.num_features) >= 1, "give at least 1 latent"),
             latents=(self.latents is None or min(self.latents, default=-1) >= 0, "give indices of 0 or more"),
+            attribution_candidates=(self.attribution_candidates >= 1, "give at least 1 latent"),
+            attribution_clamp=(-inf < self.attribution_clamp <= 0, "give a finite value of 0 or less"),
+            attribution_max_broken=(self.attribution_max_broken >= 0, "give 0 or more"),
             snippets=(self.snippets >= 0, "give 0 or more"),
         )
 
