@@ -200,6 +200,11 @@ class ShardReader:
             out = torch.empty(shard.block_rows(local), self.d_in, dtype=self.dtype)
         return shard.read_acts(local, out)
 
+    def read_origins(self, block: int) -> dict[str, Tensor]:
+        """``seq_ids``, ``positions`` and ``token_ids`` of one block; its activations are not read."""
+        shard, local = self._locate(block)
+        return shard.read_origins(local)
+
     def read_block(self, block: int) -> Block:
         """One block with the origin of its rows.
 

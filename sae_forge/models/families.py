@@ -18,10 +18,20 @@ class Family:
     """Sub-module of a layer whose output is what attention adds to the residual stream."""
     mlp_out: str
     """Sub-module of a layer whose output is what the MLP adds to the residual stream."""
+    down_proj: str
+    """Path from a layer to the projection through which its MLP writes."""
+    projections: tuple[str, ...]
+    """Paths from a layer to every projection in it, ``down_proj`` among them."""
     final_norm: str
     """Path from the causal LM to the norm between the last layer and the logits."""
     needs_bos: bool
     """Trained with BOS in front of every sequence, and off its distribution without it."""
+
+
+_PROJECTIONS = (
+    "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj",
+    "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj",
+)  # fmt: skip
 
 
 def _llama_like(name: str, *, needs_bos: bool) -> Family:
@@ -31,6 +41,8 @@ def _llama_like(name: str, *, needs_bos: bool) -> Family:
         layers="model.layers",
         attn_out="self_attn",
         mlp_out="mlp",
+        down_proj="mlp.down_proj",
+        projections=_PROJECTIONS,
         final_norm="model.norm",
         needs_bos=needs_bos,
     )
@@ -45,6 +57,8 @@ _ENTRIES = (
         layers="model.layers",
         attn_out="post_attention_layernorm",  # Gemma 2 norms each branch again before adding it
         mlp_out="post_feedforward_layernorm",
+        down_proj="mlp.down_proj",
+        projections=_PROJECTIONS,
         final_norm="model.norm",
         needs_bos=True,
     ),
@@ -56,6 +70,8 @@ _ENTRIES = (
         layers="transformer.h",
         attn_out="attn",
         mlp_out="mlp",
+        down_proj="mlp.c_proj",
+        projections=("attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"),
         final_norm="transformer.ln_f",
         needs_bos=False,
     ),

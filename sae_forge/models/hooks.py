@@ -58,6 +58,27 @@ def capture(
     Raises:
         ConfigError: a point lies beyond the model.
     """
+    with torch.no_grad():
+        return _read(lm, points, token_ids, attention_mask)
+
+
+def capture_with_gradients(
+    lm: LanguageModel,
+    points: Sequence[HookPoint],
+    token_ids: Int[Tensor, "batch seq"],
+    attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"],
+) -> dict[HookPoint, Float[Tensor, "batch seq d_in"]]:
+    """What ``capture`` reads, as functions of the weights that take gradients; no layer above the points runs.
+
+    Raises:
+        ConfigError: a point lies beyond the model.
+    """
+    return _read(lm, points, token_ids, attention_mask)
+
+
+def _read(
+    lm: LanguageModel, points: Sequence[HookPoint], token_ids: Tensor, attention_mask: Tensor
+) -> dict[HookPoint, Tensor]:
     check_points(lm, points)
     wanted = dict.fromkeys(points)
     found: dict[HookPoint, Tensor] = {}
@@ -69,7 +90,7 @@ def capture(
         return x
 
     attention_mask = attention_mask.to(lm.device, torch.long)
-    with torch.no_grad(), ExitStack() as handles, suppress(_AllRead):
+    with ExitStack() as handles, suppress(_AllRead):
         for point in wanted:
             handles.callback(_tap(lm, point, partial(read, point)).remove)
         lm.model.base_model(
