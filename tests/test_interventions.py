@@ -13,8 +13,9 @@ from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling, ZeroAblation
 from sae_forge.interventions.apply import EditLog, Intervention, applied, delta, edited
-from sae_forge.interventions.controls import RandomDirections
-from sae_forge.interventions.protocol import LatentEdit, ResidualEdit
+from sae_forge.interventions.controls import Control, RandomDirections, RandomPlaces
+from sae_forge.interventions.protocol import AlongRows, LatentEdit, ResidualEdit, RowEdit
+from sae_forge.interventions.steering import RemoveProjection
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
@@ -93,7 +94,11 @@ def test_scaling_by_one_is_identity_and_by_zero_is_ablation():
 
 def test_edits_are_values_that_follow_the_protocol():
     assert all(isinstance(edit, LatentEdit) for edit in EDITS[:2])
-    assert isinstance(RandomDirections(ZeroAblation(), 0).bind(torch.eye(5), torch.tensor([1])), ResidualEdit)
+    assert isinstance(RemoveProjection(), RowEdit)
+    projection = RemoveProjection().bind(torch.eye(5), torch.zeros(5))
+    assert isinstance(projection, ResidualEdit)
+    assert isinstance(projection, AlongRows)
+    assert isinstance(RandomPlaces(0), Control)
     assert NegativeScaling(-3) == NegativeScaling(-3)
     assert len({NegativeScaling(-3), NegativeScaling(-3), ZeroAblation()}) == 2
     with pytest.raises(dataclasses.FrozenInstanceError):

@@ -2,12 +2,13 @@
 
 ``x + (edit(z) - z)[S] @ W_dec[S]`` equals decoding the edited latents and adding the SAE's error back, with one
 virtue more: a token on which nothing changes stays identical to the bit, which two decodes in float32 do not give.
-Nothing here outlives its ``with`` block, and nothing is global.
+What gates and controls remember of a text travels on the cache of its calls. Nothing here outlives its ``with``
+block, and nothing is global.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float
@@ -15,26 +16,12 @@ from torch import Tensor
 
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.controls import RandomDirections
-from sae_forge.interventions.protocol import LatentEdit, ResidualEdit
-from sae_forge.models.hooks import splice
+from sae_forge.interventions.controls import Control, RandomDirections
+from sae_forge.interventions.intervention import Intervention
+from sae_forge.interventions.protocol import LatentEdit, ResidualEdit, RowEdit
+from sae_forge.models.hooks import Call, Carried, splice_carrying
 from sae_forge.models.loading import LanguageModel
-from sae_forge.sae.topk import TopKSAE
-
-
-@dataclass(frozen=True)
-class Intervention:
-    """Which latents are edited, and how."""
-
-    name: str
-    """The method's name in reports."""
-    latents: tuple[int, ...]
-    """Distinct latents; their order means nothing."""
-    edit: LatentEdit | RandomDirections
-
-    def __post_init__(self) -> None:
-        if not self.latents or min(self.latents) < 0 or len(set(self.latents)) < len(self.latents):
-            raise ConfigError(f"{self.name} needs distinct latents of 0 or more, at least one; got {self.latents[:8]}")
+from sae_forge.sae.dictionary import Dictionary
 
 
 @dataclass
@@ -42,23 +29,55 @@ class EditLog:
     """How much of the text that went through was touched; grows while the edit is in force."""
 
     tokens: int = 0
-    """Real tokens seen; under cached generation each is seen once."""
+    """Tokens seen that may be edited: the real ones, unless the intervention says otherwise. Under cached generation
+    each is seen once."""
     edited: int = 0
-    """Real tokens whose activation was changed."""
+    """Those of them whose activation was changed."""
+    norms: float = 0.0
+    """Summed L2 norm of what was added to them."""
+    texts: int = 0
+    """Texts seen, each counted by its first call."""
+    opened: int = 0
+    """Texts in which the gate was open on some token that may be edited."""
+    _opened: set[int] = field(default_factory=set, repr=False, compare=False)
 
     @property
     def share(self) -> float:
-        """Share of the real tokens that was edited, in [0, 1]."""
+        """Share of the tokens that was edited, in [0, 1]."""
         return self.edited / self.tokens if self.tokens else 0.0
+
+    @property
+    def mean_norm(self) -> float:
+        """L2 norm of what was added, on average over the edited tokens."""
+        return self.norms / self.edited if self.edited else 0.0
+
+    @property
+    def opened_share(self) -> float:
+        """Share of the texts in which the gate opened, in [0, 1]."""
+        return self.opened / self.texts if self.texts else 0.0
+
+    def begin(self, batch: int) -> Tensor:
+        """Numbers for texts that begin."""
+        self.texts += batch
+        return torch.arange(self.texts - batch, self.texts)
+
+    def add(self, texts: Tensor, editable: Tensor, opened: Tensor, difference: Tensor) -> None:
+        """Count a call."""
+        self.tokens += int(editable.sum())
+        self.edited += int((difference != 0).any(dim=-1).sum())
+        self.norms += float(difference.detach().norm(dim=-1).double().sum())
+        self._opened.update(texts[opened.any(dim=-1).cpu()].tolist())
+        self.opened = len(self._opened)
 
 
 @contextmanager
-def applied(lm: LanguageModel, sae: TopKSAE, point: HookPoint, intervention: Intervention) -> Iterator[EditLog]:
+def applied(lm: LanguageModel, sae: Dictionary, point: HookPoint, intervention: Intervention) -> Iterator[EditLog]:
     """Inside the block, ``lm`` computes with ``intervention`` in force at ``point``; after it, as before.
 
     Raises:
         CheckpointError: the SAE is of another width than the model.
-        ConfigError: the point lies beyond the model, or a latent beyond the SAE.
+        ConfigError: the point lies beyond the model, a latent beyond the SAE, or, from a call inside, a gate or
+            control that remembers is shown the continuation of a text whose beginning it has not seen.
     """
     if sae.d_in != lm.d_model:
         raise CheckpointError(
@@ -66,67 +85,99 @@ def applied(lm: LanguageModel, sae: TopKSAE, point: HookPoint, intervention: Int
         )
     log, bound = EditLog(), _bind(sae, intervention)
 
-    def rewrite(x: Tensor, real: Tensor) -> Tensor:
-        difference = bound.delta(x, real)
-        changed = (difference != 0).any(dim=-1)
-        log.tokens += int(real.sum())
-        log.edited += int(changed.sum())
-        return _add(x, difference, changed)
+    def rewrite(x: Tensor, call: Call) -> tuple[Tensor, Carried]:
+        texts, *before = call.carried or (log.begin(len(x)), None, None)
+        editable = bound.editable(call.real, call.attended)
+        difference, opened, after = bound.delta(x, call.real, editable, (before[0], before[1]))
+        if call.held and call.carried is None and any(after):
+            raise ConfigError(
+                f"{intervention.name} remembers what it has seen of a text, and the cache holds {call.held} tokens it "
+                "has not; run each text from its beginning inside the block, without shortening its cache"
+            )
+        log.add(texts, editable, opened, difference)
+        return _add(x, difference), (texts, *after)
 
-    with splice(lm, point, rewrite):
+    with splice_carrying(lm, point, rewrite):
         yield log
 
 
 def edited(
-    sae: TopKSAE,
+    sae: Dictionary,
     intervention: Intervention,
     x: Float[Tensor, "batch seq d_in"],
     real: Bool[Tensor, "batch seq"],
+    attended: Bool[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch seq d_in"]:
-    """``x`` under the intervention; tokens that are not real or do not change are identical to the bit."""
-    difference = delta(sae, intervention, x, real)
-    return _add(x, difference, (difference != 0).any(dim=-1))
+    """``x`` under the intervention; tokens it may not edit or does not change are identical to the bit."""
+    return _add(x, delta(sae, intervention, x, real, attended))
 
 
 def delta(
-    sae: TopKSAE,
+    sae: Dictionary,
     intervention: Intervention,
     x: Float[Tensor, "batch seq d_in"],
     real: Bool[Tensor, "batch seq"],
+    attended: Bool[Tensor, "batch seq"] | None = None,
 ) -> Float[Tensor, "batch seq d_in"]:
-    """The difference the intervention makes to ``x``, in fp32 or better; exactly zero where it makes none.
+    """The difference the intervention makes to whole texts, in fp32 or better; exactly zero where it makes none.
+
+    Args:
+        attended: Tokens that are no padding, for an intervention that edits all of them; None: the real ones.
 
     Raises:
         ConfigError: a latent lies beyond the SAE.
     """
-    return _bind(sae, intervention).delta(x, real)
+    bound = _bind(sae, intervention)
+    editable = bound.editable(real, real if attended is None else attended)
+    return bound.delta(x, real, editable, (None, None))[0]
 
 
-def _add(x: Tensor, difference: Tensor, changed: Tensor) -> Tensor:
+def _add(x: Tensor, difference: Tensor) -> Tensor:
     """Add where something changes; elsewhere even adding 0.0 would turn -0.0 into 0.0."""
     moved = (x.to(difference.dtype) + difference).to(x.dtype)
-    return torch.where(changed[..., None], moved, x)
+    return torch.where((difference != 0).any(dim=-1, keepdim=True), moved, x)
 
 
 @dataclass(frozen=True, eq=False)
 class _Bound:
     """An intervention tied to an SAE: what depends on neither text nor call is gathered once."""
 
-    sae: TopKSAE
+    sae: Dictionary
+    intervention: Intervention
     latents: Tensor
-    residual: ResidualEdit
+    """Watched or written, each once."""
+    watched: Tensor
+    """Columns of ``latents``."""
+    given: Tensor
+    """Columns whose acts the edit is given."""
+    edit: ResidualEdit
+    control: Control | None
 
-    def delta(self, x: Tensor, real: Tensor) -> Tensor:
+    def editable(self, real: Tensor, attended: Tensor) -> Tensor:
+        return real if self.intervention.tokens == "real" else attended
+
+    def delta(self, x: Tensor, real: Tensor, editable: Tensor, before: Carried) -> tuple[Tensor, Tensor, Carried]:
+        """The difference, where the gate is open, and what gate and control remember."""
         weights = self.sae.W_dec
         inside = x.to(weights.device, torch.promote_types(x.dtype, weights.dtype))
-        acts = self.sae.latent_acts(inside, self.latents)
-        difference = self.residual.delta(inside, acts)
-        return torch.where(real[..., None], difference.to(x.device), 0.0)
+        real, editable = real.to(weights.device), editable.to(weights.device)
+        acts = self.sae.latent_acts(inside, self.latents) if len(self.latents) else inside[..., :0]
+        opened, gate_after = self.intervention.gate.decide(acts[..., self.watched], real, before[0])
+        opened = opened & editable
+        given = acts[..., self.given]
+        difference = torch.where(opened[..., None], self.edit.delta(inside, given), 0.0)
+        control_after = ()
+        if self.control is not None:
+            difference, control_after = self.control.moved(difference, inside, given, editable, before[1])
+        if not self.intervention.keep_error:
+            rebuilt = self.sae.decode(self.sae.encode(inside))
+            difference = difference + torch.where(editable[..., None], rebuilt - inside, 0.0)
+        return difference.to(x.device), opened, (gate_after, control_after)
 
 
 @dataclass(frozen=True, eq=False)
-class _AlongRows:
-    """A ``ResidualEdit``: a change of acts, carried along the latents' own decoder rows."""
+class _Written:
+    """An ``AlongRows``: a change of acts, carried along the latents' own decoder rows."""
 
     edit: LatentEdit
     rows: Float[Tensor, "n d_in"]
@@ -134,17 +185,34 @@ class _AlongRows:
     def delta(
         self, x: Float[Tensor, "batch seq d_in"], acts: Float[Tensor, "batch seq n"]
     ) -> Float[Tensor, "batch seq d_in"]:
+        return self.coefficients(x, acts) @ self.rows
+
+    def coefficients(
+        self, x: Float[Tensor, "batch seq d_in"], acts: Float[Tensor, "batch seq n"]
+    ) -> Float[Tensor, "batch seq n"]:
         del x  # a latent edit depends on the acts alone
-        return (self.edit.edit(acts) - acts) @ self.rows
+        return self.edit.edit(acts) - acts
 
 
-def _bind(sae: TopKSAE, intervention: Intervention) -> _Bound:
-    if max(intervention.latents) >= sae.d_sae:
-        raise ConfigError(f"latent {max(intervention.latents)} is beyond the SAE, whose latents are 0..{sae.d_sae - 1}")
-    W_dec = sae.W_dec.detach()
-    latents = torch.tensor(intervention.latents, device=W_dec.device)
-    match intervention.edit:
-        case RandomDirections() as control:
-            return _Bound(sae, latents, control.bind(W_dec, latents))
+def _bind(sae: Dictionary, intervention: Intervention) -> _Bound:
+    watched, written = intervention.targets, intervention.written
+    latents = tuple(dict.fromkeys((*watched, *written)))
+    if latents and max(latents) >= sae.d_sae:
+        raise ConfigError(f"latent {max(latents)} is beyond the SAE, whose latents are 0..{sae.d_sae - 1}")
+    W_dec, b_dec = sae.W_dec.detach(), sae.b_dec.detach()
+    rows = W_dec[torch.tensor(written, dtype=torch.long, device=W_dec.device)]
+    wanted = intervention.edit
+    match wanted.edit if isinstance(wanted, RandomDirections) else wanted:
+        case LatentEdit() as edit:
+            real, given = _Written(edit, rows), written
+        case RowEdit() as edit:
+            real, given = edit.bind(rows, b_dec), watched
         case edit:
-            return _Bound(sae, latents, _AlongRows(edit, W_dec[latents]))
+            real, given = edit, watched
+    places = torch.tensor(latents, dtype=torch.long, device=W_dec.device)
+    control = wanted.bound(real, W_dec, places) if isinstance(wanted, RandomDirections) else None
+    watched_columns, given_columns = (
+        torch.tensor([latents.index(latent) for latent in some], dtype=torch.long, device=W_dec.device)
+        for some in (watched, given)
+    )
+    return _Bound(sae, intervention, places, watched_columns, given_columns, real, control)

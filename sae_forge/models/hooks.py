@@ -8,7 +8,9 @@ nobody else has to. Every handle is removed when its block ends, however it ends
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from typing import Any
 
 import torch
@@ -24,7 +26,12 @@ from sae_forge.models.tokens import real_token_mask
 Rewrite = Callable[[Float[Tensor, "batch seq d_in"], Bool[Tensor, "batch seq"]], Float[Tensor, "batch seq d_in"]]
 """Takes an activation and the mask of its real tokens; returns what stands in its place."""
 
+Carried = tuple[Any, ...]
+"""What a rewrite remembers of each text: tensors whose first axis is the batch, in tuples as deep as need be."""
+
 _Visit = Callable[[Tensor], Tensor]
+_CARRIED = "sae_forge_carried"
+_BLOCKS = count()
 
 
 class _AllRead(Exception):  # noqa: N818 (a signal between hook and caller, never an error)
@@ -102,6 +109,24 @@ def _read(
     return {point: found[point] for point in points}
 
 
+@dataclass(frozen=True, eq=False)
+class Call:
+    """What a rewrite is told of the forward pass under way."""
+
+    real: Bool[Tensor, "batch seq"]
+    """The real tokens of this call: under cached generation, of the new tokens only."""
+    attended: Bool[Tensor, "batch seq"]
+    """The tokens that are no padding."""
+    held: int
+    """Earlier tokens that the cache of the call holds, padding among them; 0 where the texts begin."""
+    carried: Carried | None
+    """What the rewrite returned from the call before; None if it has not seen all that the cache holds."""
+
+
+CarryingRewrite = Callable[[Float[Tensor, "batch seq d_in"], Call], tuple[Float[Tensor, "batch seq d_in"], Carried]]
+"""Takes an activation and what is known of the call; returns what stands in its place, and what to remember."""
+
+
 @contextmanager
 def splice(lm: LanguageModel, point: HookPoint, rewrite: Rewrite) -> Iterator[None]:
     """Inside the block, every forward pass continues from ``rewrite(x, real)`` at ``point``.
@@ -113,23 +138,96 @@ def splice(lm: LanguageModel, point: HookPoint, rewrite: Rewrite) -> Iterator[No
     Raises:
         ConfigError: ``point`` lies beyond the model, or a call inside hides which of its tokens are real.
     """
-    check_points(lm, [point])
-    base = lm.model.base_model
-    signature = inspect.signature(base.forward)
-    call: dict[str, Tensor] = {}
-
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module
-        call["real"] = _real_tokens(signature.bind_partial(*args, **kwargs).arguments, lm.special_ids)
-
-    with ExitStack() as handles:
-        handles.callback(base.register_forward_pre_hook(note, with_kwargs=True).remove)
-        handles.callback(_tap(lm, point, lambda x: rewrite(x, call["real"].to(x.device))).remove)
+    with splice_carrying(lm, point, lambda x, call: (rewrite(x, call.real.to(x.device)), ())):
         yield
 
 
-def _real_tokens(arguments: Mapping[str, Any], special_ids: frozenset[int]) -> Bool[Tensor, "batch seq"]:
-    """The real tokens of one call; its attention mask also covers what the cache holds, so its tail is taken."""
+@contextmanager
+def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrite) -> Iterator[None]:
+    """``splice`` for a rewrite that must remember the texts it is shown from one cached call to the next.
+
+    What it returns travels on the cache of the call: it is copied with the cache, ends with it, and a call that fails
+    leaves it as it was. ``select_rows`` chooses rows of both; a cache that was shortened has nothing to hand on. Beam
+    search shuffles the rows of a cache by itself and is not followed.
+
+    Raises:
+        ConfigError: ``point`` lies beyond the model, or a call inside hides which of its tokens are real.
+    """
+    check_points(lm, [point])
+    base = lm.model.base_model
+    signature = inspect.signature(base.forward)
+    block = next(_BLOCKS)
+    under_way: dict[str, Any] = {}
+
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        under_way.clear()
+        arguments = signature.bind_partial(*args, **kwargs).arguments
+        cache = arguments.get("past_key_values")
+        held = 0 if cache is None else int(cache.get_seq_length())
+        seen, carried = getattr(cache, _CARRIED, {}).get(block, (0, None))
+        real, attended = _tokens_of(arguments, lm.special_ids)
+        call = Call(real, attended, held, carried if held and held == seen else None)
+        under_way.update(call=call, cache=cache, seen=held + real.shape[1])
+
+    def visit(x: Tensor) -> Tensor:
+        y, under_way["carried"] = rewrite(x, under_way["call"])
+        return y
+
+    def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        del module, args
+        cache = getattr(output, "past_key_values", None) or under_way["cache"]
+        if under_way.get("carried") and cache is not None:
+            vars(cache).setdefault(_CARRIED, {})[block] = (under_way["seen"], under_way["carried"])
+        under_way.clear()
+
+    with ExitStack() as handles:
+        handles.callback(base.register_forward_pre_hook(note, with_kwargs=True).remove)
+        handles.callback(base.register_forward_hook(keep).remove)
+        handles.callback(_tap(lm, point, visit).remove)
+        yield
+
+
+def select_rows(cache: Any, rows: Int[Tensor, " n"]) -> None:
+    """Keep these rows of a cache, in this order and as often as named, with all that edits remember of their texts."""
+    cache.batch_select_indices(rows)
+    kept = getattr(cache, _CARRIED, {})
+    kept.update({block: (seen, _selected(carried, rows)) for block, (seen, carried) in kept.items()})
+
+
+def _selected(carried: Carried, rows: Tensor) -> Carried:
+    return tuple(
+        part.index_select(0, rows.to(part.device)) if isinstance(part, Tensor) else _selected(part, rows)
+        for part in carried
+    )
+
+
+@contextmanager
+def differentiable(lm: LanguageModel, point: HookPoint) -> Iterator[list[Float[Tensor, "batch seq d_in"]]]:
+    """Inside the block, what the model computes above ``point`` can be differentiated by the activation there.
+
+    Each forward pass adds its activation to the list, cut from all below it, so that only the layers above are kept
+    for the way back. No number changes, and the weights still take no gradient.
+
+    Raises:
+        ConfigError: ``point`` lies beyond the model.
+    """
+    check_points(lm, [point])
+    found: list[Tensor] = []
+
+    def cut(x: Tensor) -> Tensor:
+        found.append(x.detach().requires_grad_())
+        return found[-1]
+
+    with ExitStack() as handles:
+        handles.callback(_tap(lm, point, cut).remove)
+        yield found
+
+
+def _tokens_of(
+    arguments: Mapping[str, Any], special_ids: frozenset[int]
+) -> tuple[Bool[Tensor, "batch seq"], Bool[Tensor, "batch seq"]]:
+    """The real and the attended tokens of one call; its mask also covers what the cache holds, so its tail is taken."""
     token_ids, attention_mask = arguments.get("input_ids"), arguments.get("attention_mask")
     if token_ids is None:
         raise ConfigError("an edited model was called without input_ids, so its special tokens cannot be told apart")
@@ -137,7 +235,8 @@ def _real_tokens(arguments: Mapping[str, Any], special_ids: frozenset[int]) -> B
         attention_mask = torch.ones_like(token_ids)
     if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
         raise ConfigError("an edited model was called with a ready-made causal mask; pass one of shape [batch, seq]")
-    return real_token_mask(token_ids, attention_mask[:, -token_ids.shape[1] :], special_ids)
+    attended = attention_mask[:, -token_ids.shape[1] :].to(token_ids.device, torch.bool)
+    return real_token_mask(token_ids, attended, special_ids), attended
 
 
 def _tap(lm: LanguageModel, point: HookPoint, visit: _Visit) -> RemovableHandle:
