@@ -12,6 +12,8 @@ from sae_forge.errors import CheckpointError, DataError, ShardError
 from sae_forge.hookpoint import HookPoint
 
 CHECKPOINTS = Path("checkpoints")
+POINTER = "source.json"
+"""Stands in an SAE's folder in place of its weights, and says where those are: an SAE made elsewhere."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +35,9 @@ class Run:
             files.publish_json(self.folder / "shards" / "corpora.json", planned)
 
     def saes(self, point: HookPoint | None = None) -> list[Path]:
-        """Finished SAEs, oldest first, of one hook point or of all."""
-        return _by_age(self.folder.glob(f"saes/{point or '*'}/*/cfg.json"))
+        """Finished SAEs and pointers to SAEs made elsewhere, oldest first, of one hook point or of all."""
+        place = f"saes/{point or '*'}/*"
+        return _by_age([*self.folder.glob(f"{place}/cfg.json"), *self.folder.glob(f"{place}/{POINTER}")])
 
     def sae(self, point: HookPoint, *, k: int, d_sae: int, seed: int) -> Path:
         """Where the SAE of these sizes goes."""

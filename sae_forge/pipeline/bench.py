@@ -14,8 +14,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
 from sae_forge.progress import SILENT, Progress
 from sae_forge.runs import Run
-from sae_forge.sae.named import NamedSAE
-from sae_forge.sae.store import WEIGHTS, Provenance, load_sae
+from sae_forge.sae.named import NamedSAE, load_dictionary
 from sae_forge.settings import preset_of, settings_for
 
 
@@ -59,19 +58,26 @@ class Bench:
         if len(points) > 1:
             raise ConfigError(f"--layer {','.join(str(point.layer) for point in points)}: give one layer here")
         asked = points[0] if points else None
-        folder = Path(named) if named else self.run.newest_sae(asked, self.next("train"))
-        sae, provenance = load_sae(folder, expect_model=self._shown_model, expect_point=None if named else asked)
-        sae.to(device_of(self.config.sae_device))
-        name = folder.relative_to(self.run.folder / "saes").as_posix() if self.run.holds(folder) else folder.name
-        weights = files.file_sha256(folder / WEIGHTS)
-        return NamedSAE(folder, sae, provenance, _place(provenance, asked, folder), weights, name)
+        return load_dictionary(
+            named or self.run.newest_sae(asked, self.next("train")),
+            self.run,
+            model=self._shown_model,
+            asked=asked,
+            device=device_of(self.config.sae_device),
+            progress=self.progress,
+        )
 
     def require_same_model(self, named: NamedSAE) -> None:
-        """The loaded model has the weights the SAE was trained on.
+        """The loaded model is as wide as the SAE reads, and has the weights it was trained on where those are known.
 
         Raises:
-            CheckpointError: it has others under the same name.
+            CheckpointError: it is of another width, or has other weights under the same name.
         """
+        if named.sae.d_in != self.lm.d_model:
+            raise CheckpointError(
+                f"{named.name} reads activations {named.sae.d_in} wide, but {self.config.model} is {self.lm.d_model} "
+                "wide; name an SAE of this model with --sae, or train one"
+            )
         found, trained_on = self.lm.fingerprint()["weights"], named.provenance.weights
         if trained_on not in ("", found):
             raise CheckpointError(
@@ -113,15 +119,6 @@ class Bench:
         if layers and (preset is None or settings_for(preset, self.config.model).get("layer") != list(layers)):
             where += f" --layer {layers[0]}"
         return f"sae-forge {command} --model {self.config.model}{where}"
-
-
-def _place(provenance: Provenance, asked: HookPoint | None, folder: Path) -> HookPoint:
-    """Where an SAE belongs: what it says itself, else, for a file of another tool, what was asked for."""
-    if provenance.hook_point.startswith("blocks."):
-        return HookPoint.parse(provenance.hook_point)
-    if asked is None:
-        raise CheckpointError(f"{folder} does not say which layer it reads; name it with --layer")
-    return asked
 
 
 def device_of(name: str) -> str:

@@ -12,6 +12,7 @@ from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.report.html import Section, write_page
 from sae_forge.report.plots import training_curve
+from sae_forge.runs import POINTER
 
 CAPTIONS = {
     "accuracy": "Question accuracy in every domain, before and after, with 95 % intervals.",
@@ -48,7 +49,7 @@ def _section(sae: Path, bench: Bench) -> Section:
         plots["Training: unexplained variance and dead latents by step."] = training_curve(steps)
     return Section(
         title=f"{sae.parent.name} {sae.name}",
-        train=_read(sae / "report.json"),
+        train=_read(sae / "report.json") if (sae / "report.json").exists() else _read(sae / POINTER),
         selection=Selection.load(selection).to_json() if selection else None,
         eval=metrics,
         plots=plots,

@@ -1,4 +1,4 @@
-"""``run``: the whole pipeline, for one model or several in turn."""
+"""``run``: the whole pipeline, for one model or several in turn; an SAE that is named is used instead of trained."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -35,6 +35,8 @@ def run(configs: Sequence[RunConfig], progress: Progress) -> Outcome:
 
 def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
     """The outcome of each stage, each working on what the one before it made; the model is loaded once."""
+    if config.sae is not None:
+        config = _around(config, progress)
     bench = Bench(config, progress)
     done: dict[str, Outcome] = {}
 
@@ -46,7 +48,7 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
         return done[name]
 
     stage("collect", lambda: collect(config, bench))
-    sae = str(next(iter(stage("train", lambda: train(config, bench)).outputs.values())))
+    sae = config.sae or str(next(iter(stage("train", lambda: train(config, bench)).outputs.values())))
     on_sae = replace(config, sae=sae)
     selection = stage("features", lambda: features(on_sae, bench)).outputs["selection"]
     stage("eval", lambda: evaluate(replace(on_sae, selection=selection), bench))
@@ -55,9 +57,24 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
     return done
 
 
+def _around(config: RunConfig, progress: Progress) -> RunConfig:
+    """The config that collects where its SAE reads, once that SAE is known to fit the model.
+
+    Raises:
+        CheckpointError: it does not fit.
+    """
+    bench = Bench(config, progress)
+    named = bench.sae(config.sae)
+    bench.require_same_model(named)
+    progress.say(f"{config.model}: no training, the SAE is {named.name}")
+    return replace(config, sae=str(named.folder), layer=(named.point.layer,), site=named.point.site)
+
+
 def _titled(table: Sheet, model: str) -> Sheet:
     return replace(table, title=f"{model}: {table.title}")
 
 
 def _summary(model: str, stages: dict[str, Outcome]) -> str:
-    return "\n".join([model, *(stages[name].summary for name in ("train", "features", "eval", "report"))])
+    return "\n".join(
+        [model, *(stages[name].summary for name in ("train", "features", "eval", "report") if name in stages)]
+    )

@@ -1,11 +1,25 @@
-"""An SAE as the verbs are handed it: what it computes, where it belongs, and where its results lie."""
+"""The one door to SAEs for the verbs: one trained in a run, one in a file, or one that was released on the Hub.
 
+An SAE that was made elsewhere stays where it is. The run keeps a pointer to it among its own SAEs, so that its
+selections and reports are filed, found and named like those of any other.
+"""
+
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, cast
 
+from torch import nn
+
+from sae_forge import files
+from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.progress import SILENT, Progress
+from sae_forge.runs import POINTER, Run
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.sae.store import Provenance
+from sae_forge.sae.formats.gemma_scope import PARAMS, load_gemma_scope
+from sae_forge.sae.released import Reference, fetch, model_of, point_of
+from sae_forge.sae.store import WEIGHTS, Provenance, load_sae
 
 
 @dataclass(frozen=True, eq=False)
@@ -22,3 +36,152 @@ class NamedSAE:
     """sha256 of its weights file: what selections know it by."""
     name: str
     """``folder`` relative to the run's ``saes``, or the folder's own name outside a run."""
+
+
+def load_dictionary(
+    source: str | Path,
+    run: Run,
+    *,
+    model: str,
+    asked: HookPoint | None = None,
+    device: str = "cpu",
+    progress: Progress = SILENT,
+) -> NamedSAE:
+    """The SAE that ``source`` names, checked, on ``device``.
+
+    Args:
+        source: A run's SAE folder; a folder or file with Gemma Scope's ``params.npz``; or ``owner/name:path`` on the
+            Hub, as ``google/gemma-scope-2b-pt-res:layer_3/width_16k/average_l0_59``; ``owner/name@revision:path`` pins.
+        model: Name of the model it is to be used with. A trained SAE of another is refused; of a released one it is
+            said, because an SAE of a base model is commonly used on the tuned one.
+        asked: Where it should read; only a released SAE that reads elsewhere is refused.
+
+    Raises:
+        CheckpointError: missing, damaged, of another model, or of an unknown layer.
+        ConfigError: it reads at another place than ``asked``.
+        RemoteError: the Hub refused, does not have it, or cannot be reached.
+    """
+    path = Path(source).expanduser()
+    if (path / POINTER).is_file():
+        found = _pointed(path)
+    elif (origin := _elsewhere(path, str(source), progress)) is not None:
+        found = _adopted(origin, run, asked)
+    else:
+        found = _trained(path, run, model, asked)
+    cast("nn.Module", found.sae).to(device)
+    trained_on = found.provenance.model
+    if trained_on not in ("", model):
+        practice = "as published papers do" if model == f"{trained_on}-it" else "so expect more error than on its own"
+        progress.say(f"{found.folder.name} was trained on {trained_on} and is used on {model}, {practice}")
+    return found
+
+
+# ---- trained here -------------------------------------------------------------------------------
+
+
+def _trained(folder: Path, run: Run, model: str, asked: HookPoint | None) -> NamedSAE:
+    sae, provenance = load_sae(folder, expect_model=model)
+    if provenance.hook_point.startswith("blocks."):
+        point = HookPoint.parse(provenance.hook_point)
+    elif asked is None:
+        raise CheckpointError(f"{folder} does not say which layer it reads; name it with --layer")
+    else:  # a file of another tool
+        point = asked
+    name = folder.relative_to(run.folder / "saes").as_posix() if run.holds(folder) else folder.name
+    return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name)
+
+
+# ---- made elsewhere -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """A ``params.npz`` on this machine, and where it comes from."""
+
+    params: Path
+    name: str
+    """One readable folder name for it."""
+    described: str
+    """The reference or path that says its layer and model."""
+    pinned: str | None = None
+    """The Hub reference with its commit; None for a local file."""
+
+
+def _elsewhere(path: Path, source: str, progress: Progress) -> _Origin | None:
+    """The ``params.npz`` that is meant, fetched if it is on the Hub; None when something else is."""
+    if path.suffix == ".npz" and path.is_file():
+        return _local(path)
+    if path.exists():
+        return _local(path / PARAMS) if (path / PARAMS).is_file() else None
+    if (reference := Reference.parse(source)) is None:
+        return None
+    progress.say(f"SAE: {reference}")
+    params, commit = fetch(reference)
+    pinned = reference.at(commit) if commit else reference
+    return _Origin(params, reference.name, str(reference), str(pinned))
+
+
+def _local(params: Path) -> _Origin:
+    """Named by its path from the release's folder or ``layer_N`` on, else its own folder; files that differ by hash."""
+    full = params.resolve()
+    parts = (full.parent if full.name == PARAMS else full.with_suffix("")).parts
+    marked = [place for place, part in enumerate(parts) if part.startswith(("gemma-scope-", "layer_"))]
+    readable = "--".join(parts[marked[0] :] if marked else parts[-1:])
+    return _Origin(full, f"{readable}-{files.file_sha256(full)[:8]}", str(full))
+
+
+def _adopted(origin: _Origin, run: Run, asked: HookPoint | None) -> NamedSAE:
+    """An SAE made elsewhere, and the pointer to it in the run."""
+    point = point_of(origin.described) or asked
+    if point is None:
+        raise CheckpointError(f"{origin.described} does not say which layer it reads; name it with --layer")
+    if asked not in (None, point):
+        raise ConfigError(f"--sae {origin.described} reads {point}, not {asked}; give --layer {point.layer}")
+    folder = run.folder / "saes" / str(point) / origin.name
+    found = _described(folder, origin.params, point, model_of(origin.described))
+    if (folder / POINTER).exists():
+        _require_weights(found, _pointer(folder)["weights"])
+        (folder / POINTER).touch()  # what was asked for last is the newest
+        return found
+    record = {
+        "source": origin.pinned or os.path.relpath(origin.params, folder.resolve()),
+        "on_hub": origin.pinned is not None,
+        "weights": found.weights,
+        "hook_point": str(point),
+        "model": found.provenance.model,
+    }
+    files.publish_json(folder / POINTER, record)
+    return found
+
+
+def _pointed(folder: Path) -> NamedSAE:
+    """The SAE that a run's pointer leads to, refused when it is no longer the same."""
+    record = _pointer(folder)
+    reference = Reference.parse(record["source"]) if record["on_hub"] else None
+    params = fetch(reference)[0] if reference else folder.resolve() / record["source"]
+    if not params.is_file():
+        raise CheckpointError(f"{folder / POINTER} points to {record['source']}, which is gone; name it with --sae")
+    found = _described(folder, params, HookPoint.parse(record["hook_point"]), record["model"])
+    _require_weights(found, record["weights"])
+    return found
+
+
+def _described(folder: Path, params: Path, point: HookPoint, model: str) -> NamedSAE:
+    sae, provenance = load_gemma_scope(params), Provenance(model=model, hook_point=str(point))
+    return NamedSAE(folder, sae, provenance, point, files.file_sha256(params), f"{point}/{folder.name}")
+
+
+def _pointer(folder: Path) -> dict[str, Any]:
+    record = files.read_json(folder / POINTER, kind=CheckpointError, what="a pointer to an SAE")
+    texts = ("source", "weights", "hook_point", "model")
+    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in texts):
+        raise CheckpointError(f"{folder / POINTER} is no pointer to an SAE; delete it and name the SAE with --sae")
+    return {**record, "on_hub": record.get("on_hub") is True}
+
+
+def _require_weights(found: NamedSAE, expected: str) -> None:
+    if expected != found.weights:
+        raise CheckpointError(
+            f"{found.folder.name} has other weights than when this run first used it: expected {expected[:12]}, found "
+            f"{found.weights[:12]}; pin it as owner/name@revision:path, or choose another --run_dir"
+        )

@@ -1,0 +1,1 @@
+"""Readers of SAEs that others released, one file a format."""
