@@ -121,10 +121,11 @@ def _filled(lm: LanguageModel, ids: Tensor, real: Tensor, mask: Tensor, bos: str
     bos_id, eos_id = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
     gap = mask & ~real
     opens = torch.zeros_like(gap)
-    if bos != "none" and isinstance(bos_id, int):
+    if bos == "row":
         opens[:, 0] = gap[:, 0]
-        if bos == "document":
-            opens[:, :-1] |= gap[:, :-1] & real[:, 1:]
+    if bos == "document":  # EOS, BOS and then the next document's first token
+        opens[:, :-1] = gap[:, :-1] & real[:, 1:]
+    if isinstance(bos_id, int):
         ids = torch.where(opens, bos_id, ids)
     return torch.where(gap & ~opens, eos_id if isinstance(eos_id, int) else lm.pad_id, ids)
 
