@@ -6,13 +6,13 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass, fields
+from dataclasses import MISSING, Field, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 import typer
 
-from sae_forge.config import Alias, ModelConfig
+from sae_forge.config import Alias, ModelConfig, setting_fields
 from sae_forge.errors import ForgeError, ResourceError
 from sae_forge.runs import Run, newest_run
 from sae_forge.settings import ConfigT, parse_value, read_config_file, resolve
@@ -146,7 +146,7 @@ def _signature(kind: type[ModelConfig], own: list[inspect.Parameter]) -> inspect
     shared = [("config", CONFIG_FILE, None), ("json", JSON, False), ("debug", DEBUG, False)]
     return inspect.Signature(
         [parameter.replace(kind=keyword) for parameter in own]
-        + [_parameter(field, hints[field.name]) for field in fields(kind)]
+        + [_parameter(field, hints[name]) for name, field in setting_fields(kind).items()]
         + [inspect.Parameter(name, keyword, annotation=note, default=default) for name, note, default in shared]
     )
 

@@ -4,10 +4,10 @@ The text in each ``Annotated`` is the flag's help. A class inherits the settings
 call first: ``train`` collects when shards are missing, so ``TrainConfig`` is a ``CollectConfig``.
 """
 
-from dataclasses import dataclass, fields
+from dataclasses import Field, dataclass, field, fields
 from math import inf, isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint, Site
@@ -18,7 +18,12 @@ Quantize = Literal["none", "8bit", "4bit"]
 BosPolicy = Literal["row", "document", "none"]
 Backend = Literal["auto", "reference", "cpu", "triton"]
 SortBy = Literal["score", "ratio", "diff", "act_ratio"]
-SelectionMethod = Literal["inlp", "frequency"]
+CountingMethod = Literal[
+    "inlp", "frequency", "dsg_ratio", "conditional", "crisp", "top_mean", "random_matched", "random",
+]  # fmt: skip
+COUNTING_METHODS: tuple[CountingMethod, ...] = get_args(CountingMethod)
+SelectionMethod = Literal[CountingMethod, "attribution"]
+Moment = Literal["sq_mean", "mean_sq"]
 Formula = Literal["corrected", "literal"]
 Scoring = Literal["cloze", "letter", "chat"]
 QuestionFilter = Literal["none", "correct", "correct_iff_question", "correct_no_tricks"]
@@ -61,6 +66,8 @@ class ModelConfig:
     device_map: Annotated[str | None, "Spread the model over devices: auto, balanced, sequential."] = None
     quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes)."] = "none"
     sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …"] = "auto"
+    spelled: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """Settings the user named, by flag or file; the others came from a preset or are defaults. No setting itself."""
 
     def __post_init__(self) -> None:
         if self.quantize != "none" and self.dtype == "fp32":
@@ -86,13 +93,18 @@ class ModelConfig:
 
     def settings(self, kind: type["ModelConfig"] | None = None) -> dict[str, Any]:
         """JSON-ready values of the fields that ``kind`` (default: this class) declares."""
-        return {field.name: _plain(getattr(self, field.name)) for field in fields(kind or type(self))}
+        return {name: _plain(getattr(self, name)) for name in setting_fields(kind or type(self))}
 
     def require(self, **checks: tuple[bool, str]) -> None:
         """Raise for the first setting whose check is False; the text says what would be right."""
         for name, (holds, wanted) in checks.items():
             if not holds:
                 raise ConfigError(f"--{name} {_shown(getattr(self, name))}: {wanted}")
+
+
+def setting_fields(kind: type[ModelConfig]) -> dict[str, Field[Any]]:
+    """The fields of a config that are settings, by name: its flags."""
+    return {entry.name: entry for entry in fields(kind) if entry.name != "spelled"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,7 +219,10 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
     """Shards and an SAE to a ranked selection of latents."""
 
     sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
-    method: Annotated[SelectionMethod, "How latents are scored."] = "inlp"
+    method: Annotated[
+        tuple[SelectionMethod | Literal["all"], ...],
+        "How latents are scored; of several, eval takes the first. all: every one that shards can decide.",
+    ] = ("inlp",)
     sort_by: Annotated[SortBy, "Which INLP statistic ranks the valid latents."] = "score"
     num_features: Annotated[tuple[int, ...], "Latents to select; of several (10,50,100) the largest."] = (100,)
     latents: Annotated[tuple[int, ...] | None, "Take these latents instead of scoring."] = None
@@ -219,14 +234,21 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
     min_ratio: Annotated[float, "inlp: smoothed forget/retain ratio must exceed this."] = 2.0
     ratio_smoothing: Annotated[float, "inlp: fires added to both sides of the ratio."] = 16.0
     activation_eps: Annotated[float, "inlp literal: added to the retain mean in act_ratio."] = 1e-4
-    retain_threshold: Annotated[float, "frequency: retain frequency must stay below this."] = 0.01
+    retain_threshold: Annotated[
+        float | None, "frequency, conditional: retain frequency must stay below this. Unset: 0.01 and 1e-4."
+    ] = None
+    moment: Annotated[Moment, "dsg_ratio: importance is the squared mean act, or the mean squared act."] = "sq_mean"
+    p_ratio: Annotated[float, "dsg_ratio: percentile of all latents the importance ratio must reach."] = 95.0
+    fire_threshold: Annotated[float, "conditional: an act counts as firing above this."] = 0.0
+    refusal: Annotated[str | None, "Text where the model refuses: the latent that fires on most of it is noted."] = None
+    refusal_latent: Annotated[int | None, "Note this refusal latent instead of finding one with --refusal."] = None
     attribution_sign: Annotated[
         AttributionSign, "attribution: +: latents that argue for the right answer. -: against it. abs: either."
     ] = "+"
     attribution_candidates: Annotated[int, "attribution: latents each question puts forward."] = 20
-    attribution_clamp: Annotated[float, "attribution: value a latent is set to where it fires, to test it alone."] = (
-        -20.0
-    )
+    attribution_clamp: Annotated[
+        float, "attribution: value a latent is set to where it fires, to test it alone."
+    ] = -20.0
     attribution_max_broken: Annotated[int, "attribution: retain questions that a latent may break."] = 3
     snippets: Annotated[int, "Top-activating snippets to show for each latent."] = 5
 
@@ -234,12 +256,26 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
         super().__post_init__()
         self.require(
             num_features=(bool(self.num_features) and min(self.num_features) >= 1, "give at least 1 latent"),
+            method=(bool(self.method) and len(set(self.method)) == len(self.method), "name each method once"),
             latents=(self.latents is None or min(self.latents, default=-1) >= 0, "give indices of 0 or more"),
+            p_ratio=(0 <= self.p_ratio <= 100, "give a percentile from 0 to 100"),
+            fire_threshold=(0 <= self.fire_threshold < inf, "give a finite act of 0 or more"),
+            refusal_latent=(self.refusal_latent is None or self.refusal_latent >= 0, "give an index of 0 or more"),
             attribution_candidates=(self.attribution_candidates >= 1, "give at least 1 latent"),
             attribution_clamp=(-inf < self.attribution_clamp <= 0, "give a finite value of 0 or less"),
             attribution_max_broken=(self.attribution_max_broken >= 0, "give 0 or more"),
             snippets=(self.snippets >= 0, "give 0 or more"),
         )
+        if self.refusal is not None and self.refusal_latent is not None:
+            raise ConfigError("--refusal finds the refusal latent and --refusal_latent names it; give one of them")
+
+    @property
+    def selection_methods(self) -> tuple[SelectionMethod, ...]:
+        """The methods asked for, in order, each once; ``all`` leaves out attribution, which asks a model questions."""
+        named: list[SelectionMethod] = []
+        for name in self.method:
+            named.extend(COUNTING_METHODS if name == "all" else (name,))
+        return tuple(dict.fromkeys(named))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -281,6 +317,7 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
         bool, "Tune each method on the dev half with an equal budget; report the choice on the test half."
     ] = False
     configurations: Annotated[int, "Settings the sweep tries for each method that has any (8 or more; rmu: 12)."] = 12
+    sweep_limit: Annotated[int | None, "Items per domain that the sweep asks. Unset: as --limit."] = None
     clamp_value: Annotated[tuple[float, ...], "Clamping: latents are set to minus this; several sweep."] = (1.0,)
     value_units: Annotated[ValueUnits, "relative: clamp_value times the median residual norm over the edit's norm."] = (
         "relative"
@@ -293,6 +330,13 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
     ] = "prompt"
     gate_percentile: Annotated[float, "Sequence gates open above this percentile of the retain sequences."] = 95.0
     gate_window: Annotated[int, "window, max: tokens the rate is taken over."] = 32
+    baseline_steps: Annotated[int | None, "Retrained baselines: optimizer steps. Unset: the paper's."] = None
+    baseline_lr: Annotated[
+        float | None, "Retrained baselines: learning rate, which a sweep goes around. Unset: the paper's."
+    ] = None
+    baseline_batch: Annotated[
+        int | None, "Retrained baselines: sequences a step takes of each side. Unset: the paper's."
+    ] = None
     keep_error: Annotated[bool, "Keep what the SAE cannot rebuild; --no_keep_error shows what dropping it costs."] = (
         True
     )
@@ -319,6 +363,8 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.sweep and self.half != "test":
+            raise ConfigError(f"--sweep tunes on the dev half and reports on the test half; drop --half {self.half}")
         self.require(
             random_seeds=(self.random_seeds >= 3, "a control needs at least 3 seeds"),
             configurations=(self.configurations >= 8, "an equal budget needs at least 8 settings a method"),
@@ -330,6 +376,10 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
             refusal_value=(isfinite(self.refusal_value), "give a finite value"),
             gate_percentile=(0 <= self.gate_percentile <= 100, "give a percentile between 0 and 100"),
             gate_window=(self.gate_window >= 1, "give at least 1 token"),
+            baseline_steps=(self.baseline_steps is None or self.baseline_steps >= 1, "give at least 1 step"),
+            baseline_lr=(self.baseline_lr is None or 0 < self.baseline_lr < inf, "give a rate above 0"),
+            baseline_batch=(self.baseline_batch is None or self.baseline_batch >= 1, "give at least 1 sequence"),
+            sweep_limit=(self.sweep_limit is None or self.sweep_limit >= 1, "give at least 1 item"),
             limit=(self.limit is None or self.limit >= 1, "give at least 1 item"),
             bootstrap=(self.bootstrap >= 100, "give at least 100 resamples"),
         )

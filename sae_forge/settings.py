@@ -1,13 +1,12 @@
 """Where a setting's value comes from: the flags, else the config file, else the model's preset, else its default."""
 
 import tomllib
-from dataclasses import fields
 from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from sae_forge.config import ModelConfig
+from sae_forge.config import ModelConfig, setting_fields
 from sae_forge.errors import ConfigError
 
 Preset = dict[str, Any]
@@ -16,7 +15,9 @@ ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
 @cache
 def presets() -> dict[str, Preset]:
-    """Every preset that ships, by name: the ``models`` it is the default of, ``settings``, what was ``published``."""
+    """Every preset that ships, by name: the ``models`` it is for, its ``settings``, the files it ``needs``, and what was
+    ``published``.
+    """
     found = {}
     for entry in resources.files("sae_forge.presets").iterdir():
         if entry.name.endswith(".toml"):
@@ -25,8 +26,8 @@ def presets() -> dict[str, Preset]:
 
 
 def preset_of(model: str) -> Preset | None:
-    """The preset that gives ``model`` its defaults, if one does."""
-    return next((preset for preset in presets().values() if model in preset["models"]), None)
+    """The preset that gives ``model`` its defaults, if one does; a paper's preset must be named to count."""
+    return next((preset for preset in presets().values() if model in preset.get("default_of", preset["models"])), None)
 
 
 def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = None) -> ConfigT:
@@ -45,10 +46,10 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
     base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
-    names = {field.name for field in fields(kind)}
+    names = setting_fields(kind)
     settings = settings_for(base, chosen.get("model")) if base else {}
     inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
-    return kind(**{**inherited, **chosen})
+    return kind(**{**inherited, **chosen}, spelled=frozenset(given))
 
 
 def settings_for(preset: Preset, model: str | None) -> Preset:
@@ -64,7 +65,7 @@ def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"--config {path} is not TOML: {error}") from error
-    names = [field.name for field in fields(kind)]
+    names = setting_fields(kind)
     if unknown := sorted(set(values) - set(names)):
         possible = ", ".join(sorted(names))
         raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not a setting here; possible: {possible}")

@@ -16,13 +16,18 @@ from torch import Tensor
 from sae_forge.config import FeaturesConfig
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.errors import ConfigError, DataError, ShardError
-from sae_forge.features import scores
+from sae_forge.features import analysis, methods, scores
+from sae_forge.features.analysis import auroc, separations, traces
+from sae_forge.features.identity import file_name
 from sae_forge.features.places import TopPlaces
+from sae_forge.features.scores import Measured
 from sae_forge.features.select import choose, measure, select
-from sae_forge.features.selection import COLUMNS, Selection, file_name, table
+from sae_forge.features.selection import Selection
 from sae_forge.features.snippets import marked
 from sae_forge.features.stats import LatentStats, firing_rates, survey, tally
+from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
 from sae_forge.progress import Silent
+from sae_forge.sae.dictionary import LatentActs
 from sae_forge.sae.topk import TopKSAE
 
 WEIGHTS = "ab" * 32
@@ -40,14 +45,31 @@ class Ear(Silent):
         self.lines.append(line)
 
 
-def counts(tokens: int, fires: Sequence[int], means: Sequence[float] = ()) -> LatentStats:
-    """Statistics made up from fire counts and mean activations where firing (1 unless given)."""
-    fired = torch.tensor(fires)
-    sums = fired * torch.tensor(means or [1.0] * len(fires)).double()
+def counts(
+    tokens: int, fires: Sequence[int], means: Sequence[float] = (), *, clear: Sequence[int] | None = None
+) -> LatentStats:
+    """Statistics made up from fire counts and activations where firing (1 unless given), equal on every such token."""
+    fired, acts = torch.tensor(fires), torch.tensor(means or [1.0] * len(fires)).double()
     none = torch.zeros(len(fires), 0, dtype=torch.long)
     return LatentStats(
-        tokens, fired, sums, sums, torch.ones(len(fires)), TopPlaces(torch.zeros(len(fires), 0), none, none)
+        tokens=tokens,
+        fires=fired,
+        clear_fires=fired if clear is None else torch.tensor(clear),
+        sums=fired * acts,
+        squares=fired * acts * acts,
+        peaks=torch.ones(len(fires)),
+        top=TopPlaces(torch.zeros(len(fires), 0), none, none),
     )
+
+
+def ranking(method: Any, forget: LatentStats, *retain: LatentStats, n: int = 9, **changes: Any) -> methods.Ranking:
+    """What a method makes of counts against numbered retain corpora."""
+    config = FeaturesConfig(method=(method,), **changes)
+    return methods.rank(method, Measured(forget, {str(i): one for i, one in enumerate(retain)}), config, n)
+
+
+def chosen_by(method: Any, forget: LatentStats, *retain: LatentStats, n: int = 9, **changes: Any) -> list[int]:
+    return ranking(method, forget, *retain, n=n, **changes).best(n).tolist()
 
 
 def compare(forget: LatentStats, *retain: LatentStats, formula: str = "corrected") -> scores.Selectivity:
@@ -156,9 +178,7 @@ def test_every_inlp_bound_is_strict_but_the_fire_count():
     #             kept | 63 fires | p = .001 | p = .2 | retain p = .005 | ratio = 2
     forget = counts(64_000, [128, 63, 64, 12_800, 3200, 128])
     retain = counts(64_000, [0, 0, 0, 0, 320, 56])
-    config = FeaturesConfig()
-    filters = scores.forget_filters(forget, config) | scores.retain_filters(compare(forget, retain), config)
-    valid, removed = scores.sieve(filters)
+    valid, removed = scores.sieve(ranking("inlp", forget, retain).filters)
     assert valid.tolist() == [True] + [False] * 5
     assert removed == {"min_target_fires": 1, "min_freq": 1, "max_freq": 1, "max_neutral_freq": 1, "min_ratio": 1}
 
@@ -166,29 +186,173 @@ def test_every_inlp_bound_is_strict_but_the_fire_count():
 def test_inlp_admits_what_lies_just_inside_its_bounds():
     forget = counts(63_999, [64, 12_799, 3200, 129])
     retain = counts(64_001, [0, 0, 320, 56])
-    config = FeaturesConfig()
-    filters = scores.forget_filters(forget, config) | scores.retain_filters(compare(forget, retain), config)
-    assert scores.sieve(filters)[0].all()
+    assert scores.sieve(ranking("inlp", forget, retain).filters)[0].all()
 
 
 def test_farrell_zeroes_at_the_threshold_and_drops_what_never_fires():
     forget, retain = counts(1000, [50, 400, 0, 70, 70]), counts(1000, [9, 10, 0, 0, 0])
-    config = FeaturesConfig(method="frequency")
-    measured = compare(forget, retain)
-    valid, removed = scores.sieve(scores.forget_filters(forget, config) | scores.retain_filters(measured, config))
-    assert removed == {"never_fires_on_forget": 1, "retain_threshold": 1}
-    assert scores.ranked(valid, scores.rank_by(measured, config), 9).tolist() == [3, 4, 0]  # ties by index
-    assert scores.ranked(valid, scores.rank_by(measured, config), 1).tolist() == [3]
+    found = ranking("frequency", forget, retain)
+    assert scores.sieve(found.filters)[1] == {"never_fires_on_forget": 1, "retain_threshold": 1}
+    assert found.best(9).tolist() == [3, 4, 0]  # ties by index
+    assert found.best(1).tolist() == [3]
+    assert chosen_by("frequency", forget, retain, retain_threshold=0.0101) == [1, 3, 4, 0]
 
 
-@pytest.mark.parametrize(("sort_by", "best"), [("score", 0), ("ratio", 1), ("diff", 2), ("act_ratio", 3)])
-def test_sort_by_names_the_statistic_that_ranks(sort_by: str, best: int):
-    columns = [torch.eye(4)[i].double() for i in range(4)]
-    measured = scores.Selectivity(*columns, torch.zeros(4), torch.zeros(4))
-    assert (
-        scores.ranked(torch.ones(4, dtype=torch.bool), scores.rank_by(measured, FeaturesConfig(sort_by=sort_by)), 1)
-        == best
-    )
+def test_sort_by_names_the_statistic_that_ranks():
+    forget, retain = counts(1000, [100, 64, 150, 70], [1.0, 1.0, 1.0, 8.0]), counts(1000, [3, 0, 4, 3])
+    found = compare(forget, retain)
+    for statistic in ("score", "ratio", "diff", "act_ratio"):
+        order = chosen_by("inlp", forget, retain, sort_by=statistic)
+        expected = sorted(range(4), key=lambda latent: (-getattr(found, statistic)[latent].item(), latent))
+        assert order == expected, statistic
+    assert chosen_by("inlp", forget, retain, sort_by="diff")[0] == 2
+    assert chosen_by("inlp", forget, retain, sort_by="act_ratio")[0] == 3
+
+
+# ---- the other methods by hand ------------------------------------------------------------------
+
+
+def test_dsg_ratio_orders_by_importance_what_stands_high_beside_retain():
+    #                      strong, also on retain | weak, never on retain | strongest, common | forget-dead
+    forget = counts(1000, [200, 10, 400, 0], [2.0, 1.0, 3.0, 1.0])
+    retain = counts(2000, [40, 0, 800, 5], [2.0, 1.0, 3.0, 1.0])
+    importance = [0.4**2, 0.01**2, 1.2**2, 0.0]
+    ratio = [0.16 / (0.04**2 + 1e-21), 1e-4 / 1e-21, 1.0, 0.0]
+    found = ranking("dsg_ratio", forget, retain, p_ratio=50)
+    assert found.by.tolist() == pytest.approx(importance)
+    # The median of [100, 1e17, 1, 0] is halfway between 1 and 100.
+    assert sorted(ratio)[1:3] == pytest.approx([1.0, 100.0])
+    assert found.filters["p_ratio"].tolist() == [True, True, False, False]
+    assert found.best(9).tolist() == [0, 1]
+    assert chosen_by("dsg_ratio", forget, retain, p_ratio=100) == [1]  # a percentile that is reached is enough
+    assert chosen_by("dsg_ratio", forget, retain, p_ratio=0) == [2, 0, 1]  # a dead latent is never of use
+
+
+def test_dsg_percentiles_are_over_all_latents_dead_ones_too():
+    """Of 100 latents 90 are dead; the 95th percentile of the ratio then lies among the ten that live."""
+    forget = counts(1000, [0] * 90 + list(range(10, 110, 10)))
+    retain = counts(1000, [0] * 90 + [10] * 10)
+    assert chosen_by("dsg_ratio", forget, retain) == [99, 98, 97, 96, 95]
+    assert ranking("dsg_ratio", forget, retain).filters["importance"].all()
+
+
+def test_dsg_takes_the_percentile_of_importance_too():
+    forget, retain = counts(1000, list(range(1, 101))), counts(1000, [0] * 100)
+    kept = ranking("dsg_ratio", forget, retain, p_ratio=0).filters["importance"]
+    assert kept.tolist() == [False] * 5 + [True] * 95  # rank 4.95 lies above the fifth smallest
+
+
+def test_the_two_moments_of_dsg_differ_where_a_latent_is_rare_and_strong():
+    forget, retain = counts(1000, [10, 200, 0], [10.0, 1.0, 1.0]), counts(1000, [0, 0, 0])
+    assert chosen_by("dsg_ratio", forget, retain, p_ratio=0, moment="sq_mean") == [1, 0]  # 0.1^2 against 0.2^2
+    assert chosen_by("dsg_ratio", forget, retain, p_ratio=0, moment="mean_sq") == [0, 1]  # 1.0 against 0.2
+    found = ranking("dsg_ratio", forget, retain, moment="mean_sq").by
+    assert found.tolist() == pytest.approx([10 * 100 / 1000, 0.2, 0.0])
+
+
+def test_conditional_counts_activations_above_its_own_threshold():
+    forget = counts(10_000, [900, 800, 700, 600], clear=[500, 800, 0, 600])
+    retain = counts(10_000, [90, 90, 0, 1], clear=[0, 90, 0, 1])
+    found = ranking("conditional", forget, retain)
+    assert scores.sieve(found.filters)[1] == {"never_fires_on_forget": 0, "fire_threshold": 1, "retain_threshold": 2}
+    assert found.best(9).tolist() == [0]  # 1 of 10,000 is not below 1e-4
+    assert found.by[0].item() == 0.05
+    assert chosen_by("conditional", forget, retain, retain_threshold=0.00011) == [3, 0]
+
+
+def test_one_flag_has_each_methods_own_default():
+    assert methods.retain_threshold("frequency", FeaturesConfig()) == 0.01
+    assert methods.retain_threshold("conditional", FeaturesConfig()) == 1e-4
+    assert methods.retain_threshold("conditional", FeaturesConfig(retain_threshold=0.3)) == 0.3
+
+
+def test_crisp_looks_at_ten_times_as_many_as_it_takes_and_keeps_the_active():
+    #                       0: excess 90, rel 200/(20+1) | 1: excess 80, rel 3 | 2: rel just below | 3..: small excess
+    forget = counts(1000, [100, 90, 90] + [30] * 20, [2.0, 0.7, 0.69] + [5.0] * 20)
+    retain = counts(4000, [40, 40, 40] + [0] * 20, [2.0, 0.5, 0.5] + [0.0] * 20)
+    found = ranking("crisp", forget, retain, n=1)
+    common = 1000  # 40 of 4000 are 10 of 1000
+    assert found.by[:3].tolist() == pytest.approx([90, 80, 80])
+    relative = [100 * 2.0 / (10 * 2.0 + 1), 90 * 0.7 / (10 * 0.5 + 1), 90 * 0.69 / (10 * 0.5 + 1)]
+    assert [value >= 3 for value in relative] == [True, True, True]
+    assert common == min(forget.tokens, retain.tokens)
+    assert found.filters["crisp_pool"].nonzero()[:, 0].tolist() == list(range(10))
+    assert found.best(1).tolist() == [0]
+    assert ranking("crisp", forget, retain, n=2).filters["crisp_pool"].sum() == 20
+
+
+def test_crisp_keeps_a_ratio_of_exactly_three():
+    #          A_F / (A_R + 1): 9 / 3 | 8.9 / 3 | 3 / 1, silent on retain
+    forget, retain = counts(100, [9, 10, 3], [1.0, 0.89, 1.0]), counts(100, [2, 2, 0])
+    assert ranking("crisp", forget, retain).filters["crisp_ratio"].tolist() == [True, False, True]
+
+
+def test_several_retain_corpora_are_the_worst_of_them_for_every_method():
+    """The second corpus condemns latent 1 under every method; alone, the first lets it pass."""
+    forget = counts(10_000, [1000, 2000, 10], [3.0, 3.0, 1.0])
+    kind, harsh = counts(10_000, [0, 0, 0]), counts(40_000, [0, 16_000, 0], [0.0, 3.0, 0.0])
+    for method, changes in (
+        ("inlp", {}), ("frequency", {}), ("conditional", {}), ("crisp", {}), ("dsg_ratio", {"p_ratio": 50}),
+    ):  # fmt: skip
+        assert 1 not in chosen_by(method, forget, kind, harsh, n=2, **changes), method
+        assert 1 not in chosen_by(method, forget, harsh, kind, n=2, **changes), method
+    assert chosen_by("frequency", forget, kind)[:2] == [1, 0]
+
+
+def test_top_mean_looks_at_the_forget_corpus_alone():
+    forget = counts(1000, [100, 10, 0, 50], [1.0, 20.0, 0.0, 2.0])
+    assert chosen_by("top_mean", forget, counts(1000, [500, 500, 500, 500])) == [1, 0, 3]  # 0.2, then 0.1 twice
+
+
+def test_random_latents_are_alive_and_another_seed_draws_others():
+    forget, retain = counts(1000, [1] * 30 + [0] * 70), counts(1000, [0] * 30 + [1] * 30 + [0] * 40)
+    drawn = chosen_by("random", forget, retain, n=20)
+    assert len(set(drawn)) == 20
+    assert max(drawn) < 60
+    assert drawn == chosen_by("random", forget, retain, n=20)
+    assert drawn != chosen_by("random", forget, retain, n=20, seed=1)
+    assert sorted(chosen_by("random", forget, retain, n=99)) == list(range(60))
+    assert chosen_by("random", forget, retain, n=5) == drawn[:5]
+
+
+def test_matched_latents_share_the_deciles_of_what_they_are_matched_to():
+    """100 latents in ten deciles of ten; inlp takes some of them, and each drawn one lies in its partner's decile."""
+    forget = counts(100_000, [100 * (i + 1) for i in range(100)])
+    retain = counts(100_000, [0 if i % 3 == 0 else 40_000 for i in range(100)])
+    reference = chosen_by("inlp", forget, retain, n=15)
+    drawn = chosen_by("random_matched", forget, retain, n=15)
+    assert [latent // 10 for latent in drawn] == [latent // 10 for latent in reference]
+    assert not set(drawn) & set(reference)
+    assert len(set(drawn)) == 15
+    assert drawn != chosen_by("random_matched", forget, retain, n=15, seed=3)
+    assert chosen_by("random_matched", forget, retain, n=6) != reference[:6]
+
+
+def test_a_decile_with_nobody_left_gives_fewer_matches():
+    forget, retain = counts(100_000, [1000] * 5 + [5000] * 5), counts(100_000, [0] * 10)
+    config = FeaturesConfig(method=("frequency", "random_matched"))
+    found = methods.rank("random_matched", Measured(forget, {"r": retain}), config, 8)
+    assert methods.matched_to(config) == "frequency"
+    assert len(found.best(8)) == 2  # of eight taken, two of the lower five are left over
+    assert set(found.best(8).tolist()) == {3, 4}
+
+
+def test_matching_is_to_the_first_method_that_ranks():
+    assert methods.matched_to(FeaturesConfig(method=("random", "random_matched"))) == "inlp"
+    assert methods.matched_to(FeaturesConfig(method=("random", "crisp", "inlp"))) == "crisp"
+
+
+def test_counts_cannot_decide_attribution():
+    with pytest.raises(ConfigError, match=r"attribution asks the model.*sae_forge\.evals\.attribution\.attribute"):
+        ranking("attribution", counts(10, [1]), counts(10, [1]))
+
+
+def test_all_names_every_method_but_the_one_that_needs_a_model():
+    assert FeaturesConfig(method=("frequency", "all")).selection_methods == (
+        "frequency", "inlp", "dsg_ratio", "conditional", "crisp", "top_mean", "random_matched", "random",
+    )  # fmt: skip
+    with pytest.raises(ConfigError, match="inlp,inlp: name each method once"):
+        FeaturesConfig(method=("inlp", "inlp"))
 
 
 # ---- one pass -----------------------------------------------------------------------------------
@@ -206,6 +370,10 @@ def test_a_survey_of_shards_equals_plain_sums_over_real_tokens(tmp_path: Path):
     torch.testing.assert_close(found.mean_square, kept.square().mean(0))
     assert torch.equal(found.peaks.double(), kept.amax(0))
     assert torch.equal(found.top.acts[:, 0], found.peaks)
+    assert torch.equal(found.clear_fires, found.fires)
+    strict = survey(reader, plain_sae(11), title="x", fire_threshold=0.5)
+    assert torch.equal(strict.clear_fires, (kept > 0.5).sum(0))
+    assert torch.equal(strict.fires, found.fires)
 
 
 @given(cuts=st.lists(st.integers(0, 60), max_size=4), seed=st.integers(0, 99))
@@ -219,7 +387,7 @@ def test_parts_add_up_to_the_whole_wherever_they_are_cut(cuts: list[int], seed: 
     def part(rows: slice, floor: Tensor | None = None) -> LatentStats:
         return tally(
             acts[rows].clamp(min=0), indices[rows], seq_ids[rows], places[rows], d_sae=6, keep_top=3, watch=watch,
-            floor=floor,
+            floor=floor, fire_threshold=0.5,
         )  # fmt: skip
 
     whole, edges = part(slice(0, 60)), [0, *sorted(cuts), 60]
@@ -233,6 +401,7 @@ def test_parts_add_up_to_the_whole_wherever_they_are_cut(cuts: list[int], seed: 
             merged = merged + other
         assert merged.tokens == 60
         assert torch.equal(merged.fires, whole.fires)
+        assert torch.equal(merged.clear_fires, whole.clear_fires)
         torch.testing.assert_close(merged.sums, whole.sums)
         assert torch.equal(merged.peaks, whole.peaks)
         assert torch.equal(merged.top.acts, whole.top.acts)
@@ -287,6 +456,13 @@ def test_shards_of_another_width_than_the_sae_are_refused(tmp_path: Path):
 def make(
     corpora: Any, decode: Callable[[list[int]], str] | None = None, progress: Any = None, **changes: Any
 ) -> Selection:
+    (found,) = make_all(corpora, decode, progress, **changes).values()
+    return found
+
+
+def make_all(
+    corpora: Any, decode: Callable[[list[int]], str] | None = None, progress: Any = None, **changes: Any
+) -> dict[str, Selection]:
     forget, retain = corpora
     config = FeaturesConfig(**{"num_features": (2,), **changes})
     return select(forget, retain, plain_sae(5), config, decode, progress or Silent(), name=NAME, weights=WEIGHTS)
@@ -333,11 +509,11 @@ def test_no_valid_latents_names_what_each_filter_removed(corpora):
     with pytest.raises(DataError, match=r"none of the 5 .* min_target_fires removed 2, max_freq removed 3"):
         make(corpora, max_freq=0.01)
     with pytest.raises(DataError, match="never_fires_on_forget removed 2, retain_threshold removed 3"):
-        make(corpora, method="frequency", retain_threshold=0.0)
+        make(corpora, method=("frequency",), retain_threshold=0.0)
 
 
 def test_frequency_selection_ranks_by_forget_frequency(corpora):
-    found = make(corpora, method="frequency", retain_threshold=0.5, num_features=(9,))
+    found = make(corpora, method=("frequency",), retain_threshold=0.5, num_features=(9,))
     assert found.indices == (2, 0, 1)
     assert [latent.score for latent in found.latents] == [latent.forget_frequency for latent in found.latents]
 
@@ -366,8 +542,195 @@ def test_one_measurement_serves_several_choices(corpora):
     config = FeaturesConfig(num_features=(2,), min_target_fires=1)
     measured = measure(forget, retain, plain_sae(5), config)
     by_diff = FeaturesConfig(num_features=(1,), min_target_fires=1, sort_by="diff", formula="literal")
-    found = choose(measured, forget, retain, by_diff, name=NAME, weights=WEIGHTS)
-    assert found == make(corpora, num_features=(1,), min_target_fires=1, sort_by="diff", formula="literal")
+    found = choose(measured, forget, retain, plain_sae(5), by_diff, name=NAME, weights=WEIGHTS)
+    assert found["inlp"] == make(corpora, num_features=(1,), min_target_fires=1, sort_by="diff", formula="literal")
+
+
+def test_several_methods_are_chosen_from_one_measurement(corpora):
+    changes = {"min_target_fires": 1, "num_features": (2,), "p_ratio": 50}
+    found = make_all(corpora, method=("frequency", "all"), **changes)
+    # No latent is left to match those of frequency: the others of their deciles do not fire.
+    assert list(found) == ["frequency", "inlp", "dsg_ratio", "conditional", "crisp", "top_mean", "random"]
+    for method, selection in found.items():
+        assert selection.method == method
+        assert selection == make(corpora, method=(method,), **changes), method
+
+
+def test_of_several_methods_one_that_finds_nothing_is_told_and_left_out(corpora):
+    ear = Ear()
+    found = make_all(corpora, progress=ear, method=("inlp", "frequency"), min_freq=0.9)
+    assert list(found) == ["frequency"]
+    assert ear.lines == [
+        "none of the 5 latents is valid for --method inlp: min_target_fires removed 2, min_freq removed 3; left out"
+    ]
+    with pytest.raises(DataError, match=r"--method inlp: .*--method frequency: .*loosen"):
+        make_all(corpora, method=("inlp", "frequency"), min_freq=0.9, retain_threshold=0.0)
+
+
+def test_attribution_is_refused_before_anything_is_read(corpora):
+    with pytest.raises(ConfigError, match="attribution asks the model"):
+        make(corpora, method=("inlp", "attribution"))
+
+
+def test_scores_are_what_the_method_ranks_by(corpora):
+    found = make_all(corpora, method=("top_mean", "crisp", "random"), num_features=(2,))
+    top = found["top_mean"]
+    assert [latent.score for latent in top.latents] == [latent.forget.mean for latent in top.latents]
+    excess = [(latent.forget_frequency - latent.retain_frequency) * 3000 for latent in found["crisp"].latents]
+    assert [latent.score for latent in found["crisp"].latents] == pytest.approx(excess)
+
+
+def test_dead_latents_are_those_that_fire_in_no_corpus(corpora):
+    found = make(corpora)
+    assert found.dead == (4,)
+    assert found.alive == (0, 1, 2, 3)
+    assert found.metrics()["alive"] == 4
+    assert make(corpora, method=("random",), num_features=(9,)).candidates == 4
+
+
+def test_the_refusal_latent_is_the_one_that_fires_most_where_the_model_refuses(corpora, tmp_path: Path):
+    forget, retain = corpora
+    acts = torch.full((70, 5), -1.0)
+    acts[:30, 0], acts[20:60, 4], acts[:50, 3] = 1.0, 0.5, 0.2
+    refusal, ear = write_shards(tmp_path / "refusals", acts), Ear()
+
+    def found(progress: Any = None, **changes: Any) -> int | None:
+        config = FeaturesConfig(num_features=(2,), refusal="refusals", **changes)
+        kwargs = {"name": NAME, "weights": WEIGHTS, "refusal": refusal}
+        chosen = select(forget, retain, plain_sae(5), config, None, progress or Silent(), **kwargs)
+        return chosen["inlp"].refusal_latent
+
+    assert found(ear) == 3
+    assert len(ear.lines) == 1, "latent 3 fires on a tenth of the retain tokens"
+    assert "3 also fires on 10.0%" in ear.lines[0]
+    assert found(fire_threshold=0.3) == 4
+    with pytest.raises(DataError, match="no latent fires on the refusal text refusals"):
+        found(fire_threshold=2.0)
+    assert make(corpora, refusal_latent=2).refusal_latent == 2
+    assert make(corpora).refusal_latent is None
+    with pytest.raises(ConfigError, match="refusal_latent names 5, but the SAE has latents 0 to 4"):
+        make(corpora, refusal_latent=5)
+    with pytest.raises(ConfigError, match="give one of them"):
+        FeaturesConfig(refusal="x", refusal_latent=1)
+
+
+# ---- analysis -----------------------------------------------------------------------------------
+
+
+@given(seed=st.integers(0, 999), sizes=st.tuples(st.integers(1, 40), st.integers(1, 40)))
+@settings(max_examples=40, deadline=None)
+def test_auroc_is_the_share_of_pairs_in_order_ties_counting_half(seed: int, sizes: tuple[int, int]):
+    generator = torch.Generator().manual_seed(seed)
+    positive, negative = (torch.randint(0, 6, (size,), generator=generator).float() for size in sizes)
+    won = sum(1.0 if p > n else 0.5 if p == n else 0.0 for p in positive.tolist() for n in negative.tolist())
+    assert auroc(positive, negative) == won / (sizes[0] * sizes[1])
+
+
+def test_auroc_of_nothing_but_silence_is_a_half():
+    assert auroc(torch.zeros(7), torch.zeros(3)) == 0.5
+    assert auroc(torch.tensor([1.0]), torch.zeros(3)) == 1.0
+
+
+@pytest.mark.parametrize("sample", [10**6, 300])
+def test_a_selection_is_analysed_on_whole_sequences_of_every_corpus(tmp_path: Path, sample: int):
+    """Against a plain computation on the same tokens, with and without sampling."""
+    acts = {name: random_acts(1000, 8, seed=seed, share=0.3) for seed, name in enumerate(("f", "a", "b"))}
+    acts["f"][:, 2] += 0.5
+    acts["f"][:, 5] = -1.0
+    acts["a"][:, 5], acts["b"][:, 5] = -1.0, -1.0
+    readers = {name: write_shards(tmp_path / name, rows) for name, rows in acts.items()}
+    latents = torch.tensor([2, 5, 7])
+    chosen = {"x": latents, "y": torch.tensor([0])}
+    retain = {name: readers[name] for name in "ab"}
+    found = separations(readers["f"], retain, plain_sae(8), chosen, sample_tokens=sample)
+    every = -(-1000 // sample)
+    kept = {name: rows[(torch.arange(1000) // CTX) % every == 0].clamp(min=0) for name, rows in acts.items()}
+    assert found["x"].tokens == {"forget": len(kept["f"]), "retain a": len(kept["a"]), "retain b": len(kept["b"])}
+    strongest = {name: rows[:, latents].amax(1) for name, rows in kept.items()}
+
+    def pairs(positive: Tensor, negative: Tensor) -> float:
+        difference = positive[:, None] - negative[None, :]
+        return ((difference > 0).double() + 0.5 * (difference == 0).double()).mean().item()
+
+    assert found["x"].auroc == pytest.approx(pairs(strongest["f"], torch.cat([strongest["a"], strongest["b"]])))
+    assert found["x"].auroc_by_corpus == pytest.approx({name: pairs(strongest["f"], strongest[name]) for name in "ab"})
+    r = torch.corrcoef(torch.cat(list(kept.values()))[:, [2, 7]].T)[0, 1].abs().item()  # latent 5 never moves
+    assert found["x"].mean_correlation == pytest.approx(r, abs=1e-5)
+    assert found["x"].max_correlation == found["x"].mean_correlation
+    assert found["y"].mean_correlation is None
+
+
+def test_correlations_are_pearsons_and_take_the_best_latents_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    acts = random_acts(700, 6, seed=4, share=0.5)
+    acts[:, 1] = acts[:, 0] * 2
+    readers = [write_shards(tmp_path / name, rows) for name, rows in (("f", acts), ("r", acts[:350]))]
+
+    def found() -> Any:
+        return separations(readers[0], {"r": readers[1]}, plain_sae(6), {"x": torch.tensor([0, 1, 3, 4])})["x"]
+
+    every = torch.corrcoef(torch.cat([acts, acts[:350]])[:, [0, 1, 3, 4]].clamp(min=0).T).abs()
+    upper = every[tuple(torch.triu_indices(4, 4, 1))]
+    assert found().mean_correlation == pytest.approx(upper.mean().item(), abs=1e-5)
+    assert found().max_correlation == pytest.approx(1.0, abs=1e-6)
+    monkeypatch.setattr(analysis, "CORRELATED", 2)
+    assert found().mean_correlation == pytest.approx(1.0, abs=1e-6)
+
+
+def test_overlap_is_with_what_every_other_method_would_take(corpora):
+    found = make(corpora, num_features=(2,), p_ratio=50)
+    assert found.analysis is not None
+    assert set(found.analysis.overlap) == {"frequency", "dsg_ratio", "conditional", "crisp", "top_mean", "random"}
+    for method, overlap in found.analysis.overlap.items():
+        try:
+            theirs = set(make(corpora, method=(method,), p_ratio=50).indices)
+        except DataError:
+            theirs = set()
+        mine = set(found.indices)
+        assert overlap == len(mine & theirs) / len(mine | theirs), method
+    assert found.analysis.overlap["frequency"] == 1.0
+    assert found.analysis.overlap["top_mean"] == pytest.approx(1 / 3)
+    given = make(corpora, latents=(3, 0)).analysis
+    assert given is not None
+    assert given.overlap["inlp"] == pytest.approx(1 / 3)
+
+
+def test_traces_are_the_activations_of_whole_sequences_in_order(tmp_path: Path):
+    acts, special = random_acts(700, 6, seed=2, share=0.5), [0, 8, 300, 301]
+    reader, latents = write_shards(tmp_path / "c", acts, special=special), torch.tensor([4, 0])
+    real = [[t for t in range(begin, begin + CTX) if t not in special] for begin in range(0, 700, CTX)]
+    for limit, stride in ((1000, 1), (100, 1), (99, 2), (10, 10), (1, 100)):
+        found = traces(reader, plain_sae(6), latents, limit)
+        assert len(found) == 100 // stride <= limit
+        for trace, tokens in zip(found, real[::stride], strict=True):
+            assert torch.equal(trace, acts[tokens][:, [4, 0]].clamp(min=0))
+
+
+class Wide(TopKSAE):
+    """A dictionary without ``k``: on each token all latents that fire, as many columns as the densest token needs."""
+
+    def encode(self, x: Tensor) -> LatentActs:
+        acts = self.pre_acts(x).relu()
+        width = max(1, int((acts > 0).sum(-1).max()))
+        top = acts.topk(width, dim=-1)
+        return LatentActs(top.values, top.indices)
+
+
+def test_a_dictionary_with_another_number_of_columns_gives_the_same_selection(corpora):
+    forget, retain = corpora
+    eye = torch.eye(5)
+    wide = Wide.from_weights(eye, torch.zeros(5), eye, torch.zeros(5), k=1)
+    config = FeaturesConfig(num_features=(2,))
+    found = select(forget, retain, wide, config, name=NAME, weights=WEIGHTS)
+    assert found["inlp"] == make(corpora)
+
+
+def test_the_comparison_has_a_row_for_each_method(corpora):
+    found = make_all(corpora, method=("inlp", "top_mean", "random"), num_features=(2,))
+    rows = comparison(found)
+    assert [row[0] for row in rows] == ["inlp", "top_mean", "random"]
+    assert all(len(row) == len(COMPARED) and all(isinstance(cell, str) for cell in row) for row in rows)
+    assert rows[0][3:5] == ("7.500%", "0.100%")
+    assert (rows[0][-1], rows[1][-1]) == ("2", "1")
 
 
 # ---- snippets -----------------------------------------------------------------------------------
@@ -448,18 +811,29 @@ def test_the_table_is_text_with_a_row_for_each_latent(corpora):
 
 def test_file_names_change_with_what_decides_the_content_and_with_nothing_else(corpora):
     forget, retain = corpora
-    name = file_name(FeaturesConfig(), forget, retain, WEIGHTS)
+
+    def name_of(method: str = "inlp", /, *, shards: Any = retain, weights: str = WEIGHTS, **changes: Any) -> str:
+        return file_name(method, FeaturesConfig(**changes), forget, shards, weights)
+
+    name = name_of()
     assert name.startswith("inlp-")
-    assert name == file_name(FeaturesConfig(retain_threshold=0.5, shard_rows=9), forget, retain, WEIGHTS)
-    assert file_name(FeaturesConfig(num_features=(10, 100)), forget, retain, WEIGHTS) == name
+    same = [{"shard_rows": 9}, {"num_features": (10, 100)}, {"method": ("inlp", "crisp")}, {"retain_threshold": None}]
+    assert {name_of(**changes) for changes in same} == {name}
     others = [
-        file_name(FeaturesConfig(min_ratio=3.0), forget, retain, WEIGHTS),
-        file_name(FeaturesConfig(), forget, {"a": retain["a"]}, WEIGHTS),
-        file_name(FeaturesConfig(), forget, retain, "cd" * 32),
-        file_name(FeaturesConfig(method="frequency"), forget, retain, WEIGHTS),
-        file_name(FeaturesConfig(latents=(1,)), forget, retain, WEIGHTS),
+        name_of(min_ratio=3.0),
+        name_of(p_ratio=90.0),  # the overlap with dsg_ratio is another
+        name_of(retain_threshold=0.01),  # conditional's own is 1e-4
+        name_of(seed=1),
+        name_of(refusal_latent=3),
+        name_of(shards={"a": retain["a"]}),
+        name_of(weights="cd" * 32),
+        name_of("frequency"),
+        name_of("given", latents=(1,)),
+        file_name("inlp", FeaturesConfig(), forget, retain, WEIGHTS, refusal=retain["a"]),
     ]
-    assert len({name, *others}) == 6
+    assert len({name, *others}) == 11
+    matched = [name_of("random_matched", method=(one, "random_matched")) for one in ("inlp", "crisp")]
+    assert len(set(matched)) == 2
 
 
 def test_a_selection_made_for_another_sae_is_refused(corpora, tmp_path: Path):
@@ -491,7 +865,17 @@ def edit(record: dict[str, Any], *keys: Any, to: Any) -> None:
         (("filtered", "min_freq"), "x", "filtered holds 'x'"),
         (("retain_rates", "a"), [0.5, 1.5], "outside"),
         (("unknown",), 1, "other fields than Selection: 'unknown'"),
-        (("format",), 2, "format 2"),
+        (("format",), 1, "format 1, not 2; make it again with: sae-forge features"),
+        (("format",), 3, "format 3"),
+        (("dead",), [5], "outside an SAE of 5"),
+        (("dead",), [4, 4], "twice"),
+        (("dead",), [0], "one that fires"),
+        (("refusal_latent",), 5, "outside an SAE of 5"),
+        (("refusal_latent",), 1.0, "refusal_latent holds '1.0'"),
+        (("analysis", "separation", "auroc"), 1.1, "outside"),
+        (("analysis", "separation", "auroc"), None, "auroc holds 'None'"),
+        (("analysis", "overlap", "crisp"), -0.1, "outside"),
+        (("analysis",), {}, "other fields than Analysis"),
     ],
 )
 def test_a_malformed_selection_is_refused_with_the_place(corpora, tmp_path: Path, keys, value, told: str):

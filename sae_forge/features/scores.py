@@ -1,16 +1,14 @@
-"""How selective each latent is for the forget corpus, and which latents may be chosen: pure functions of counts.
+"""INLP's statistics of every latent, and what all methods share: counts of both sides, filters, and a ranking.
 
 Against several retain corpora every statistic is the worst of them: the highest retain frequency, the lowest score,
 ratio, difference and activation ratio. A latent is only as selective as against the corpus that knows it best, so a
 latent of, say, chat templates cannot hide behind a large encyclopedia in which it never fires.
 
-``inlp`` is the score of ``bropal404/INLP_PROJECT`` (``analysis/diff_means.py``); ``frequency`` is the selection of
-Farrell et al., arXiv 2410.19278, as SAEBench computes it: over real tokens only, in masks and denominators alike.
+The score is that of ``bropal404/INLP_PROJECT`` (``analysis/diff_means.py``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -22,6 +20,39 @@ from sae_forge.features.stats import LatentStats
 ACT_RATIO_MAX = 10.0
 """Bound of the corrected ``act_ratio``. It lets that factor of the score vary by 3.5 around a ratio of 1; unbounded, a
 latent that never fires on retain text scores 5 to 10 times too high, for no evidence."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Every latent's statistics on the forget corpus, on each retain corpus, and where the model refuses."""
+
+    forget: LatentStats
+    retain: dict[str, LatentStats]
+    refusal: LatentStats | None = None
+
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return len(self.forget.fires)
+
+    @property
+    def alive(self) -> Bool[Tensor, "d_sae"]:
+        """Latents that fire anywhere in the forget and retain corpora."""
+        return torch.stack([stats.fires > 0 for stats in (self.forget, *self.retain.values())]).any(0)
+
+    def worst(self, statistic: Callable[[LatentStats], Tensor]) -> Float[Tensor, "d_sae"]:
+        """The highest value of a statistic over the retain corpora."""
+        return torch.stack([statistic(stats) for stats in self.retain.values()]).amax(0)
+
+    def selectivity(self, config: FeaturesConfig) -> "Selectivity":
+        """INLP's statistics in the form that ``config.formula`` names."""
+        return selectivity(
+            self.forget,
+            list(self.retain.values()),
+            formula=config.formula,
+            smoothing=config.ratio_smoothing,
+            eps=config.activation_eps,
+        )
 
 
 @dataclass(frozen=True)
@@ -83,43 +114,6 @@ def _against(
         shrunk = (retain.sums + smoothing * overall) / (retain.fires + smoothing)
         act_ratio = torch.where(forget.fires > 0, forget_mean / shrunk, 0.0).clamp(max=ACT_RATIO_MAX)
     return ratio.double(), forget.frequency - retain.frequency, act_ratio.double()
-
-
-def forget_filters(forget: LatentStats, config: FeaturesConfig) -> dict[str, Bool[Tensor, "d_sae"]]:
-    """Which latents pass each filter that the forget corpus alone decides, by the setting that moves the filter.
-
-    All of INLP's bounds are strict but ``min_target_fires``.
-    """
-    match config.method:
-        case "inlp":
-            return {
-                "min_target_fires": forget.fires >= config.min_target_fires,
-                "min_freq": forget.frequency > config.min_freq,
-                "max_freq": forget.frequency < config.max_freq,
-            }
-        case "frequency":
-            return {"never_fires_on_forget": forget.fires > 0}
-        case _:
-            assert_never(config.method)
-
-
-def retain_filters(measured: Selectivity, config: FeaturesConfig) -> dict[str, Bool[Tensor, "d_sae"]]:
-    """Which latents pass each filter that looks at the retain corpora; every bound is strict."""
-    match config.method:
-        case "inlp":
-            return {
-                "max_neutral_freq": measured.retain_frequency < config.max_neutral_freq,
-                "min_ratio": measured.ratio > config.min_ratio,
-            }
-        case "frequency":
-            return {"retain_threshold": measured.retain_frequency < config.retain_threshold}
-        case _:
-            assert_never(config.method)
-
-
-def rank_by(measured: Selectivity, config: FeaturesConfig) -> Float[Tensor, "d_sae"]:
-    """What orders the valid latents: the statistic ``sort_by`` names, or Farrell's forget frequency."""
-    return measured.forget_frequency if config.method == "frequency" else getattr(measured, config.sort_by)
 
 
 def sieve(filters: Mapping[str, Bool[Tensor, "d_sae"]]) -> tuple[Bool[Tensor, "d_sae"], dict[str, int]]:

@@ -1,108 +1,106 @@
-"""VERB: shards and an SAE to a selection of latents, in one pass a corpus.
+"""VERB: shards and an SAE to selections of latents, in one pass a corpus for any number of methods.
 
 The forget corpus goes first, so that the pass over each retain corpus knows which latents can still be chosen and
 remembers where those fire, and only those. Measuring and choosing are apart: one measurement serves several settings,
-and the frequency plot, which shows all latents, is drawn from it.
+and the frequency plot, which shows all latents, is drawn from it. A second pass, over a sample, analyses the choice.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
-from sae_forge.config import FeaturesConfig
+from sae_forge.config import FeaturesConfig, SelectionMethod
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.features import scores
-from sae_forge.features.selection import (
-    Corpus,
-    CorpusStats,
-    SelectedLatent,
-    Selection,
-    method_name,
-    requested,
-    settings,
-)
+from sae_forge.features import methods
+from sae_forge.features.analysis import Analysis, jaccard, separations
+from sae_forge.features.choices import Choice, choices
+from sae_forge.features.identity import requested, settings
+from sae_forge.features.scores import Measured, Selectivity
+from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.features.snippets import Snippet, read_snippets
 from sae_forge.features.stats import LatentStats, firing_rates, sequence_stride, survey
 from sae_forge.progress import SILENT, Progress
-from sae_forge.sae.topk import TopKSAE
+from sae_forge.sae.dictionary import Dictionary
 
+Decode = Callable[[list[int]], str]
 
-@dataclass(frozen=True)
-class Measured:
-    """Every latent's statistics on the forget corpus and on each retain corpus."""
+RIVALS: tuple[SelectionMethod, ...] = ("inlp", "frequency", "dsg_ratio", "conditional", "crisp", "top_mean", "random")
+"""Methods whose choice a selection's is compared with; no matched draw, as that shares none with its reference."""
 
-    forget: LatentStats
-    retain: dict[str, LatentStats]
-
-    def selectivity(self, config: FeaturesConfig) -> scores.Selectivity:
-        """INLP's statistics in the form that ``config.formula`` names."""
-        return scores.selectivity(
-            self.forget,
-            list(self.retain.values()),
-            formula=config.formula,
-            smoothing=config.ratio_smoothing,
-            eps=config.activation_eps,
-        )
+COMMON = 0.05
+"""Share of retain tokens from which on a refusal latent that was found deserves a warning."""
 
 
 def select(
     forget: ShardReader,
     retain: Mapping[str, ShardReader],
-    sae: TopKSAE,
+    sae: Dictionary,
     config: FeaturesConfig,
-    decode: Callable[[list[int]], str] | None = None,
+    decode: Decode | None = None,
     progress: Progress = SILENT,
     *,
     name: str,
     weights: str,
-) -> Selection:
+    refusal: ShardReader | None = None,
+) -> dict[str, Selection]:
     """:func:`measure`, then :func:`choose`."""
-    measured = measure(forget, retain, sae, config, progress)
-    return choose(measured, forget, retain, config, decode, progress, name=name, weights=weights)
+    measured = measure(forget, retain, sae, config, progress, refusal=refusal)
+    return choose(measured, forget, retain, sae, config, decode, progress, name=name, weights=weights)
 
 
 def measure(
     forget: ShardReader,
     retain: Mapping[str, ShardReader],
-    sae: TopKSAE,
+    sae: Dictionary,
     config: FeaturesConfig,
     progress: Progress = SILENT,
+    *,
+    refusal: ShardReader | None = None,
 ) -> Measured:
-    """Read every corpus once.
+    """Read every corpus once, for all methods asked for.
+
+    Args:
+        refusal: Text where the model refuses.
 
     Raises:
         DataError: there is no retain corpus.
-        ConfigError: a latent given by ``config.latents`` is not one of the SAE's.
+        ConfigError: a latent given by ``config`` is not one of the SAE's, or a method needs a model.
         ShardError: a corpus was collected elsewhere than the SAE reads.
     """
     if not retain:
         raise DataError("features compares against text to keep, and no retain corpus is collected; give --retain")
     _check(config, sae.d_sae)
-    of_forget = survey(forget, sae, title="forget", keep_top=config.snippets, progress=progress)
+    threshold = config.fire_threshold
+    of_forget = survey(
+        forget, sae, title="forget", keep_top=config.snippets, fire_threshold=threshold, progress=progress
+    )
     watch = _may_be_chosen(of_forget, config)
     of_retain = {
-        corpus: survey(reader, sae, title=f"retain {corpus}", watch=watch, progress=progress)
+        corpus: survey(reader, sae, title=f"retain {corpus}", watch=watch, fire_threshold=threshold, progress=progress)
         for corpus, reader in retain.items()
     }
-    return Measured(of_forget, of_retain)
+    of_refusal = survey(refusal, sae, title="refusal", fire_threshold=threshold, progress=progress) if refusal else None
+    return Measured(of_forget, of_retain, of_refusal)
 
 
 def choose(
     measured: Measured,
     forget: ShardReader,
     retain: Mapping[str, ShardReader],
+    sae: Dictionary,
     config: FeaturesConfig,
-    decode: Callable[[list[int]], str] | None = None,
+    decode: Decode | None = None,
     progress: Progress = SILENT,
     *,
     name: str,
     weights: str,
-) -> Selection:
-    """The best valid latents, or the list that was given, with every statistic.
+) -> dict[str, Selection]:
+    """The best valid latents by each method asked for, or the list that was given, with every statistic and analysed.
+
+    Of several methods, one that finds no valid latent is told and left out.
 
     Args:
         measured: What :func:`measure` found with a config of the same ``method``, filters and ``latents``.
@@ -111,35 +109,39 @@ def choose(
         weights: sha256 of its weights file.
 
     Raises:
-        DataError: no latent passes the filters; says how many each removed.
+        DataError: no latent passes the filters of any method; says how many each removed.
     """
     selectivity = measured.selectivity(config)
-    latents, candidates, filtered = _chosen(measured, selectivity, config)
-    if len(latents) < requested(config):
-        progress.say(
-            f"{requested(config)} latents were asked for and {len(latents)} are valid; taking those "
-            f"(removed: {_counts(filtered)})"
+    taken = choices(measured, selectivity, config, progress)
+    refusal = _refusal_latent(measured, config, progress)
+    snippets = _snippets(measured, forget, taken, config, decode)
+    analyses = _analyses(measured, forget, retain, sae, config, taken, progress)
+    corpora = {corpus: _corpus(reader) for corpus, reader in retain.items()}
+    dead = tuple((~measured.alive).nonzero()[:, 0].tolist())
+    return {
+        method: Selection(
+            sae=name,
+            weights=weights,
+            d_sae=measured.d_sae,
+            method=method,
+            settings=settings(method, config),
+            forget_corpus=_corpus(forget),
+            retain_corpora=corpora,
+            requested=requested(config),
+            candidates=choice.candidates,
+            filtered=choice.filtered,
+            latents=tuple(
+                _record(latent, measured, selectivity, choice, snippets[latent]) for latent in choice.latents.tolist()
+            ),
+            retain_rates={
+                corpus: firing_rates(stats.firings, choice.latents) for corpus, stats in measured.retain.items()
+            },
+            dead=dead,
+            refusal_latent=refusal,
+            analysis=analyses[method],
         )
-    snippets = [()] * len(latents)
-    if decode is not None and config.snippets:
-        snippets = read_snippets(forget, measured.forget.top, latents.tolist(), decode)
-    return Selection(
-        sae=name,
-        weights=weights,
-        d_sae=len(measured.forget.fires),
-        method=method_name(config),
-        settings=settings(config),
-        forget_corpus=_corpus(forget),
-        retain_corpora={corpus: _corpus(reader) for corpus, reader in retain.items()},
-        requested=requested(config),
-        candidates=candidates,
-        filtered=filtered,
-        latents=tuple(
-            _record(latent, measured, selectivity, config, found)
-            for latent, found in zip(latents.tolist(), snippets, strict=True)
-        ),
-        retain_rates={corpus: firing_rates(stats.firings, latents) for corpus, stats in measured.retain.items()},
-    )
+        for method, choice in taken.items()
+    }
 
 
 def _check(config: FeaturesConfig, d_sae: int) -> None:
@@ -148,38 +150,76 @@ def _check(config: FeaturesConfig, d_sae: int) -> None:
         activation_eps=(config.activation_eps > 0, "give more than 0"),
     )
     latents = config.latents or ()
-    if outside := [latent for latent in latents if latent >= d_sae]:
-        raise ConfigError(f"--latents names {outside[0]}, but the SAE has latents 0 to {d_sae - 1}")
+    given = {"latents": latents, "refusal_latent": () if config.refusal_latent is None else (config.refusal_latent,)}
+    for flag, indices in given.items():
+        if outside := [latent for latent in indices if latent >= d_sae]:
+            raise ConfigError(f"--{flag} names {outside[0]}, but the SAE has latents 0 to {d_sae - 1}")
     if len(set(latents)) < len(latents):
         raise ConfigError(f"--latents {','.join(map(str, latents))} names a latent twice; name each once")
+    if config.latents is None and "attribution" in config.selection_methods:
+        raise methods.needs_model()
 
 
 def _may_be_chosen(forget: LatentStats, config: FeaturesConfig) -> Bool[Tensor, "d_sae"]:
     if config.latents is None:
-        return scores.sieve(scores.forget_filters(forget, config))[0]
+        wanted = config.selection_methods
+        return torch.stack([methods.may_be_chosen(method, forget, config) for method in wanted]).any(0)
     given = torch.zeros(len(forget.fires), dtype=torch.bool)
     given[list(config.latents)] = True
     return given
 
 
-def _chosen(
-    measured: Measured, selectivity: scores.Selectivity, config: FeaturesConfig
-) -> tuple[Int[Tensor, "chosen"], int, dict[str, int]]:
-    """The latents best first, how many were valid, and how many each filter removed."""
-    if config.latents is not None:
-        return torch.tensor(config.latents), len(config.latents), {}
-    filters = scores.forget_filters(measured.forget, config) | scores.retain_filters(selectivity, config)
-    valid, removed = scores.sieve(filters)
-    if not valid.any():
-        raise DataError(
-            f"none of the {len(valid)} latents is valid for --method {config.method}: {_counts(removed)}; "
-            "loosen the filter that removed most, or collect more forget text"
+def _refusal_latent(measured: Measured, config: FeaturesConfig, progress: Progress) -> int | None:
+    """The latent that was named, else the one that fires on most tokens of the refusal text, if there is one."""
+    if measured.refusal is None:
+        return config.refusal_latent
+    fires = measured.refusal.clear_fires
+    latent = int(fires.argmax())
+    if not fires[latent]:
+        raise DataError(f"no latent fires on the refusal text {config.refusal}; name another --refusal")
+    share = float(measured.worst(lambda stats: stats.clear_frequency)[latent])
+    if share > COMMON:
+        progress.say(
+            f"refusal latent {latent} also fires on {share:.1%} of the tokens of a retain corpus: it may stand for "
+            "something common; read what it fires on, or name another with --refusal_latent"
         )
-    return scores.ranked(valid, scores.rank_by(selectivity, config), requested(config)), int(valid.sum()), removed
+    return latent
 
 
-def _counts(removed: Mapping[str, int]) -> str:
-    return ", ".join(f"{name} removed {count}" for name, count in removed.items() if count)
+def _snippets(
+    measured: Measured,
+    forget: ShardReader,
+    taken: Mapping[str, Choice],
+    config: FeaturesConfig,
+    decode: Decode | None,
+) -> dict[int, tuple[Snippet, ...]]:
+    """The snippets of every chosen latent."""
+    latents = torch.cat([choice.latents for choice in taken.values()]).unique().tolist()
+    if decode is None or not config.snippets:
+        return dict.fromkeys(latents, ())
+    return dict(zip(latents, read_snippets(forget, measured.forget.top, latents, decode), strict=True))
+
+
+def _analyses(
+    measured: Measured,
+    forget: ShardReader,
+    retain: Mapping[str, ShardReader],
+    sae: Dictionary,
+    config: FeaturesConfig,
+    taken: Mapping[str, Choice],
+    progress: Progress,
+) -> dict[str, Analysis]:
+    n = requested(config)
+    chosen = {method: choice.latents for method, choice in taken.items()}
+    rivals = {method: methods.rank(method, measured, config, n).best(n) for method in RIVALS}
+    found = separations(forget, retain, sae, chosen, progress=progress)
+    return {
+        method: Analysis(
+            separation=found[method],
+            overlap={rival: jaccard(mine, theirs) for rival, theirs in rivals.items() if rival != method},
+        )
+        for method, mine in chosen.items()
+    }
 
 
 def _corpus(reader: ShardReader) -> Corpus:
@@ -192,16 +232,11 @@ def _corpus(reader: ShardReader) -> Corpus:
 
 
 def _record(
-    latent: int,
-    measured: Measured,
-    selectivity: scores.Selectivity,
-    config: FeaturesConfig,
-    snippets: tuple[Snippet, ...],
+    latent: int, measured: Measured, selectivity: Selectivity, choice: Choice, snippets: tuple[Snippet, ...]
 ) -> SelectedLatent:
-    score = selectivity.forget_frequency if method_name(config) == "frequency" else selectivity.score
     return SelectedLatent(
         index=latent,
-        score=float(score[latent]),
+        score=float(choice.scores[latent]),
         ratio=float(selectivity.ratio[latent]),
         diff=float(selectivity.diff[latent]),
         act_ratio=float(selectivity.act_ratio[latent]),

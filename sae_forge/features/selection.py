@@ -1,23 +1,17 @@
-"""Which latents to edit, and everything known about them: one JSON file, strict to read.
-
-A file is named after its method and a hash of all that decides its content (settings, corpora, SAE weights), so two
-selections never overwrite one another, and a name that is there need not be computed again.
-"""
+"""Which latents to edit, and everything known about them: one JSON file, strict to read."""
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from sae_forge import files
-from sae_forge.config import FeaturesConfig
-from sae_forge.data.shards import ShardReader
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.features.scores import ACT_RATIO_MAX
+from sae_forge.features.analysis import Analysis
 from sae_forge.features.snippets import Snippet
 
-FORMAT = 1
+FORMAT = 2
 WHAT = "a selection of latents"
 
 
@@ -39,7 +33,7 @@ class SelectedLatent:
 
     index: int
     score: float
-    """INLP's score; for ``frequency``, the forget frequency."""
+    """What its method ranks by; INLP's score for ``inlp``, for a list that was given and for random draws."""
     ratio: float
     diff: float
     act_ratio: float
@@ -74,7 +68,7 @@ class Selection:
     """sha256 of the SAE's weights file: latents of another SAE mean nothing here."""
     d_sae: int
     method: str
-    """``inlp``, ``frequency``, or ``given`` for a list of latents."""
+    """One of ``config.SelectionMethod``, or ``given`` for a list of latents."""
     settings: dict[str, Any]
     forget_corpus: Corpus
     retain_corpora: dict[str, Corpus]
@@ -86,12 +80,24 @@ class Selection:
     latents: tuple[SelectedLatent, ...]
     retain_rates: dict[str, tuple[float, ...]] = field(repr=False)
     """For each retain corpus, share of each sequence's real tokens on which any chosen latent fires."""
+    dead: tuple[int, ...] = field(default=(), repr=False)
+    """Latents that fire on no token of these corpora, by rising index: no control may draw one of them."""
+    refusal_latent: int | None = None
+    """The latent that stands for refusing, where one was asked for."""
+    analysis: Analysis | None = None
+    """None for a selection that was not made from shards."""
     format: int = FORMAT
 
     @property
     def indices(self) -> tuple[int, ...]:
         """The latents, best first."""
         return tuple(latent.index for latent in self.latents)
+
+    @property
+    def alive(self) -> tuple[int, ...]:
+        """Latents that fire somewhere in these corpora, by rising index."""
+        dead = set(self.dead)
+        return tuple(latent for latent in range(self.d_sae) if latent not in dead)
 
     def without_snippets(self) -> "Selection":
         """The same selection holding no corpus text."""
@@ -106,14 +112,21 @@ class Selection:
     def metrics(self) -> dict[str, Any]:
         """The part of the command line's JSON that is about this selection."""
         record = self.to_json()
-        return {name: record[name] for name in ("method", "requested", "candidates", "filtered", "latents")}
+        told = ("method", "requested", "candidates", "filtered", "latents", "refusal_latent", "analysis")
+        return {name: record[name] for name in told} | {"alive": self.d_sae - len(self.dead)}
 
     def summary(self) -> str:
         """One sentence for a person."""
         removed = ", ".join(f"{name} {count:,}" for name, count in self.filtered.items() if count)
-        return f"{len(self.latents)} of {self.candidates:,} valid latents among {self.d_sae:,}, by {self.method}" + (
-            f" (removed: {removed})" if removed else ""
-        )
+        told = f"{len(self.latents)} of {self.candidates:,} valid latents among {self.d_sae:,}, by {self.method}"
+        told += f" (removed: {removed})" if removed else ""
+        if self.refusal_latent is not None:
+            told += f"; refusal latent {self.refusal_latent}"
+        if self.analysis is not None:
+            found = self.analysis.separation
+            worst = min(found.auroc_by_corpus, key=found.auroc_by_corpus.__getitem__)
+            told += f"; AUROC {found.auroc:.3f}, lowest {found.auroc_by_corpus[worst]:.3f} against {worst}"
+        return told
 
     def save(self, path: Path) -> None:
         """Write the file whole or not at all.
@@ -168,66 +181,21 @@ class Selection:
             return f"latent {outside[0]} is outside an SAE of {self.d_sae}"
         if any(not 0 <= rate <= 1 for rates in self.retain_rates.values() for rate in rates):
             return "a firing rate is outside [0, 1]"
-        return None
-
-
-COLUMNS = ("latent", "score", "forget freq", "retain freq", "ratio", "fires most on")
-
-
-def table(selection: Selection) -> list[tuple[str, ...]]:
-    """A row of :data:`COLUMNS` for each latent, best first, as text; frequencies in percent of tokens."""
-    return [
-        (
-            str(latent.index),
-            f"{latent.score:.4g}",
-            f"{latent.forget_frequency:.3%}",
-            f"{latent.retain_frequency:.3%}",
-            f"{latent.ratio:.3g}",
-            latent.snippets[0].text if latent.snippets else "",
-        )
-        for latent in selection.latents
-    ]
-
-
-def file_name(config: FeaturesConfig, forget: ShardReader, retain: Mapping[str, ShardReader], weights: str) -> str:
-    """Name of the file that holds what these settings select from these shards with these weights."""
-    decided_by = {
-        "settings": settings(config),
-        "forget": forget.manifest.sha256,
-        "retain": {name: reader.manifest.sha256 for name, reader in retain.items()},
-        "weights": weights,
-        "format": FORMAT,
-    }
-    return f"{method_name(config)}-{files.short_hash(decided_by)}.json"
-
-
-def method_name(config: FeaturesConfig) -> str:
-    """``given`` for a list of latents, else the method that scores them."""
-    return config.method if config.latents is None else "given"
-
-
-def settings(config: FeaturesConfig) -> dict[str, Any]:
-    """The settings that decide the result, JSON-ready: a selection is not made anew because of one that does not."""
-    statistics = ("formula", "ratio_smoothing", "activation_eps", "snippets")
-    own = {
-        "inlp": ("sort_by", "min_freq", "min_target_fires", "max_neutral_freq", "max_freq", "min_ratio"),
-        "frequency": ("retain_threshold",),
-        "given": ("latents",),
-    }
-    values = config.settings(FeaturesConfig)
-    chosen = {name: values[name] for name in (*statistics, *own[method_name(config)])}
-    return {**chosen, "num_features": requested(config), "act_ratio_max": ACT_RATIO_MAX}
-
-
-def requested(config: FeaturesConfig) -> int:
-    """Latents asked for: the length of the list given, or the largest of ``num_features``."""
-    return max(config.num_features) if config.latents is None else len(config.latents)
+        if any(not 0 <= index < self.d_sae for index in (*self.dead, self.refusal_latent or 0)):
+            return f"a dead latent or the refusal latent is outside an SAE of {self.d_sae}"
+        if len(set(self.dead)) < len(self.dead) or not set(self.dead).isdisjoint(
+            latent.index for latent in self.latents if latent.forget.fires
+        ):
+            return "it lists as dead a latent twice, or one that fires"
+        return None if self.analysis is None else self.analysis.flaw()
 
 
 def _decode(kind: Any, value: Any, where: str) -> Any:
     """``value`` as the type ``kind`` says, down to the leaves; ValueError names the first place that is not."""
     if kind is Any:
         return value
+    if get_origin(kind) is UnionType:
+        return None if value is None else _decode(next(k for k in get_args(kind) if k is not NoneType), value, where)
     if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         hints = get_type_hints(kind)
         if not isinstance(value, dict) or set(value) != set(hints):

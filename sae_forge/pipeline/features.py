@@ -1,95 +1,159 @@
-"""``features``: an SAE and the shards it can judge become a ranked selection of latents."""
+"""``features``: an SAE and the shards it can judge become ranked selections of latents, one for each method."""
 
-from typing import Any
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 from sae_forge import files
-from sae_forge.config import CollectConfig, FeaturesConfig
-from sae_forge.data.shards import ShardReader, find_shards
+from sae_forge.config import FeaturesConfig
+from sae_forge.data.corpus import corpus_identity
+from sae_forge.data.shards import ShardReader
 from sae_forge.errors import DataError
-from sae_forge.features.select import Measured, choose, measure
-from sae_forge.features.selection import COLUMNS, Selection, file_name, table
+from sae_forge.features.identity import file_name, method_names
+from sae_forge.features.methods import retain_threshold
+from sae_forge.features.scores import Measured
+from sae_forge.features.select import choose, measure
+from sae_forge.features.selection import Selection
+from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
 from sae_forge.hookpoint import HookPoint
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.collect import collect
+from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_spelled
 from sae_forge.report.plots import frequency_scatter
+from sae_forge.sae.named import NamedSAE
 
 SHOWN = 20
 """Rows of the printed table; the file holds them all."""
 
 
+@dataclass(frozen=True)
+class _Corpora:
+    """What the SAE is judged on."""
+
+    forget: ShardReader
+    retain: dict[str, ShardReader]
+    refusal: ShardReader | None
+
+
 def features(config: FeaturesConfig, bench: Bench) -> Outcome:
-    """A selection file, the picture of what was chosen among all latents, and the table of the best."""
+    """A selection file for each method, a picture of what it chose among all latents, and a table of them.
+
+    Of several methods the first is the newest afterwards, so that is what eval takes.
+    """
     named = bench.sae(config.sae)
-    forget, retain = _corpora(config, bench, named.point)
-    path = bench.run.selections(named.folder) / file_name(config, forget, retain, named.weights)
-    picture = path.with_suffix(".png")
-    if path.exists() and not config.starts_over:
-        bench.progress.say(f"{path} is there under the same settings")
-        selection = Selection.load(path, weights=named.weights)
-        path.touch()  # what was asked for last is the newest
+    corpora = _corpora(config, bench, named.point)
+    folder = bench.run.selections(named.folder)
+    paths = {
+        method: folder
+        / file_name(method, config, corpora.forget, corpora.retain, named.weights, refusal=corpora.refusal)
+        for method in method_names(config)
+    }
+    if all(path.exists() for path in paths.values()) and not config.starts_over:
+        bench.progress.say(f"{', '.join(map(str, paths.values()))}: there under the same settings")
+        selections = {method: Selection.load(path, weights=named.weights) for method, path in paths.items()}
     else:
-        measured = measure(forget, retain, named.sae, config, bench.progress)
-        selection = choose(
-            measured, forget, retain, config, bench.decode, bench.progress, name=named.name, weights=named.weights
-        )
-        files.publish_bytes(picture, _picture(measured, selection, config))
-        selection.save(path)
-    shown = tuple(table(selection)[:SHOWN])
-    title = f"{len(shown)} of {len(selection.latents)} chosen latents, best first"
-    return Outcome(
-        run=bench.run,
-        outputs={"selection": path} | ({"plot": picture} if picture.exists() else {}),
-        metrics=selection.metrics(),
-        summary=f"{selection.summary()}\n{path}",
-        tables=(Sheet(title, COLUMNS, shown),),
-        then=bench.next("eval"),
-    )
+        selections = _make(config, bench, named, corpora, paths)
+    made = {method: paths[method] for method in selections}
+    _rank_by_age(list(made.values()))
+    return _outcome(bench, selections, made)
 
 
-def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> tuple[ShardReader, dict[str, ShardReader]]:
-    """The forget corpus and the retain corpora at the SAE's hook point, collected now if the forget one is missing."""
-    found = _by_role(bench, point)
-    if not found["forget"] and config.forget:
-        bench.progress.say(f"no forget activations at {point}: collecting first")
-        collect(_at(config, point), bench)
-        found = _by_role(bench, point)
-    if not found["forget"]:
+def _make(
+    config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
+) -> dict[str, Selection]:
+    """Every selection, saved with its picture, from one measurement."""
+    measured = measure(corpora.forget, corpora.retain, named.sae, config, bench.progress, refusal=corpora.refusal)
+    selections = choose(
+        measured, corpora.forget, corpora.retain, named.sae, config, bench.decode, bench.progress,
+        name=named.name, weights=named.weights,
+    )  # fmt: skip
+    for method, selection in selections.items():
+        files.publish_bytes(paths[method].with_suffix(".png"), _picture(measured, selection, config))
+        selection.save(paths[method])
+    return selections
+
+
+def _rank_by_age(paths: Sequence[Path]) -> None:
+    """What was asked for last is the newest, and of that the first."""
+    now = time.time_ns()
+    for age, path in enumerate(paths):
+        os.utime(path, ns=(now - age, now - age))
+
+
+def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora:
+    """The corpora at the SAE's hook point; those that were asked for and are missing are collected now."""
+    found = readers(bench.run, point)
+    require_spelled(config, found)
+    wanted = missing(config, found)
+    if config.forget and not _in_role("forget", found):
+        wanted = [*wanted, ("forget", config.forget)]
+    if config.refusal and _refusal(config.refusal, found) is None:
+        wanted = [*wanted, (REFUSAL, config.refusal)]
+    if wanted:
+        wanted = list(dict.fromkeys(wanted))
+        names = ", ".join(f"{role} {source}" for role, source in wanted)
+        bench.progress.say(f"no activations of {names} at {point}: collecting first")
+        gather(wanted, point, config, bench, found)
+        found = readers(bench.run, point)
+    forget = _in_role("forget", found)
+    if not forget:
         raise DataError(
             f"no forget activations at {point} in {bench.run.folder}; name the text to forget with --forget, "
             f"or collect it: {bench.next('collect')} --layer {point.layer} --forget FILE"
         )
-    if len(found["forget"]) > 1:
-        names = ", ".join(found["forget"])
+    if len(forget) > 1:
+        names = ", ".join(forget)
         raise DataError(f"{bench.run.folder} holds several forget corpora at {point} ({names}); keep one a run folder")
-    return next(iter(found["forget"].values())), found["retain"]
+    refusal = _refusal(config.refusal, found) if config.refusal else None
+    return _Corpora(next(iter(forget.values())), _in_role("retain", found), refusal)
 
 
-def _by_role(bench: Bench, point: HookPoint) -> dict[str, dict[str, ShardReader]]:
-    found: dict[str, dict[str, ShardReader]] = {"forget": {}, "retain": {}}
-    for folder in find_shards(bench.run.folder, str(point)):
-        reader = ShardReader(folder)
-        found[reader.fingerprint.role][reader.fingerprint.corpus] = reader
-    return found
+def _in_role(role: str, found: Sequence[ShardReader]) -> dict[str, ShardReader]:
+    """Readers of one role, by the name of their corpus."""
+    return {reader.fingerprint.corpus: reader for reader in found if reader.fingerprint.role == role}
 
 
-def _at(config: FeaturesConfig, point: HookPoint) -> CollectConfig:
-    """The settings that collect the forget corpus alone, at one hook point."""
-    values: dict[str, Any] = {name: getattr(config, name) for name in CollectConfig.__dataclass_fields__}
-    return CollectConfig(
-        **(values | {"layer": (point.layer,), "site": point.site, "retain": (), "fresh": False, "resume": True})
+def _refusal(source: str, found: Sequence[ShardReader]) -> ShardReader | None:
+    identity = corpus_identity(source)
+    held = (reader for reader in found if reader.fingerprint.role == REFUSAL)
+    return next((reader for reader in held if reader.fingerprint.source == identity), None)
+
+
+def _outcome(bench: Bench, selections: Mapping[str, Selection], paths: Mapping[str, Path]) -> Outcome:
+    """What is told of the selections: latent by latent of one, side by side of several."""
+    first = next(iter(selections))
+    picture = paths[first].with_suffix(".png")
+    outputs = {"selection": paths[first]} | ({"plot": picture} if picture.exists() else {})
+    metrics = selections[first].metrics()
+    if len(selections) > 1:
+        outputs |= paths
+        metrics |= {"selections": {method: selection.metrics() for method, selection in selections.items()}}
+        sheet = Sheet(f"selections side by side; eval takes {first}", COMPARED, tuple(comparison(selections)))
+    else:
+        rows = tuple(table(selections[first])[:SHOWN])
+        sheet = Sheet(f"{len(rows)} of {len(selections[first].latents)} chosen latents, best first", COLUMNS, rows)
+    return Outcome(
+        run=bench.run,
+        outputs=outputs,
+        metrics=metrics,
+        summary="\n".join(f"{selection.summary()}\n{paths[method]}" for method, selection in selections.items()),
+        tables=(sheet,),
+        then=bench.next("eval"),
     )
 
 
 def _picture(measured: Measured, selection: Selection, config: FeaturesConfig) -> bytes:
     selectivity = measured.selectivity(config)
-    drawn = {
-        "inlp": ("min_freq", "max_freq", "max_neutral_freq"),
-        "frequency": ("retain_threshold",),
-    }.get(selection.method, ())
+    thresholds = {
+        "inlp": {name: getattr(config, name) for name in ("min_freq", "max_freq", "max_neutral_freq")},
+        "frequency": {"retain_threshold": retain_threshold("frequency", config)},
+        "conditional": {"retain_threshold": retain_threshold("conditional", config)},
+    }
     return frequency_scatter(
         selectivity.forget_frequency.numpy(),
         selectivity.retain_frequency.numpy(),
         selection.indices,
-        thresholds={name: getattr(config, name) for name in drawn},
+        thresholds=thresholds.get(selection.method, {}),
     )

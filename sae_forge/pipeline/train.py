@@ -6,13 +6,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge.config import TrainConfig
-from sae_forge.data.shards import ShardReader, find_shards
+from sae_forge.data.shards import ShardReader
 from sae_forge.data.stream import ActivationStream
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.evals.language_modeling import load_corpus
 from sae_forge.evals.recovered import ce_recovered
 from sae_forge.hookpoint import HookPoint
 from sae_forge.outcome import Outcome
+from sae_forge.pipeline import collected
 from sae_forge.pipeline.bench import Bench, device_of
 from sae_forge.pipeline.collect import collect
 from sae_forge.runs import Run
@@ -23,10 +24,17 @@ from sae_forge.training.trainer import train_sae
 
 def train(config: TrainConfig, bench: Bench) -> Outcome:
     """One SAE at every hook point, on shards that are collected first where they are missing."""
-    if missing := [str(point) for point in bench.points if not _collected(bench.run, point)]:
+    for point in bench.points:
+        collected.require_spelled(config, _shards(bench.run, point))
+    if absent := [str(point) for point in bench.points if not _collected(bench.run, point)]:
         _require_k(config, bench)
-        bench.progress.say(f"no activations at {', '.join(missing)} in {bench.run.folder}: collecting first")
+        bench.progress.say(f"no activations at {', '.join(absent)} in {bench.run.folder}: collecting first")
         collect(config, bench)
+    for point in bench.points:
+        found = _shards(bench.run, point)
+        if named := collected.missing(config, found):
+            bench.progress.say(f"no activations of {', '.join(source for _, source in named)} at {point}: collecting")
+            collected.gather(named, point, config, bench, found)
     bench.run.open(config.model)
     trained = {point: _train_at(point, config, bench) for point in bench.points}
     metrics = [record for _, record, _ in trained.values()]
@@ -41,8 +49,9 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
 
 def _collected(run: Run, point: HookPoint) -> bool:
     """Whether there are activations at ``point``, and no collect was stopped before its last corpus."""
-    found = {folder.parent.name for folder in find_shards(run.folder, str(point))}
-    return bool(found) and found >= set(run.corpora)
+    found = {reader.folder.parent.name for reader in _shards(run, point)}
+    wanted = {name for name in run.corpora if not name.startswith(f"{collected.REFUSAL}-")}
+    return bool(found) and found >= wanted
 
 
 def _require_k(config: TrainConfig, bench: Bench) -> None:
@@ -71,8 +80,8 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> tuple[Path
 
 
 def _shards(run: Run, point: HookPoint) -> list[ShardReader]:
-    """Every complete corpus of activations at ``point``."""
-    return [ShardReader(folder) for folder in find_shards(run.folder, str(point))]
+    """Every complete corpus of activations at ``point`` that may be trained on."""
+    return [reader for reader in collected.readers(run, point) if reader.fingerprint.role != collected.REFUSAL]
 
 
 def _provenance(readers: Sequence[ShardReader], bench: Bench) -> Provenance:

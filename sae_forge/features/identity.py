@@ -1,0 +1,66 @@
+"""What decides a selection, and what its file is therefore called.
+
+A file is named after its method and a hash of all that decides its content (settings, corpora, SAE weights), so two
+selections never overwrite one another, and a name that is there need not be computed again.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sae_forge import files
+from sae_forge.config import FeaturesConfig
+from sae_forge.data.shards import ShardReader
+from sae_forge.features import methods
+from sae_forge.features.scores import ACT_RATIO_MAX
+from sae_forge.features.selection import FORMAT
+
+
+def file_name(
+    method: str,
+    config: FeaturesConfig,
+    forget: ShardReader,
+    retain: Mapping[str, ShardReader],
+    weights: str,
+    *,
+    refusal: ShardReader | None = None,
+) -> str:
+    """Name of the file that holds what ``method`` selects from these shards with these weights."""
+    decided_by = {
+        "settings": settings(method, config),
+        "forget": forget.manifest.sha256,
+        "retain": {name: reader.manifest.sha256 for name, reader in retain.items()},
+        "refusal": refusal and refusal.manifest.sha256,
+        "weights": weights,
+        "format": FORMAT,
+    }
+    return f"{method}-{files.short_hash(decided_by)}.json"
+
+
+def method_names(config: FeaturesConfig) -> tuple[str, ...]:
+    """The selections a config asks for: ``given`` for a list of latents, else one for each method."""
+    return config.selection_methods if config.latents is None else ("given",)
+
+
+def settings(method: str, config: FeaturesConfig) -> dict[str, Any]:
+    """The settings that decide the result, JSON-ready: a selection is not made anew because of one that does not.
+
+    Those of the other methods are among them, since the analysis says what these would have chosen.
+    """
+    names = (
+        "formula", "ratio_smoothing", "activation_eps", "snippets", "sort_by", "min_freq", "min_target_fires",
+        "max_neutral_freq", "max_freq", "min_ratio", "moment", "p_ratio", "fire_threshold", "refusal_latent", "seed",
+    )  # fmt: skip
+    values = config.settings(FeaturesConfig)
+    chosen = {name: values[name] for name in names}
+    chosen |= {"num_features": requested(config), "act_ratio_max": ACT_RATIO_MAX}
+    chosen["retain_threshold"] = {name: methods.retain_threshold(name, config) for name in methods.RETAIN_THRESHOLDS}
+    if method == "given":
+        chosen["latents"] = values["latents"]
+    if method == "random_matched":
+        chosen["matched_to"] = methods.matched_to(config)
+    return chosen
+
+
+def requested(config: FeaturesConfig) -> int:
+    """Latents asked for: the length of the list given, or the largest of ``num_features``."""
+    return max(config.num_features) if config.latents is None else len(config.latents)

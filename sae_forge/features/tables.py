@@ -1,0 +1,50 @@
+"""Selections as rows of finished text: one latent by latent, or several side by side."""
+
+from collections.abc import Mapping
+
+from sae_forge.features.selection import Selection
+
+COLUMNS = ("latent", "score", "forget freq", "retain freq", "ratio", "fires most on")
+
+
+def table(selection: Selection) -> list[tuple[str, ...]]:
+    """A row of :data:`COLUMNS` for each latent, best first, as text; frequencies in percent of tokens."""
+    return [
+        (
+            str(latent.index),
+            f"{latent.score:.4g}",
+            f"{latent.forget_frequency:.3%}",
+            f"{latent.retain_frequency:.3%}",
+            f"{latent.ratio:.3g}",
+            latent.snippets[0].text if latent.snippets else "",
+        )
+        for latent in selection.latents
+    ]
+
+
+def comparison(selections: Mapping[str, Selection]) -> list[tuple[str, ...]]:
+    """A row of :data:`COMPARED` for each selection, as text; frequencies are means over its latents."""
+    first = next(iter(selections.values()))
+    return [_compared(selection, first) for selection in selections.values()]
+
+
+COMPARED = (
+    "method", "chosen", "valid", "forget freq", "retain freq", "AUROC", "worst AUROC", "mean |r|", "shared with first",
+)  # fmt: skip
+
+
+def _compared(selection: Selection, first: Selection) -> tuple[str, ...]:
+    count = len(selection.latents)
+    columns = (
+        selection.method,
+        f"{count:,}",
+        f"{selection.candidates:,}",
+        f"{sum(latent.forget_frequency for latent in selection.latents) / count:.3%}",
+        f"{sum(latent.retain_frequency for latent in selection.latents) / count:.3%}",
+    )
+    shared = f"{len(set(selection.indices) & set(first.indices)):,}"
+    if selection.analysis is None:
+        return (*columns, "", "", "", shared)
+    found = selection.analysis.separation
+    correlation = "" if found.mean_correlation is None else f"{found.mean_correlation:.3f}"
+    return (*columns, f"{found.auroc:.3f}", f"{min(found.auroc_by_corpus.values()):.3f}", correlation, shared)

@@ -1,0 +1,102 @@
+"""The activations a verb stands on: what is collected at a hook point, and what was asked for and is not there yet.
+
+A preset or a default yields to what is there. A setting that the user spelled out does not: it is met, by collecting
+a corpus that is missing, or the verb ends naming the setting.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+from sae_forge import files
+from sae_forge.collect import collect
+from sae_forge.config import CollectConfig
+from sae_forge.data.corpus import corpus_identity
+from sae_forge.data.shards import ShardReader, find_shards
+from sae_forge.errors import ShardError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.pipeline.bench import Bench
+from sae_forge.runs import Run
+from sae_forge.tensors import DTYPES
+
+REFUSAL = "refusal"
+"""Role of text in which the model refuses: read for its activations, never trained on."""
+
+_DECIDING = {
+    "ctx_len": "ctx_len", "bos": "bos", "storage_dtype": "storage_dtype", "max_tokens": "max_tokens",
+    "model_batch_size": "batch_size", "split": "split", "text_field": "text_field",
+}  # fmt: skip
+"""Settings that decide what shards hold, and what their fingerprint calls them."""
+
+
+def readers(run: Run, point: HookPoint) -> list[ShardReader]:
+    """Every complete corpus of activations at ``point``."""
+    return [ShardReader(folder) for folder in find_shards(run.folder, str(point))]
+
+
+def require_spelled(config: CollectConfig, found: Sequence[ShardReader]) -> None:
+    """Refuse shards that contradict a setting the user named.
+
+    Raises:
+        ShardError: names the folder, the setting and both values.
+    """
+    for reader in found:
+        for name, asked, there in (*_settings(config, reader), *_source(config, reader), *_arithmetic(config, reader)):
+            if asked != there:
+                raise ShardError(
+                    f"{reader.folder} was collected under other settings: --{name} expected {asked!r}, "
+                    f"found {there!r}. Leave the flag out to use what is there, choose another --run_dir, or delete "
+                    "that folder and collect again"
+                )
+
+
+def missing(config: CollectConfig, found: Sequence[ShardReader]) -> list[tuple[str, str]]:
+    """Role and source of each corpus that the user named and that is not collected."""
+    there = {(reader.fingerprint.role, reader.fingerprint.source) for reader in found}
+    named = [(role, source) for role in ("forget", "retain") if role in config.spelled for source in _of(config, role)]
+    return [(role, source) for role, source in named if (role, corpus_identity(source)) not in there]
+
+
+def gather(
+    corpora: Sequence[tuple[str, str]],
+    point: HookPoint,
+    config: CollectConfig,
+    bench: Bench,
+    found: Sequence[ShardReader],
+) -> None:
+    """Collect further corpora at one hook point, in the way of those that are there but for what was spelled out."""
+    values: dict[str, Any] = {name: getattr(config, name) for name in CollectConfig.__dataclass_fields__}
+    for name in ("ctx_len", "bos", "storage_dtype", "max_tokens", "model_batch_size"):
+        if found and name not in config.spelled:
+            values[name] = getattr(found[0].fingerprint, _DECIDING[name])
+    here = {"layer": (point.layer,), "site": point.site, "fresh": False, "resume": True}
+    collect(CollectConfig(**(values | here)), bench.lm, corpora, bench.progress)
+
+
+def _of(config: CollectConfig, role: str) -> tuple[str, ...]:
+    """Sources of a role; an empty name is none."""
+    return tuple(filter(None, (config.forget,) if role == "forget" else config.retain))
+
+
+def _settings(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
+    named = [name for name in _DECIDING if name in config.spelled]
+    return [(name, getattr(config, name), getattr(reader.fingerprint, _DECIDING[name])) for name in named]
+
+
+def _source(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
+    role, source = reader.fingerprint.role, reader.fingerprint.source
+    if role not in config.spelled or role == REFUSAL:
+        return []
+    asked = [corpus_identity(named) for named in _of(config, role)]
+    return [] if source in asked else [(role, ", ".join(asked), source)]
+
+
+def _arithmetic(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
+    named = [name for name in ("dtype", "quantize") if name in config.spelled and getattr(config, name) != "auto"]
+    if not named:
+        return []
+    record = files.read_json(reader.folder / "config.json", kind=ShardError, what="the settings of a shard folder")
+    model = record.get("model") if isinstance(record, dict) else None
+    if not isinstance(model, dict):
+        raise ShardError(f"{reader.folder / 'config.json'} does not say what computed the shards; collect them again")
+    asked = {"quantize": config.quantize, "dtype": str(DTYPES.get(config.dtype)).removeprefix("torch.")}
+    return [(name, asked[name], model.get(name)) for name in named]
