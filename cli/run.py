@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from sae_forge.outcome import Outcome
 
 DEFAULT_PRESET = "tiny"
-PRESET = typer.Option("--preset", metavar="NAME", help="Start from a preset: tiny, llama2-7b-inlp, gemma2-2b-wmdp …")
+PRESET = typer.Option("--preset", metavar="NAME", help="Start from a preset; those there are stand below.")
 
 
 def register(app: typer.Typer) -> None:
@@ -26,19 +26,25 @@ def register(app: typer.Typer) -> None:
         examples="""
         sae-forge run
         sae-forge run --model tiny-gemma2 --ablation_scale -1,-3,-10
-        sae-forge run --preset llama2-7b-inlp --forget saga.txt
-        """,
+        sae-forge run --preset inlp-llama2-7b --forget saga.txt
+        sae-forge run --preset dsg-bio
+        sae-forge run --model google/gemma-2-2b --sae google/gemma-scope-2b-pt-res:layer_3/width_16k/average_l0_59
+
+        Presets:
+
+        \b
+        """
+        + "\n        ".join(f"{name:18} {preset['description']}" for name, preset in presets().items()),
     )
     def run(configs: list[RunConfig], screen: "Screen", preset: Annotated[str | None, PRESET] = None) -> "Outcome":
         """Run the whole pipeline: collect, train, features, eval, report.
 
         Without --model and --preset it takes both built-in models in turn: no network, no GPU. A stage whose output
-        is there under the same settings is skipped.
+        is there under the same settings is skipped. With --sae nothing is trained.
         """
-        del preset  # it has filled the configs
         from sae_forge.pipeline.run import run
 
-        return run(configs, screen)
+        return run(configs, screen, preset)
 
 
 def _models(given: Given, preset: str | None) -> list[str]:

@@ -15,9 +15,7 @@ ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
 @cache
 def presets() -> dict[str, Preset]:
-    """Every preset that ships, by name: the ``models`` it is for, its ``settings``, the files it ``needs``, and what was
-    ``published``.
-    """
+    """Every preset that ships, by name: its ``models``, ``settings``, files it ``needs``, what was ``published``."""
     found = {}
     for entry in resources.files("sae_forge.presets").iterdir():
         if entry.name.endswith(".toml"):

@@ -99,7 +99,7 @@ def test_dashes_underscores_and_comma_lists(resolved: list[ModelConfig], spellin
 def test_run_without_a_model_takes_both_built_in_ones(resolved: list[ModelConfig]) -> None:
     invoke("run")
     invoke("run", "--model", "tiny-gemma2")
-    invoke("run", "--preset", "llama2-7b-inlp", "--forget", "saga.txt")
+    invoke("run", "--preset", "inlp-llama2-7b", "--forget", "saga.txt")
     models = [config.model for config in resolved]
     assert models == ["tiny-llama", "tiny-gemma2", "tiny-gemma2", "meta-llama/Llama-2-7b-chat-hf"]
     assert isinstance(resolved[-1], RunConfig)

@@ -14,7 +14,7 @@ from sae_forge.errors import DataError
 
 __all__ = ["PackedBatch", "Tokenizer", "corpus_identity", "corpus_name", "iter_packed", "iter_texts"]
 
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?(:[\w.+-]+)?", re.ASCII)
+_HUB_ID = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::([\w.+-]+))?(?:@([\w.+-]+))?", re.ASCII)
 _SAMPLE_BYTES = 16 * 2**20
 
 
@@ -27,10 +27,11 @@ def iter_texts(
 
     Args:
         source: jsonl, json, txt (blank lines between documents), csv, tsv or parquet; a folder of these or one
-            that ``datasets`` saved; ``world:corpora/<domain>``; or a ``datasets`` id with an optional ``:config``.
+            that ``datasets`` saved; ``world:corpora/<domain>``; or a ``datasets`` id with an optional ``:config``
+            and ``@split``.
             What exists on disk wins over an id of the same name.
         text_field: Column of the text; unset, ``text`` or else the only text column.
-        split: Split of a ``datasets`` source.
+        split: Split of a ``datasets`` source that does not name its own.
         limit: Documents at most.
 
     Raises:
@@ -45,11 +46,11 @@ def iter_texts(
 
 
 def corpus_name(source: str) -> str:
-    """A folder name for a corpus: a file's stem, or an id with ``/`` and ``:`` replaced by ``--``."""
+    """A folder name for a corpus: a file's stem, or an id with ``/``, ``:`` and ``@`` replaced by ``--``."""
     local = builtin.is_builtin(source) or Path(source).exists()
     path = Path(source.removeprefix(builtin.SCHEME))
     # The name as given, not where a link leads: the Hub's cache links readable names to hashes.
-    name = (path.name.strip(".") or path.resolve().name) if local else re.sub("[/:]", "--", source)
+    name = (path.name.strip(".") or path.resolve().name) if local else re.sub("[/:@]", "--", source)
     if local and Path(name).suffix.lower() in sources.READERS:
         name = Path(name).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "corpus"
@@ -87,12 +88,13 @@ def _open(source: str, text_field: str | None, split: str) -> Iterator[str]:
         if not path.is_file() or path.suffix.lower() not in sources.READERS:
             raise DataError(f"{path} is no corpus: give a file that ends in {', '.join(sources.READERS)}, or a folder")
         return sources.read_file(path, text_field)
-    if not _HUB_ID.fullmatch(source) or path.suffix.lower() in sources.READERS:
+    named = _HUB_ID.fullmatch(source)
+    if named is None or path.suffix.lower() in sources.READERS:
         raise DataError(
             f"corpus {source} does not exist; give a file, a folder, a datasets id or world:corpora/<domain>"
         )
-    name, _, config = source.partition(":")
-    return hub_datasets.read_hub(name, config or None, text_field, split)
+    name, config, own_split = named.groups()
+    return hub_datasets.read_hub(name, config, text_field, own_split or split)
 
 
 def _read_folder(folder: Path, text_field: str | None, split: str) -> Iterator[str]:

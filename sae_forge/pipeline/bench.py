@@ -25,6 +25,12 @@ class Bench:
         self.config, self.progress = config, progress
         self.run = Run(config.run_folder)
 
+    def under(self, config: ModelConfig) -> "Bench":
+        """The same bench under other settings of the same model; what is loaded stays loaded."""
+        other = Bench(config, self.progress)
+        other.__dict__ |= {name: self.__dict__[name] for name in ("lm", "tokenizer") if name in self.__dict__}
+        return other
+
     @cached_property
     def lm(self) -> LanguageModel:
         """The language model, on its device."""

@@ -1,22 +1,39 @@
 """``run``: the whole pipeline, for one model or several in turn; an SAE that is named is used instead of trained."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sae_forge.config import ReportConfig, RunConfig
+from sae_forge.errors import DataError
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.evaluate import evaluate
 from sae_forge.pipeline.features import features
+from sae_forge.pipeline.published import published_beside
 from sae_forge.pipeline.report import report
 from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
+from sae_forge.settings import presets
+
+FILES = tuple(f"{role}_{kind}" for role in ("forget", "neighbour", "retain") for kind in ("questions", "prompts"))
+"""Settings that name files of what is asked."""
 
 
-def run(configs: Sequence[RunConfig], progress: Progress) -> Outcome:
-    """Every stage for every model; one whose output is there under the same settings is skipped by its own verb."""
+def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = None) -> Outcome:
+    """Every stage for every model; one whose output is there under the same settings is skipped by its own verb.
+
+    Args:
+        preset: Name of the preset the configs were made from, whose published numbers are shown beside the measured.
+
+    Raises:
+        DataError: a file that the preset names is not there; says what belongs in it.
+    """
+    chosen = presets()[preset] if preset else {}
+    for config in configs:
+        _require_files(config, preset, chosen.get("needs", {}))
     found = {config.model: _run_one(config, progress) for config in configs}
     last = Bench(configs[-1], progress)
     return Outcome(
@@ -28,16 +45,22 @@ def run(configs: Sequence[RunConfig], progress: Progress) -> Outcome:
         },
         metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in found.items()},
         summary="\n\n".join(_summary(model, stages) for model, stages in found.items()),
-        tables=tuple(_titled(table, model) for model, stages in found.items() for table in stages["eval"].tables),
+        tables=tuple(
+            _titled(table, model)
+            for model, stages in found.items()
+            for table in (*stages["eval"].tables, published_beside(chosen, stages["eval"].metrics))
+            if table.rows
+        ),
         then=last.next('generate "The young wizard"'),
     )
 
 
 def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
     """The outcome of each stage, each working on what the one before it made; the model is loaded once."""
-    if config.sae is not None:
-        config = _around(config, progress)
     bench = Bench(config, progress)
+    if config.sae is not None:
+        config = _around(config, bench)
+        bench = bench.under(config)
     done: dict[str, Outcome] = {}
 
     def stage(name: str, work: Callable[[], Outcome]) -> Outcome:
@@ -57,16 +80,26 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
     return done
 
 
-def _around(config: RunConfig, progress: Progress) -> RunConfig:
+def _require_files(config: RunConfig, preset: str | None, needs: Mapping[str, str]) -> None:
+    """Refuse at once, and not after hours of collecting, what would be missing at the end."""
+    named = {value for name in FILES for value in getattr(config, name)}
+    for file, content in needs.items():
+        if file in named and not Path(file).is_file():
+            raise DataError(
+                f"preset {preset} asks the records of {file}, which is not here; make it of {content} (datasets: "
+                "load_dataset, then to_json), or name another file with its flag"
+            )
+
+
+def _around(config: RunConfig, bench: Bench) -> RunConfig:
     """The config that collects where its SAE reads, once that SAE is known to fit the model.
 
     Raises:
         CheckpointError: it does not fit.
     """
-    bench = Bench(config, progress)
     named = bench.sae(config.sae)
     bench.require_same_model(named)
-    progress.say(f"{config.model}: no training, the SAE is {named.name}")
+    bench.progress.say(f"{config.model}: no training, the SAE is {named.name}")
     return replace(config, sae=str(named.folder), layer=(named.point.layer,), site=named.point.site)
 
 
