@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import string
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,15 +14,21 @@ from torch import Tensor
 
 from sae_forge import builtin
 from sae_forge.config import FeaturesConfig, Scoring
+from sae_forge.data.shards import ShardReader, find_shards
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.evals import attribution
-from sae_forge.evals.attribution import ROTATIONS, attributions, find, load_asked, load_retain_text
+from sae_forge.evals import attribution, causes
+from sae_forge.evals.attribution import attribute, find, load_asked, load_retain_text
+from sae_forge.evals.causes import ROTATIONS, Candidate, Trial, attributions, try_each
 from sae_forge.evals.gradients import Known, Traced, encode_known, iter_gradients
 from sae_forge.evals.items import Domain, Question, Role, half_of, load_questions
 from sae_forge.evals.multiple_choice import encode_questions, prompt_of
+from sae_forge.evals.orders import orders_file
+from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import splice
 from sae_forge.models.loading import LanguageModel, load_model
+from sae_forge.pipeline.bench import Bench
+from sae_forge.pipeline.collect import collect
 from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
 
@@ -175,7 +182,7 @@ def test_attributions_by_hand() -> None:
 
 
 def test_a_place_puts_forward_only_its_highest(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(attribution, "PER_POSITION", 1)
+    monkeypatch.setattr(causes, "PER_POSITION", 1)
     x, g = torch.tensor([[1.0, 2.0, 3.0], [3.0, 1.0, 0.0]]), torch.ones(2, 3)
     assert attributions(plain_sae(3), x, g, "+").tolist() == [3.0, 0.0, 3.0]
 
@@ -252,9 +259,12 @@ def test_the_planted_latent_is_first_among_those_put_forward(
 
 
 def test_a_high_bar_for_broken_questions_keeps_the_harmful_latent(
-    world_llama: LanguageModel, planted: tuple[TopKSAE, Question, tuple[Question, ...]]
+    world_llama: LanguageModel,
+    planted: tuple[TopKSAE, Question, tuple[Question, ...]],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Of the two, the one that fires on less text adds less loss and comes first."""
+    monkeypatch.setattr(attribution, "LOSS_TOKENS", 500)
     sae, asked, kept = planted
     forget, retain = [domain("wizards", "forget", [asked])], [domain("geography", "retain", kept)]
     text = load_retain_text(world_llama, settings(retain=("world:corpora/geography",)))
@@ -270,9 +280,9 @@ def test_the_latents_that_add_most_loss_are_dropped(
     added = torch.randperm(40).tolist()
     clamped: list[int] = []
     known = encode_known(world_llama, world_questions("wizards", 1), "cloze", "wizards")
-    bench = attribution._Bench(world_llama, plain_sae(world_llama.d_model), POINT, settings())
+    trial = Trial(world_llama, plain_sae(world_llama.d_model), POINT, settings())
 
-    def count(bench: object, exam: Sequence[Known]) -> int:
+    def count(trial: object, exam: Sequence[Known], tape: object = None) -> int:
         return int(exam[0].domain == "wizards")
 
     def loss(lm: LanguageModel, texts: object) -> float:
@@ -286,15 +296,42 @@ def test_the_latents_that_add_most_loss_are_dropped(
 
         def __exit__(self, *_: object) -> None: ...
 
-    monkeypatch.setattr(attribution, "_broken", count)
-    monkeypatch.setattr(attribution, "_loss", loss)
-    monkeypatch.setattr(attribution._Bench, "clamped", lambda self, latent: Noted(latent))
-    nominated = {latent: attribution._Candidate(1.0, [0]) for latent in range(40)}
+    monkeypatch.setattr(causes, "_broken", count)
+    monkeypatch.setattr(causes, "_loss", loss)
+    monkeypatch.setattr(Trial, "clamped", lambda self, latent: Noted(latent))
+    nominated = {latent: Candidate(1.0, [0]) for latent in range(40)}
     exams = {"forget": known, "retain": [dataclasses.replace(known[0], domain="geography")]}
-    left, removed = attribution._tested(bench, nominated, exams, (), SILENT)
+    left, removed = try_each(trial, nominated, exams, (), SILENT)
     assert [tested.latent for tested in left] == [added.index(value) for value in range(38)]
     assert removed["loss_added"] == 2
     assert sum(removed.values()) + len(left) == world_llama.d_model
+
+
+def test_a_selection_by_attribution_is_a_selection_like_any_other(
+    world_llama: LanguageModel, planted: tuple[TopKSAE, Question, tuple[Question, ...]], tmp_path: Path
+) -> None:
+    sae, asked, kept = planted
+    config = settings(
+        run_dir=tmp_path, layer=(1,), forget="world:corpora/wizards", retain=("world:corpora/geography",),
+        max_tokens=1500, storage_dtype="fp32", num_features=(3, 1), method=("attribution",),
+    )  # fmt: skip
+    collect(config, Bench(config))
+    found = {reader.fingerprint.role: reader for reader in map(ShardReader, find_shards(tmp_path, str(POINT)))}
+    forget, retain = [domain("wizards", "forget", [asked])], [domain("geography", "retain", kept)]
+    made = attribute(
+        world_llama, sae, POINT, config, forget, retain, (), found["forget"], {"geography": found["retain"]},
+        name="x/y", weights="ab" * 32, folder=tmp_path,
+    )  # fmt: skip
+    assert (made.method, made.indices, made.requested, made.candidates) == ("attribution", (0,), 3, 1)
+    assert sum(made.filtered.values()) + made.candidates == made.d_sae
+    assert made.settings["attribution_clamp"] == -20.0
+    assert made.settings["scoring"] == "cloze"
+    assert "latents" not in made.settings
+    assert made.latents[0].score > 0
+    assert str(tmp_path) not in json.dumps(made.to_json())
+    assert orders_file(tmp_path, "wizards", "cloze").is_file()
+    made.save(tmp_path / "selection.json")
+    assert Selection.load(tmp_path / "selection.json", weights="ab" * 32) == made
 
 
 def test_only_the_dev_half_is_asked(world_llama: LanguageModel, tmp_path: Path) -> None:
