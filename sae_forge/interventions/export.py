@@ -125,7 +125,7 @@ def _rows(path: Path, reader: "csv.DictReader[str]", dialect: Dialect) -> Iterat
                 raise ValueError(f"action {row.action!r} is unknown; those known are {', '.join(ACTIONS[dialect])}")
             yield row
     except (ValueError, csv.Error) as error:
-        raise DataError(f"{path}:{reader.line_num}: {error}") from None
+        raise DataError(f"{path}:{reader.reader.line_num}: {error}") from None
 
 
 def _read_conditional(cells: Mapping[str, str]) -> SteeringRow:
