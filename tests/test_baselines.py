@@ -20,7 +20,13 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_forge.baselines import crisp, gradient, rmu
 from sae_forge.baselines.crisp import CRISP, Suppressed
-from sae_forge.baselines.diff_means import Direction, RemoveShare, difference_in_means, retain_threshold
+from sae_forge.baselines.diff_means import (
+    Direction,
+    RemoveShare,
+    difference_in_means,
+    matching_strength,
+    retain_threshold,
+)
 from sae_forge.baselines.gradient import NPO, GradDiff, GradientAscent, SimNPO
 from sae_forge.baselines.objectives import nats_per_token
 from sae_forge.baselines.rmu import RMU
@@ -547,6 +553,18 @@ def test_removing_the_direction_takes_its_part_and_no_more(strength):
     assert 0 < int(beyond.sum()) < beyond.numel()
     assert torch.equal(result[~beyond], x[~beyond])
     torch.testing.assert_close(result[beyond], (x - strength * along[..., None] * v)[beyond], rtol=1e-5, atol=1e-5)
+
+
+def test_the_matching_strength_moves_tokens_by_the_norm_asked_for(shards):
+    plain = difference_in_means([shards["forget"]], [shards["retain"]])
+    x = rows_of(shards["forget"])
+    for direction in (plain, plain.gated(retain_threshold(plain, [shards["retain"]], percentile=50))):
+        strength = matching_strength(direction, [shards["forget"]], mean_norm=3.0)
+        intervention = Intervention("diff_means", (0,), RemoveShare(strength))
+        moved = edited(direction, intervention, x[None], torch.ones(1, len(x), dtype=torch.bool))[0] - x
+        assert float(moved.norm(dim=-1).mean()) == pytest.approx(3.0, rel=1e-4)
+    with pytest.raises(DataError, match="lower the threshold"):
+        matching_strength(plain.gated(1e9), [shards["forget"]], mean_norm=3.0)
 
 
 def test_a_direction_decodes_what_it_encodes():

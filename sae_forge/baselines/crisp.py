@@ -8,11 +8,12 @@ sentences that the given model wrote itself, so that the text stays fluent.
 
 import importlib
 import importlib.util
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float
@@ -117,7 +118,9 @@ def adapters(lm: LanguageModel, recipe: CRISP) -> Iterator[list[nn.Parameter]]:
         target_modules=names,
         fan_in_fan_out=isinstance(lm.model.get_submodule(names[0]), Conv1D),
     )
-    wrapped = peft.get_peft_model(lm.model, config)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a name it renamed
+        wrapped = peft.get_peft_model(lm.model, config)
     for name, module in lm.model.named_modules():
         if name.endswith("lora_dropout.default"):
             module.train()
@@ -179,22 +182,15 @@ def _suppression(entry: Suppressed, before: Tensor, after: Tensor, real: Tensor,
 def _written(lm: LanguageModel, recipe: CRISP, retain: Texts, seed: int) -> list[TextBatch]:
     """Sentences that ``lm`` goes on with, most likely token by token, after the beginnings of retain text."""
     long_enough = retain.attention_mask[:, : recipe.prompt_tokens].sum(-1) == recipe.prompt_tokens
-    openings = _Openings(retain.token_ids[long_enough], retain.attention_mask[long_enough])
-    if not len(openings.token_ids):
+    openings = Texts(retain.token_ids[long_enough], retain.attention_mask[long_enough])
+    if not len(openings):
         raise DataError(
             f"no retain sequence has the {recipe.prompt_tokens} tokens that a sentence starts with; "
             "collect longer text, lower prompt_tokens or leave the coherence term out with gamma=0"
         )
     count = -(-recipe.sentences // recipe.batch_size)
-    batches = iter_batches(
-        Texts(*openings), count=count, batch_size=recipe.batch_size, seed=seed, purpose="crisp sentences"
-    )
+    batches = iter_batches(openings, count=count, batch_size=recipe.batch_size, seed=seed, purpose="crisp sentences")
     return [_continued(lm, batch.token_ids[:, : recipe.prompt_tokens], recipe.sentence_tokens) for batch in batches]
-
-
-class _Openings(NamedTuple):
-    token_ids: Tensor
-    attention_mask: Tensor
 
 
 @torch.no_grad()

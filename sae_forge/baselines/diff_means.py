@@ -121,6 +121,22 @@ def retain_threshold(direction: Direction, retain: Sequence[ShardReader], *, per
     return max(float(np.percentile(_projections(direction, reader), percentile)) for reader in retain)
 
 
+def matching_strength(direction: Direction, readers: Sequence[ShardReader], *, mean_norm: float) -> float:
+    """The strength of ``RemoveShare`` at which the edit moves a token by ``mean_norm`` on average.
+
+    The average is over all tokens of the shards, those that the direction's threshold leaves alone among them, so a
+    gated edit makes up for them on the others.
+
+    Raises:
+        DataError: no token lies beyond the direction's threshold.
+    """
+    along = np.concatenate([_projections(direction, reader) for reader in readers])
+    moved = float(np.abs(np.where(along > direction.threshold, along, 0.0)).mean()) if len(along) else 0.0
+    if not moved > 0:
+        raise DataError(f"no token lies beyond {direction.threshold:g} along the direction; lower the threshold")
+    return mean_norm / moved
+
+
 def _projections(direction: Direction, reader: ShardReader) -> np.ndarray:
     along = direction.W_dec[0].double().cpu()
     return torch.cat([reader.read_acts(block).double() @ along for block in range(reader.block_count)]).numpy()

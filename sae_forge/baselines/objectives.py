@@ -69,7 +69,7 @@ def next_token_logits(
 
 
 def _mean(values: Tensor, counted: Tensor) -> Tensor:
-    return torch.where(counted, values, 0.0).sum() / counted.sum()
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
 
 
 def _wide(x: Tensor) -> Tensor:
