@@ -9,6 +9,7 @@ from typing import Any
 
 from sae_forge import files
 from sae_forge.config import FeaturesConfig
+from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import ShardReader
 from sae_forge.features import methods
 from sae_forge.features.scores import ACT_RATIO_MAX
@@ -58,6 +59,11 @@ def settings(method: str, config: FeaturesConfig) -> dict[str, Any]:
         chosen["latents"] = values["latents"]
     if method == "random_matched":
         chosen["matched_to"] = methods.matched_to(config)
+    if method == "attribution":
+        chosen |= {name: value for name, value in values.items() if name.startswith("attribution_")}
+        chosen |= {"scoring": config.scoring}
+        for name in ("forget_questions", "retain_questions", "retain"):
+            chosen[name] = [corpus_identity(source) for source in getattr(config, name)]
     return chosen
 
 

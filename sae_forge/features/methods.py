@@ -194,8 +194,8 @@ def matched_to(config: FeaturesConfig) -> SelectionMethod:
 def needs_model() -> ConfigError:
     """What is wrong with asking counts for ``attribution``."""
     return ConfigError(
-        "--method attribution asks the model questions, so counts cannot decide it; name it alone, as in "
-        "sae-forge features --method attribution, or call sae_forge.evals.attribution.attribute"
+        "--method attribution asks the model questions, so counts cannot decide it; "
+        "use sae-forge features --method attribution, or sae_forge.evals.attribution.attribute"
     )
 
 

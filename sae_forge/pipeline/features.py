@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sae_forge import files
@@ -11,6 +11,8 @@ from sae_forge.config import FeaturesConfig
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import DataError
+from sae_forge.evals.attribution import METHOD as ATTRIBUTION
+from sae_forge.evals.attribution import find, load_asked, load_retain_text, recorded, taken
 from sae_forge.features.identity import file_name, method_names
 from sae_forge.features.methods import retain_threshold
 from sae_forge.features.scores import Measured
@@ -63,16 +65,52 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
 def _make(
     config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
 ) -> dict[str, Selection]:
-    """Every selection, saved with its picture, from one measurement."""
+    """Every selection, saved with its picture; all that counts can decide from one measurement."""
+    selections: dict[str, Selection] = {}
+    counting = tuple(method for method in config.selection_methods if method != ATTRIBUTION)
+    if config.latents is not None or counting:
+        selections |= _chosen(replace(config, method=counting or ("inlp",)), bench, named, corpora, paths)
+    if ATTRIBUTION in paths:
+        selections[ATTRIBUTION] = _attributed(config, bench, named, corpora, paths[ATTRIBUTION])
+    return {method: selections[method] for method in paths if method in selections}
+
+
+def _chosen(
+    config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
+) -> dict[str, Selection]:
     measured = measure(corpora.forget, corpora.retain, named.sae, config, bench.progress, refusal=corpora.refusal)
     selections = choose(
         measured, corpora.forget, corpora.retain, named.sae, config, bench.decode, bench.progress,
         name=named.name, weights=named.weights,
     )  # fmt: skip
     for method, selection in selections.items():
-        files.publish_bytes(paths[method].with_suffix(".png"), _picture(measured, selection, config))
-        selection.save(paths[method])
+        _save(selection, paths[method], measured, config)
     return selections
+
+
+def _attributed(config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, path: Path) -> Selection:
+    """The latents that the model's answers name, with the statistics that counts give of them."""
+    questions, retain_questions = load_asked(config)
+    bench.require_same_model(named)
+    texts = load_retain_text(bench.lm, config)
+    found = find(
+        bench.lm, named.sae, named.point, config, questions, retain_questions, texts, bench.progress,
+        folder=bench.run.folder,
+    )  # fmt: skip
+    listed = taken(found, config)
+    measured = measure(corpora.forget, corpora.retain, named.sae, listed, bench.progress, refusal=corpora.refusal)
+    given = choose(
+        measured, corpora.forget, corpora.retain, named.sae, listed, bench.decode, bench.progress,
+        name=named.name, weights=named.weights,
+    )["given"]  # fmt: skip
+    selection = recorded(found, given, config)
+    _save(selection, path, measured, config)
+    return selection
+
+
+def _save(selection: Selection, path: Path, measured: Measured, config: FeaturesConfig) -> None:
+    files.publish_bytes(path.with_suffix(".png"), _picture(measured, selection, config))
+    selection.save(path)
 
 
 def _rank_by_age(paths: Sequence[Path]) -> None:
