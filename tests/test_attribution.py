@@ -25,7 +25,7 @@ from sae_forge.evals.multiple_choice import encode_questions, prompt_of
 from sae_forge.evals.orders import orders_file
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
-from sae_forge.models.hooks import splice
+from sae_forge.models.hooks import differentiable, splice
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import collect
@@ -117,6 +117,18 @@ def test_a_gradient_leaves_the_model_as_it_was(tiny_llama: LanguageModel) -> Non
     list(iter_gradients(tiny_llama, POINT, encode_known(tiny_llama, QUESTIONS, "cloze", "x"), "cloze", batch_size=2))
     assert torch.equal(tiny_llama.model(ids).logits, before)
     assert all(weight.grad is None and not weight.requires_grad for weight in tiny_llama.model.parameters())
+
+
+def test_activations_are_cut_from_below_and_the_hook_goes_with_its_block(tiny_model: LanguageModel) -> None:
+    ids = torch.tensor([[1, 5, 9, 11]])
+    with pytest.raises(KeyboardInterrupt), torch.enable_grad(), differentiable(tiny_model, POINT) as found:
+        logits = tiny_model.model(ids).logits
+        (gradient,) = torch.autograd.grad(logits[0, -1, 7], found[0])
+        assert found[0].is_leaf
+        assert gradient.abs().sum() > 0
+        raise KeyboardInterrupt
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in tiny_model.model.modules())
+    assert not tiny_model.model(ids).logits.requires_grad
 
 
 # ---- places -------------------------------------------------------------------------------------
