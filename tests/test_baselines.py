@@ -373,7 +373,11 @@ def test_the_given_model_keeps_every_bit(tiny_model, sae, forget, retain, number
 @pytest.mark.parametrize("number", range(7))
 def test_the_same_seed_gives_the_same_bits(tiny_llama, sae, forget, retain, number):
     recipe = recipes(sae)[number]
-    first, again, another = (fingerprint(unlearn(tiny_llama, recipe, forget, retain, seed=s)) for s in (1, 1, 2))
+    found = []
+    for seed, state in ((1, 10), (1, 20), (2, 10)):
+        torch.manual_seed(state)  # which must not matter
+        found.append(fingerprint(unlearn(tiny_llama, recipe, forget, retain, seed=seed)))
+    first, again, another = found
     assert first == again
     assert first != another
 
