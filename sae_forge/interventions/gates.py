@@ -6,8 +6,9 @@ in its state, so neither does cached generation.
 Three policies say what the statistic of a token is:
 
 - ``prompt``: that of all tokens of the text's first call, decided there and held for every later cached call. It is the
-  published form, and like it not causal within the prompt.
-- ``streaming``: the running statistic of the tokens up to this one, those of earlier calls among them.
+  published form, and like it not causal within the prompt. Without a cache every call is a text of its own.
+- ``streaming``: the running statistic of the tokens up to this one, those of earlier calls among them. A mean over a
+  text's first few tokens is coarse; a window or a sum is not.
 - ``per_token``: that of the token alone. A guardrail that divides by the length of each call does this by accident
   once a cache is in use.
 
