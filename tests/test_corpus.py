@@ -204,6 +204,11 @@ def test_an_id_is_streamed_with_its_configuration_and_split(monkeypatch: pytest.
     assert asked == {"name": "Salesforce/wikitext", "config": "wikitext-2-raw-v1", "split": "test", "streaming": True}
     assert list(iter_texts("squad", limit=1)) == ["a"]
     assert asked["config"] is None
+    assert list(iter_texts("muse-bench/MUSE-News:raw@retain1", split="test", limit=1)) == ["a"]
+    assert (asked["name"], asked["config"], asked["split"]) == ("muse-bench/MUSE-News", "raw", "retain1")
+    assert list(iter_texts("squad@dev", limit=1)) == ["a"]
+    assert (asked["name"], asked["config"], asked["split"]) == ("squad", None, "dev")
+    assert corpus_name("muse-bench/MUSE-News:raw@retain1") == "muse-bench--MUSE-News--raw--retain1"
     with pytest.raises(DataError, match="squad: column 'n' holds no text; its columns are n, text"):
         iter_texts("squad", text_field="n")
 

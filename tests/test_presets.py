@@ -15,10 +15,11 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
-from sae_forge.config import RunConfig
+from sae_forge.config import EvalConfig, RunConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.loading import load_model
 from sae_forge.outcome import Outcome
+from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.published import COLUMNS, NOT_MEASURED, published_beside
 from sae_forge.pipeline.run import run
 from sae_forge.progress import SILENT
@@ -296,6 +297,8 @@ def test_a_paper_runs_to_its_end_on_a_released_sae(
             found = kept[setting]
             assert (found[settings["method"][0]] if isinstance(found, dict) else found) == settings[setting]
     assert not list((tmp_path / "run").rglob("sae_weights.safetensors"))
+    later = EvalConfig(model=str(world / "tiny-gemma2-chat"), run_dir=tmp_path / "run")
+    assert Bench(later).sae(None).folder.name == selection.parent.name, "what was used last is the default"
     (table,) = [table for table in outcome.tables if table.columns == COLUMNS]
     assert len(table.rows) == sum(
         len(value) if isinstance(value, dict) else 1
@@ -367,7 +370,11 @@ def test_a_published_number_stands_beside_its_own_measurement() -> None:
     }
     other = {**edit, "settings": {"num_features": 10, "value": -5.0}, "roles": {"forget": {"accuracy": _estimate(0.1)}}}
     seeds = [
-        {"name": "random", "settings": {"of": "clamp"}, "roles": {"forget": {"accuracy": _estimate(value)}}}
+        {
+            "name": "random",
+            "settings": {"of": "clamp", "kind": "latents"},
+            "roles": {"forget": {"accuracy": _estimate(value)}},
+        }
         for value in (0.8, 1.0)
     ]
     rows = [
@@ -381,7 +388,7 @@ def test_a_published_number_stands_beside_its_own_measurement() -> None:
             "degenerate": 0.09,
             "verbmem": {"forget": 11.8},
         },
-        {"method": "random", "settings": {"of": "clamp"}, "accuracy": {"forget": 0.87}},
+        {"method": "random", "settings": {"of": "clamp", "kind": "latents"}, "accuracy": {"forget": 0.87}},
         {"method": "rmu", "settings": {"note": "their best"}, "accuracy": {"forget": 0.5}},
     ]
     found = published_beside({"published": {"source": "a paper", "rows": rows}}, {"methods": [other, edit, *seeds]})
@@ -397,7 +404,7 @@ def test_a_published_number_stands_beside_its_own_measurement() -> None:
         (clamp, "alignment", "0.823", "0.700 [0.600, 0.800]"),
         (clamp, "degenerate", "0.090", "0.200 [0.100, 0.300]"),
         (clamp, "verbmem forget", "11.800", NOT_MEASURED),
-        ("random of clamp", "accuracy forget", "0.870", "0.900 [0.700, 1.100]"),
+        ("random latents for clamp", "accuracy forget", "0.870", "0.900 [0.700, 1.100]"),
         ("rmu note their best", "accuracy forget", "0.500", NOT_MEASURED),
     )
     assert published_beside({}, {"methods": [edit]}).rows == ()

@@ -80,6 +80,11 @@ def load_dictionary(
 
 
 def _trained(folder: Path, run: Run, model: str, asked: HookPoint | None) -> NamedSAE:
+    if not folder.is_dir():
+        raise CheckpointError(
+            f"no SAE at {folder}; give the folder of one, a {PARAMS}, or owner/name:path on the Hub, or make one with: "
+            f"sae-forge train --model {model}"
+        )
     sae, provenance = load_sae(folder, expect_model=model)
     if provenance.hook_point.startswith("blocks."):
         point = HookPoint.parse(provenance.hook_point)
