@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from fakehub import TOKEN, FakeHub
+from torch.utils.flop_counter import FlopCounterMode
 
 from sae_forge import files
 from sae_forge.config import EvalConfig, PushConfig
@@ -113,7 +114,10 @@ def test_few_latents_are_read_without_the_others() -> None:
     poisoned["b_enc"][others] = np.nan
     poisoned["threshold"][others] = np.nan
     x = torch.randn(5, 3, D_IN, generator=torch.Generator().manual_seed(2))
-    read = sae_of(poisoned).latent_acts(x, torch.tensor(chosen))
+    sae = sae_of(poisoned)
+    with FlopCounterMode(display=False) as counted:
+        read = sae.latent_acts(x, torch.tensor(chosen))
+    assert counted.get_total_flops() == 2 * 15 * D_IN * len(chosen), "a product of n columns, not of d_sae"
     acts = slow_acts(found, x.reshape(-1, D_IN).numpy())[:, chosen]
     assert (acts > 0).any()
     torch.testing.assert_close(read.reshape(-1, 3).double(), torch.from_numpy(acts), rtol=1e-5, atol=1e-5)
