@@ -1,7 +1,8 @@
 """What the numbers of a report allow one to say, in sentences, read from its JSON alone.
 
 The words are tied to intervals: something fell, rose or differs only where the interval of the paired change
-excludes zero. No setting is picked out of a sweep, because the best of many on the same questions flatters itself.
+excludes zero. No setting is picked out of those measured on the same questions, because the best of many flatters
+itself; what a sweep chose, it chose on other questions.
 """
 
 from collections.abc import Iterator
@@ -10,40 +11,93 @@ from typing import Any
 from sae_forge.evals.metrics import CHANCE
 
 REVERSIBLE = "This is a hook on a running model: the weights are unchanged, and removing the hook restores everything."
+RETRAINED = (
+    "{names}: other weights, trained on a copy; the given model is unchanged, and what went may be learned again."
+)
 POINTS = 100
+AT_REST = ("zero", "mean_ablate")
+"""Edits that put latents to rest: controls themselves."""
 
 Json = dict[str, Any]
 
 
 def claims(metrics: Json) -> list[str]:
-    """Sentences on each edit, its side effects and its controls; the last says that nothing was erased."""
+    """Sentences on what was chosen, on what comes back, then on each method, its side effects and its controls."""
     base, *rows = metrics["methods"]
-    edits = [row for row in rows if row["name"] == "scale"]
-    lines = [line for row in edits for line in _of_edit(row, base, metrics)]
-    lines += [f"{_title(row)}: {_forgetting(row, base)}" for row in rows if row["name"] == "zero"]
-    if not edits:
-        lines += [_control(control, base) for control in metrics["controls"]]
-    if len(edits) > 1:
+    edits = [row for row in rows if row["kind"] == "hook" and row["name"] not in ("random", *AT_REST)]
+    trained = [row for row in rows if row["kind"] == "weights"]
+    lines = list(_of_sweep(metrics, base, rows)) if "sweep" in metrics else []
+    lines += list(_of_edit(edits[0], base, metrics)) if edits and not lines else []
+    lines.append(REVERSIBLE)
+    lines += [RETRAINED.format(names=", ".join(row["name"] for row in trained))] if trained else []
+    lines += [line for row in edits[0 if "sweep" in metrics else 1 :] for line in _of_edit(row, base, metrics)]
+    lines += [line for row in trained for line in _of_method(row, base)]
+    lines += [f"{_title(row)}: {_forgetting(row, base)}" for row in rows if row["name"] in AT_REST]
+    if len({row["name"] for row in edits}) < len(edits):
         lines.append(
-            f"{len(edits)} settings were measured on the same items; choose among them with --half dev "
-            "and report the one chosen with --half test."
+            f"{len(edits)} settings were measured on the same items; choose among them with --sweep, which tunes on "
+            "the dev half and reports on the test half."
         )
-    return [*lines, REVERSIBLE]
+    return lines
+
+
+def _of_sweep(metrics: Json, base: Json, rows: list[Json]) -> Iterator[str]:
+    """Which methods forget most while utility holds, on the half that nothing was chosen on."""
+    tuned = metrics["sweep"]["methods"]
+    most = max(one["configurations"] for one in tuned.values())
+    once = [name for name, one in tuned.items() if one["configurations"] == 1]
+    said = f"{len(tuned)} methods, each tuned over {most} settings on the dev half and measured on the test half"
+    yield f"{said} ({', '.join(once)}: nothing to tune, one setting)." if once else f"{said}."
+    kept = [row for row in rows if row["name"] in tuned and _keeps(row)]
+    if not kept:
+        yield "None of them keeps the retain questions within one point on the test half."
+        return
+    yield "With retain questions within one point of the model's own, forget questions fall furthest from chance under:"
+    for row in sorted(kept, key=_closeness)[:3]:
+        accuracy = row["roles"]["forget"]["accuracy"]
+        beside = row["change"]["roles"].get("neighbour", {}).get("accuracy")
+        also = f", neighbours {_moved(beside, POINTS)} points" if beside else ""
+        yield f"  {row['name']}: {base['roles']['forget']['accuracy']['value']:.2f} to {_interval(accuracy)}{also}"
+
+
+def _keeps(row: Json) -> bool:
+    """Whether no more than a point of retain accuracy is lost."""
+    return row["change"]["roles"]["retain"]["accuracy"]["value"] >= -1 / POINTS
+
+
+def _closeness(row: Json) -> float:
+    """How far forget accuracy is above chance; below counts as at it."""
+    return max(0.0, row["roles"]["forget"]["accuracy"]["value"] - CHANCE)
 
 
 def _of_edit(row: Json, base: Json, metrics: Json) -> Iterator[str]:
-    yield f"{_title(row)}: {_forgetting(row, base)}"
-    yield from (f"  {text}" for text in (_utility(row), _fluency(row, base)) if text)
-    beside = [control for control in metrics["controls"] if control["settings"].items() >= row["settings"].items()]
+    yield from _of_method(row, base)
+    asked = {"of": row["name"], **row["settings"]}
+    beside = [control for control in metrics["controls"] if control["settings"].items() >= asked.items()]
     yield from (f"  {_control(control, base)}" for control in beside)
     if not beside:
         yield "  Without a random-direction control these numbers do not show that the chosen latents matter."
 
 
+def _of_method(row: Json, base: Json) -> Iterator[str]:
+    yield f"{_title(row)}: {_forgetting(row, base)}"
+    yield from (f"  {text}" for text in (_utility(row), _fluency(row, base)) if text)
+
+
 def _title(row: Json) -> str:
-    settings = row["settings"]
-    what = {"scale": f"Scale {settings.get('scale', 0):g} on", "zero": "Zero ablation of"}[row["name"]]
-    return f"{what} {settings['num_features']} latents"
+    settings, name = row["settings"], row["name"]
+    latents = f"{settings['num_features']} latents" if "num_features" in settings else ""
+    match name:
+        case "scale":
+            return f"Scale {settings['scale']:g} on {latents}"
+        case "zero":
+            return f"Zero ablation of {latents}"
+    rest = [f"{key} {value:g}" for key, value in settings.items() if key in SHOWN]
+    return ", ".join(filter(None, (f"{name} of {latents}" if latents else name, *rest)))
+
+
+SHOWN = ("value", "strength", "budget", "coefficient", "lr")
+"""The settings that say how rough a method was."""
 
 
 # ---- forgetting ---------------------------------------------------------------------------------
@@ -84,7 +138,7 @@ def _utility(row: Json) -> str:
             parts.append(f"{role} questions {_moved(accuracy, POINTS)} points")
     if "retain" in changed["loss"]:
         parts.append(f"loss on retain text {_moved(changed['loss']['retain'])} nats")
-    if "retain" in row["edited_share"]:
+    if row["kind"] == "hook" and "retain" in row["edited_share"]:
         parts.append(f"{row['edited_share']['retain']:.2%} of retain tokens are edited")
     return f"Side effects: {'; '.join(parts)}." if parts else ""
 
@@ -98,10 +152,18 @@ def _fluency(row: Json, base: Json) -> str:
 
 # ---- controls -----------------------------------------------------------------------------------
 
+KINDS = {
+    "latents": "Other latents' directions at the same norm",
+    "isotropic": "Random directions of the same norm",
+    "places": "The same pushes on other tokens",
+    "direction": "One random direction at the same norm",
+}
+"""What each kind of random control is, for a reader."""
+
 
 def _control(control: Json, base: Json) -> str:
     settings, seeds = control["settings"], len(control["seeds"])
-    name = f"Random directions of the same norm ({settings['kind']}, {seeds} seeds)"
+    name = f"{KINDS[settings['kind']]} ({settings['kind']}, {seeds} seeds)"
     forget = control["roles"].get("forget", {})
     measure = "accuracy" if "accuracy" in forget else "logprob"
     if measure not in forget:

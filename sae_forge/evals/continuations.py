@@ -1,9 +1,9 @@
 """Log-probabilities of given continuations after given contexts, teacher-forced, in as few passes as it takes.
 
-Several continuations of one context (the options of a question) share its pass: the context runs once with a
-cache, which the continuations then start from. A single continuation runs in one pass with its context.
-Contexts are padded on the left where a cache follows, so that the cache has no holes; else rows are padded on
-the right.
+All continuations of one context (the options of a question) share its pass: the context runs once with a cache, which
+the continuations then start from. So a gate that decides on the prompt sees the context alone, as it does when text is
+generated. Contexts are padded on the left where a cache follows, so that the cache has no holes; else rows are padded
+on the right.
 """
 
 import copy
@@ -18,6 +18,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_forge.errors import DataError, NumericalError
+from sae_forge.models.hooks import select_rows
 from sae_forge.models.loading import LanguageModel
 
 SPACE = " "
@@ -47,11 +48,6 @@ class Encoded:
     targets: tuple[tuple[int, ...], ...]
     truncated: bool = False
     """Whether the context lost its beginning to the model's longest input."""
-
-    @property
-    def shares(self) -> bool:
-        """Whether running the context by itself saves anything."""
-        return len(self.targets) > 1 or all(len(target) == 1 for target in self.targets)
 
 
 # ---- text to tokens -----------------------------------------------------------------------------
@@ -126,24 +122,37 @@ def score(
         NumericalError: the model gave a log-probability that is not finite.
     """
     sums: list[list[float]] = [[0.0] * len(item.targets) for item in encoded]
-    together = [number for number, item in enumerate(encoded) if share and item.shares]
-    alone = [(number, option) for number in range(len(encoded)) for option in range(len(encoded[number].targets))]
-    alone = [place for place in alone if not (share and encoded[place[0]].shares)]
-    for numbers in _by_length(together, [len(encoded[number].context) for number in together], batch_size):
-        for (row, option), logprob in _score_shared(lm, [encoded[number] for number in numbers], batch_size):
-            sums[numbers[row]][option] += logprob
-        report(done, len(numbers))
-    rows = [(encoded[number].context, encoded[number].targets[option]) for number, option in alone]
-    lengths = [len(context) + len(target) for context, target in rows]
-    for chosen in _by_length(list(range(len(rows))), lengths, batch_size):
-        for index, logprob in zip(chosen, _score_rows(lm, [rows[index] for index in chosen]), strict=True):
-            number, option = alone[index]
-            sums[number][option] = logprob
-        report(done, sum(alone[index][1] == 0 for index in chosen))
+    for (number, option), logprob in (_together if share else _apart)(lm, encoded, batch_size, done):
+        sums[number][option] += logprob
     return [
         tuple(Score(_finite(value), len(target)) for value, target in zip(values, item.targets, strict=True))
         for values, item in zip(sums, encoded, strict=True)
     ]
+
+
+Part = tuple[tuple[int, int], float]
+"""A context, one of its continuations, and a part of that one's summed log-prob."""
+
+
+def _together(lm: LanguageModel, encoded: Sequence[Encoded], batch_size: int, done: Done | None) -> Iterator[Part]:
+    """Every context once, for all its continuations."""
+    lengths = [len(item.context) for item in encoded]
+    for numbers in _by_length(list(range(len(encoded))), lengths, batch_size):
+        for (row, option), logprob in _score_shared(lm, [encoded[number] for number in numbers], batch_size):
+            yield (numbers[row], option), logprob
+        report(done, len(numbers))
+
+
+def _apart(lm: LanguageModel, encoded: Sequence[Encoded], batch_size: int, done: Done | None) -> Iterator[Part]:
+    """Every continuation in a row of its own, context and all."""
+    places = [(number, option) for number, item in enumerate(encoded) for option in range(len(item.targets))]
+    rows = [(encoded[number].context, encoded[number].targets[option]) for number, option in places]
+    lengths = [len(context) + len(target) for context, target in rows]
+    for chosen in _by_length(list(range(len(rows))), lengths, batch_size):
+        yield from zip(
+            [places[index] for index in chosen], _score_rows(lm, [rows[index] for index in chosen]), strict=True
+        )
+        report(done, sum(places[index][1] == 0 for index in chosen))
 
 
 def report(done: Done | None, count: int) -> None:
@@ -196,7 +205,7 @@ def _score_rest(
     cache: Any,
 ) -> list[float]:
     """Summed log-probs of all but the first token of each target, from the cache of its context."""
-    cache.batch_select_indices(torch.tensor(rows, device=lm.device))
+    select_rows(cache, torch.tensor(rows, device=lm.device))
     token_ids, mask = pad([target[:-1] for target in targets], lm.pad_id, left=False)
     logits = forward(lm, token_ids, torch.cat([context_mask[rows], mask], 1), cache=cache).logits
     row, column = mask.nonzero(as_tuple=True)

@@ -18,14 +18,14 @@ def control_summary(
     suite: Suite,
     rows: list[dict[str, Any]],
     found: list[Measurement],
-    edit: Measurement | None,
+    edit: Measurement,
     bootstrap: Bootstrap,
 ) -> dict[str, Any]:
     """One kind of control at one setting.
 
     Args:
         rows: The report's rows of its seeds; ``found`` are their measurements.
-        edit: The edit whose norm they share; None when it was not measured.
+        edit: The edit they are the control of.
 
     Returns:
         ``mean``, ``min`` and ``max`` over seeds of every estimate's value, and ``edit_minus_control``: the paired
@@ -42,14 +42,13 @@ def control_summary(
         "generation": _spreads([row["generation"] for row in rows]),
         "edited_share": {name: _spread(row["edited_share"][name] for row in rows) for name in rows[0]["edited_share"]},
     }
-    if edit is not None:
-        summary["edit_minus_control"] = {
-            role: _beyond(pooled(domains, edit), [pooled(domains, one) for one in found], bootstrap)
-            for role, domains in by_role(suite).items()
-        }
-        summary["edit_minus_control"]["loss"] = _beyond(
-            loss_series(suite, edit), [loss_series(suite, one) for one in found], bootstrap
-        )
+    summary["edit_minus_control"] = {
+        role: _beyond(pooled(domains, edit), [pooled(domains, one) for one in found], bootstrap)
+        for role, domains in by_role(suite).items()
+    }
+    summary["edit_minus_control"]["loss"] = _beyond(
+        loss_series(suite, edit), [loss_series(suite, one) for one in found], bootstrap
+    )
     return summary
 
 

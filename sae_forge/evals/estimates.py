@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from sae_forge.evals.items import ROLES, Domain
-from sae_forge.evals.measure import WRITING, Measurement, Suite
+from sae_forge.evals.measure import WRITING, Measurement, Suite, Touched
 from sae_forge.evals.metrics import alignment, chance_distance, letter_shares
 from sae_forge.evals.statistics import Bootstrap, Estimate, interval
 
@@ -112,6 +112,7 @@ def describe(suite: Suite, found: Measurement, bootstrap: Bootstrap) -> dict[str
         "loss": {key: loss.to_json() for key, loss in losses.items()},
         "perplexity": {key: loss.transformed(math.exp).to_json() for key, loss in losses.items()},
         "edited_share": _edited_shares(suite, found),
+        "edit_norm": _edit_norms(suite, found),
         "generation": _estimates(generation_series(found), bootstrap),
     }
 
@@ -166,12 +167,25 @@ def _edited_shares(suite: Suite, found: Measurement) -> dict[str, float]:
     """Share of real tokens edited, by role of the held-out text, and in what was read and written to generate."""
     keys = {role: [corpus.key for corpus in suite.corpora if corpus.role == role] for role in ROLES}
     shares = {role: _share([found.edited[key] for key in members]) for role, members in keys.items() if members}
-    return shares | ({"generation": _share([found.edited[WRITING]])} if suite.generation else {})
+    return shares | ({"generation": _share([found.edited[WRITING]])} if WRITING in found.edited else {})
 
 
-def _share(counted: list[tuple[int, int]]) -> float:
-    seen = sum(tokens for tokens, _ in counted)
-    return sum(edited for _, edited in counted) / seen if seen else 0.0
+def _edit_norms(suite: Suite, found: Measurement) -> dict[str, float]:
+    """L2 norm of the edit on an edited token, on average over all that was asked and read in each role."""
+    places = {role: [corpus.key for corpus in suite.corpora if corpus.role == role] for role in ROLES}
+    for domain in suite.domains:
+        places[domain.role].append(domain.name)
+    return {role: _norm([found.edited[place] for place in members]) for role, members in places.items() if members}
+
+
+def _share(counted: list[Touched]) -> float:
+    seen = sum(one.tokens for one in counted)
+    return sum(one.edited for one in counted) / seen if seen else 0.0
+
+
+def _norm(counted: list[Touched]) -> float:
+    edited = sum(one.edited for one in counted)
+    return math.fsum(one.norm for one in counted) / edited if edited else 0.0
 
 
 def _estimates(measures: dict[str, Series], bootstrap: Bootstrap) -> dict[str, Any]:

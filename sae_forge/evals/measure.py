@@ -2,22 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sae_forge.config import EvalConfig
 from sae_forge.errors import DataError
-from sae_forge.evals.continuations import Encoded, Score
+from sae_forge.evals.continuations import Done, Encoded, Score
 from sae_forge.evals.generation import Sampling, Written, write
-from sae_forge.evals.items import Domain, load_domains, load_generation
+from sae_forge.evals.items import Domain, choose, load_domains, load_generation
 from sae_forge.evals.language_modeling import Corpus, SequenceLosses, load_corpus, sequence_losses
 from sae_forge.evals.logprob_shift import encode_prompts, target_logprobs
 from sae_forge.evals.multiple_choice import Answered, answer, encode_questions
+from sae_forge.evals.orders import filter_questions
 from sae_forge.interventions.apply import EditLog
 from sae_forge.models.loading import LanguageModel
-from sae_forge.progress import Task
+from sae_forge.models.tape import Tape
+from sae_forge.progress import SILENT, Progress, Task
 
 WRITING = "generation/"
 """The place of generated text among the counts of edited tokens; no file's stem holds a slash."""
@@ -50,6 +52,17 @@ class Suite:
         return sum(item.truncated for group in groups for item in group)
 
 
+class Touched(NamedTuple):
+    """How much an edit touched."""
+
+    tokens: int
+    """Real tokens seen."""
+    edited: int
+    """Those of them that were changed."""
+    norm: float
+    """L2 norms of the changes, summed."""
+
+
 @dataclass(frozen=True)
 class Measurement:
     """What the scorers saw, item by item, in the order of the suite."""
@@ -59,17 +72,17 @@ class Measurement:
     losses: dict[str, SequenceLosses] = field(default_factory=dict)
     """By role and corpus: ``retain/geography``."""
     written: list[Written] = field(default_factory=list)
-    edited: dict[str, tuple[int, int]] = field(default_factory=dict)
-    """Real tokens seen and tokens edited, by domain, by role and corpus, and for :data:`WRITING`."""
+    edited: dict[str, Touched] = field(default_factory=dict)
+    """By domain, by role and corpus, and for :data:`WRITING`."""
 
 
-def load_suite(lm: LanguageModel, config: EvalConfig) -> Suite:
-    """The items that the config names, on the half it names.
+def load_suite(lm: LanguageModel, config: EvalConfig, progress: Progress = SILENT) -> Suite:
+    """The items that the config names, on the half it names; of the questions those that its filter keeps.
 
     Raises:
         DataError: it names none at all, or a file of them is missing or malformed.
     """
-    domains = load_domains(config)
+    domains = _domains(lm, config, progress)
     texts = {"forget": config.forget_eval, "retain": config.retain_eval}
     corpora = tuple(load_corpus(lm, source, role, config) for role, sources in texts.items() for source in sources)
     if doubled := [key for key, times in Counter(corpus.key for corpus in corpora).items() if times > 1]:
@@ -93,15 +106,47 @@ def load_suite(lm: LanguageModel, config: EvalConfig) -> Suite:
     )
 
 
-def measure(lm: LanguageModel, suite: Suite, log: EditLog | None, task: Task, **facts: Any) -> Measurement:
+def _domains(lm: LanguageModel, config: EvalConfig, progress: Progress) -> tuple[Domain, ...]:
+    """The domains; a limit counts the questions that the filter left."""
+    if config.question_filter == "none":
+        return load_domains(config)
+    kept = filter_questions(
+        lm, load_domains(replace(config, limit=None)), config.question_filter, config.scoring,
+        batch_size=config.eval_batch_size, folder=config.run_folder, fresh=config.starts_over, progress=progress,
+    )  # fmt: skip
+    return tuple(
+        replace(
+            domain,
+            questions=choose(domain.questions, "all", config.limit, domain.name),
+            prompts=choose(domain.prompts, "all", config.limit, domain.name),
+        )
+        for domain in kept
+    )
+
+
+def measure(
+    lm: LanguageModel, suite: Suite, log: EditLog | None, task: Task, *, tape: Tape | None = None, **facts: Any
+) -> Measurement:
     """Ask the model everything in the suite.
 
     Args:
-        log: What the edit under way counts; None for the baseline, which edits nothing.
+        log: What the edit under way counts; None where no activation is edited.
+        tape: Spares the layers below the edit all that was asked before with the same suite.
         facts: Shown beside the progress.
     """
     found = Measurement()
-    size, done = suite.batch_size, partial(task.advance, **facts)
+    done = partial(task.advance, **facts)
+    with nullcontext() if tape is None else tape.running():
+        _ask(lm, suite, log, found, done)
+    if suite.generation:
+        with _counted(found, WRITING, log):
+            found.written.extend(write(lm, suite.generation, suite.sampling, batch_size=suite.batch_size, done=done))
+    return found
+
+
+def _ask(lm: LanguageModel, suite: Suite, log: EditLog | None, found: Measurement, done: Done) -> None:
+    """Everything that is the same forward passes whatever the model answers."""
+    size = suite.batch_size
     for domain in suite.domains:
         name = domain.name
         with _counted(found, name, log):
@@ -112,15 +157,16 @@ def measure(lm: LanguageModel, suite: Suite, log: EditLog | None, task: Task, **
     for corpus in suite.corpora:
         with _counted(found, corpus.key, log):
             found.losses[corpus.key] = sequence_losses(lm, corpus.batches, done=done)
-    if suite.generation:
-        with _counted(found, WRITING, log):
-            found.written.extend(write(lm, suite.generation, suite.sampling, batch_size=size, done=done))
-    return found
 
 
 @contextmanager
 def _counted(found: Measurement, name: str, log: EditLog | None) -> Iterator[None]:
-    """Note the real tokens that passed the edit inside the block, and how many it changed."""
-    seen, edited = (log.tokens, log.edited) if log else (0, 0)
+    """Note what of the text that passes the edit inside the block it touches."""
+    before = _touched(log)
     yield
-    found.edited[name] = (log.tokens - seen, log.edited - edited) if log else (0, 0)
+    now = _touched(log)
+    found.edited[name] = Touched(now.tokens - before.tokens, now.edited - before.edited, now.norm - before.norm)
+
+
+def _touched(log: EditLog | None) -> Touched:
+    return Touched(0, 0, 0.0) if log is None else Touched(log.tokens, log.edited, log.norms)

@@ -1,31 +1,33 @@
 """The verb ``eval``: the same scorers outside an edit and inside it, beside controls, as one report."""
 
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 from sae_forge import files
-from sae_forge.config import EvalConfig
+from sae_forge.config import ControlKind, EvalConfig
 from sae_forge.evals.claims import claims
 from sae_forge.evals.controls import control_summary
 from sae_forge.evals.estimates import change, describe
+from sae_forge.evals.grids import from_flags
+from sae_forge.evals.materials import Materials, Shards
 from sae_forge.evals.measure import Measurement, Suite, load_suite, measure
+from sae_forge.evals.methods import UNTUNED, asked, build, controlled, impossible, require_possible
 from sae_forge.evals.metrics import CHANCE
 from sae_forge.evals.rows import item_rows, publish_rows
 from sae_forge.evals.statistics import Bootstrap
+from sae_forge.evals.subjects import AsItIs, Hook, Retrained, Subject, in_force
+from sae_forge.evals.sweep import Swept, sweep
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.ablation import NegativeScaling, ZeroAblation
-from sae_forge.interventions.apply import EditLog, Intervention, applied
 from sae_forge.interventions.controls import RandomDirections
 from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
-from sae_forge.sae.topk import TopKSAE
+from sae_forge.sae.dictionary import Dictionary
 
-CONTROL_KINDS = ("isotropic", "latents")
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 
 
@@ -35,12 +37,13 @@ class Plan:
 
     name: str
     settings: dict[str, Any]
+    subject: Subject
     seed: int | None = None
-    intervention: Intervention | None = None
 
-    def apply(self, lm: LanguageModel, sae: TopKSAE, point: HookPoint) -> AbstractContextManager[EditLog | None]:
-        """The edit in force while the block runs; nothing for the baseline."""
-        return nullcontext() if self.intervention is None else applied(lm, sae, point, self.intervention)
+    @property
+    def kind(self) -> str:
+        """What is done to the model: nothing, its activations edited, or its weights trained."""
+        return {AsItIs: "baseline", Hook: "hook", Retrained: "weights"}[type(self.subject)]
 
 
 @dataclass(frozen=True)
@@ -51,6 +54,8 @@ class EvalReport:
     """JSON-ready; the same bytes for the same seed, software and machine."""
     items: list[dict[str, Any]] = field(repr=False)
     """One row per item and method, as the parquet file holds them."""
+    edits: tuple[Hook, ...] = field(default=(), repr=False)
+    """Every edit of latents that was measured, for export."""
 
     def to_json(self) -> dict[str, Any]:
         """The artefact part of the command's JSON."""
@@ -69,92 +74,178 @@ class EvalReport:
 
 def evaluate(
     lm: LanguageModel,
-    sae: TopKSAE,
+    sae: Dictionary,
     selection: Selection,
     config: EvalConfig,
     point: HookPoint,
     progress: Progress = SILENT,
+    *,
+    collected: Shards | None = None,
+    also: Sequence[Hook] = (),
 ) -> EvalReport:
-    """Measure the model as it is, then under every edit and control that the config names.
+    """Measure the model as it is, then under every method and control that the config names.
+
+    With ``config.sweep`` each method is tuned on the DEV half first, and measured at the settings that were chosen.
+
+    Args:
+        collected: Activations at ``point``, for what must be calibrated on them or trained.
+        also: Edits to measure beside those that the config names.
 
     Raises:
-        DataError: the config names no items, or a file of them is missing or malformed.
+        DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
         NumericalError: the model gave a number that is not finite.
     """
-    suite = load_suite(lm, config)
+    materials = Materials(lm, sae, point, selection, config, collected)
+    suite = load_suite(lm, config, progress)
     if suite.truncated:
         progress.say(
             f"{suite.truncated} questions or prompts are longer than the model takes; their beginnings are cut"
         )
-    plans = list(iter_plans(selection, config, progress))
+    left_out = _left_out(materials, progress)
+    swept = sweep(asked(config.methods), materials, progress) if config.sweep else None
+    plans = list(iter_plans(materials, swept, also, progress))
     bootstrap = Bootstrap(config.bootstrap, config.seed)
-    found: list[Measurement] = []
-    with progress.task("eval", suite.units * len(plans), "items") as task:
-        for plan in plans:
-            with plan.apply(lm, sae, point) as log:
-                found.append(measure(lm, suite, log, task, method=plan.name))
+    found = _measured(materials, suite, plans, progress)
     rows = [_row(suite, plan, measured, found[0], bootstrap) for plan, measured in zip(plans, found, strict=True)]
     metrics: dict[str, Any] = {
         "domains": {domain.name: domain.to_json() for domain in suite.domains},
         "methods": rows,
         "controls": list(_controls(suite, plans, rows, found, bootstrap)),
         "protocol": _protocol(suite, found[0], selection, config, point),
+        "left_out": left_out,
     }
+    if swept is not None:
+        metrics["sweep"] = swept.to_json()
     metrics["claims"] = claims(metrics)
     items = [
         row
         for plan, measured in zip(plans, found, strict=True)
         for row in item_rows(suite, plan.name, plan.settings, plan.seed, measured)
     ]
-    return EvalReport(metrics, items)
+    hooks = [plan.subject for plan in plans if isinstance(plan.subject, Hook) and plan.name != "random"]
+    return EvalReport(metrics, items, tuple(hook for hook in hooks if hook.dictionary is sae))
 
 
-def iter_plans(selection: Selection, config: EvalConfig, progress: Progress = SILENT) -> Iterator[Plan]:
-    """The rows to measure: the baseline, then for each number of latents the edits and their controls.
+def _left_out(materials: Materials, progress: Progress) -> dict[str, str]:
+    """Methods that ``all`` stands for and that cannot be measured here, and why; a named one must be possible."""
+    config, reasons = materials.config, {}
+    for method in asked(config.methods):
+        if "all" not in config.methods:
+            require_possible(method, materials)
+        elif reason := impossible(method, materials):
+            progress.say(f"left out: {reason}")
+            reasons[method] = reason
+    return reasons
+
+
+def _measured(materials: Materials, suite: Suite, plans: list[Plan], progress: Progress) -> list[Measurement]:
+    """What the scorers saw under each plan; controls write no text, since only numbers are compared with them."""
+    tape = Tape(materials.lm, materials.point)
+    silent = replace(suite, generation=())
+    asked_of = [silent if plan.name == "random" else suite for plan in plans]
+    found = []
+    with progress.task("eval", sum(suite.units for suite in asked_of), "items") as task:
+        for plan, questions in zip(plans, asked_of, strict=True):
+            with in_force(materials.lm, materials.point, plan.subject, progress) as (lm, log):
+                played = None if plan.kind == "weights" else tape
+                found.append(measure(lm, questions, log, task, tape=played, method=plan.name))
+    return found
+
+
+# ---- plans --------------------------------------------------------------------------------------
+
+
+def iter_plans(
+    materials: Materials, swept: Swept | None = None, also: Sequence[Hook] = (), progress: Progress = SILENT
+) -> Iterator[Plan]:
+    """The rows to measure: the baseline, then every method at its settings, each edit with its controls.
 
     Where fewer latents were selected than asked for, those there are are taken and both numbers recorded.
     """
-    yield Plan("baseline", {})
-    have = len(selection.indices)
-    for asked in config.num_features:
-        if asked > have:
-            progress.say(f"{asked} latents were asked for and {have} are selected; taking those")
-    for count, asked in {min(asked, have): asked for asked in sorted(config.num_features)}.items():
-        size = {"num_features": count} | ({"requested": asked} if asked > count else {})
-        yield from _plans_of_size(selection.indices[:count], size, config)
+    config = materials.config
+    yield Plan("baseline", {}, AsItIs())
+    chosen = list(_from_flags(materials, progress)) if swept is None else _from_sweep(materials, swept)
+    given = [Plan(hook.intervention.name, {"given": len(hook.intervention.written)}, hook) for hook in also]
+    edits = [*chosen, *given]
+    yield from edits
+    if controlled(config.methods):
+        for plan in edits:
+            if plan.name not in UNTUNED:  # putting latents to rest is a control itself
+                yield from _controls_of(plan, materials)
 
 
-def _plans_of_size(latents: tuple[int, ...], size: dict[str, Any], config: EvalConfig) -> Iterator[Plan]:
-    edits = [({"scale": scale, **size}, NegativeScaling(scale)) for scale in config.ablation_scale]
-    if "scale" in config.methods:
-        for settings, edit in edits:
-            yield Plan("scale", settings, None, Intervention("scale", latents, edit))
-    if "zero" in config.methods:
-        yield Plan("zero", size, None, Intervention("zero", latents, ZeroAblation()))
-    if "random" in config.methods:
-        seeds = range(config.seed, config.seed + config.random_seeds)
-        for (settings, edit), kind, seed in product(edits, CONTROL_KINDS, seeds):
-            control = RandomDirections(edit, seed, kind)
-            yield Plan("random", {**settings, "kind": kind}, seed, Intervention("random", latents, control))
+def _from_sweep(materials: Materials, swept: Swept) -> list[Plan]:
+    return [
+        Plan(one.method, one.chosen.settings, build(one.method, one.chosen.settings, materials)) for one in swept.tuned
+    ]
+
+
+def _from_flags(materials: Materials, progress: Progress) -> Iterator[Plan]:
+    config, have = materials.config, len(materials.selection.indices)
+    for wanted in config.num_features:
+        if wanted > have:
+            progress.say(f"{wanted} latents were asked for and {have} are selected; taking those")
+    sizes = {min(wanted, have): wanted for wanted in sorted(config.num_features)}
+    for method in asked(config.methods):
+        if impossible(method, materials):
+            continue
+        seen: list[dict[str, Any]] = []
+        for size, wanted in sizes.items():
+            for settings in from_flags(method, size, materials):
+                if settings in seen:  # a method that takes no latents is the same for every number of them
+                    continue
+                seen.append(settings)
+                subject = build(method, settings, materials)
+                cut = wanted > size and "num_features" in settings
+                yield Plan(method, settings | ({"requested": wanted} if cut else {}), subject)
+
+
+def _controls_of(plan: Plan, materials: Materials) -> Iterator[Plan]:
+    """The same push in directions, or on tokens, that mean nothing; once for each seed."""
+    config, hook = materials.config, plan.subject
+    if not isinstance(hook, Hook):
+        return
+    for kind, seed in product(config.controls, range(config.seed, config.seed + config.random_seeds)):
+        if kind == "latents" and not _has_others(hook, materials):
+            continue
+        control = replace(hook.intervention, name="random", edit=_random(hook, kind, seed, materials))
+        settings = {"of": plan.name, **plan.settings, "kind": kind}
+        yield Plan("random", settings, Hook(hook.dictionary, control), seed)
+
+
+def _has_others(hook: Hook, materials: Materials) -> bool:
+    """Whether there are latents to draw from beside those that are edited: a single direction has none."""
+    return hook.dictionary is materials.sae
+
+
+def _random(hook: Hook, kind: ControlKind, seed: int, materials: Materials) -> RandomDirections:
+    edit = hook.intervention.edit
+    assert not isinstance(edit, RandomDirections)
+    alive = materials.selection.alive if hook.dictionary is materials.sae else None
+    return RandomDirections(edit, seed, kind, alive)
+
+
+# ---- the report ---------------------------------------------------------------------------------
 
 
 def _row(suite: Suite, plan: Plan, found: Measurement, base: Measurement, bootstrap: Bootstrap) -> dict[str, Any]:
-    described = {"name": plan.name, "settings": plan.settings, "seed": plan.seed, **describe(suite, found, bootstrap)}
-    return described if plan.intervention is None else described | {"change": change(suite, found, base, bootstrap)}
+    named = {"name": plan.name, "kind": plan.kind, "settings": plan.settings, "seed": plan.seed}
+    described = {**named, **describe(suite, found, bootstrap)}
+    return described if plan.kind == "baseline" else described | {"change": change(suite, found, base, bootstrap)}
 
 
 def _controls(
     suite: Suite, plans: list[Plan], rows: list[dict[str, Any]], found: list[Measurement], bootstrap: Bootstrap
 ) -> Iterator[dict[str, Any]]:
-    """A summary over seeds for each setting and kind of random control."""
+    """A summary over seeds for each edit and kind of random control."""
     groups: dict[str, list[int]] = {}
     for number, plan in enumerate(plans):
         if plan.name == "random":
             groups.setdefault(files.digest(plan.settings), []).append(number)
     for numbers in groups.values():
-        settings = {name: value for name, value in plans[numbers[0]].settings.items() if name != "kind"}
-        edited = [plan.name == "scale" and plan.settings == settings for plan in plans]
-        edit = found[edited.index(True)] if any(edited) else None
+        settings = {name: value for name, value in plans[numbers[0]].settings.items() if name not in ("kind", "of")}
+        method = plans[numbers[0]].settings["of"]
+        edit = found[[(plan.name, plan.settings) for plan in plans].index((method, settings))]
         chosen = [rows[number] for number in numbers], [found[number] for number in numbers]
         yield control_summary(suite, *chosen, edit, bootstrap)
 
@@ -170,6 +261,7 @@ def _protocol(
         "selection": selection.method,
         "latents": list(selection.indices),
         "half": config.half,
+        "question_filter": config.question_filter,
         "scoring": config.scoring,
         "chance": CHANCE,
         "truncated": suite.truncated,

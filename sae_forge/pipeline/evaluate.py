@@ -1,21 +1,31 @@
 """``eval``: an SAE and a selection become a report of forgetting and side effects beside their controls."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sae_forge import files
 from sae_forge.config import EvalConfig
 from sae_forge.data.corpus import corpus_identity
-from sae_forge.errors import DataError
-from sae_forge.evals.runner import REPORT_FILE
+from sae_forge.errors import ConfigError, DataError
+from sae_forge.evals.materials import Shards
+from sae_forge.evals.runner import REPORT_FILE, EvalReport
 from sae_forge.evals.runner import evaluate as measure
+from sae_forge.evals.subjects import Hook
 from sae_forge.features.selection import Selection
+from sae_forge.interventions.export import read_steering_csv, steering_table, write_steering_csv
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
-from sae_forge.report.estimates import domains, measurements
-from sae_forge.report.plots import domain_bars, trade_off
+from sae_forge.pipeline.collected import readers
+from sae_forge.report.estimates import Measurement, controls_of, domains, headline, measurements, methods
+from sae_forge.report.plots import domain_bars, sweep_panels, trade_off
+from sae_forge.sae.named import NamedSAE
 from sae_forge.sae.store import Provenance
 
+MOST_BARS = 8
+"""Methods whose bars can be told apart in one picture."""
+FEWEST_POINTS = 3
+"""The model as it is, an edit and zero ablation: no trade-off yet."""
 NOT_DECIDING = ("run_dir", "sae", "selection", "resume", "fresh", "model_device", "sae_device", "device_map")
 """Settings that do not change what is measured; the selection counts by its content instead of its path."""
 ITEM_FILES = (
@@ -35,11 +45,15 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         (folder / REPORT_FILE).touch()  # what was asked for last is the newest
     else:
         bench.require_same_model(named)
-        report = measure(bench.lm, named.sae, selection, config, named.point, bench.progress)
+        report = measure(
+            bench.lm, named.sae, selection, config, named.point, bench.progress,
+            collected=_collected(bench, named, selection), also=_steered(config, named),
+        )  # fmt: skip
         metrics = report.to_json()
         files.publish_json(folder / "config.json", _settings(config))
         for name, picture in _pictures(metrics).items():
             files.publish_bytes(folder / f"{name}.png", picture)
+        _export(report, named, folder)
         report.save(folder)
     return Outcome(
         run=bench.run,
@@ -49,6 +63,34 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         tables=(table(metrics),),
         then=bench.next("report"),
     )
+
+
+def _collected(bench: Bench, named: NamedSAE, selection: Selection) -> Shards | None:
+    """The activations that the selection was made from, if the run folder still holds them."""
+    found = {reader.manifest.sha256: reader for reader in readers(bench.run, named.point)}
+    forget = found.get(selection.forget_corpus.manifest)
+    retain = {name: found.get(corpus.manifest) for name, corpus in selection.retain_corpora.items()}
+    kept = {name: reader for name, reader in retain.items() if reader is not None}
+    return None if forget is None or len(kept) < len(retain) else Shards(forget, kept)
+
+
+def _steered(config: EvalConfig, named: NamedSAE) -> list[Hook]:
+    """The edit that a steering CSV says, if one was given."""
+    if config.steering is None:
+        return []
+    table = read_steering_csv(config.steering)
+    table.require_sae(named.name)
+    return [Hook(named.sae, table.intervention())]
+
+
+def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
+    """Write every edit that other tools can say as a steering CSV."""
+    for number, hook in enumerate(report.edits):
+        try:
+            written = steering_table(hook.intervention, sae_id=named.name)
+        except ConfigError:  # scaling, gates of whole texts and projections have no words in that table
+            continue
+        write_steering_csv(folder / "steering" / f"{hook.intervention.name}-{number}.csv", written)
 
 
 def _settings(config: EvalConfig) -> dict[str, Any]:
@@ -66,25 +108,34 @@ def _identity(config: EvalConfig, selection: Selection, provenance: Provenance) 
 
 
 def _pictures(metrics: dict[str, Any]) -> dict[str, bytes]:
-    """The pictures a report allows: bars where there are questions or prompts, the trade-off where it was swept."""
+    """The pictures a report allows: bars while they can be told apart, the trade-off where there is one to show."""
     chances = {"accuracy": metrics["protocol"]["chance"], "logprob": None}
     measured = {name for row in metrics["methods"] for domain in row["domains"].values() for name in domain}
-    found = {name: domain_bars(metrics, measure=name, chance=chances[name]) for name in chances if name in measured}
-    if "accuracy" in found and sum(row["name"] == "scale" for row in metrics["methods"]) > 1:
+    shown = {name: chance for name, chance in chances.items() if name in measured}
+    found = {}
+    if len(headline(metrics)) <= MOST_BARS:
+        found |= {name: domain_bars(metrics, measure=name, chance=chance) for name, chance in shown.items()}
+    if "accuracy" in shown and len(methods(metrics)) > FEWEST_POINTS:
         found["trade_off"] = trade_off(metrics, chance=chances["accuracy"])
-    return found
+    return found | ({"sweep": sweep_panels(metrics)} if "sweep" in metrics else {})
 
 
 # ---- table --------------------------------------------------------------------------------------
 
 
 def table(metrics: dict[str, Any]) -> Sheet:
-    """A row a method, a control's seeds pooled: accuracy by domain, loss and edited tokens by role, with intervals."""
+    """A row a method: accuracy by domain, loss and edited tokens by role, with intervals.
+
+    Controls have rows of their own, seeds pooled; after a sweep, where they would be three rows of four, a column says
+    what they did to the forget questions.
+    """
     asked = [name for name in domains(metrics) if metrics["domains"][name]["items"]]
     roles = [role for role in ("forget", "retain") if role in metrics["methods"][0]["loss"]]
+    swept = "sweep" in metrics
     columns = (
         "method",
         *(f"{name}\n({metrics['domains'][name]['role']})" for name in asked),
+        *(("forget under\nrandom controls",) if swept else ()),
         *(f"loss on\n{role}" for role in roles),
         *(f"edited\n{role}" for role in roles),
     )
@@ -92,12 +143,24 @@ def table(metrics: dict[str, Any]) -> Sheet:
         (
             found.label,
             *(_shown(found.domain(name, "accuracy"), digits=2) for name in asked),
+            *((_controlled(metrics, found),) if swept else ()),
             *(_shown(found.group("loss", role), digits=3) for role in roles),
-            *(f"{found.edited_share(role) or 0:.1%}" for role in roles),
+            *(f"{share:.1%}" if (share := found.edited_share(role)) is not None else "" for role in roles),
         )
-        for found in measurements(metrics)
+        for found in (methods(metrics) if swept else measurements(metrics))
     )
     return Sheet("question accuracy by domain, loss in nats per token, share of tokens edited", columns, tuple(rows))
+
+
+def _controlled(metrics: dict[str, Any], found: Measurement) -> str:
+    """The least and the most that any kind of random control left of the forget questions."""
+    values = [
+        row["roles"]["forget"]["accuracy"]["value"]
+        for control in controls_of(metrics, found)
+        for row in control.entries
+        if "accuracy" in row["roles"].get("forget", {})
+    ]
+    return f"{min(values):.2f} to {max(values):.2f}" if values else ""
 
 
 def _shown(estimate: Mapping[str, float] | None, *, digits: int) -> str:

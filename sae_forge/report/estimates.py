@@ -58,6 +58,18 @@ def measurements(metrics: Record) -> list[Measurement]:
     return [Measurement(group[0]["name"], group[0]["settings"], len(group), tuple(group)) for group in groups.values()]
 
 
+def methods(metrics: Record) -> list[Measurement]:
+    """The measurements that are no random controls."""
+    return [measurement for measurement in measurements(metrics) if measurement.name != "random"]
+
+
+def controls_of(metrics: Record, found: Measurement) -> list[Measurement]:
+    """The random controls of one measurement."""
+    asked = {"of": found.name, **found.settings}.items()
+    every = measurements(metrics)
+    return [control for control in every if control.name == "random" and control.settings.items() >= asked]
+
+
 def headline(metrics: Record) -> list[Measurement]:
     """Each method at the first setting it was measured at."""
     found: dict[str, Measurement] = {}
@@ -104,7 +116,10 @@ def pool(estimates: Sequence[Record | None]) -> Record | None:
 
 
 def label(name: str, settings: Record) -> str:
-    """A method and its settings in words."""
+    """A method and its settings in words; a control first of all says what it is the control of."""
+    if name == "random":
+        rest = {key: value for key, value in settings.items() if key not in ("of", "kind")}
+        return f"random {settings['kind']} for {label(settings['of'], rest)}"
     words = []
     for key, value in settings.items():
         text = f"{value:g}" if isinstance(value, float) else str(value)

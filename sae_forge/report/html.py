@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge import files
-from sae_forge.report.estimates import Measurement, Record, domains, measurements
+from sae_forge.report.estimates import Measurement, Record, domains, label, measurements, methods
 from sae_forge.report.style import CSS
 
 UNMEASURED = ("No eval report is here, so nothing can be claimed about forgetting or side effects.",)
@@ -86,16 +86,47 @@ def _sentence(text: str) -> str:
 
 
 def _measured(metrics: Record) -> Iterable[str]:
-    found = measurements(metrics)
     shown = domains(metrics)
     heads = [f"{name} ({metrics['domains'][name]['role']}, {metrics['domains'][name]['items']})" for name in shown]
-    for measure, words in (("accuracy", "Question accuracy"), ("logprob", "Log-probability of the answer, nats")):
-        rows = [(entry.label, *(_estimate(entry.domain(name, measure)) for name in shown)) for entry in found]
-        if any(any(row[1:]) for row in rows):
-            yield _table(words, ("method", *heads), rows)
-    if columns := _side_columns(found):
-        rows = [(entry.label, *(show(entry) for show in columns.values())) for entry in found]
-        yield _table("Loss, generated text, and how much was edited", ("method", *columns), rows)
+    controls = [entry for entry in measurements(metrics) if entry.name == "random"]
+    for group, whose in ((methods(metrics), ""), (controls, "Random controls: ")):
+        for measure, words in (("accuracy", "question accuracy"), ("logprob", "log-probability of the answer, nats")):
+            rows = [(entry.label, *(_estimate(entry.domain(name, measure)) for name in shown)) for entry in group]
+            if any(any(row[1:]) for row in rows):
+                yield _table(_capital(whose + words), ("method", *heads), rows)
+        if columns := _side_columns(group):
+            rows = [(entry.label, *(show(entry) for show in columns.values())) for entry in group]
+            yield _table(_capital(f"{whose}loss, generated text, and how much was edited"), ("method", *columns), rows)
+    if "sweep" in metrics:
+        yield _swept(metrics["sweep"])
+    for name, reason in metrics.get("left_out", {}).items():
+        yield f"<p>Not measured: {escape(name)}. {escape(_capital(reason))}.</p>"
+
+
+def _capital(words: str) -> str:
+    return words[:1].upper() + words[1:]
+
+
+def _swept(sweep: Record) -> str:
+    """What the sweep tried and chose, a row a method."""
+    heads = (
+        "method", "settings tried", "chosen", "by rule", "forget", "retain", "lowest forget at 99 % of retain",
+        "lowest forget at one point lost", "SAEBench score", "hypervolume", "best alignment",
+    )  # fmt: skip
+    rows = [
+        (
+            name,
+            str(one["configurations"]),
+            label("", one["chosen"]["settings"]),
+            one["rule"].replace("_", " "),
+            _number(one["chosen"]["forget"]),
+            _number(one["chosen"]["utility"]),
+            *("none" if best is None else _number(best["forget"]) for best in one["best_at"].values()),
+            *(_number(one[measure]) for measure in ("saebench_score", "hypervolume", "best_alignment")),
+        )
+        for name, one in sweep["methods"].items()
+    ]
+    return _table("The sweep, on the dev half: what was tried and what was chosen", heads, rows)
 
 
 def _side_columns(found: Sequence[Measurement]) -> dict[str, Any]:
@@ -108,6 +139,8 @@ def _side_columns(found: Sequence[Measurement]) -> dict[str, Any]:
             columns[f"{name.replace('_', '-')} {suffix}".strip()] = lambda entry, group=group, name=name: _estimate(
                 entry.group(group, name)
             )
+    if any("alignment" in record.get("change", {}) for entry in found for record in entry.entries):
+        columns["alignment"] = lambda entry: _estimate(entry.group("change", "alignment"))
     for role in dict.fromkeys(role for entry in found for r in entry.entries for role in r.get("edited_share", {})):
         columns[f"{role} tokens edited"] = lambda entry, role=role: _share(entry.edited_share(role))
     return columns

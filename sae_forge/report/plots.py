@@ -134,6 +134,37 @@ def trade_off(metrics: Record, *, measure: str = "accuracy", chance: float | Non
         return write(kind)
 
 
+def sweep_panels(metrics: Record, *, kind: Kind = "png") -> bytes:
+    """Every setting that was tried on the dev half, a panel a method, over those of all methods in grey.
+
+    A ring marks the chosen setting, a line joins the settings that no other of the method beats, and the dotted line is
+    99 % of the utility of the model as it is, which the star marks.
+    """
+    swept = metrics["sweep"]
+    tried = [point for one in swept["methods"].values() for point in one["points"]]
+    columns = min(4, len(swept["methods"]))
+    rows = -(-len(swept["methods"]) // columns)
+    with canvas.figure(2.3 * columns + 0.4, 1.9 * rows + 0.6) as (figure, write):
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (name, one) in zip(panels, swept["methods"].items(), strict=False):
+            axes.scatter(*_places(tried), s=6, color="#cccccc", linewidth=0)
+            axes.plot(*_places(one["front"]), color=VERMILLION, linewidth=1)
+            axes.scatter(*_places(one["points"]), s=14, color=VERMILLION, linewidth=0)
+            axes.scatter(*_places([one["chosen"]]), s=60, facecolor="none", edgecolor="black", linewidth=1.2, zorder=4)
+            axes.scatter(*_places([swept["base"]]), s=60, marker="*", color=GREY, zorder=3)
+            axes.axhline(swept["floors"]["utility_99"], color="black", linewidth=0.8, linestyle=":")
+            axes.set_title(name, fontsize=9)
+        for axes in panels[len(swept["methods"]) :]:
+            axes.set_visible(False)
+        figure.supxlabel("accuracy on what is forgotten (dev half)")
+        figure.supylabel("accuracy on what is kept")
+        return write(kind)
+
+
+def _places(points: Sequence[Record]) -> tuple[list[float], list[float]]:
+    return [point["forget"] for point in points], [point["utility"] for point in points]
+
+
 def training_curve(steps: Sequence[Record], *, kind: Kind = "png") -> bytes:
     """FVU and the share of dead latents over training.
 

@@ -1,0 +1,208 @@
+"""Every method by its name: from settings, as a report shows them, to what is measured.
+
+``grids`` lists the settings; here each of them is built. A new method is a name in ``config.EvalMethod``, a case below
+and a case in ``grids``.
+"""
+
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any, assert_never, get_args
+
+from sae_forge.baselines.crisp import CRISP, Suppressed
+from sae_forge.baselines.diff_means import RemoveShare
+from sae_forge.baselines.gradient import NPO, GradDiff, GradientAscent, SimNPO
+from sae_forge.baselines.rmu import RMU
+from sae_forge.baselines.weights import Recipe
+from sae_forge.config import EvalMethod, GateKind
+from sae_forge.errors import ConfigError, DataError
+from sae_forge.evals.materials import Materials
+from sae_forge.evals.subjects import Hook, Retrained, Subject
+from sae_forge.interventions import methods as published
+from sae_forge.interventions.ablation import NegativeScaling
+from sae_forge.interventions.apply import Intervention
+from sae_forge.interventions.calibration import calibrated
+from sae_forge.interventions.gates import Cusum, MeanRate, Peak, WindowRate
+from sae_forge.interventions.protocol import Gate
+from sae_forge.interventions.token_gates import AllFire, Always, AnyFires
+
+Settings = Mapping[str, Any]
+
+HOOKS: tuple[EvalMethod, ...] = (
+    "scale", "zero", "clamp", "clamp_prime", "conditional_clamp", "refusal_clamp", "dsg", "mean_ablate", "steer",
+    "project", "diff_means",
+)  # fmt: skip
+"""Edits of the running model."""
+RETRAINED: tuple[EvalMethod, ...] = ("rmu", "gradient_ascent", "grad_diff", "npo", "simnpo", "crisp")
+"""Methods that train other weights."""
+UNTUNED: tuple[EvalMethod, ...] = ("zero", "mean_ablate")
+"""Methods with nothing to tune but the number of latents: a sweep counts them once."""
+MOST_DRIFT = 0.99
+"""A CUSUM gate whose drift were 1 would never gather evidence."""
+
+
+def asked(methods: tuple[EvalMethod, ...]) -> tuple[EvalMethod, ...]:
+    """The methods to measure, in the order of reports; ``all`` stands for every one, and controls are no method."""
+    every = "all" in methods
+    return tuple(name for name in (*HOOKS, *RETRAINED) if every or name in methods)
+
+
+def controlled(methods: tuple[EvalMethod, ...]) -> bool:
+    """Whether random controls are measured beside the edits."""
+    return "random" in methods or "all" in methods
+
+
+def impossible(method: EvalMethod, materials: Materials) -> str | None:
+    """Why a method cannot be measured with what there is, if so; names what would allow it."""
+    if method == "refusal_clamp" and materials.selection.refusal_latent is None:
+        return "refusal_clamp writes a refusal latent, and the selection has none; make one: features --refusal TEXT"
+    if method in (*RETRAINED, "diff_means") and materials.collected is None:
+        return f"{method} learns from the activations that the selection was made from, and they are not there"
+    return None
+
+
+def require_possible(method: EvalMethod, materials: Materials) -> None:
+    """A method that was asked for by name can be measured.
+
+    Raises:
+        DataError: it cannot.
+    """
+    if reason := impossible(method, materials):
+        raise DataError(reason)
+
+
+def build(method: EvalMethod, settings: Settings, materials: Materials) -> Subject:
+    """What a method at these settings is.
+
+    Raises:
+        ConfigError: there is no such method, or the settings do not fit it.
+        DataError: something it is made from is missing.
+    """
+    if method in RETRAINED:
+        recipe = _recipe(method, settings, materials)
+        return Retrained(recipe, materials.forget_texts, materials.retain_texts, materials.config.seed)
+    if method == "diff_means":
+        return _diff_means(settings, materials)
+    chosen = _intervention(method, settings, materials)
+    return Hook(materials.sae, _gated(chosen, materials))
+
+
+# ---- edits of latents ---------------------------------------------------------------------------
+
+
+def latents_of(settings: Settings, materials: Materials) -> tuple[int, ...]:
+    """The latents that settings name by their number."""
+    return materials.selection.indices[: settings["num_features"]]
+
+
+def _intervention(method: EvalMethod, settings: Settings, materials: Materials) -> Intervention:
+    latents = latents_of(settings, materials)
+    match method:
+        case "scale":
+            return published.scale(latents, settings["scale"])
+        case "zero":
+            return published.zero(latents)
+        case "clamp":
+            return published.clamp(latents, settings["value"])
+        case "clamp_prime":
+            return published.clamp_prime(latents, settings["value"])
+        case "conditional_clamp":
+            return published.conditional_clamp(latents, settings["value"], settings["theta"])
+        case "refusal_clamp":
+            return published.refusal_clamp(latents, settings["refusal_latent"], settings["value"], settings["theta"])
+        case "dsg":
+            gate = MeanRate(0.0, AnyFires(), materials.config.gate_policy)
+            gate = calibrated(gate, materials.traces(latents), settings["percentile"])
+            return replace(published.dsg(latents, settings["value"], gate.tau), gate=gate)
+        case "mean_ablate":
+            return published.mean_ablate(latents, materials.means(latents))
+        case "steer":
+            return published.steer(latents, settings["value"])
+        case "project":
+            return published.project(latents, settings["strength"])
+        case "diff_means" | "rmu" | "gradient_ascent" | "grad_diff" | "npo" | "simnpo" | "crisp" | "random" | "all":
+            raise ConfigError(f"{method} edits no latents")
+        case _:
+            assert_never(method)
+
+
+def _gated(chosen: Intervention, materials: Materials) -> Intervention:
+    """The intervention behind the gate that the config asks for, and with or without the SAE's error."""
+    config = materials.config
+    kept = replace(chosen, keep_error=config.keep_error)
+    return kept if config.gate == "own" else replace(kept, gate=_gate(config.gate, kept.targets, materials))
+
+
+def _gate(kind: GateKind, latents: tuple[int, ...], materials: Materials) -> Gate:
+    config = materials.config
+    inside, policy, percentile = AnyFires(config.theta), config.gate_policy, config.gate_percentile
+    match kind:
+        case "none" | "own":
+            return Always()
+        case "any":
+            return inside
+        case "all":
+            return AllFire(config.theta)
+        case "mean":
+            return calibrated(MeanRate(0.0, inside, policy), materials.traces(latents), percentile)
+        case "window":
+            gate = WindowRate(0.0, config.gate_window, inside, policy)
+            return calibrated(gate, materials.traces(latents), percentile)
+        case "cusum":
+            rates = MeanRate(0.0, inside, policy)
+            drift = calibrated(rates, materials.traces(latents), percentile).tau
+            return calibrated(Cusum(0.0, min(drift, MOST_DRIFT), inside, policy), materials.traces(latents), percentile)
+        case "max":
+            return calibrated(Peak(0.0, inside, policy), materials.traces(latents), percentile)
+        case _:
+            assert_never(kind)
+
+
+def _diff_means(settings: Settings, materials: Materials) -> Hook:
+    """The difference in means, taken out of tokens so far that it moves forget text as much as the budget says."""
+    direction = materials.direction
+    if settings["gated"]:
+        direction = direction.gated(materials.direction_threshold)
+    once = Intervention("diff_means", (0,), RemoveShare(1.0))
+    alone = materials.forget_norm(direction, once)
+    if alone == 0:
+        raise DataError("no forget token lies beyond the gate of diff_means; lower --gate_percentile")
+    strength = settings["budget"] * budget(materials) / alone
+    return Hook(direction, replace(once, edit=RemoveShare(strength)))
+
+
+def budget(materials: Materials) -> float:
+    """One edit-norm budget: what the first ablation scale on all latents adds to a forget token, on average."""
+    latents = materials.selection.indices
+    reference = Intervention("scale", latents, NegativeScaling(materials.config.ablation_scale[0]))
+    return materials.forget_norm(materials.sae, reference)
+
+
+# ---- other weights ------------------------------------------------------------------------------
+
+
+def _recipe(method: EvalMethod, settings: Settings, materials: Materials) -> Recipe:
+    given = {name: value for name, value in settings.items() if name not in ("num_features", "relative")}
+    match method:
+        case "rmu":
+            return RMU(layer=materials.point.layer, **given)
+        case "gradient_ascent":
+            return GradientAscent(**given)
+        case "grad_diff":
+            return GradDiff(**given)
+        case "npo":
+            return NPO(**given)
+        case "simnpo":
+            return SimNPO(**given)
+        case "crisp":
+            latents = latents_of(settings, materials)
+            return CRISP(suppressed=(Suppressed(materials.point, materials.sae, latents),), **given)
+        case _:
+            raise ConfigError(f"{method} trains no weights; those that do: {', '.join(RETRAINED)}")
+
+
+RECIPES: dict[str, type[Any]] = {kind.name: kind for kind in get_args(Recipe)}
+
+
+def recipe_default(method: EvalMethod, name: str) -> Any:
+    """A recipe's own default of one of its settings."""
+    return next(field.default for field in fields(RECIPES[method]) if field.name == name)

@@ -1,0 +1,141 @@
+"""The sweep: every method tuned with the same budget on one half of the questions, to be reported on the other.
+
+What a sweep picks on the questions it reports on flatters itself: the best of many is partly luck. So settings are
+chosen on the DEV half, by the rule of ``pareto.choose``, and nothing of the TEST half is looked at for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sae_forge.config import EvalMethod, Half
+from sae_forge.errors import DataError
+from sae_forge.evals import pareto
+from sae_forge.evals.estimates import by_role, pooled
+from sae_forge.evals.grids import grid
+from sae_forge.evals.materials import Materials
+from sae_forge.evals.measure import Measurement, Suite, load_suite, measure
+from sae_forge.evals.methods import build, impossible
+from sae_forge.evals.metrics import alignment
+from sae_forge.evals.pareto import Point
+from sae_forge.evals.subjects import AsItIs, Retrained, Subject, in_force
+from sae_forge.models.tape import Tape
+from sae_forge.progress import Progress, Task
+
+HALF: Half = "dev"
+NOT_SWEPT = (
+    "forget_prompts", "neighbour_prompts", "retain_prompts", "generation_prompts", "forget_eval", "retain_eval",
+)  # fmt: skip
+"""What is asked for the report alone."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One method, all its settings measured on the DEV half."""
+
+    method: EvalMethod
+    points: tuple[Point, ...]
+    chosen: Point
+    rule: str
+    """Which rule of :func:`pareto.choose` chose it."""
+
+    def to_json(self, base: Point) -> dict[str, Any]:
+        """The method's part of the report's ``sweep``."""
+        best = {name: pareto.best_at(self.points, floor) for name, floor in pareto.floors(base.utility).items()}
+        at_99 = best["utility_99"]
+        return {
+            "configurations": len(self.points),
+            "points": [_point(one) for one in self.points],
+            "front": [_point(one) for one in pareto.front(self.points)],
+            "best_at": {name: None if one is None else _point(one) for name, one in best.items()},
+            "saebench_score": 0.0 if at_99 is None else 1 - at_99.forget,
+            "hypervolume": pareto.hypervolume(self.points, base.forget),
+            "best_alignment": max(one.alignment for one in self.points),
+            "chosen": _point(self.chosen),
+            "rule": self.rule,
+        }
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found."""
+
+    base: Point
+    tuned: tuple[Tuned, ...]
+    items: dict[str, dict[str, Any]]
+    """Domains of the DEV half with the ids that were asked."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report's ``sweep``."""
+        return {
+            "half": HALF,
+            "domains": self.items,
+            "base": _point(self.base),
+            "floors": pareto.floors(self.base.utility),
+            "methods": {one.method: one.to_json(self.base) for one in self.tuned},
+        }
+
+
+def dev_suite(materials: Materials, progress: Progress) -> Suite:
+    """The questions of the DEV half alone: held-out text and prompts to continue are left for the report.
+
+    Raises:
+        DataError: there are no questions on what is forgotten, or none on what is kept.
+    """
+    config = materials.config
+    only_questions = dict.fromkeys(NOT_SWEPT, ())
+    limit = config.sweep_limit or config.limit
+    suite = load_suite(materials.lm, replace(config, sweep=False, half=HALF, limit=limit, **only_questions), progress)
+    asked = {domain.role for domain in suite.domains if domain.questions}
+    if missing := {"forget", "retain"} - asked:
+        raise DataError(
+            f"--sweep chooses by questions and has none in the role {sorted(missing)[0]}; "
+            "give --forget_questions and --retain_questions"
+        )
+    return suite
+
+
+def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progress) -> Swept:
+    """Measure every setting of every method on the DEV half, and choose one of each.
+
+    Methods that cannot be measured with what there is are left out.
+    """
+    settings: dict[EvalMethod, list[dict[str, Any]]]
+    settings = {method: grid(method, materials) for method in methods if not impossible(method, materials)}
+    suite, tape = dev_suite(materials, progress), Tape(materials.lm, materials.point)
+    with progress.task("sweep", suite.units * (1 + sum(map(len, settings.values()))), "items") as task:
+        before = _measured(AsItIs(), materials, suite, tape, task, "baseline")
+        base, tuned = _located({}, suite, before, before), []
+        for method, tried in settings.items():
+            found = (_measured(build(method, one, materials), materials, suite, tape, task, method) for one in tried)
+            points = tuple(_located(one, suite, now, before) for one, now in zip(tried, found, strict=True))
+            tuned.append(Tuned(method, points, *pareto.choose(points, base.utility)))
+    return Swept(base, tuple(tuned), {domain.name: domain.to_json() for domain in suite.domains})
+
+
+def _located(settings: dict[str, Any], suite: Suite, found: Measurement, base: Measurement) -> Point:
+    """Where a measurement lies on the trade-off."""
+    forget, retain = _accuracy("forget", suite, found), _accuracy("retain", suite, found)
+    return Point(
+        settings=settings,
+        forget=forget,
+        utility=retain,
+        neighbour=_accuracy("neighbour", suite, found) if "neighbour" in by_role(suite) else None,
+        alignment=alignment(retain, _accuracy("retain", suite, base), forget, _accuracy("forget", suite, base)),
+    )
+
+
+def _accuracy(role: str, suite: Suite, found: Measurement) -> float:
+    series = pooled(by_role(suite)[role], found)["accuracy"]
+    return float(series.sums.sum() / series.counts.sum())
+
+
+def _measured(subject: Subject, materials: Materials, suite: Suite, tape: Tape, task: Task, name: str) -> Measurement:
+    """Layers below an edit run once for all settings; retrained weights need a full pass."""
+    with in_force(materials.lm, materials.point, subject) as (lm, log):
+        played = None if isinstance(subject, Retrained) else tape
+        return measure(lm, suite, log, task, tape=played, method=name)
+
+
+def _point(one: Point) -> dict[str, Any]:
+    return dict(vars(one))
