@@ -47,7 +47,7 @@ def from_flags(method: EvalMethod, size: int, materials: Materials) -> list[Sett
         case "diff_means":
             return [{"budget": 1.0, "gated": gated} for gated in (False, True)]
         case "rmu":
-            return [_rmu(2.0, 1.0, recipe_default(method, "alpha"), materials)]
+            return [_rmu(2.0, recipe_default(method, "alpha"), materials)]
         case "gradient_ascent" | "grad_diff" | "npo" | "simnpo":
             return [_trained(method, materials)]
         case "crisp":
@@ -171,7 +171,7 @@ def _finished(method: EvalMethod, point: Settings, materials: Materials) -> Sett
             times = point["sign"] * point["times"] * _refusal_unit(materials)
             return own | _refused(times, _short(point["share"] * materials.peak(latents)), materials)
         case "rmu":
-            return _rmu(point["times"], point["rate"], point["alpha"], materials)
+            return _rmu(point["times"], point["alpha"], materials)
         case "gradient_ascent" | "grad_diff" | "npo" | "simnpo" | "crisp":
             return own | _trained(method, materials, **training)
         case _:
@@ -203,10 +203,10 @@ def _relative(times: float, materials: Materials) -> Settings:
     return {"relative": _short(times)} if materials.config.value_units == "relative" else {}
 
 
-def _rmu(times: float, rate: float, alpha: float, materials: Materials) -> Settings:
+def _rmu(times: float, alpha: float, materials: Materials) -> Settings:
     """RMU's target is as long as ``times`` the activation of a retain token."""
     coefficient = {"coefficient": _short(times * materials.retain_norm), "relative": times, "alpha": alpha}
-    return coefficient | _trained("rmu", materials, rate=rate)
+    return coefficient | _trained("rmu", materials)
 
 
 def _trained(method: EvalMethod, materials: Materials, *, rate: float = 1.0, passes: float = 1.0) -> Settings:

@@ -215,8 +215,14 @@ def _families(points: Sequence[TradeOff]) -> dict[str, list[TradeOff]]:
     found: dict[str, list[TradeOff]] = {}
     for point in points:
         name, settings = point.measurement.name, point.measurement.settings
-        rest = {key: value for key, value in settings.items() if key != "scale"} if name == "scale" else {}
-        found.setdefault(label(name, rest), []).append(point)
+        match name:
+            case "scale":
+                words = label(name, {key: value for key, value in settings.items() if key != "scale"})
+            case "random":
+                words = f"random {settings['kind']}"
+            case _:
+                words = name
+        found.setdefault(words, []).append(point)
     for group in found.values():
         if group[0].measurement.name == "scale":
             group.sort(key=lambda point: -point.measurement.settings.get("scale", 0))
