@@ -340,11 +340,13 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
     keep_error: Annotated[bool, "Keep what the SAE cannot rebuild; --no_keep_error shows what dropping it costs."] = (
         True
     )
+    compare_selections: Annotated[bool, "Measure the same edit under every selection made for this SAE."] = False
     steering: Annotated[Path | None, "Steering CSV of an edit to measure too (8 columns, or lm-eval's)."] = None
     random_seeds: Annotated[int, "Seeds of the random-direction control."] = 3
-    controls: Annotated[tuple[ControlKind, ...], "Random controls: other latents' rows, isotropic, other places, one direction."] = (
-        "latents", "isotropic", "places", "direction",
-    )  # fmt: skip
+    controls: Annotated[
+        tuple[ControlKind, ...],
+        "Random controls: other latents' rows, isotropic, other tokens, one direction.",
+    ] = ("latents", "isotropic", "places", "direction")
     neighbour_questions: Annotated[tuple[str, ...], "Question files on what lies close to it."] = ()
     forget_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is forgotten."] = ()
     neighbour_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what lies close to it."] = ()
@@ -365,6 +367,8 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
         super().__post_init__()
         if self.sweep and self.half != "test":
             raise ConfigError(f"--sweep tunes on the dev half and reports on the test half; drop --half {self.half}")
+        if self.methods == ("random",) and self.steering is None:
+            raise ConfigError("--methods random: controls stand beside an edit; name one too, as in scale,random")
         self.require(
             random_seeds=(self.random_seeds >= 3, "a control needs at least 3 seeds"),
             configurations=(self.configurations >= 8, "an equal budget needs at least 8 settings a method"),

@@ -25,6 +25,7 @@ def claims(metrics: Json) -> list[str]:
     """Sentences on what was chosen, on what comes back, then on each method, its side effects and its controls."""
     base, *rows = metrics["methods"]
     edits = [row for row in rows if row["kind"] == "hook" and row["name"] not in ("random", *AT_REST)]
+    edits = [row for row in edits if "selection" not in row["settings"]]
     trained = [row for row in rows if row["kind"] == "weights"]
     lines = list(_of_sweep(metrics, base, rows)) if "sweep" in metrics else []
     lines += list(_of_edit(edits[0], base, metrics)) if edits and not lines else []

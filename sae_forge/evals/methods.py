@@ -4,6 +4,7 @@
 and a case in ``grids``.
 """
 
+import importlib.util
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, assert_never, get_args
@@ -14,7 +15,7 @@ from sae_forge.baselines.gradient import NPO, GradDiff, GradientAscent, SimNPO
 from sae_forge.baselines.rmu import RMU
 from sae_forge.baselines.weights import Recipe
 from sae_forge.config import EvalMethod, GateKind
-from sae_forge.errors import ConfigError, DataError
+from sae_forge.errors import BackendError, ConfigError, DataError, ForgeError
 from sae_forge.evals.materials import Materials
 from sae_forge.evals.subjects import Hook, Retrained, Subject
 from sae_forge.interventions import methods as published
@@ -51,12 +52,16 @@ def controlled(methods: tuple[EvalMethod, ...]) -> bool:
     return "random" in methods or "all" in methods
 
 
-def impossible(method: EvalMethod, materials: Materials) -> str | None:
-    """Why a method cannot be measured with what there is, if so; names what would allow it."""
+def impossible(method: EvalMethod, materials: Materials) -> ForgeError | None:
+    """The error to raise where a method was asked for by name and cannot be measured with what there is."""
     if method == "refusal_clamp" and materials.selection.refusal_latent is None:
-        return "refusal_clamp writes a refusal latent, and the selection has none; make one: features --refusal TEXT"
+        return DataError(
+            "refusal_clamp writes a refusal latent, and the selection has none; make one: features --refusal TEXT"
+        )
     if method in (*RETRAINED, "diff_means") and materials.collected is None:
-        return f"{method} learns from the activations that the selection was made from, and they are not there"
+        return DataError(f"{method} learns from the activations that the selection was made from, and they are gone")
+    if method == "crisp" and importlib.util.find_spec("peft") is None:
+        return BackendError("crisp needs peft, which is not installed: pip install 'sae-forge[baselines]'")
     return None
 
 
@@ -64,10 +69,11 @@ def require_possible(method: EvalMethod, materials: Materials) -> None:
     """A method that was asked for by name can be measured.
 
     Raises:
-        DataError: it cannot.
+        DataError: something it is made from is missing.
+        BackendError: a package it needs is not installed.
     """
-    if reason := impossible(method, materials):
-        raise DataError(reason)
+    if error := impossible(method, materials):
+        raise error
 
 
 def build(method: EvalMethod, settings: Settings, materials: Materials) -> Subject:

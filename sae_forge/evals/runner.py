@@ -1,6 +1,6 @@
 """The verb ``eval``: the same scorers outside an edit and inside it, beside controls, as one report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
 from pathlib import Path
@@ -17,6 +17,7 @@ from sae_forge.evals.measure import Measurement, Suite, load_suite, measure
 from sae_forge.evals.methods import UNTUNED, asked, build, controlled, impossible, require_possible
 from sae_forge.evals.metrics import CHANCE
 from sae_forge.evals.rows import item_rows, publish_rows
+from sae_forge.evals.selections import compared, label_of
 from sae_forge.evals.statistics import Bootstrap
 from sae_forge.evals.subjects import AsItIs, Hook, Retrained, Subject, in_force
 from sae_forge.evals.sweep import Swept, sweep
@@ -82,6 +83,7 @@ def evaluate(
     *,
     collected: Shards | None = None,
     also: Sequence[Hook] = (),
+    rivals: Sequence[Selection] = (),
 ) -> EvalReport:
     """Measure the model as it is, then under every method and control that the config names.
 
@@ -90,6 +92,7 @@ def evaluate(
     Args:
         collected: Activations at ``point``, for what must be calibrated on them or trained.
         also: Edits to measure beside those that the config names.
+        rivals: Other selections of the same SAE, to measure one and the same edit under.
 
     Raises:
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
@@ -103,7 +106,8 @@ def evaluate(
         )
     left_out = _left_out(materials, progress)
     swept = sweep(asked(config.methods), materials, progress) if config.sweep else None
-    plans = list(iter_plans(materials, swept, also, progress))
+    selections = _selections(selection, rivals)
+    plans = [*iter_plans(materials, swept, also, progress), *_of_selections(materials, selections)]
     bootstrap = Bootstrap(config.bootstrap, config.seed)
     found = _measured(materials, suite, plans, progress)
     rows = [_row(suite, plan, measured, found[0], bootstrap) for plan, measured in zip(plans, found, strict=True)]
@@ -114,6 +118,8 @@ def evaluate(
         "protocol": _protocol(suite, found[0], selection, config, point),
         "left_out": left_out,
     }
+    if selections:
+        metrics["selections"] = compared(selections, rows)
     if swept is not None:
         metrics["sweep"] = swept.to_json()
     metrics["claims"] = claims(metrics)
@@ -132,9 +138,9 @@ def _left_out(materials: Materials, progress: Progress) -> dict[str, str]:
     for method in asked(config.methods):
         if "all" not in config.methods:
             require_possible(method, materials)
-        elif reason := impossible(method, materials):
-            progress.say(f"left out: {reason}")
-            reasons[method] = reason
+        elif error := impossible(method, materials):
+            progress.say(f"left out: {error}")
+            reasons[method] = str(error)
     return reasons
 
 
@@ -198,6 +204,21 @@ def _from_flags(materials: Materials, progress: Progress) -> Iterator[Plan]:
                 subject = build(method, settings, materials)
                 cut = wanted > size and "num_features" in settings
                 yield Plan(method, settings | ({"requested": wanted} if cut else {}), subject)
+
+
+def _selections(own: Selection, rivals: Sequence[Selection]) -> dict[str, Selection]:
+    """Every selection by its name in the report; none where there is nothing to compare."""
+    every = [own, *(rival for rival in rivals if rival.indices != own.indices)]
+    return {label_of(one, every): one for one in every} if len(every) > 1 else {}
+
+
+def _of_selections(materials: Materials, selections: Mapping[str, Selection]) -> Iterator[Plan]:
+    """Negative scaling by the first scale under every selection, for as many latents as the smallest has."""
+    size = min((len(one.indices) for one in selections.values()), default=0)
+    size = min(size, max(materials.config.num_features))
+    for name, selection in selections.items():
+        settings = {"selection": name, "num_features": size, "scale": materials.config.ablation_scale[0]}
+        yield Plan("scale", settings, build("scale", settings, replace(materials, selection=selection)))
 
 
 def _controls_of(plan: Plan, materials: Materials) -> Iterator[Plan]:

@@ -1,5 +1,6 @@
 """One model on one run folder: loaded when first needed, and shared by the verbs that need it."""
 
+from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
@@ -113,8 +114,9 @@ class Bench:
         metrics = files.read_json(report / "eval.json", kind=DataError, what="an eval report")
         measured = tuple(metrics.get("protocol", {}).get("latents", ())) if isinstance(metrics, dict) else ()
         for path in self.run.selections(sae).glob("*.json"):
-            if Selection.load(path).indices == measured:
-                return report, path
+            with suppress(DataError):  # one of an older format is not what this report measured
+                if Selection.load(path).indices == measured:
+                    return report, path
         raise DataError(f"the selection that {report} measured is gone; measure one anew with: {self.next('eval')}")
 
     def next(self, command: str) -> str:

@@ -1,6 +1,6 @@
 """``eval``: an SAE and a selection become a report of forgetting and side effects beside their controls."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,9 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
     named = bench.sae(config.sae)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
-    folder = bench.run.evals(named.folder) / files.short_hash(_identity(config, selection, named.provenance))
+    rivals = _rivals(config, bench, named)
+    identity = _identity(config, [selection, *rivals], named.provenance)
+    folder = bench.run.evals(named.folder) / files.short_hash(identity)
     if (folder / REPORT_FILE).exists() and not config.starts_over:
         bench.progress.say(f"{folder} is there under the same settings")
         metrics = files.read_json(folder / REPORT_FILE, kind=DataError, what="an eval report")
@@ -48,6 +50,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         report = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
             collected=_collected(bench, named, selection), also=_steered(config, named),
+            rivals=rivals,
         )  # fmt: skip
         metrics = report.to_json()
         files.publish_json(folder / "config.json", _settings(config))
@@ -74,6 +77,14 @@ def _collected(bench: Bench, named: NamedSAE, selection: Selection) -> Shards | 
     return None if forget is None or len(kept) < len(retain) else Shards(forget, kept)
 
 
+def _rivals(config: EvalConfig, bench: Bench, named: NamedSAE) -> list[Selection]:
+    """Every selection made for this SAE, if they are to be compared."""
+    if not config.compare_selections:
+        return []
+    paths = sorted(bench.run.selections(named.folder).glob("*.json"))
+    return [Selection.load(path, weights=named.weights) for path in paths]
+
+
 def _steered(config: EvalConfig, named: NamedSAE) -> list[Hook]:
     """The edit that a steering CSV says, if one was given."""
     if config.steering is None:
@@ -97,12 +108,13 @@ def _settings(config: EvalConfig) -> dict[str, Any]:
     return {name: value for name, value in config.settings(EvalConfig).items() if name not in NOT_DECIDING}
 
 
-def _identity(config: EvalConfig, selection: Selection, provenance: Provenance) -> dict[str, Any]:
-    """All that decides the numbers: settings, the files they name, the selection and the model by their content."""
+def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: Provenance) -> dict[str, Any]:
+    """All that decides the numbers: settings, the files they name, the selections and the model by their content."""
     return {
         "settings": _settings(config),
         "items": [corpus_identity(source) for name in ITEM_FILES for source in getattr(config, name)],
-        "selection": selection.without_snippets().to_json(),
+        "selections": [selection.without_snippets().to_json() for selection in selections],
+        "steering": None if config.steering is None else files.file_sha256(config.steering),
         "model": provenance.weights,
     }
 

@@ -99,6 +99,8 @@ def _measured(metrics: Record) -> Iterable[str]:
             yield _table(_capital(f"{whose}loss, generated text, and how much was edited"), ("method", *columns), rows)
     if "sweep" in metrics:
         yield _swept(metrics["sweep"])
+    if "selections" in metrics:
+        yield from _compared(metrics["selections"])
     for name, reason in metrics.get("left_out", {}).items():
         yield f"<p>Not measured: {escape(name)}. {escape(_capital(reason))}.</p>"
 
@@ -127,6 +129,27 @@ def _swept(sweep: Record) -> str:
         for name, one in sweep["methods"].items()
     ]
     return _table("The sweep, on the dev half: what was tried and what was chosen", heads, rows)
+
+
+def _compared(selections: Record) -> Iterable[str]:
+    """Every selection under the same edit: what its latents are like, and what editing them changed."""
+    changed = ("forget_accuracy", "neighbour_accuracy", "retain_accuracy", "retain_loss")
+    heads = ("selection", "latents", "AUROC", "mean correlation", *(name.replace("_", " ") for name in changed))
+    rows = [
+        (
+            row["selection"],
+            str(row["latents"]),
+            *("" if row[name] is None else _number(row[name]) for name in ("auroc", "mean_correlation", *changed)),
+        )
+        for row in selections["rows"]
+    ]
+    yield _table("Every selection under the same edit: changes against the model as it is", heads, rows)
+    for effect, found in selections["correlation_against"].items():
+        rank = "undefined, as one of them does not vary" if found["spearman"] is None else _number(found["spearman"])
+        yield (
+            f"<p>Over {found['selections']} selections, the rank correlation of the latents' mean correlation with the "
+            f"size of the change in {escape(effect.replace('_', ' '))} is {rank}.</p>"
+        )
 
 
 def _side_columns(found: Sequence[Measurement]) -> dict[str, Any]:

@@ -1,0 +1,79 @@
+"""Selections side by side: what each knows of its latents before any edit, and what the same edit of them then does.
+
+Latents that fire together push a token several times over, so a selection whose latents are correlated may cost more
+elsewhere; the rank correlation over selections says whether it did here.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sae_forge.features.selection import Selection
+
+SIDE_EFFECTS = ("retain_loss", "neighbour_accuracy", "retain_accuracy")
+FEWEST = 4
+"""Selections below which a rank correlation says nothing."""
+
+
+def label_of(selection: Selection, others: Sequence[Selection]) -> str:
+    """A selection's method, numbered where several are of one method."""
+    alike = [other for other in others if other.method == selection.method]
+    return selection.method if len(alike) == 1 else f"{selection.method} {alike.index(selection) + 1}"
+
+
+def compared(selections: Mapping[str, Selection], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The report's ``selections``.
+
+    Args:
+        selections: By the name that ``settings["selection"]`` of a row gives.
+        rows: The report's rows, with one for each selection under the same edit.
+    """
+    measured = {row["settings"]["selection"]: row for row in rows if "selection" in row["settings"]}
+    entries = [_entry(name, selection, measured[name]) for name, selection in selections.items() if name in measured]
+    return {"rows": entries, "correlation_against": _against(entries)}
+
+
+def _entry(name: str, selection: Selection, row: dict[str, Any]) -> dict[str, Any]:
+    analysis = selection.analysis
+    separation = None if analysis is None else analysis.separation
+    change = row["change"]
+    accuracy = {role: change["roles"].get(role, {}).get("accuracy") for role in ("forget", "neighbour", "retain")}
+    return {
+        "selection": name,
+        "latents": row["settings"]["num_features"],
+        "auroc": None if separation is None else separation.auroc,
+        "mean_correlation": None if separation is None else separation.mean_correlation,
+        "overlap": {} if analysis is None else analysis.overlap,
+        **{f"{role}_accuracy": estimate for role, estimate in accuracy.items()},
+        "retain_loss": change["loss"].get("retain"),
+    }
+
+
+def _against(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Spearman's rank correlation of the latents' mean correlation with the size of each side effect."""
+    found = {}
+    for effect in SIDE_EFFECTS:
+        pairs = [
+            (entry["mean_correlation"], abs(entry[effect]["value"]))
+            for entry in entries
+            if entry["mean_correlation"] is not None and entry[effect] is not None
+        ]
+        if len(pairs) >= FEWEST:
+            found[effect] = {"spearman": spearman(*map(np.array, zip(*pairs, strict=True))), "selections": len(pairs)}
+    return found
+
+
+def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
+    """Rank correlation, equal values sharing their mean rank; None where one side does not vary."""
+    a, b = _ranks(x), _ranks(y)
+    if np.ptp(a) == 0 or np.ptp(b) == 0:
+        return None
+    return float(np.corrcoef(a, b)[0, 1])
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Mean rank of each value among all."""
+    below = (values[None] < values[:, None]).sum(1)
+    equal = (values[None] == values[:, None]).sum(1)
+    return below + (equal - 1) / 2
