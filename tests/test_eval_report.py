@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,10 @@ from sae_forge.config import EvalConfig
 from sae_forge.errors import DataError
 from sae_forge.evals.claims import REVERSIBLE, claims
 from sae_forge.evals.items import half_of
+from sae_forge.evals.materials import Materials
 from sae_forge.evals.measure import load_suite, measure
-from sae_forge.evals.runner import EvalReport, evaluate, iter_plans
+from sae_forge.evals.runner import EvalReport, Plan, evaluate, iter_plans
+from sae_forge.evals.subjects import Hook
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel
@@ -97,14 +100,17 @@ def test_the_report_has_the_promised_shape(report: EvalReport):
     assert {name: (entry["role"], entry["items"]) for name, entry in metrics["domains"].items()} == {
         "wizards": ("forget", 30), "stones": ("neighbour", 9), "rivers": ("retain", 21),
     }  # fmt: skip
-    assert [row["name"] for row in metrics["methods"]] == ["baseline", "scale", "zero", *["random"] * 6]
+    assert [row["name"] for row in metrics["methods"]] == ["baseline", "scale", "zero", *["random"] * 12]
+    assert [row["kind"] for row in metrics["methods"]] == ["baseline", *["hook"] * 14]
     for row in metrics["methods"]:
         assert set(row["domains"]) == set(metrics["domains"])
         assert all(is_estimate(entry[key]) for entry in row["domains"].values() for key in ("accuracy", "logprob"))
         assert set(row["loss"]) == {"forget", "retain", "retain/one", "retain/two"}
         assert all(map(is_estimate, (*row["loss"].values(), *row["perplexity"].values(), *row["generation"].values())))
-        assert {"distinct_3", "degenerate"} <= set(row["generation"])
-        assert set(row["edited_share"]) == {"forget", "retain", "generation"}
+        assert set(row["edit_norm"]) == {"forget", "neighbour", "retain"}
+        writes = row["name"] != "random"  # text is not compared with controls, so they write none
+        assert {"distinct_3", "degenerate"} <= set(row["generation"]) if writes else row["generation"] == {}
+        assert set(row["edited_share"]) == {"forget", "retain", *(("generation",) if writes else ())}
         assert ("change" in row) == (row["name"] != "baseline")
     assert metrics["methods"][1]["settings"] == {"scale": -3.0, "num_features": 12}
     json.dumps(metrics, allow_nan=False)
@@ -112,26 +118,31 @@ def test_the_report_has_the_promised_shape(report: EvalReport):
 
 def test_only_the_baseline_edits_nothing(report: EvalReport):
     base, *edits = report.metrics["methods"]
-    assert set(base["edited_share"].values()) == {0.0}
+    assert set(base["edited_share"].values()) == set(base["edit_norm"].values()) == {0.0}
     assert all(0 < share <= 1 for row in edits for share in row["edited_share"].values())
     assert all(0 < entry["edited_share"] <= 1 for row in edits for entry in row["domains"].values())
 
 
-def test_controls_touch_the_same_share_and_every_seed_is_another(report: EvalReport):
+KINDS = ("latents", "isotropic", "places", "direction")
+
+
+def test_controls_push_as_hard_on_the_same_tokens_and_every_seed_is_another(report: EvalReport):
     rows = report.metrics["methods"]
     scale, controls = rows[1], [row for row in rows if row["name"] == "random"]
-    assert [(row["settings"]["kind"], row["seed"]) for row in controls] == [
-        (kind, seed) for kind in ("isotropic", "latents") for seed in range(3)
-    ]
-    losses = {row["loss"]["forget"]["value"] for row in controls}
-    assert len(losses) == 6
-    # gated by the same latents: the first pass over a text edits the very same tokens
-    assert {row["edited_share"]["forget"] for row in controls} == {scale["edited_share"]["forget"]}
+    assert [(row["settings"]["kind"], row["seed"]) for row in controls] == list(product(KINDS, range(3)))
+    assert all(row["settings"].items() >= {"of": "scale", **scale["settings"]}.items() for row in controls)
+    assert len({row["loss"]["forget"]["value"] for row in controls}) == 12
+    for row in controls:
+        if row["settings"]["kind"] == "places":  # the push of a text's last edited token has nowhere to go
+            assert 0 < row["edited_share"]["forget"] <= scale["edited_share"]["forget"]
+        else:  # gated by the same latents, and the layers below the edit are those of the model as it is
+            assert row["edited_share"]["forget"] == scale["edited_share"]["forget"]
+            assert row["edit_norm"] == pytest.approx(scale["edit_norm"], rel=1e-4)
 
 
 def test_control_summaries_are_mean_and_range_over_seeds(report: EvalReport):
     controls = report.metrics["controls"]
-    assert [control["settings"]["kind"] for control in controls] == ["isotropic", "latents"]
+    assert [control["settings"]["kind"] for control in controls] == list(KINDS)
     for control in controls:
         rows = [row for row in report.metrics["methods"] if row["settings"] == control["settings"]]
         values = [row["roles"]["forget"]["logprob"]["value"] for row in rows]
@@ -168,7 +179,7 @@ def test_estimates_follow_from_the_items(report: EvalReport):
         read = [item for item in mine if item["kind"] == "sequence" and item["role"] == "retain"]
         loss = -sum(item["logprob"] for item in read) / sum(item["tokens"] for item in read)
         assert row["loss"]["retain"]["value"] == pytest.approx(loss)
-        assert sum(item["kind"] == "generation" for item in mine) == 3
+        assert sum(item["kind"] == "generation" for item in mine) == (0 if row["name"] == "random" else 3)
 
 
 def test_every_family_is_measured_and_is_afterwards_as_before(tiny_model: LanguageModel, sources: dict[str, Any]):
@@ -199,7 +210,7 @@ def test_items_come_back_from_parquet(report: EvalReport, tmp_path: Path):
     paths = report.save(tmp_path / "out")
     table = pyarrow.parquet.read_table(paths["items"])
     sequences = sum(item["kind"] == "sequence" and item["method"] == "baseline" for item in report.items)
-    assert table.num_rows == len(report.items) == 9 * (30 + 9 + 21 + 3 + 3 + sequences)
+    assert table.num_rows == len(report.items) == 15 * (30 + 9 + 21 + 3 + sequences) + 3 * 3
     question = next(row for row in table.to_pylist() if row["kind"] == "question")
     assert len(question["option_logprobs"]) == 4
     assert question["logprob"] == max(question["option_logprobs"]) or not question["correct"]
@@ -228,7 +239,7 @@ def test_what_is_there_is_evaluated(tiny_llama: LanguageModel, tmp_path: Path, o
     found = run(tiny_llama, **{only: make_sources(tmp_path)[only]}, methods=("scale",))
     base = found.metrics["methods"][0]
     assert [name for name in ("domains", "loss", "generation") if base[name]] == [filled]
-    assert found.summary().splitlines()[-1] == REVERSIBLE
+    assert REVERSIBLE in found.summary().splitlines()[:4]
 
 
 def test_the_half_asked_for_is_the_half_reported(tiny_llama: LanguageModel, tmp_path: Path):
@@ -282,21 +293,39 @@ def test_progress_counts_every_item_once(tiny_llama: LanguageModel, sources: dic
 # ---- plans --------------------------------------------------------------------------------------
 
 
-def test_a_sweep_measures_every_pair_and_its_controls():
-    config = EvalConfig(
-        ablation_scale=(-1.0, -3.0), num_features=(5, 9), random_seeds=3, methods=("scale", "zero", "random")
+def plans_of(lm: LanguageModel, latents: int, **settings: Any) -> list[Plan]:
+    materials = Materials(
+        lm, TopKSAE(lm.d_model, 96, 7, seed=5), POINT, make_selection(latents), EvalConfig(**settings)
     )
-    plans = list(iter_plans(make_selection(20), config))
+    return list(iter_plans(materials))
+
+
+def test_every_pair_of_scale_and_number_is_measured_with_its_controls(tiny_llama: LanguageModel):
+    plans = plans_of(
+        tiny_llama, 20,
+        ablation_scale=(-1.0, -3.0), num_features=(5, 9), random_seeds=3, methods=("scale", "zero", "random"),
+    )  # fmt: skip
     names = [plan.name for plan in plans]
-    assert [names.count(name) for name in ("baseline", "scale", "zero", "random")] == [1, 4, 2, 24]
+    assert [names.count(name) for name in ("baseline", "scale", "zero", "random")] == [1, 4, 2, 4 * 4 * 3]
     scaled = {(plan.settings["scale"], plan.settings["num_features"]) for plan in plans if plan.name == "scale"}
     assert scaled == {(-1.0, 5), (-1.0, 9), (-3.0, 5), (-3.0, 9)}
-    assert all(plan.intervention.latents == tuple(range(plan.settings["num_features"])) for plan in plans[1:])
+    for plan in plans[1:]:
+        assert isinstance(plan.subject, Hook)
+        assert plan.subject.intervention.targets == tuple(range(plan.settings["num_features"]))
 
 
-def test_fewer_latents_than_asked_are_taken_once_and_both_numbers_recorded():
-    config = EvalConfig(num_features=(4, 50, 100), methods=("zero",))
-    plans = list(iter_plans(make_selection(7), config))[1:]
+def test_without_random_among_the_methods_no_control_is_measured(tiny_llama: LanguageModel):
+    plans = plans_of(tiny_llama, 20, num_features=(5,), methods=("scale", "zero"))
+    assert [plan.name for plan in plans] == ["baseline", "scale", "zero"]
+
+
+def test_the_controls_asked_for_are_those_measured(tiny_llama: LanguageModel):
+    plans = plans_of(tiny_llama, 20, num_features=(5,), methods=("zero", "scale", "random"), controls=("places",))
+    assert [plan.settings.get("kind") for plan in plans] == [None, None, None, "places", "places", "places"]
+
+
+def test_fewer_latents_than_asked_are_taken_once_and_both_numbers_recorded(tiny_llama: LanguageModel):
+    plans = plans_of(tiny_llama, 7, num_features=(4, 50, 100), methods=("zero",))[1:]
     assert [plan.settings for plan in plans] == [{"num_features": 4}, {"num_features": 7, "requested": 100}]
 
 
@@ -318,16 +347,17 @@ def story(accuracy: tuple[float, float, float], control: float, beyond: tuple[fl
     after = estimate(*accuracy)
     moved = estimate(*(value - 1 for value in accuracy))
     common = {"loss": {}, "generation": {}, "edited_share": {}}
+    before = {"forget": role(estimate(1, 1, 1))}
     rows = [
-        {"name": "baseline", "settings": {}, "roles": {"forget": role(estimate(1, 1, 1))}, **common},
+        {"name": "baseline", "kind": "baseline", "settings": {}, "roles": before, **common},
         {
-            "name": "scale", "settings": settings, "roles": {"forget": role(after)}, **common,
+            "name": "scale", "kind": "hook", "settings": settings, "roles": {"forget": role(after)}, **common,
             "change": {"roles": {"forget": {"accuracy": moved, "logprob": moved}}, "loss": {}},
         },
     ]  # fmt: skip
     spread = {"mean": control, "min": control, "max": control}
     beside = {
-        "settings": {**settings, "kind": "isotropic"}, "seeds": [0, 1, 2],
+        "settings": {"of": "scale", **settings, "kind": "isotropic"}, "seeds": [0, 1, 2],
         "roles": {"forget": {"accuracy": spread, "logprob": spread}},
         "edit_minus_control": {"forget": {"accuracy": estimate(*beyond), "logprob": estimate(*beyond)}},
     }  # fmt: skip
@@ -339,7 +369,7 @@ def test_a_true_effect_is_claimed_beside_its_control():
     assert "fell from 1.00 to 0.26 [0.20, 0.31]" in lines[0]
     assert "not told apart from guessing" in lines[0]
     assert "The edit goes further by 0.64 [0.50, 0.70]" in lines[1]
-    assert lines[-1] == REVERSIBLE
+    assert lines[2] == REVERSIBLE
 
 
 def test_a_control_that_does_the_same_takes_the_claim_away():
@@ -356,8 +386,8 @@ def test_no_effect_is_not_called_a_fall():
     assert "fell" not in lines[0]
 
 
-def test_a_sweep_says_how_to_choose(tiny_llama: LanguageModel, tmp_path: Path):
+def test_several_settings_on_the_same_items_point_to_the_sweep(tiny_llama: LanguageModel, tmp_path: Path):
     sources = {"forget_questions": make_sources(tmp_path)["forget_questions"]}
     lines = run(tiny_llama, **sources, ablation_scale=(-1.0, -3.0), methods=("scale",)).summary().splitlines()
-    assert any("--half dev" in line for line in lines)
+    assert any("--sweep" in line and "dev half" in line for line in lines)
     assert any("Without a random-direction control" in line for line in lines)

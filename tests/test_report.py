@@ -55,8 +55,13 @@ SWEEP = report(
     method("scale", [0.26, 0.98, 0.96], scale=-3.0, num_features=100),
     method("scale", [0.60, 0.98, 0.97], scale=-1.0, num_features=100),
     method("zero", [0.97, 0.98, 0.97], num_features=100),
-    *(method("random", [0.8 + 0.05 * seed, 0.7, 0.6], seed=seed, num_features=100) for seed in range(3)),
+    *(
+        method("random", [0.8 + 0.05 * seed, 0.7, 0.6], seed=seed, of="scale", scale=-3.0, num_features=100, kind=kind)
+        for kind in ("isotropic", "places")
+        for seed in range(3)
+    ),
 )
+ISOTROPIC = "random isotropic for scale -3, 100 latents (3 seeds)"
 
 SELECTION = {
     "method": "inlp", "candidates": 2, "filtered": {"min_freq": 3},
@@ -74,18 +79,18 @@ def test_seeds_of_a_control_are_pooled_to_their_mean_and_widest_interval():
     random = next(entry for entry in measurements(SWEEP) if entry.name == "random")
     assert random.seeds == 3
     assert random.domain("wizards", "accuracy") == pytest.approx({"value": 0.85, "low": 0.77, "high": 0.93})
-    assert random.label == "random 100 latents (3 seeds)"
+    assert random.label == ISOTROPIC
     assert pool([None, None]) is None
 
 
 def test_the_headline_is_each_method_at_its_first_setting():
     assert [entry.label for entry in headline(SWEEP)][:3] == ["baseline", "scale -3, 100 latents", "zero 100 latents"]
-    assert len(measurements(SWEEP)) == 5
+    assert len(measurements(SWEEP)) == 6
 
 
 def test_utility_is_the_worst_domain_that_should_be_kept():
     points = {point.measurement.label: point for point in trade_offs(SWEEP, "accuracy")}
-    assert points["random 100 latents (3 seeds)"].utility["value"] == pytest.approx(0.6)
+    assert points[ISOTROPIC].utility["value"] == pytest.approx(0.6)
     assert points["scale -3, 100 latents"].forget["value"] == 0.26
     assert domains(SWEEP) == ["wizards", "dragons", "minerals"]
 
@@ -181,7 +186,7 @@ def test_a_page_without_results_claims_nothing():
 def test_every_method_stands_beside_its_controls_with_intervals():
     outline = parsed(page("m", [section()]))
     words = "".join(outline.text)
-    for shown in ("scale -3, 100 latents", "zero 100 latents", "random 100 latents (3 seeds)", "0.26 [0.23, 0.29]"):
+    for shown in ("scale -3, 100 latents", "zero 100 latents", ISOTROPIC, "0.26 [0.23, 0.29]"):
         assert shown in words
     assert {"30.00%", "0.40%"} <= {part.strip() for part in outline.text}
     assert "loss, nats" in words
