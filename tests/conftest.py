@@ -22,14 +22,14 @@ install_import_hook([f"sae_forge.{room}" for room in _ROOMS if room != "kernels"
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from tiny_tokenizer import TEXT as TEXT
+from tiny_tokenizer import make_tokenizer
 from transformers import (
     Gemma2Config,
     GemmaConfig,
     GPT2Config,
     LlamaConfig,
     MistralConfig,
-    PreTrainedTokenizerFast,
     Qwen2Config,
 )
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
@@ -40,34 +40,6 @@ torch.set_num_threads(1)
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
 
 FAMILIES = ("llama", "gemma", "gemma2")
-TEXT = (
-    "The wizard of the north tower keeps a silver owl and a book of weather.",
-    "Granite is a rock of quartz, feldspar and mica; it cools slowly, deep below the ground.",
-    "The river Arn runs past seven towns: Bel, Corvo, Dun, Esk, Fal, Gorm and Hythe!",
-)
-"""What the tiny tokenizer is trained on, and a ready corpus for tests that need one."""
-
-
-def make_tokenizer() -> PreTrainedTokenizerFast:
-    """A byte-level BPE of 320 ids with BOS, EOS, PAD and one chat-template token; it can encode any text."""
-    tokenizer = Tokenizer(models.BPE())
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=320,
-        special_tokens=["<pad>", "<s>", "</s>", "<turn>"],
-        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(TEXT, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        pad_token="<pad>",
-        bos_token="<s>",
-        eos_token="</s>",
-        additional_special_tokens=["<turn>"],
-    )
 
 
 def make_config(family: str):
