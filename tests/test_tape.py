@@ -1,5 +1,7 @@
 """The tape: what a played run skips, that it changes no bit, and what it refuses."""
 
+import gc
+
 import pytest
 import torch
 from conftest import FAMILIES, TEXT, save_model
@@ -10,7 +12,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel, load_model
-from sae_forge.models.tape import Tape
+from sae_forge.models.tape import Tape, memory_of
 from sae_forge.sae.topk import TopKSAE
 
 ASKED = [(TEXT[0][:20], (" silver owl", " book of weather", " tower")), (TEXT[2][:30], (" Bel", " Corvo and Dun"))]
@@ -73,6 +75,51 @@ def test_a_played_run_skips_the_layers_below_the_point(any_model, point, skipped
     for handle in handles:
         handle.remove()
     assert set(calls) == set(range(skipped, lm.n_layers))
+
+
+class CountingSAE(TopKSAE):
+    """Notes how many tokens it encodes."""
+
+    encoded = 0
+
+    def encode(self, x):
+        self.encoded += x.shape[0] * x.shape[1]
+        return super().encode(x)
+
+
+@pytest.mark.parametrize("point", [HookPoint(2), HookPoint(2, "resid_pre")])
+def test_edits_of_a_played_activation_encode_it_once_with_each_sae(any_model, point):
+    lm = any_model
+    asked = encode(lm, ASKED)
+    saes = [CountingSAE(lm.d_model, 64, 8, seed=seed) for seed in (0, 1)]
+    edits = [Intervention("scale", latents, NegativeScaling(-5.0)) for latents in (tuple(range(32)), (40, 3, 9))]
+    expected = {}
+    for number, sae in enumerate(saes):
+        for edit in edits:
+            with applied(lm, sae, point, edit):
+                expected[number, edit] = score(lm, asked, batch_size=2)
+    assert len(set(map(str, expected.values()))) == 4
+    once = [sae.encoded // len(edits) for sae in saes]
+    tape = Tape(lm, point)
+    for (number, edit), scores in expected.items():
+        with tape.running(), applied(lm, saes[number], point, edit):
+            assert score(lm, asked, batch_size=2) == scores
+    assert [sae.encoded for sae in saes] == [(len(edits) + 1) * count for count in once]
+    memories = [memory_of(passed.output) for passed in tape._passes if isinstance(passed.output, torch.Tensor)]
+    del saes[0], sae
+    gc.collect()
+    assert all(memory is not None and len(memory) == 1 for memory in memories)
+
+
+def test_an_activation_that_takes_gradients_is_encoded_anew(tiny_llama):
+    sae, point = CountingSAE(tiny_llama.d_model, 64, 8), HookPoint(2)
+    edit, ids = Intervention("scale", tuple(range(32)), NegativeScaling(-5.0)), torch.full((1, 6), 7)
+    tape = Tape(tiny_llama, point)
+    for _ in range(2):
+        with tape.running(), applied(tiny_llama, sae, point, edit):
+            tiny_llama.model(input_ids=ids).logits.sum().backward()
+    assert sae.encoded == 2 * ids.numel()
+    assert sae.W_enc.grad is not None
 
 
 def test_passes_beyond_the_limit_run_in_full(tiny_model):

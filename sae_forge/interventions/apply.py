@@ -21,7 +21,9 @@ from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.protocol import LatentEdit, ResidualEdit, RowEdit
 from sae_forge.models.hooks import Call, Carried, splice_carrying
 from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tape import memory_of
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.topk import TopKSAE
 
 
 @dataclass
@@ -161,7 +163,7 @@ class _Bound:
         weights = self.sae.W_dec
         inside = x.to(weights.device, torch.promote_types(x.dtype, weights.dtype))
         real, editable = real.to(weights.device), editable.to(weights.device)
-        acts = self.sae.latent_acts(inside, self.latents) if len(self.latents) else inside[..., :0]
+        acts = self.acts(x, inside) if len(self.latents) else inside[..., :0]
         opened, gate_after = self.intervention.gate.decide(acts[..., self.watched], real, before[0])
         opened = opened & editable
         given = acts[..., self.given]
@@ -173,6 +175,15 @@ class _Bound:
             rebuilt = self.sae.decode(self.sae.encode(inside))
             difference = difference + torch.where(editable[..., None], rebuilt - inside, 0.0)
         return difference.to(x.device), opened, (gate_after, control_after)
+
+    def acts(self, x: Tensor, inside: Tensor) -> Tensor:
+        """Of all latents concerned; where a tape plays ``x``, its top k are found once for all edits."""
+        sae, memory = self.sae, memory_of(x)
+        if memory is None or torch.is_grad_enabled() or not isinstance(sae, TopKSAE):
+            return sae.latent_acts(inside, self.latents)
+        if sae not in memory:
+            memory[sae] = sae.encode(inside)
+        return sae.chosen(memory[sae], self.latents)
 
 
 @dataclass(frozen=True, eq=False)

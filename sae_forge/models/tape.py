@@ -6,14 +6,15 @@ passes by their order, and refuses a run that asks anything else than the one it
 """
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sae_forge.hookpoint import HookPoint
@@ -21,7 +22,18 @@ from sae_forge.models.hooks import check_points
 from sae_forge.models.loading import LanguageModel
 
 LIMIT_BYTES = 8 * 2**30
-"""Activations a tape keeps at most; passes beyond it run in full every time."""
+"""Activations a tape keeps at most; passes beyond it run in full every time. What is remembered of them is on top."""
+
+_MEMORY = "sae_forge_memory"
+
+
+def memory_of(x: Float[Tensor, "batch seq d_in"]) -> MutableMapping[Any, Any] | None:
+    """What has been worked out from an activation that a tape plays; None for one that will not come back.
+
+    Every run is given the very same tensor, so what depends on it and on the key alone need be computed once. The
+    key must not change meanwhile; an entry goes when its key or the tape does.
+    """
+    return getattr(x, _MEMORY, None)
 
 
 @dataclass(frozen=True)
@@ -105,6 +117,8 @@ class Tape:
             self._text = len(self._passes)
         self._bytes += _size(passed.output)
         self._passes.append(passed)
+        kept = passed.output[0] if isinstance(passed.output, tuple) else passed.output
+        setattr(kept, _MEMORY, WeakKeyDictionary())
         if self._full or self._bytes > self.limit_bytes:
             self._full = True
             self._passes[self._text :] = [replace(one, output=None) for one in self._passes[self._text :]]

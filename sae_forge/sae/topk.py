@@ -90,12 +90,15 @@ class TopKSAE(nn.Module):
         Args:
             latents: Distinct latents, in ``[0, d_sae)``; the result has their order.
         """
-        acts = self.encode(x)
+        return self.chosen(self.encode(x), latents)
+
+    def chosen(self, acts: LatentActs, latents: Int[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
+        """Of encoded tokens the acts of the chosen latents, as :meth:`latent_acts` gives them."""
         place = latents.new_full((self.d_sae,), len(latents))  # the last column gathers what was not asked for
         place[latents] = torch.arange(len(latents), device=latents.device, dtype=latents.dtype)
         columns = place[acts.indices].long()
-        chosen = acts.values.new_zeros(*acts.values.shape[:-1], len(latents) + 1)
-        return chosen.scatter_add(-1, columns, acts.values)[..., :-1]
+        found = acts.values.new_zeros(*acts.values.shape[:-1], len(latents) + 1)
+        return found.scatter_add(-1, columns, acts.values)[..., :-1]
 
     def folded(self, scale: float) -> "TopKSAE":
         """The SAE that does to ``x`` what this one does to ``scale * x``, with acts and output in the units of ``x``.
