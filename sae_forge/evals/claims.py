@@ -47,9 +47,11 @@ def _of_sweep(metrics: Json, base: Json, rows: list[Json]) -> Iterator[str]:
     tuned = metrics["sweep"]["methods"]
     most = max(one["configurations"] for one in tuned.values())
     once = [name for name, one in tuned.items() if one["configurations"] == 1]
-    said = f"{len(tuned)} methods, each tuned over {most} settings on the dev half and measured on the test half"
+    many = f"{len(tuned)} methods, each" if len(tuned) > 1 else "1 method,"
+    said = f"{many} tuned over {most} settings on the dev half and measured on the test half"
     yield f"{said} ({', '.join(once)}: nothing to tune, one setting)." if once else f"{said}."
-    kept = [row for row in rows if row["name"] in tuned and _keeps(row)]
+    chosen = {name: one["chosen"]["settings"] for name, one in tuned.items()}
+    kept = [row for row in rows if row["settings"] == chosen.get(row["name"]) and _keeps(row)]
     if not kept:
         yield "None of them keeps the retain questions within one point on the test half."
         return
@@ -87,9 +89,10 @@ def _of_method(row: Json, base: Json) -> Iterator[str]:
 
 def _title(row: Json) -> str:
     settings, name = row["settings"], row["name"]
-    latents = f"{settings['num_features']} latents" if "num_features" in settings else ""
+    count = settings.get("num_features", settings.get("given"))
+    latents = f"{count} latents" if count else ""
     match name:
-        case "scale":
+        case "scale" if "scale" in settings:
             return f"Scale {settings['scale']:g} on {latents}"
         case "zero":
             return f"Zero ablation of {latents}"

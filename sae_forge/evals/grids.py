@@ -77,7 +77,7 @@ def grid(method: EvalMethod, materials: Materials) -> list[Settings]:
     if (different := len({repr(one) for one in found})) != count:
         raise ConfigError(
             f"--configurations {count}: {method} has only {different} different settings with {size} latents, so the "
-            "budget cannot be equal; lower it, or select more latents"
+            "budget cannot be equal; lower it, select more latents or raise --baseline_steps"
         )
     return found
 
