@@ -50,7 +50,7 @@ def report(*methods: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-SWEEP = report(
+TABLE = report(
     method("baseline", [0.99, 0.98, 0.97]),
     method("scale", [0.26, 0.98, 0.96], scale=-3.0, num_features=100),
     method("scale", [0.60, 0.98, 0.97], scale=-1.0, num_features=100),
@@ -62,6 +62,31 @@ SWEEP = report(
     ),
 )
 ISOTROPIC = "random isotropic for scale -3, 100 latents (3 seeds)"
+
+
+def tried(forget: float, utility: float, **settings: Any) -> dict[str, Any]:
+    return {"settings": settings, "forget": forget, "utility": utility, "neighbour": None, "alignment": 0.5}
+
+
+def tuned(*points: dict[str, Any], best: dict[str, Any] | None) -> dict[str, Any]:
+    """A method's part of a sweep, with its first point chosen."""
+    return {
+        "configurations": len(points), "points": list(points), "front": list(points[:2]), "chosen": points[0],
+        "best_at": {"utility_99": best, "utility_1pt": points[0]}, "saebench_score": 0.6875, "hypervolume": 0.4321,
+        "best_alignment": 0.5, "rule": "utility_1pt",
+    }  # fmt: skip
+
+
+def swept(methods: int) -> dict[str, Any]:
+    """A report with a sweep of that many methods."""
+    points = tried(0.3125, 0.96, scale=-4.0, num_features=50), tried(0.5, 0.98, scale=-2.0, num_features=50)
+    found = {f"method {number}": tuned(*points, best=points[1] if number else None) for number in range(methods)}
+    base, floors = tried(0.99, 0.98), {"utility_99": 0.97, "utility_1pt": 0.97}
+    return TABLE | {
+        "sweep": {"half": "dev", "domains": {}, "base": base, "floors": floors, "methods": found},
+        "left_out": {"refusal_clamp": f"the selection has {HOSTILE}"},
+    }
+
 
 SELECTION = {
     "method": "inlp", "candidates": 2, "filtered": {"min_freq": 3},
@@ -76,7 +101,7 @@ SELECTION = {
 
 
 def test_seeds_of_a_control_are_pooled_to_their_mean_and_widest_interval():
-    random = next(entry for entry in measurements(SWEEP) if entry.name == "random")
+    random = next(entry for entry in measurements(TABLE) if entry.name == "random")
     assert random.seeds == 3
     assert random.domain("wizards", "accuracy") == pytest.approx({"value": 0.85, "low": 0.77, "high": 0.93})
     assert random.label == ISOTROPIC
@@ -84,15 +109,15 @@ def test_seeds_of_a_control_are_pooled_to_their_mean_and_widest_interval():
 
 
 def test_the_headline_is_each_method_at_its_first_setting():
-    assert [entry.label for entry in headline(SWEEP)][:3] == ["baseline", "scale -3, 100 latents", "zero 100 latents"]
-    assert len(measurements(SWEEP)) == 6
+    assert [entry.label for entry in headline(TABLE)][:3] == ["baseline", "scale -3, 100 latents", "zero 100 latents"]
+    assert len(measurements(TABLE)) == 6
 
 
 def test_utility_is_the_worst_domain_that_should_be_kept():
-    points = {point.measurement.label: point for point in trade_offs(SWEEP, "accuracy")}
+    points = {point.measurement.label: point for point in trade_offs(TABLE, "accuracy")}
     assert points[ISOTROPIC].utility["value"] == pytest.approx(0.6)
     assert points["scale -3, 100 latents"].forget["value"] == 0.26
-    assert domains(SWEEP) == ["wizards", "dragons", "minerals"]
+    assert domains(TABLE) == ["wizards", "dragons", "minerals"]
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -129,7 +154,7 @@ def parsed(text: str) -> Outline:
 def section(**changes: Any) -> Section:
     given: dict[str, Any] = {
         "title": "blocks.1.hook_resid_post", "train": {"fvu": 0.0112, "steps": 1200}, "selection": SELECTION,
-        "eval": SWEEP, "plots": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
+        "eval": TABLE, "plots": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
         "settings": {"train": {"k": 16, "layer": [1], "lr": None}},
     }  # fmt: skip
     return Section(**{**given, **changes})
@@ -192,6 +217,39 @@ def test_every_method_stands_beside_its_controls_with_intervals():
     assert "loss, nats" in words
 
 
+def table_of(text: str, caption: str) -> str:
+    """The words of the table under a caption."""
+    (found,) = re.findall(rf"<caption>{re.escape(caption)}</caption>.*?</table>", text, re.DOTALL)
+    return found
+
+
+def test_controls_stand_in_tables_of_their_own():
+    text = page("m", [section()])
+    edits = table_of(text, "Question accuracy")
+    controls = table_of(text, "Random controls: question accuracy")
+    assert ISOTROPIC in controls
+    assert "scale -3, 100 latents" in edits
+    assert "random" not in edits
+    assert "baseline" not in controls
+
+
+def test_the_page_of_a_sweep_says_what_was_tried_chosen_and_not_measured():
+    text = page("m", [section(eval=swept(2))])
+    outline = parsed(text)
+    sweep = table_of(text, "The sweep, on the dev half: what was tried and what was chosen")
+    assert sweep.count("<tr>") == 3
+    rows = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", sweep.split("<tbody>")[1])
+    assert rows[:11] == [
+        "method 0", "2", "scale -4, 50 latents", "utility 1pt", "0.312", "0.96", "none", "0.312", "0.688", "0.432",
+        "0.5",
+    ]  # fmt: skip
+    assert rows[17] == "0.5"
+    words = "".join(outline.text)
+    assert f"Not measured: refusal_clamp. The selection has {HOSTILE}." in words
+    assert "The sweep" not in page("m", [section()])
+    assert "Not measured" not in page("m", [section()])
+
+
 def test_tables_and_pictures_can_be_read_aloud():
     outline = parsed(page("m", [section()]))
     tags = [tag for tag, _ in outline.seen]
@@ -224,14 +282,16 @@ DRAWINGS: dict[str, Callable[[plots.Kind], bytes]] = {
         FORGET, RETAIN, [1, 2], thresholds={"min_freq": 0.001, "max_neutral_freq": 0.005, "sort_by": "score"}, kind=kind
     ),
     "scatter of silence": lambda kind: plots.frequency_scatter([0.0, 0.0], [0.0, 0.0], [], thresholds={}, kind=kind),
-    "bars": lambda kind: plots.domain_bars(SWEEP, chance=0.25, kind=kind),
+    "bars": lambda kind: plots.domain_bars(TABLE, chance=0.25, kind=kind),
     "bars of nothing": lambda kind: plots.domain_bars(report(), kind=kind),
-    "trade-off": lambda kind: plots.trade_off(SWEEP, chance=0.25, kind=kind),
+    "trade-off": lambda kind: plots.trade_off(TABLE, chance=0.25, kind=kind),
     "trade-off of nothing": lambda kind: plots.trade_off(report(), kind=kind),
     "training": lambda kind: plots.training_curve(
         [{"step": step, "fvu": 1 / (step + 1), "dead_share": None if step < 2 else 0.1} for step in range(5)], kind=kind
     ),
     "training of nothing": lambda kind: plots.training_curve([], kind=kind),
+    "sweep": lambda kind: plots.sweep_panels(swept(2), kind=kind),
+    "sweep of more than a row": lambda kind: plots.sweep_panels(swept(5), kind=kind),
 }
 
 

@@ -56,6 +56,7 @@ class TinyRun:
     """What is in the run folder, loaded."""
 
     folder: Path
+    model: Path
     lm: LanguageModel
     named: NamedSAE
     selection: Selection
@@ -71,7 +72,7 @@ class TinyRun:
     @property
     def where(self) -> list[str]:
         """Flags that name the model and the folder."""
-        return ["--model", str(self.lm.name), "--run_dir", str(self.folder)]
+        return ["--model", str(self.model), "--run_dir", str(self.folder)]
 
     @property
     def asked(self) -> list[str]:
@@ -109,6 +110,7 @@ def make_run(folder: Path, model: Path) -> TinyRun:
     place = run.folder / "saes" / str(POINT) / "k6-d280-s4"
     provenance = Provenance(model=model.name, hook_point=str(POINT), weights=lm.fingerprint()["weights"])
     save_sae(place, TopKSAE(lm.d_model, 280, 6, seed=4), provenance)
+    (place / "report.json").write_text('{"steps": 0}')
     chosen = ["--num_features", str(LATENTS), "--snippets", "0", "--min_target_fires", "1", "--max_freq", "1"]
     chosen += ["--max_neutral_freq", "0.03", "--min_ratio", "1"]
     refusal = ["--refusal", _texts(folder / "refusals.jsonl", REFUSAL)]
@@ -117,7 +119,8 @@ def make_run(folder: Path, model: Path) -> TinyRun:
     readers = [ShardReader(found) for found in sorted(run.folder.glob(f"shards/*/{POINT}"))]
     by_role = {role: [one for one in readers if one.fingerprint.role == role] for role in ("forget", "retain")}
     shards = Shards(by_role["forget"][0], {one.fingerprint.corpus: one for one in by_role["retain"]})
-    return TinyRun(run.folder, lm, named, Selection.load(Path(made)), shards, _questions(folder / "questions", lm))
+    questions = _questions(folder / "questions", lm)
+    return TinyRun(run.folder, model, lm, named, Selection.load(Path(made)), shards, questions)
 
 
 def _texts(path: Path, texts: Sequence[str]) -> str:

@@ -38,7 +38,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
     named = bench.sae(config.sae)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
-    rivals = _rivals(config, bench, named)
+    rivals, also = _rivals(config, bench, named), _steered(config, named)
     identity = _identity(config, [selection, *rivals], named.provenance)
     folder = bench.run.evals(named.folder) / files.short_hash(identity)
     if (folder / REPORT_FILE).exists() and not config.starts_over:
@@ -49,7 +49,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         bench.require_same_model(named)
         report = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
-            collected=_collected(bench, named, selection), also=_steered(config, named),
+            collected=_collected(bench, named, selection), also=also,
             rivals=rivals,
         )  # fmt: skip
         metrics = report.to_json()
@@ -95,8 +95,10 @@ def _steered(config: EvalConfig, named: NamedSAE) -> list[Hook]:
 
 
 def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
-    """Write every edit that other tools can say as a steering CSV."""
+    """Write every edit that other tools can say as a steering CSV; in that table the SAE's error is always kept."""
     for number, hook in enumerate(report.edits):
+        if not hook.intervention.keep_error:
+            continue
         try:
             written = steering_table(hook.intervention, sae_id=named.name)
         except ConfigError:  # scaling, gates of whole texts and projections have no words in that table
