@@ -352,6 +352,15 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
     neighbour_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what lies close to it."] = ()
     retain_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is kept."] = ()
     generation_prompts: Annotated[tuple[str, ...], "Files of {prompt} records to continue."] = ()
+    verbmem: Annotated[tuple[str, ...], "MUSE: files of {prompt, gt} records of forget text to recite."] = ()
+    knowmem_forget: Annotated[tuple[str, ...], "MUSE: files of {question, answer} records on what is forgotten."] = ()
+    knowmem_retain: Annotated[tuple[str, ...], "MUSE: files of {question, answer} records on what is kept."] = ()
+    knowmem_shots: Annotated[
+        tuple[str, ...], "MUSE: file of answered questions to show first; two: one for forget, one for retain."
+    ] = ()
+    privleak_forget: Annotated[tuple[str, ...], "MUSE: files of {text} records of what is forgotten."] = ()
+    privleak_holdout: Annotated[tuple[str, ...], "MUSE: files of {text} records that the model never saw."] = ()
+    privleak_reference: Annotated[float, "MUSE: AUC of a retrained model (news: 0.4772, books: 0.5393)."] = 0.4772
     question_filter: Annotated[
         QuestionFilter,
         "Ask only questions the unedited model gets right in all 24 orders of the options; "
@@ -369,6 +378,11 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
             raise ConfigError(f"--sweep tunes on the dev half and reports on the test half; drop --half {self.half}")
         if self.methods == ("random",) and self.steering is None:
             raise ConfigError("--methods random: controls stand beside an edit; name one too, as in scale,random")
+        if bool(self.privleak_forget) != bool(self.privleak_holdout):
+            missing = "holdout" if self.privleak_forget else "forget"
+            raise ConfigError(f"PrivLeak compares two sides; give --privleak_{missing} too")
+        if self.knowmem_shots and not (self.knowmem_forget or self.knowmem_retain):
+            raise ConfigError("--knowmem_shots stand before questions; give --knowmem_forget or --knowmem_retain too")
         self.require(
             random_seeds=(self.random_seeds >= 3, "a control needs at least 3 seeds"),
             configurations=(self.configurations >= 8, "an equal budget needs at least 8 settings a method"),
@@ -383,6 +397,8 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
             baseline_steps=(self.baseline_steps is None or self.baseline_steps >= 1, "give at least 1 step"),
             baseline_lr=(self.baseline_lr is None or 0 < self.baseline_lr < inf, "give a rate above 0"),
             baseline_batch=(self.baseline_batch is None or self.baseline_batch >= 1, "give at least 1 sequence"),
+            knowmem_shots=(len(self.knowmem_shots) <= 2, "give one file, or forget's and then retain's"),
+            privleak_reference=(0 < self.privleak_reference < 1, "give an AUC between 0 and 1"),
             sweep_limit=(self.sweep_limit is None or self.sweep_limit >= 1, "give at least 1 item"),
             limit=(self.limit is None or self.limit >= 1, "give at least 1 item"),
             bootstrap=(self.bootstrap >= 100, "give at least 100 resamples"),

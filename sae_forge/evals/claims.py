@@ -84,7 +84,7 @@ def _of_edit(row: Json, base: Json, metrics: Json) -> Iterator[str]:
 
 def _of_method(row: Json, base: Json) -> Iterator[str]:
     yield f"{_title(row)}: {_forgetting(row, base)}"
-    yield from (f"  {text}" for text in (_utility(row), _fluency(row, base)) if text)
+    yield from (f"  {text}" for text in (_utility(row), _recall(row, base), _fluency(row, base)) if text)
 
 
 def _title(row: Json) -> str:
@@ -110,9 +110,10 @@ SHOWN = ("value", "strength", "budget", "coefficient", "lr")
 def _forgetting(row: Json, base: Json) -> str:
     role, before = row["roles"].get("forget"), base["roles"].get("forget")
     if role is None or before is None:
-        if "forget" not in row["loss"]:
-            return "nothing was asked about what is to be forgotten."
-        return f"loss on forget text {_moved(row['change']['loss']['forget'])} nats per token."
+        if "forget" in row["loss"]:
+            return f"loss on forget text {_moved(row['change']['loss']['forget'])} nats per token."
+        asked = "nothing but MUSE's measures" if "muse" in row else "nothing"
+        return f"{asked} was asked about what is to be forgotten."
     changed = row["change"]["roles"]["forget"]
     shift = f"log-prob of what should follow {_moved(changed['logprob'])} nats per token"
     if "accuracy" not in role:
@@ -147,6 +148,30 @@ def _utility(row: Json) -> str:
     return f"Side effects: {'; '.join(parts)}." if parts else ""
 
 
+RECALLED = {
+    "verbmem_forget": "verbatim recall of forget text",
+    "knowmem_forget": "answers on it",
+    "knowmem_retain": "answers on what is kept",
+}
+"""What MUSE's measures are of, for a reader; how far PrivLeak is from 0 is said apart."""
+
+
+def _recall(row: Json, base: Json) -> str:
+    """MUSE's measures before and after."""
+    found, parts = row.get("muse", {}), []
+    for name, words in RECALLED.items():
+        if name in found:
+            verb, before = _verb(row["change"]["muse"][name]), base["muse"][name]["value"]
+            parts.append(f"{words} {verb} from {before:.1f} to {_tenths(found[name])}")
+    if "privleak" in found:
+        before = base["muse"]["privleak"]["value"]
+        parts.append(
+            f"PrivLeak is {_tenths(found['privleak'])} and was {before:.1f}, where 0 is a model retrained without the "
+            "forget text"
+        )
+    return f"MUSE, x 100: {'; '.join(parts)}." if parts else ""
+
+
 def _fluency(row: Json, base: Json) -> str:
     if not row["generation"]:
         return ""
@@ -171,6 +196,9 @@ def _control(control: Json, base: Json) -> str:
     forget = control["roles"].get("forget", {})
     measure = "accuracy" if "accuracy" in forget else "logprob"
     if measure not in forget:
+        if leak := control.get("muse", {}).get("privleak"):
+            before = base["muse"]["privleak"]["value"]
+            return f"{name}: PrivLeak from {before:.1f} to {leak['mean']:.1f} ({leak['min']:.1f} to {leak['max']:.1f})."
         return f"{name} were measured on nothing that is to be forgotten."
     spread, before = forget[measure], base["roles"]["forget"][measure]["value"]
     unit = "forget questions" if measure == "accuracy" else "forget log-prob"
@@ -210,3 +238,7 @@ def _over_seeds(spread: Json) -> str:
 
 def _interval(estimate: Json) -> str:
     return f"{estimate['value']:.2f} [{estimate['low']:.2f}, {estimate['high']:.2f}]"
+
+
+def _tenths(estimate: Json) -> str:
+    return f"{estimate['value']:.1f} [{estimate['low']:.1f}, {estimate['high']:.1f}]"

@@ -40,6 +40,7 @@ def control_summary(
         },
         "loss": _spreads([row["loss"] for row in rows]),
         "generation": _spreads([row["generation"] for row in rows]),
+        **({"muse": _spreads([row["muse"] for row in rows])} if "muse" in rows[0] else {}),
         "edited_share": {name: _spread(row["edited_share"][name] for row in rows) for name in rows[0]["edited_share"]},
     }
     summary["edit_minus_control"] = {

@@ -10,6 +10,7 @@ import numpy as np
 from sae_forge.evals.items import ROLES, Domain
 from sae_forge.evals.measure import WRITING, Measurement, Suite, Touched
 from sae_forge.evals.metrics import alignment, chance_distance, letter_shares
+from sae_forge.evals.muse_scores import leak
 from sae_forge.evals.statistics import Bootstrap, Estimate, interval
 
 GENERATED = ("distinct_1", "distinct_2", "distinct_3", "stutter", "degenerate")
@@ -95,6 +96,17 @@ def generation_series(found: Measurement) -> dict[str, Series]:
     return {name: _series((one[name] for one in measures), prompts) for name in GENERATED} if measures else {}
 
 
+def muse_series(suite: Suite, found: Measurement) -> dict[str, Series]:
+    """ROUGE-L F1 x 100 of what was recited and answered, by MUSE's measure."""
+    return {
+        asked.name: _series(
+            (100 * got.rouge_l for got in found.recalled[asked.name]), tuple(item.fact for item in asked.prompts)
+        )
+        for asked in suite.muse.recalls
+        if asked.name in found.recalled
+    }
+
+
 # ---- series to the report -----------------------------------------------------------------------
 
 
@@ -114,6 +126,7 @@ def describe(suite: Suite, found: Measurement, bootstrap: Bootstrap) -> dict[str
         "edited_share": _edited_shares(suite, found),
         "edit_norm": _edit_norms(suite, found),
         "generation": _estimates(generation_series(found), bootstrap),
+        **_described_muse(suite, found, bootstrap),
     }
 
 
@@ -129,6 +142,8 @@ def change(suite: Suite, found: Measurement, base: Measurement, bootstrap: Boots
     }
     changed["loss"] = _differences(loss_series(suite, found), loss_series(suite, base), bootstrap)
     changed["generation"] = _differences(generation_series(found), generation_series(base), bootstrap)
+    if series := muse_series(suite, found):
+        changed["muse"] = _differences(series, muse_series(suite, base), bootstrap)
     for name, answers in found.answers.items():
         pairs = [(now.correct, before.correct) for now, before in zip(answers, base.answers[name], strict=True)]
         changed["domains"][name] |= {"lost": pairs.count((False, True)), "gained": pairs.count((True, False))}
@@ -161,6 +176,14 @@ def _described(
         entry["chance_distance"] = chance_distance(measures["accuracy"].estimate(bootstrap)).to_json()
         entry["letters"] = letter_shares([got.chosen for one in members for got in found.answers.get(one.name, [])])
     return entry | {"edited_share": _share([found.edited[domain.name] for domain in members])}
+
+
+def _described_muse(suite: Suite, found: Measurement, bootstrap: Bootstrap) -> dict[str, Any]:
+    """MUSE's measures, if any were taken."""
+    entry = _estimates(muse_series(suite, found), bootstrap)
+    if scores := found.least_likely:
+        entry["privleak"] = leak(scores["forget"], scores["holdout"], suite.muse.reference, bootstrap).to_json()
+    return {"muse": entry} if entry else {}
 
 
 def _edited_shares(suite: Suite, found: Measurement) -> dict[str, float]:

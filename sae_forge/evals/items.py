@@ -41,7 +41,16 @@ class Prompt:
     target: str
 
 
-Item = TypeVar("Item", Question, Prompt)
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A text to be read."""
+
+    id: str
+    fact: str
+    text: str
+
+
+Item = TypeVar("Item", Question, Prompt, Passage)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +123,7 @@ def load_questions(path: Path) -> tuple[Question, ...]:
 
 def load_prompts(path: Path) -> tuple[Prompt, ...]:
     """Records ``{prompt, target}`` with optional ``fact`` and ``id``."""
-    return _unique(path, [_prompt(record, where) for where, record in iter_records(path)])
+    return _unique(path, [read_prompt(record, where) for where, record in iter_records(path)])
 
 
 def load_generation(sources: Sequence[str], limit: int | None) -> tuple[str, ...]:
@@ -136,10 +145,18 @@ def _question(record: Record, where: str) -> Question:
     return Question(id=name, fact=fact, question=question, choices=tuple(choices), answer=answer, subject=subject)
 
 
-def _prompt(record: Record, where: str) -> Prompt:
-    prompt, target = text_field(record, "prompt", where), text_field(record, "target", where)
-    name, fact = _names(record, where, [prompt, target])
-    return Prompt(id=name, fact=fact, prompt=prompt, target=target)
+def read_prompt(record: Record, where: str, *, prompt: str = "prompt", target: str = "target") -> Prompt:
+    """A prompt from a record whose fields have these names."""
+    text, follows = text_field(record, prompt, where), text_field(record, target, where)
+    name, fact = _names(record, where, [text, follows])
+    return Prompt(id=name, fact=fact, prompt=text, target=follows)
+
+
+def read_passage(record: Record, where: str) -> Passage:
+    """A record ``{text}`` with optional ``fact`` and ``id``."""
+    text = text_field(record, "text", where)
+    name, fact = _names(record, where, [text])
+    return Passage(id=name, fact=fact, text=text)
 
 
 def _answer(value: object, where: str) -> int:

@@ -77,14 +77,14 @@ def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch], *, done: 
     """
     nats, tokens = [], []
     for batch in batches:
-        at_once = max(1, LOGIT_BYTES // (4 * batch.token_ids.shape[1] * lm.model.config.vocab_size))
+        at_once = rows_at_once(lm, batch.token_ids.shape[1])
         for start in range(0, len(batch.token_ids), at_once):
             rows = slice(start, start + at_once)
             wanted = _targets(lm, batch)[rows]
             kept = wanted.any(-1)
             if not kept.any():
                 continue
-            losses = _losses(lm, batch.token_ids[rows][kept], batch.attention_mask[rows][kept], wanted[kept])
+            losses = token_losses(lm, batch.token_ids[rows][kept], batch.attention_mask[rows][kept], wanted[kept])
             nats += losses.sum(-1).tolist()
             tokens += wanted[kept].sum(-1).tolist()
         report(done, len(batch.token_ids))
@@ -98,7 +98,12 @@ def _targets(lm: LanguageModel, batch: PackedBatch) -> Tensor:
     return real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)[:, 1:]
 
 
-def _losses(
+def rows_at_once(lm: LanguageModel, width: int) -> int:
+    """Sequences of ``width`` tokens whose logits fit into :data:`LOGIT_BYTES`; one at least."""
+    return max(1, LOGIT_BYTES // (4 * width * lm.model.config.vocab_size))
+
+
+def token_losses(
     lm: LanguageModel, token_ids: Int[Tensor, "batch seq"], mask: Tensor, wanted: Tensor
 ) -> Float[Tensor, "batch targets"]:
     """Next-token losses in float64 on the CPU, zero where nothing is to be predicted."""

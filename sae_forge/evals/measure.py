@@ -15,6 +15,8 @@ from sae_forge.evals.items import Domain, choose, load_domains, load_generation
 from sae_forge.evals.language_modeling import Corpus, SequenceLosses, load_corpus, sequence_losses
 from sae_forge.evals.logprob_shift import encode_prompts, target_logprobs
 from sae_forge.evals.multiple_choice import Answered, answer, encode_questions
+from sae_forge.evals.muse import Muse, load_muse
+from sae_forge.evals.muse_scores import Recalled, least_likely, recall
 from sae_forge.evals.orders import filter_questions
 from sae_forge.interventions.apply import EditLog
 from sae_forge.models.loading import LanguageModel
@@ -38,12 +40,18 @@ class Suite:
     generation: tuple[str, ...]
     sampling: Sampling
     batch_size: int
+    muse: Muse = field(default_factory=Muse)
 
     @property
     def units(self) -> int:
-        """Questions, prompts, sequences and continuations that one measurement takes."""
+        """Questions, prompts, texts, sequences and continuations that one measurement takes."""
         asked = sum(len(domain.questions) + len(domain.prompts) for domain in self.domains)
-        return asked + sum(corpus.rows for corpus in self.corpora) + len(self.generation)
+        return asked + sum(corpus.rows for corpus in self.corpora) + len(self.generation) + self.muse.units
+
+    @property
+    def unwritten(self) -> "Suite":
+        """The suite without all that has text written."""
+        return replace(self, generation=(), muse=replace(self.muse, recalls=()))
 
     @property
     def truncated(self) -> int:
@@ -72,6 +80,10 @@ class Measurement:
     losses: dict[str, SequenceLosses] = field(default_factory=dict)
     """By role and corpus: ``retain/geography``."""
     written: list[Written] = field(default_factory=list)
+    recalled: dict[str, list[Recalled]] = field(default_factory=dict)
+    """By MUSE's measure: ``verbmem_forget``."""
+    least_likely: dict[str, list[Score]] = field(default_factory=dict)
+    """By side of PrivLeak: the least likely tokens of each text."""
     edited: dict[str, Touched] = field(default_factory=dict)
     """By domain, by role and corpus, and for :data:`WRITING`."""
 
@@ -88,10 +100,12 @@ def load_suite(lm: LanguageModel, config: EvalConfig, progress: Progress = SILEN
     if doubled := [key for key, times in Counter(corpus.key for corpus in corpora).items() if times > 1]:
         raise DataError(f"two held-out texts are called {doubled[0]!r}; rename one of the files")
     generation = load_generation(config.generation_prompts, config.limit)
-    if not (domains or corpora or generation):
+    muse = load_muse(lm, config)
+    if not (domains or corpora or generation or muse.units):
         raise DataError(
             "nothing to evaluate on: give --forget_questions and --retain_questions, --forget_prompts and "
-            "--retain_prompts, --forget_eval and --retain_eval, or --generation_prompts"
+            "--retain_prompts, --forget_eval and --retain_eval, --generation_prompts, or MUSE's --verbmem, "
+            "--knowmem_forget and --knowmem_retain, --privleak_forget and --privleak_holdout"
         )
     return Suite(
         domains=domains,
@@ -103,6 +117,7 @@ def load_suite(lm: LanguageModel, config: EvalConfig, progress: Progress = SILEN
             max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
         ),
         batch_size=config.eval_batch_size,
+        muse=muse,
     )
 
 
@@ -141,6 +156,8 @@ def measure(
     if suite.generation:
         with _counted(found, WRITING, log):
             found.written.extend(write(lm, suite.generation, suite.sampling, batch_size=suite.batch_size, done=done))
+    for asked in suite.muse.recalls:
+        found.recalled[asked.name] = recall(lm, asked, batch_size=suite.batch_size, done=done)
     return found
 
 
@@ -157,6 +174,8 @@ def _ask(lm: LanguageModel, suite: Suite, log: EditLog | None, found: Measuremen
     for corpus in suite.corpora:
         with _counted(found, corpus.key, log):
             found.losses[corpus.key] = sequence_losses(lm, corpus.batches, done=done)
+    for side, rows in suite.muse.token_ids.items():
+        found.least_likely[side] = least_likely(lm, rows, batch_size=size, done=done)
 
 
 @contextmanager

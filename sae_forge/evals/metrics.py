@@ -1,5 +1,6 @@
 """Plain numbers about answers and texts, each a pure function that can be checked by hand."""
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ CHANCE = 1 / len(LETTERS)
 DISTINCT_3_FLOOR, DISTINCT_2_FLOOR = 0.6, 0.4
 STUTTER_LENGTH, STUTTER_TIMES = 10, 3
 RETENTION_FLOOR = 1e-8
+WORD = re.compile("[a-z0-9]+")
 
 
 # ---- answers ------------------------------------------------------------------------------------
@@ -39,7 +41,41 @@ def alignment(retain: float, retain_base: float, forget: float, forget_base: flo
     return retention(retain, retain_base) * (1 - retention(forget, forget_base))
 
 
+def privleak(auroc: float, reference: float) -> float:
+    """How far, in percent, an AUROC is above that of a model retrained without the text (MUSE, arXiv 2407.06460).
+
+    Args:
+        auroc: Chance that a text the model never saw looks likelier to it than a text it is to forget.
+
+    Returns:
+        0 where forget text looks as it does to the retrained model. Negative where it looks too familiar, -100 at
+        most, as to a model that still knows it; positive where it looks odder than text never seen.
+    """
+    return 100 * (auroc - reference) / reference
+
+
 # ---- generated text -----------------------------------------------------------------------------
+
+
+def rouge_l_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of what share of either text's words is in their longest common subsequence, in [0, 1].
+
+    Words are runs of a-z and 0-9 in lower case, without stemming, as MUSE takes them; a text without any scores 0.
+    """
+    said, wanted = WORD.findall(prediction.lower()), WORD.findall(reference.lower())
+    return 2 * longest_common(said, wanted) / (len(said) + len(wanted)) if said and wanted else 0.0
+
+
+def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest sequence that both hold in order, gaps allowed."""
+    row = [0] * (len(other) + 1)  # of what was read of `one` so far, with the first n of `other`
+    for mine in one:
+        diagonal = 0
+        for place, its in enumerate(other, start=1):
+            above = row[place]
+            row[place] = diagonal + 1 if mine == its else max(above, row[place - 1])
+            diagonal = above
+    return row[-1]
 
 
 def distinct(text: str, n: int) -> float:

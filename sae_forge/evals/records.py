@@ -11,8 +11,12 @@ import pyarrow.parquet
 
 from sae_forge import builtin, files
 from sae_forge.errors import DataError
+from sae_forge.evals.metrics import LETTERS
 
 Record = dict[str, Any]
+
+HEADS = ({"prompt"}, {"text"}, {"question", "answer"})
+"""Columns of which a csv file's first line must name one group to be a header."""
 
 
 def resolve(source: str) -> Path:
@@ -66,18 +70,24 @@ def _iter_json(path: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _iter_csv(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of the MMLU archive (question, four options, letter; no header), or rows under a header with ``prompt``."""
+    """Rows of the MMLU archive (question, four options, letter; no header), or rows under a header of :data:`HEADS`."""
     try:
         with path.open(newline="", encoding="utf-8-sig") as text:
             rows = csv.reader(text, strict=True)
             header: list[str] | None = None
             for row in rows:
-                if rows.line_num == 1 and "prompt" in row:
+                if rows.line_num == 1 and _is_head(row):
                     header = row
                 elif row:
                     yield f"line {rows.line_num}", _csv_record(path, rows.line_num, header, row)
     except (csv.Error, UnicodeDecodeError) as error:
         raise DataError(f"{path} is not a csv file in UTF-8: {_brief(error)}") from error
+
+
+def _is_head(row: list[str]) -> bool:
+    """Whether a first line names columns; a question may hold such a name as an option, but ends in a letter."""
+    is_question = len(row) == 6 and row[5].strip().upper() in LETTERS
+    return not is_question and any(head <= set(row) for head in HEADS)
 
 
 def _csv_record(path: Path, line: int, header: list[str] | None, row: list[str]) -> Record:
@@ -88,7 +98,7 @@ def _csv_record(path: Path, line: int, header: list[str] | None, row: list[str])
     if len(row) != 6:
         raise DataError(
             f"{path.name} line {line} has {len(row)} columns; questions have 6 (question, A, B, C, D, letter), "
-            "prompts stand under a header with a column named prompt"
+            "other records stand under a header with a column named prompt, text, or question and another named answer"
         )
     return {"question": row[0], "choices": row[1:5], "answer": row[5]}
 

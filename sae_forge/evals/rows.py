@@ -30,10 +30,12 @@ SCHEMA = pyarrow.schema(
         ("option_logprobs", pyarrow.list_(pyarrow.float64())),
         ("option_tokens", pyarrow.list_(pyarrow.int64())),
         ("degenerate", pyarrow.bool_()),
+        ("rouge_l", pyarrow.float64()),
         ("text", pyarrow.string()),
     ]
 )
-"""``kind`` is question, prompt, sequence or generation; ``logprob`` is summed over ``tokens``, in nats."""
+"""``kind`` is question, prompt, sequence, generation, verbmem, knowmem or privleak; ``logprob`` is summed over
+``tokens``, in nats."""
 
 Row = dict[str, Any]
 
@@ -42,7 +44,7 @@ def item_rows(suite: Suite, method: str, settings: Row, seed: int | None, found:
     """Every item of one measurement; columns that say nothing about an item are None."""
     blank = dict.fromkeys(SCHEMA.names)
     common = {"method": method, "settings": json.dumps(settings, sort_keys=True), "seed": seed}
-    for row in (*_asked(suite, found), *_read(suite, found), *_written(found)):
+    for row in (*_asked(suite, found), *_read(suite, found), *_written(found), *_muse(suite, found)):
         yield {**blank, **common, **row}
 
 
@@ -93,3 +95,16 @@ def _written(found: Measurement) -> Iterator[Row]:
             "degenerate": degenerate,
             "text": got.text,
         }
+
+
+def _muse(suite: Suite, found: Measurement) -> Iterator[Row]:
+    """What was recited and answered; of a text, its least likely tokens."""
+    asked_of = [asked for asked in suite.muse.recalls if asked.name in found.recalled]  # controls write no text
+    for asked in asked_of:
+        for item, got in zip(asked.prompts, found.recalled[asked.name], strict=True):
+            place = {"kind": asked.kind, "role": asked.role, "id": item.id, "fact": item.fact}
+            yield {**place, "rouge_l": got.rouge_l, "tokens": got.tokens, "text": got.text}
+    for side, scores in found.least_likely.items():
+        for item, got in zip(suite.muse.texts[side], scores, strict=True):
+            place = {"kind": "privleak", "role": side, "id": item.id, "fact": item.fact}
+            yield {**place, "logprob": got.logprob, "tokens": got.tokens}

@@ -147,8 +147,7 @@ def _left_out(materials: Materials, progress: Progress) -> dict[str, str]:
 def _measured(materials: Materials, suite: Suite, plans: list[Plan], progress: Progress) -> list[Measurement]:
     """What the scorers saw under each plan; controls write no text, since only numbers are compared with them."""
     tape = Tape(materials.lm, materials.point)
-    silent = replace(suite, generation=())
-    asked_of = [silent if plan.name == "random" else suite for plan in plans]
+    asked_of = [suite.unwritten if plan.name == "random" else suite for plan in plans]
     found = []
     with progress.task("eval", sum(suite.units for suite in asked_of), "items") as task:
         for plan, questions in zip(plans, asked_of, strict=True):
@@ -288,5 +287,6 @@ def _protocol(
         "truncated": suite.truncated,
         "bootstrap": {"resamples": config.bootstrap, "seed": config.seed, "over": "facts", "level": 0.95},
         "generation": {**vars(suite.sampling), "prompts": len(suite.generation)},
+        **({"muse": suite.muse.to_json()} if suite.muse.units else {}),
         "loss_tokens": {key: sum(losses.tokens) for key, losses in base.losses.items()},
     }

@@ -84,8 +84,12 @@ class Bootstrap:
         value = float(total.sum() / weight.sum())
         if np.ptp(total / weight) == 0:  # rounding must not open an interval where nothing varies
             return value, np.full(self.resamples, value)
-        drawn = _draws(len(total), self.resamples, self.seed)
+        drawn = self.draws(len(total))
         return value, (drawn @ total) / (drawn @ weight)
+
+    def draws(self, clusters: int) -> Float[np.ndarray, "resamples clusters"]:
+        """How often each resample draws each cluster; rows sum to ``clusters``."""
+        return _draws(clusters, self.resamples, self.seed)
 
 
 def interval(value: float, replicates: np.ndarray) -> Estimate:

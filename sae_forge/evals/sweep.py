@@ -25,6 +25,7 @@ from sae_forge.progress import Progress, Task
 HALF: Half = "dev"
 NOT_SWEPT = (
     "forget_prompts", "neighbour_prompts", "retain_prompts", "generation_prompts", "forget_eval", "retain_eval",
+    "verbmem", "knowmem_forget", "knowmem_retain", "knowmem_shots", "privleak_forget", "privleak_holdout",
 )  # fmt: skip
 """What is asked for the report alone."""
 

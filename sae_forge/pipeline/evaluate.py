@@ -30,7 +30,8 @@ NOT_DECIDING = ("run_dir", "sae", "selection", "resume", "fresh", "model_device"
 """Settings that do not change what is measured; the selection counts by its content instead of its path."""
 ITEM_FILES = (
     "forget_questions", "neighbour_questions", "retain_questions", "forget_prompts", "neighbour_prompts",
-    "retain_prompts", "generation_prompts", "forget_eval", "retain_eval",
+    "retain_prompts", "generation_prompts", "forget_eval", "retain_eval", "verbmem", "knowmem_forget",
+    "knowmem_retain", "knowmem_shots", "privleak_forget", "privleak_holdout",
 )  # fmt: skip
 
 
@@ -145,6 +146,7 @@ def table(metrics: dict[str, Any]) -> Sheet:
     """
     asked = [name for name in domains(metrics) if metrics["domains"][name]["items"]]
     roles = [role for role in ("forget", "retain") if role in metrics["methods"][0]["loss"]]
+    muse = list(dict.fromkeys(name for row in metrics["methods"] for name in row.get("muse", {})))
     swept = "sweep" in metrics
     columns = (
         "method",
@@ -152,6 +154,7 @@ def table(metrics: dict[str, Any]) -> Sheet:
         *(("forget under\nrandom controls",) if swept else ()),
         *(f"loss on\n{role}" for role in roles),
         *(f"edited\n{role}" for role in roles),
+        *(name.replace("_", "\n") for name in muse),
     )
     rows = (
         (
@@ -160,10 +163,12 @@ def table(metrics: dict[str, Any]) -> Sheet:
             *((_controlled(metrics, found),) if swept else ()),
             *(_shown(found.group("loss", role), digits=3) for role in roles),
             *(f"{share:.1%}" if (share := found.edited_share(role)) is not None else "" for role in roles),
+            *(_shown(found.group("muse", name), digits=1) for name in muse),
         )
         for found in (methods(metrics) if swept else measurements(metrics))
     )
-    return Sheet("question accuracy by domain, loss in nats per token, share of tokens edited", columns, tuple(rows))
+    title = "question accuracy by domain, loss in nats per token, share of tokens edited"
+    return Sheet(f"{title}, MUSE x 100" if muse else title, columns, tuple(rows))
 
 
 def _controlled(metrics: dict[str, Any], found: Measurement) -> str:

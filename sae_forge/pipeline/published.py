@@ -71,6 +71,10 @@ def _measured(twin: Measurement, measure: str, place: str) -> Record | None:
             return pool([change.get("alignment") for change in changes])
         case "degenerate":
             return pool([entry.get("generation", {}).get("degenerate") for entry in twin.entries])
+        case "verbmem" | "knowmem":
+            return twin.group("muse", f"{measure}_{place}")
+        case "privleak":
+            return twin.group("muse", measure)
         case _:
             return None
 

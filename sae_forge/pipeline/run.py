@@ -18,7 +18,11 @@ from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
 from sae_forge.settings import presets
 
-FILES = tuple(f"{role}_{kind}" for role in ("forget", "neighbour", "retain") for kind in ("questions", "prompts"))
+FILES = (
+    *(f"{role}_{kind}" for role in ("forget", "neighbour", "retain") for kind in ("questions", "prompts")),
+    "generation_prompts", "verbmem", "knowmem_forget", "knowmem_retain", "knowmem_shots", "privleak_forget",
+    "privleak_holdout",
+)  # fmt: skip
 """Settings that name files of what is asked."""
 
 

@@ -153,9 +153,9 @@ def _compared(selections: Record) -> Iterable[str]:
 
 
 def _side_columns(found: Sequence[Measurement]) -> dict[str, Any]:
-    """Column titles, each with what it shows of a method: losses, generation, share of tokens edited."""
+    """Column titles, each with what it shows of a method: losses, generation, MUSE, share of tokens edited."""
     columns: dict[str, Any] = {}
-    for group, suffix in (("loss", "loss, nats"), ("generation", "")):
+    for group, suffix in (("loss", "loss, nats"), ("generation", ""), ("muse", "(MUSE, x 100)")):
         for name in dict.fromkeys(
             name for entry in found for record in entry.entries for name in record.get(group, {})
         ):
