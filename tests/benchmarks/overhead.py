@@ -37,7 +37,7 @@ def main() -> None:
     sae, point = TopKSAE(lm.d_model, options.d_sae, options.k, seed=1).to(device), HookPoint(options.layers // 2)
     latents = tuple(range(0, sae.d_sae, sae.d_sae // options.latents))[: options.latents]
     edits = {BARE: None, "scale": scale(latents), "clamp": clamp(latents), "dsg, gate open": dsg(latents)}
-    edits["dsg, gate shut"] = dsg(latents, tau=1.0)  # a share never exceeds 1: what watching alone costs
+    edits["dsg, gate shut"] = dsg(latents, tau=1.0)  # a share never exceeds 1: nothing is written
     texts = [letter_prompt(item, "anything") for item in questions(options.batch_size, seed=1)]
     asked = {
         "forward": partial(_forward, lm, [item.context for item in encode(lm, [(text, ("A",)) for text in texts])]),
