@@ -19,8 +19,8 @@ from sae_forge.evals.grids import from_flags, grid
 from sae_forge.evals.methods import HOOKS, RETRAINED, UNTUNED, asked, build
 from sae_forge.evals.runner import iter_plans
 from sae_forge.evals.subjects import Hook, Retrained
-from sae_forge.interventions.ablation import MeanAblation
 from sae_forge.interventions.apply import applied, delta
+from sae_forge.interventions.clamping import MeanAblation
 from sae_forge.interventions.gates import MeanRate
 
 EVERY = tuple(name for name in get_args(EvalMethod) if name not in ("all", "random"))

@@ -6,8 +6,10 @@ chosen on the DEV half, by the rule of ``pareto.choose``, and nothing of the TES
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
+from sae_forge import files
 from sae_forge.config import EvalMethod, Half
 from sae_forge.errors import DataError
 from sae_forge.evals import pareto
@@ -23,6 +25,7 @@ from sae_forge.models.tape import Tape
 from sae_forge.progress import Progress, Task
 
 HALF: Half = "dev"
+JOURNAL = "sweep.json"
 NOT_SWEPT = (
     "forget_prompts", "neighbour_prompts", "retain_prompts", "generation_prompts", "forget_eval", "retain_eval",
     "verbmem", "knowmem_forget", "knowmem_retain", "knowmem_shots", "privleak_forget", "privleak_holdout",
@@ -77,6 +80,41 @@ class Swept:
         }
 
 
+@dataclass(frozen=True)
+class Journal:
+    """The points measured so far, on disk after each of them."""
+
+    path: Path | None
+    points: dict[str, Point]
+
+    @classmethod
+    def open(cls, folder: Path | None, *, fresh: bool) -> "Journal":
+        """What an earlier, stopped sweep left in its folder; nothing where it is to start over.
+
+        Raises:
+            DataError: the file is no journal.
+        """
+        path = None if folder is None else folder / JOURNAL
+        if path is None or fresh or not path.exists():
+            return cls(path, {})
+        kept = files.read_json(path, kind=DataError, what="the points of a sweep")
+        try:
+            return cls(path, {key: Point(**point) for key, point in kept.items()})
+        except (TypeError, AttributeError) as error:
+            raise DataError(f"{path} does not hold the points of a sweep; start over with --fresh") from error
+
+    def find(self, method: EvalMethod, settings: dict[str, Any]) -> Point | None:
+        """The point of a method at these settings, if it was measured."""
+        return self.points.get(files.digest([method, settings]))
+
+    def keep(self, method: EvalMethod, point: Point) -> Point:
+        """The point, written down."""
+        self.points[files.digest([method, point.settings])] = point
+        if self.path is not None:
+            files.publish_json(self.path, {key: _point(one) for key, one in self.points.items()})
+        return point
+
+
 def dev_suite(materials: Materials, progress: Progress) -> Suite:
     """The questions of the DEV half alone: held-out text and prompts to continue are left for the report.
 
@@ -96,21 +134,31 @@ def dev_suite(materials: Materials, progress: Progress) -> Suite:
     return suite
 
 
-def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progress) -> Swept:
+def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progress, folder: Path | None = None) -> Swept:
     """Measure every setting of every method on the DEV half, and choose one of each.
 
     Methods that cannot be measured with what there is are left out.
+
+    Args:
+        folder: This sweep's own, where the points measured so far are kept, so that one that was stopped goes on.
     """
     settings: dict[EvalMethod, list[dict[str, Any]]]
     settings = {method: grid(method, materials) for method in methods if not impossible(method, materials)}
     suite, tape = dev_suite(materials, progress), Tape(materials.lm, materials.point)
+    journal = Journal.open(folder, fresh=materials.config.starts_over)
     with progress.task("sweep", suite.units * (1 + sum(map(len, settings.values()))), "items") as task:
         before = _measured(AsItIs(), materials, suite, tape, task, "baseline")
         base, tuned = _located({}, suite, before, before), []
         for method, tried in settings.items():
-            found = (_measured(build(method, one, materials), materials, suite, tape, task, method) for one in tried)
-            points = tuple(_located(one, suite, now, before) for one, now in zip(tried, found, strict=True))
-            tuned.append(Tuned(method, points, *pareto.choose(points, base.utility)))
+            points = []
+            for one in tried:
+                if (known := journal.find(method, one)) is None:
+                    now = _measured(build(method, one, materials), materials, suite, tape, task, method)
+                    known = journal.keep(method, _located(one, suite, now, before))
+                else:
+                    task.advance(suite.units, method=method)
+                points.append(known)
+            tuned.append(Tuned(method, tuple(points), *pareto.choose(points, base.utility)))
     return Swept(base, tuple(tuned), {domain.name: domain.to_json() for domain in suite.domains})
 
 
