@@ -21,15 +21,13 @@ from sae_forge.models.loading import load_model
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.published import COLUMNS, NOT_MEASURED, published_beside
-from sae_forge.pipeline.run import run
+from sae_forge.pipeline.run import FILES, run
 from sae_forge.progress import SILENT
 from sae_forge.settings import preset_of, presets, resolve
 
 PAPERS = tuple(name for name, preset in presets().items() if "published" in preset)
 RELEASED = tuple(name for name in PAPERS if "sae" in presets()[name]["settings"])
-MEASURES = {"accuracy", "logprob_shift", "loss_added", "alignment", "degenerate"}
-UNMEASURED = {"verbmem", "knowmem", "privleak"}
-"""Published measures that nothing here computes; they are shown alone."""
+MEASURES = {"accuracy", "logprob_shift", "loss_added", "alignment", "degenerate", "verbmem", "knowmem", "privleak"}
 
 TEMPLATE = (
     "{{ bos_token }}<turn>{{ messages[0]['content'] | trim }}\n<turn>{% if add_generation_prompt %}model\n{% endif %}"
@@ -70,8 +68,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for name in ("forget", "magic", "fantasy", "real_world"):
         _prompts(folder / f"{name}-prompts.jsonl" if name == "forget" else folder / f"{name}.jsonl")
     for name in ("news", "books"):
-        _prompts(folder / f"muse-{name}-verbmem.jsonl")
-        _prompts(folder / f"muse-{name}-knowmem-retain.jsonl")
+        _muse(folder, f"muse-{name}")
     _save_model(folder / "tiny-gemma2-chat")
     _save_sae(folder)
     return folder
@@ -87,6 +84,20 @@ def _question(number: int) -> dict[str, Any]:
 def _prompts(path: Path) -> None:
     records = [{"prompt": f"zq {word}", "target": "xv qj"} for word in RETAIN[:3]]
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+def _muse(folder: Path, name: str) -> None:
+    """MUSE's schema: what is recited, what is asked after which answered questions, what is recognised."""
+    texts = {"forget": " ".join(FORGET * 3), "holdout": " ".join(RETAIN * 2)}
+    asked = [{"question": f"Which one is it, {letter}?", "answer": OPTIONS[0]} for letter in "xyz"]
+    records = {
+        "verbmem": [{"prompt": f"zq {word}", "gt": "xv qj vz"} for word in RETAIN[:3]],
+        **{f"knowmem-{role}": asked for role in ("forget", "retain")},
+        **{f"knowmem-{role}-shots": asked[:2] for role in ("forget", "retain")},
+        **{f"privleak-{side}": [{"text": f"{text} {n}"} for n in range(3)] for side, text in texts.items()},
+    }
+    for part, found in records.items():
+        (folder / f"{name}-{part}.jsonl").write_text("".join(json.dumps(record) + "\n" for record in found))
 
 
 def _chat(subject: str, question: str, options: tuple[str, ...]) -> str:
@@ -200,16 +211,11 @@ def test_a_paper_sets_only_what_there_is_and_names_its_files(name: str) -> None:
     for setting, value in preset["settings"].items():
         found = getattr(config, setting)
         assert (list(found) if isinstance(found, tuple) else found) == value, setting
-    asked = {
-        file
-        for role in ("forget", "neighbour", "retain")
-        for kind in ("questions", "prompts")
-        for file in getattr(config, f"{role}_{kind}")
-    }
+    asked = {file for name in FILES for file in getattr(config, name)}
     assert set(preset.get("needs", {})) == asked
     assert preset["published"]["source"]
     for row in preset["published"]["rows"]:
-        assert set(row) - {"method", "settings"} <= MEASURES | UNMEASURED
+        assert set(row) - {"method", "settings"} <= MEASURES
 
 
 @pytest.mark.parametrize(
@@ -306,7 +312,7 @@ def test_a_paper_runs_to_its_end_on_a_released_sae(
         for measure, value in row.items()
         if measure not in ("method", "settings")
     )
-    if "accuracy" in presets()[name]["published"]["rows"][0]:
+    if presets()[name]["published"]["rows"][0]["method"] == "baseline":
         assert table.rows[0][0] == "baseline"
         assert table.rows[0][3] != NOT_MEASURED
         assert _paired(name, metrics), "a row of the paper names its settings as the report does"
@@ -319,7 +325,8 @@ def _paired(name: str, metrics: dict[str, Any]) -> bool:
     own = [row for row in own if "note" not in row["settings"]]
     small = [{**row, "settings": {**row["settings"], "num_features": 2}} for row in own]
     rows = published_beside({"published": {"rows": small}}, metrics).rows
-    return all(measured != NOT_MEASURED for _, measure, _, measured in rows if measure.startswith("accuracy"))
+    wanted = ("accuracy", "verbmem", "knowmem", "privleak")
+    return all(measured != NOT_MEASURED for _, measure, _, measured in rows if measure.startswith(wanted))
 
 
 def test_inlp_trains_its_own_sae_and_measures_what_it_published(

@@ -166,6 +166,7 @@ def _measured(subject: Subject) -> Iterator[str]:
     text += block("Loss on held-out text, nats per token", report, lambda row: row.get("loss", {}))
     text += block("Share of tokens edited", report, lambda row: row.get("edited_share", {}))
     text += block("Generated text", report, lambda row: row.get("generation", {}))
+    text += block("MUSE, x 100", report, lambda row: row.get("muse", {}))
     said = [line for line in report.get("claims", []) if "restores everything" not in line]
     if said:
         text.append("\n".join(f"{' ' * (len(line) - len(line.lstrip()))}- {cell(line)}" for line in said))
