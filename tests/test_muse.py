@@ -260,6 +260,12 @@ def test_texts_have_bos_and_end_where_the_model_does(model_folders: dict[str, Pa
     assert len(row) == 128
     assert row[0] == short.tokenizer.bos_token_id
     assert muse.to_json()["privleak"]["tokens"]["forget"] == 128
+    assert muse.truncated == 0
+    wordy = write_lines(tmp_path / "w.jsonl", [{"question": "owl " * n, "answer": "a"} for n in (2, 90)])
+    (asked,) = load_muse(short, EvalConfig(knowmem_forget=(wordy,))).recalls
+    lengths = [len(short.tokenizer(item.prompt)["input_ids"]) for item in asked.prompts]
+    assert lengths[0] < 128 - 32 < lengths[1], "BOS counts"
+    assert asked.truncated == 1
     with pytest.raises(DataError, match="--verbmem writes 128 tokens, and the model takes 128 with the prompt"):
         load_muse(short, EvalConfig(**make_files(tmp_path)))
 

@@ -150,10 +150,10 @@ def _utility(row: Json) -> str:
 
 RECALLED = {
     "verbmem_forget": "verbatim recall of forget text",
-    "knowmem_forget": "answers on it",
+    "knowmem_forget": "answers on forget text",
     "knowmem_retain": "answers on what is kept",
 }
-"""What MUSE's measures are of, for a reader; how far PrivLeak is from 0 is said apart."""
+"""What MUSE's ROUGE-L is of, for a reader."""
 
 
 def _recall(row: Json, base: Json) -> str:

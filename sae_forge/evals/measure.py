@@ -57,7 +57,7 @@ class Suite:
     def truncated(self) -> int:
         """Questions and prompts whose beginning did not fit into the model."""
         groups = (*self.questions.values(), *self.prompts.values())
-        return sum(item.truncated for group in groups for item in group)
+        return sum(item.truncated for group in groups for item in group) + self.muse.truncated
 
 
 class Touched(NamedTuple):

@@ -37,6 +37,8 @@ class Recall:
     stops: tuple[str, ...] = ()
     shots: int = 0
     """Answered questions that stand before each."""
+    truncated: int = 0
+    """Prompts whose beginning does not fit into the model."""
 
     @property
     def name(self) -> str:
@@ -60,6 +62,11 @@ class Muse:
     def units(self) -> int:
         """Continuations and texts that one measurement takes."""
         return sum(len(one.prompts) for one in self.recalls) + sum(map(len, self.texts.values()))
+
+    @property
+    def truncated(self) -> int:
+        """Prompts whose beginning does not fit into the model."""
+        return sum(one.truncated for one in self.recalls)
 
     def to_json(self) -> dict[str, Any]:
         """How much was asked and how, with the ids, by the measure's name in the report."""
@@ -99,7 +106,7 @@ def load_muse(lm: LanguageModel, config: EvalConfig) -> Muse:
     sides = {side: (f"privleak_{side}", getattr(config, f"privleak_{side}")) for side in SIDES}
     texts = {side: _load(*named, read_passage, config.limit) for side, named in sides.items() if named[1]}
     return Muse(
-        recalls=tuple(recalls),
+        recalls=tuple(replace(one, truncated=_too_long(lm, one)) for one in recalls),
         texts=texts,
         token_ids={side: tuple(_token_ids(lm, text, side) for text in found) for side, found in texts.items()},
         reference=config.privleak_reference,
@@ -147,6 +154,13 @@ def _knowmem(role: Literal["forget", "retain"], items: Sequence[Prompt], shots: 
     return Recall(
         kind="knowmem", role=role, prompts=asked, max_new_tokens=KNOWMEM_TOKENS, stops=STOPS, shots=len(shots)
     )
+
+
+def _too_long(lm: LanguageModel, asked: Recall) -> int:
+    """How many prompts do not fit into the model beside what is written."""
+    room = max_input(lm) - asked.max_new_tokens - len(bos_ids(lm))
+    rows = lm.tokenizer([item.prompt for item in asked.prompts], add_special_tokens=False)["input_ids"]
+    return sum(len(row) > room for row in rows)
 
 
 def _token_ids(lm: LanguageModel, passage: Passage, side: str) -> tuple[int, ...]:
