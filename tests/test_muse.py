@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations
@@ -223,6 +224,7 @@ def test_questions_are_asked_after_answered_ones(llama: LanguageModel, tmp_path:
     muse = load_muse(llama, EvalConfig(**make_files(tmp_path)))
     assert [one.name for one in muse.recalls] == ["verbmem_forget", "knowmem_forget", "knowmem_retain"]
     assert [(one.max_new_tokens, one.shots) for one in muse.recalls] == [(128, 0), (32, 2), (32, 1)]
+    assert [one.stops for one in muse.recalls] == [(), *[("\n\n", "\nQuestion", "Question:")] * 2]
     _, forget, retain = muse.recalls
     assert forget.prompts[0].prompt == (
         "Question: Which river?\nAnswer: Arn\n\nQuestion: Which rock?\nAnswer: Granite\n\n"
@@ -525,6 +527,19 @@ def test_as_many_tokens_are_recited_as_the_benchmark_takes(llama: LanguageModel,
     (found,) = recall(llama, asked, batch_size=4)
     assert found.tokens == 128
     assert found.text == slow_text(llama, asked.prompts[0].prompt, 128)
+
+
+def test_what_stands_after_the_answer_is_not_compared(llama: LanguageModel, tmp_path: Path):
+    (asked,) = load_muse(llama, EvalConfig(knowmem_forget=make_files(tmp_path)["knowmem_forget"], limit=1)).recalls
+    (whole,) = recall(llama, replace(asked, stops=()), batch_size=1)
+    words = re.findall("[a-z0-9]+", whole.text.lower())
+    stop = next(mark for mark in whole.text[8:] if not mark.isalnum() and re.search("[a-z]", whole.text.split(mark)[0]))
+    known = replace(asked, stops=(stop,), prompts=(replace(asked.prompts[0], target=whole.text.split(stop)[0]),))
+    (found,) = recall(llama, known, batch_size=1)
+    assert found.text == whole.text.split(stop)[0]
+    assert found.tokens == whole.tokens
+    assert found.rouge_l == 1.0
+    assert len(words) > len(re.findall("[a-z0-9]+", found.text.lower()))
 
 
 def test_two_fifths_are_counted_down_and_one_token_counts_in_any_text(llama: LanguageModel):
