@@ -323,7 +323,7 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
         "relative"
     )
     theta: Annotated[float, "Clamping, gates: a latent fires where its act exceeds this."] = 0.0
-    refusal_value: Annotated[float, "refusal_clamp: value the refusal latent is set to (in value_units)."] = -500.0
+    refusal_value: Annotated[float, "refusal_clamp: value the refusal latent is set to (in value_units)."] = -1.0
     gate: Annotated[GateKind, "When an edit is in force. own: as the method's paper has it."] = "own"
     gate_policy: Annotated[
         GatePolicy, "Sequence gates: decide on the prompt and hold, on all text so far, or per token."

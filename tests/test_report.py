@@ -245,7 +245,7 @@ def test_the_page_of_a_sweep_says_what_was_tried_chosen_and_not_measured():
     ]  # fmt: skip
     assert rows[17] == "0.5"
     words = "".join(outline.text)
-    assert f"Not measured: refusal_clamp. The selection has {HOSTILE}." in words
+    assert f"Not measured: the selection has {HOSTILE}." in words
     assert "The sweep" not in page("m", [section()])
     assert "Not measured" not in page("m", [section()])
 

@@ -14,6 +14,7 @@ from tiny_run import LATENTS, TinyRun, make_run
 from sae_forge.config import EvalConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.evals import measure as measuring
+from sae_forge.evals import sweep as sweeping
 from sae_forge.evals.estimates import change, describe
 from sae_forge.evals.grids import grid
 from sae_forge.evals.items import half_of
@@ -338,3 +339,38 @@ def test_without_questions_on_both_sides_there_is_nothing_to_choose_by(run: Tiny
 def test_rmu_is_not_tried_with_less_than_it_needs(run: TinyRun):
     with pytest.raises(ConfigError, match="rmu needs at least 12"):
         run.evaluate(methods=("rmu",), sweep=True, configurations=8)
+
+
+# ---- stopping and going on ----------------------------------------------------------------------
+
+
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    stopped, whole, built = tmp_path / "stopped", tmp_path / "whole", []
+    real = sweeping.build
+
+    def counting(method: Any, settings: Any, materials: Any) -> Subject:
+        built.append(method)
+        if len(built) == 6:
+            raise KeyboardInterrupt
+        return real(method, settings, materials)
+
+    monkeypatch.setattr(sweeping, "build", counting)
+    with pytest.raises(KeyboardInterrupt):
+        run.evaluate(folder=stopped, **FEW)
+    kept = json.loads((stopped / "sweep.json").read_bytes())
+    assert len(kept) == 5
+    run.evaluate(folder=stopped, **FEW).save(stopped)
+    run.evaluate(folder=whole, **FEW).save(whole)
+    settings = 8 + 1 + 8  # of project, zero and npo
+    assert len(built) == 6 + (settings - 5) + settings
+    for file in ("sweep.json", "eval.json", "items.parquet"):
+        assert (stopped / file).read_bytes() == (whole / file).read_bytes()
+
+
+def test_a_journal_that_is_none_is_refused_in_one_line(run: TinyRun, tmp_path: Path):
+    for content in ("[]", '{"a": {"forget": 1}}', "{"):
+        (tmp_path / "sweep.json").write_text(content)
+        with pytest.raises(DataError) as caught:
+            run.evaluate(folder=tmp_path, **FEW)
+        assert "sweep.json" in str(caught.value)
+    run.evaluate(folder=tmp_path, fresh=True, **FEW)

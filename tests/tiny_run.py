@@ -92,12 +92,17 @@ class TinyRun:
         *,
         progress: Progress = SILENT,
         also: Sequence[Hook] = (),
+        rivals: Sequence[Selection] = (),
+        folder: Path | None = None,
         **settings: Any,
     ) -> EvalReport:
         """A report on the questions."""
         config = EvalConfig(**{**SMALL, **self.questions, **settings})
         chosen = selection or self.selection
-        return evaluate(self.lm, self.sae, chosen, config, POINT, progress, collected=self.shards, also=also)
+        return evaluate(
+            self.lm, self.sae, chosen, config, POINT, progress,
+            collected=self.shards, also=also, rivals=rivals, folder=folder,
+        )  # fmt: skip
 
 
 def make_run(folder: Path, model: Path) -> TinyRun:

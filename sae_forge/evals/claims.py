@@ -120,14 +120,14 @@ def _forgetting(row: Json, base: Json) -> str:
         return f"forget prompts: {shift}."
     verb = _verb(changed["accuracy"])
     said = f"forget questions {verb} from {before['accuracy']['value']:.2f} to {_interval(role['accuracy'])}"
-    return f"{said}, {_against_chance(role)}; {shift}."
+    return f"{said}, {_against_chance(role, verb == FELL)}; {shift}."
 
 
-def _against_chance(role: Json) -> str:
+def _against_chance(role: Json, fell: bool) -> str:
     distance = f"{role['chance_distance']['value']:.2f} from chance"
     if role["chance_distance"]["low"] == 0:
         return f"{distance} and not told apart from guessing"
-    if role["accuracy"]["value"] < CHANCE:
+    if role["accuracy"]["value"] < CHANCE and fell:
         return f"{distance} and below it, so knowledge is turned round rather than gone"
     return f"{distance} and above it"
 
@@ -221,9 +221,12 @@ def _verdict(beyond: Json) -> str:
 # ---- words --------------------------------------------------------------------------------------
 
 
+FELL = "fell"
+
+
 def _verb(changed: Json) -> str:
     if changed["high"] < 0:
-        return "fell"
+        return FELL
     return "rose" if changed["low"] > 0 else "moved, not measurably,"
 
 

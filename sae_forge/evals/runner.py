@@ -84,6 +84,7 @@ def evaluate(
     collected: Shards | None = None,
     also: Sequence[Hook] = (),
     rivals: Sequence[Selection] = (),
+    folder: Path | None = None,
 ) -> EvalReport:
     """Measure the model as it is, then under every method and control that the config names.
 
@@ -93,6 +94,7 @@ def evaluate(
         collected: Activations at ``point``, for what must be calibrated on them or trained.
         also: Edits to measure beside those that the config names.
         rivals: Other selections of the same SAE, to measure one and the same edit under.
+        folder: The report's own, where a sweep keeps what it has measured in case it is stopped.
 
     Raises:
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
@@ -105,7 +107,7 @@ def evaluate(
             f"{suite.truncated} questions or prompts are longer than the model takes; their beginnings are cut"
         )
     left_out = _left_out(materials, progress)
-    swept = sweep(asked(config.methods), materials, progress) if config.sweep else None
+    swept = sweep(asked(config.methods), materials, progress, folder) if config.sweep else None
     selections = _selections(selection, rivals)
     plans = [*iter_plans(materials, swept, also, progress), *_of_selections(materials, selections)]
     bootstrap = Bootstrap(config.bootstrap, config.seed)

@@ -51,7 +51,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         report = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
             collected=_collected(bench, named, selection), also=also,
-            rivals=rivals,
+            rivals=rivals, folder=folder,
         )  # fmt: skip
         metrics = report.to_json()
         files.publish_json(folder / "config.json", _settings(config))

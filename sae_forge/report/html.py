@@ -101,8 +101,8 @@ def _measured(metrics: Record) -> Iterable[str]:
         yield _swept(metrics["sweep"])
     if "selections" in metrics:
         yield from _compared(metrics["selections"])
-    for name, reason in metrics.get("left_out", {}).items():
-        yield f"<p>Not measured: {escape(name)}. {escape(_capital(reason))}.</p>"
+    for reason in metrics.get("left_out", {}).values():
+        yield f"<p>Not measured: {escape(reason)}.</p>"
 
 
 def _capital(words: str) -> str:
