@@ -42,6 +42,16 @@ def claims(metrics: Json) -> list[str]:
     return lines
 
 
+def headlines(metrics: Json) -> tuple[list[str], list[str]]:
+    """The claims that come first, and after a sweep those about each method by itself."""
+    every = metrics["claims"]
+    if "sweep" not in metrics:
+        return every, []
+    first = every.index(REVERSIBLE) + 1
+    first += any(row["kind"] == "weights" for row in metrics["methods"])
+    return every[:first], every[first:]
+
+
 def _of_sweep(metrics: Json, base: Json, rows: list[Json]) -> Iterator[str]:
     """Which methods forget most while utility holds, on the half that nothing was chosen on."""
     tuned = metrics["sweep"]["methods"]
@@ -56,7 +66,7 @@ def _of_sweep(metrics: Json, base: Json, rows: list[Json]) -> Iterator[str]:
         yield "None of them keeps the retain questions within one point on the test half."
         return
     yield "With retain questions within one point of the model's own, forget questions fall furthest from chance under:"
-    for row in sorted(kept, key=_closeness)[:3]:
+    for row in sorted(kept, key=_standing)[:3]:
         accuracy = row["roles"]["forget"]["accuracy"]
         beside = row["change"]["roles"].get("neighbour", {}).get("accuracy")
         also = f", neighbours {_moved(beside, POINTS)} points" if beside else ""
@@ -68,9 +78,10 @@ def _keeps(row: Json) -> bool:
     return row["change"]["roles"]["retain"]["accuracy"]["value"] >= -1 / POINTS
 
 
-def _closeness(row: Json) -> float:
-    """How far forget accuracy is above chance; below counts as at it."""
-    return max(0.0, row["roles"]["forget"]["accuracy"]["value"] - CHANCE)
+def _standing(row: Json) -> tuple[float, float]:
+    """Better rows first: forget accuracy above chance, below counting as at it, then what the neighbours lose."""
+    beside = row["change"]["roles"].get("neighbour", {}).get("accuracy")
+    return max(0.0, row["roles"]["forget"]["accuracy"]["value"] - CHANCE), -beside["value"] if beside else 0.0
 
 
 def _of_edit(row: Json, base: Json, metrics: Json) -> Iterator[str]:

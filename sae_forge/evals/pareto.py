@@ -42,9 +42,10 @@ def front(points: Sequence[Point]) -> list[Point]:
     return sorted(unique.values(), key=lambda one: (-one.utility, one.forget))
 
 
-def best_at(points: Sequence[Point], floor: float) -> Point | None:
-    """The lowest forget accuracy among points of at least ``floor`` utility, if any has that."""
-    return min((one for one in points if one.utility >= floor), key=lambda one: one.forget, default=None)
+def best_at(points: Sequence[Point], floor: float, neighbour_floor: float = 0.0) -> Point | None:
+    """The lowest forget accuracy among points of at least these accuracies elsewhere, if any has them."""
+    kept = (one for one in points if one.utility >= floor and (one.neighbour or 0.0) >= neighbour_floor)
+    return min(kept, key=lambda one: one.forget, default=None)
 
 
 def hypervolume(points: Sequence[Point], base_forget: float) -> float:

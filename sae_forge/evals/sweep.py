@@ -47,6 +47,9 @@ class Tuned:
         """The method's part of the report's ``sweep``."""
         best = {name: pareto.best_at(self.points, floor) for name, floor in pareto.floors(base.utility).items()}
         at_99 = best["utility_99"]
+        if base.neighbour is not None:
+            both = (pareto.UTILITY_SHARE * base.utility, pareto.UTILITY_SHARE * base.neighbour)
+            best["neighbours_99"] = pareto.best_at(self.points, *both)
         return {
             "configurations": len(self.points),
             "points": [_point(one) for one in self.points],

@@ -8,6 +8,7 @@ from sae_forge import files
 from sae_forge.config import EvalConfig
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.errors import ConfigError, DataError
+from sae_forge.evals.claims import headlines
 from sae_forge.evals.materials import Shards
 from sae_forge.evals.runner import REPORT_FILE, EvalReport
 from sae_forge.evals.runner import evaluate as measure
@@ -18,7 +19,7 @@ from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import readers
 from sae_forge.report.estimates import Measurement, controls_of, domains, headline, measurements, methods
-from sae_forge.report.plots import domain_bars, sweep_panels, trade_off
+from sae_forge.report.plots import domain_bars, method_map, sweep_panels, trade_off
 from sae_forge.sae.named import NamedSAE
 from sae_forge.sae.store import Provenance
 
@@ -63,7 +64,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         run=bench.run,
         outputs={"report": folder / REPORT_FILE, "folder": folder},
         metrics=metrics,
-        summary="\n".join(metrics["claims"]) + f"\n{folder}",
+        summary="\n".join(headlines(metrics)[0]) + f"\n{folder}",
         tables=(table(metrics),),
         then=bench.next("report"),
     )
@@ -130,9 +131,14 @@ def _pictures(metrics: dict[str, Any]) -> dict[str, bytes]:
     found = {}
     if len(headline(metrics)) <= MOST_BARS:
         found |= {name: domain_bars(metrics, measure=name, chance=chance) for name, chance in shown.items()}
+    if "sweep" in metrics:
+        return found | {
+            "methods": method_map(metrics, chance=chances["accuracy"]),
+            "sweep": sweep_panels(metrics),
+        }
     if "accuracy" in shown and len(methods(metrics)) > FEWEST_POINTS:
         found["trade_off"] = trade_off(metrics, chance=chances["accuracy"])
-    return found | ({"sweep": sweep_panels(metrics)} if "sweep" in metrics else {})
+    return found
 
 
 # ---- table --------------------------------------------------------------------------------------

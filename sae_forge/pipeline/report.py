@@ -17,6 +17,7 @@ from sae_forge.runs import POINTER
 CAPTIONS = {
     "accuracy": "Question accuracy in every domain, before and after, with 95 % intervals.",
     "logprob": "Log-probability of the right continuation in every domain, nats per token.",
+    "methods": "Every method on the test half, at the setting that was chosen for it on the dev half.",
     "sweep": "Every setting of every method on the dev half; the chosen one is ringed.",
     "trade_off": "Forgetting against what is kept, over the settings that were swept.",
 }

@@ -33,7 +33,9 @@ class Measurement:
         return pool([entry.get(group, {}).get(measure) for entry in self.entries])
 
     def edited_share(self, role: str) -> float | None:
-        """Share of real tokens edited on text of a role, the mean over seeds."""
+        """Share of real tokens edited on text of a role, the mean over seeds; None under retrained weights."""
+        if any(entry.get("kind") == "weights" for entry in self.entries):
+            return None
         shares = [entry.get("edited_share", {}).get(role) for entry in self.entries]
         known = [share for share in shares if share is not None]
         return sum(known) / len(known) if known else None
@@ -126,6 +128,8 @@ def label(name: str, settings: Record) -> str:
         match key:
             case "scale" if name == "scale":
                 words.insert(0, text)
+            case "steps" | "batch_size" | "refusal_latent":
+                pass  # the same in every row; the report's JSON has them
             case "num_features":
                 words.append(f"{text} latents")
             case _:

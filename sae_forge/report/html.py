@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge import files
+from sae_forge.evals.claims import headlines
 from sae_forge.report.estimates import Measurement, Record, domains, label, measurements, methods
 from sae_forge.report.style import CSS
 
@@ -65,7 +66,10 @@ def _section(section: Section, several: bool) -> Iterable[str]:
     if several:
         yield f"<h2>{escape(section.title)}</h2>"
     yield '<section class="claims" aria-label="What may be claimed">'
-    yield from (_sentence(text) for text in (section.eval["claims"] if section.eval else UNMEASURED))
+    first, rest = headlines(section.eval) if section.eval else (list(UNMEASURED), [])
+    yield from map(_sentence, first)
+    if rest:
+        yield f"<details><summary>Method by method</summary>{''.join(map(_sentence, rest))}</details>"
     yield "</section>"
     if section.eval:
         yield from _measured(section.eval)
@@ -113,7 +117,7 @@ def _swept(sweep: Record) -> str:
     """What the sweep tried and chose, a row a method."""
     heads = (
         "method", "settings tried", "chosen", "by rule", "forget", "retain", "lowest forget at 99 % of retain",
-        "lowest forget at one point lost", "SAEBench score", "hypervolume", "best alignment",
+        "lowest forget at one point lost", "lowest forget at 99 % of retain and neighbours", "SAEBench score", "hypervolume", "best alignment",
     )  # fmt: skip
     rows = [
         (
@@ -123,12 +127,18 @@ def _swept(sweep: Record) -> str:
             one["rule"].replace("_", " "),
             _number(one["chosen"]["forget"]),
             _number(one["chosen"]["utility"]),
-            *("none" if best is None else _number(best["forget"]) for best in one["best_at"].values()),
+            *(_lowest(one["best_at"], floor) for floor in ("utility_99", "utility_1pt", "neighbours_99")),
             *(_number(one[measure]) for measure in ("saebench_score", "hypervolume", "best_alignment")),
         )
         for name, one in sweep["methods"].items()
     ]
     return _table("The sweep, on the dev half: what was tried and what was chosen", heads, rows)
+
+
+def _lowest(best_at: Record, floor: str) -> str:
+    if floor not in best_at:
+        return ""
+    return "none" if best_at[floor] is None else _number(best_at[floor]["forget"])
 
 
 def _compared(selections: Record) -> Iterable[str]:

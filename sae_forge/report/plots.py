@@ -134,6 +134,68 @@ def trade_off(metrics: Record, *, measure: str = "accuracy", chance: float | Non
         return write(kind)
 
 
+def method_map(metrics: Record, *, measure: str = "accuracy", chance: float | None = None, kind: Kind = "png") -> bytes:
+    """Every method at one setting: forgetting against the worst damage elsewhere, by name, over its random controls.
+
+    Utility is that of :func:`trade_off`. Colour and marker say what was done to the model.
+    """
+    points = trade_offs(metrics, measure)
+    with canvas.figure(7.4, 5.4) as (figure, write):
+        axes = figure.add_subplot()
+        if chance is not None:
+            axes.axvline(chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({chance:g})")
+        for what, (colour, marker, size) in _WHATS.items():
+            group = [point for point in points if _what(point) == what]
+            x, y = [point.forget["value"] for point in group], [point.utility["value"] for point in group]
+            if what != "random control":
+                axes.errorbar(
+                    x, y, xerr=_reach([point.forget for point in group]),
+                    yerr=_reach([point.utility for point in group]),
+                    fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.4,
+                )  # fmt: skip
+            axes.plot(
+                x, y, linestyle="", marker=marker, color=colour, markersize=size, markeredgecolor="white", label=what
+            )
+        axes.set_xlabel(f"{measure} on what is forgotten (test half)")
+        axes.set_ylabel(f"lowest {measure} on what is kept")
+        axes.set_title("Every method at the setting it was tuned to, 95 % intervals")
+        _legend_below(figure, axes)
+        figure.draw_without_rendering()
+        _name_points(axes, [point for point in points if _what(point) in ("edit of activations", "retrained weights")])
+        return write(kind)
+
+
+_WHATS = {
+    "random control": (SKY, "D", 4),
+    "edit of activations": (VERMILLION, "o", 7),
+    "retrained weights": (BLUE, "s", 7),
+    "the model as it is": (GREY, "*", 13),
+}
+"""Colour, marker and its size by what was done to the model."""
+
+
+def _what(point: TradeOff) -> str:
+    kinds = {"baseline": "the model as it is", "weights": "retrained weights", "hook": "edit of activations"}
+    measurement = point.measurement
+    return "random control" if measurement.name == "random" else kinds[measurement.entries[0]["kind"]]
+
+
+def _name_points(axes: "Axes", points: Sequence[TradeOff]) -> None:
+    """Write each name beside its point, moved down until it covers no other name."""
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda point: (-point.utility["value"], point.forget["value"])):
+        name = point.measurement.name
+        x, y = axes.transData.transform((point.forget["value"], point.utility["value"])) * 72 / axes.figure.dpi
+        width, down = 4.4 * len(name), 3.0
+        while any(abs(y - down - other) < 9 and x < right and left < x + width for left, right, other in taken):
+            down += 3
+        taken.append((x, x + width, y - down))
+        axes.annotate(
+            name, (point.forget["value"], point.utility["value"]), xytext=(6, -down), textcoords="offset points",
+            fontsize=7.5,
+        )  # fmt: skip
+
+
 def sweep_panels(metrics: Record, *, kind: Kind = "png") -> bytes:
     """Every setting that was tried on the dev half, a panel a method, over those of all methods in grey.
 
