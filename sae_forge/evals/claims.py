@@ -5,7 +5,7 @@ excludes zero. No setting is picked out of those measured on the same questions,
 itself; what a sweep chose, it chose on other questions.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sae_forge.evals.metrics import CHANCE
@@ -18,7 +18,7 @@ POINTS = 100
 AT_REST = ("zero", "mean_ablate")
 """Edits that put latents to rest: controls themselves."""
 
-Json = dict[str, Any]
+Json = Mapping[str, Any]
 
 
 def claims(metrics: Json) -> list[str]:

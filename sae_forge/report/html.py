@@ -117,7 +117,8 @@ def _swept(sweep: Record) -> str:
     """What the sweep tried and chose, a row a method."""
     heads = (
         "method", "settings tried", "chosen", "by rule", "forget", "retain", "lowest forget at 99 % of retain",
-        "lowest forget at one point lost", "lowest forget at 99 % of retain and neighbours", "SAEBench score", "hypervolume", "best alignment",
+        "lowest forget at one point lost", "lowest forget at 99 % of retain and neighbours", "SAEBench score",
+        "hypervolume", "best alignment",
     )  # fmt: skip
     rows = [
         (
