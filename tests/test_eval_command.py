@@ -57,7 +57,7 @@ def exported(run: TinyRun) -> dict[str, Any]:
 def test_what_is_printed_is_what_is_kept(run: TinyRun, swept: dict[str, Any]):
     folder = Path(swept["outputs"]["folder"])
     assert json.loads((folder / "eval.json").read_text()) == swept["metrics"]
-    assert {path.name for path in folder.iterdir()} >= {"config.json", "items.parquet", "sweep.png"}
+    assert {path.name for path in folder.iterdir()} >= {"config.json", "items.parquet", "methods.png", "sweep.png"}
     assert (folder / "sweep.png").read_bytes() == plots.sweep_panels(swept["metrics"])
     before = (folder / "eval.json").read_bytes()
     assert evaluated(run, *SWEEP)["outputs"] == swept["outputs"]

@@ -34,6 +34,9 @@ def test_best_at_takes_the_lowest_forget_accuracy_above_the_floor():
     assert best_at(points, 0.99) is points[1]
     assert best_at(points, 0.98) is points[1]
     assert best_at(points, 1.01) is None
+    beside = [point(0.2, 1.0, 0.9), point(0.4, 1.0, 0.98), point(0.3, 0.9, 1.0)]
+    assert best_at(beside, 0.99, 0.95) is beside[1]
+    assert best_at(beside, 0.99, 0.99) is None
 
 
 def test_hypervolume_by_hand():

@@ -9,15 +9,16 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import matplotlib.figure
 import numpy as np
 import pytest
 
 from sae_forge.errors import BackendError
+from sae_forge.evals.claims import REVERSIBLE, headlines
 from sae_forge.report import plots
 from sae_forge.report.estimates import domains, headline, measurements, pool, trade_offs
 from sae_forge.report.html import Section, page, write_page
 
-REVERSIBLE = "Removing the hook restores everything."
 HOSTILE = """<script>alert(1)</script> " onload='x' &amp; </table><img src=http://evil/x.png>"""
 VOID = {"meta", "img", "br"}
 
@@ -31,6 +32,7 @@ def method(name: str, accuracies: list[float], *, seed: int | None = None, **set
     measured = zip(names, accuracies, strict=True)
     return {
         "name": name,
+        "kind": {"baseline": "baseline", "rmu": "weights"}.get(name, "hook"),
         "settings": settings,
         "seed": seed,
         "domains": {domain: {"accuracy": estimate(value), "logprob": estimate(-1.5)} for domain, value in measured},
@@ -61,6 +63,7 @@ TABLE = report(
         for seed in range(3)
     ),
 )
+MAPPED = report(*TABLE["methods"], method("rmu", [0.4, 0.97, 0.97], coefficient=20.0), method("dsg", [0.4, 0.97, 0.97]))
 ISOTROPIC = "random isotropic for scale -3, 100 latents (3 seeds)"
 
 
@@ -72,8 +75,8 @@ def tuned(*points: dict[str, Any], best: dict[str, Any] | None) -> dict[str, Any
     """A method's part of a sweep, with its first point chosen."""
     return {
         "configurations": len(points), "points": list(points), "front": list(points[:2]), "chosen": points[0],
-        "best_at": {"utility_99": best, "utility_1pt": points[0]}, "saebench_score": 0.6875, "hypervolume": 0.4321,
-        "best_alignment": 0.5, "rule": "utility_1pt",
+        "best_at": {"utility_99": best, "utility_1pt": points[0], "neighbours_99": points[1]},
+        "saebench_score": 0.6875, "hypervolume": 0.4321, "best_alignment": 0.5, "rule": "utility_1pt",
     }  # fmt: skip
 
 
@@ -203,6 +206,41 @@ def test_the_page_opens_with_the_claims_and_that_the_hook_can_be_removed():
     )
 
 
+def test_after_a_sweep_the_claims_about_each_method_can_be_folded_away():
+    claims = [
+        "2 methods, tuned.",
+        "  scale: 1 to 0",
+        REVERSIBLE,
+        "rmu: other weights.",
+        "Scale -3: fell.",
+        "rmu: fell.",
+    ]
+    metrics = {**swept(2), "claims": claims, "methods": MAPPED["methods"]}
+    assert headlines(metrics) == (claims[:4], claims[4:])
+    text = page("m", [section(eval=metrics)])
+    first, rest = text.split("<details><summary>Method by method</summary>")
+    assert all(line.strip() in first for line in claims[:4]) and "Scale -3: fell." not in first
+    assert "Scale -3: fell." in rest.split("</details>")[0]
+    assert headlines(report() | {"claims": claims}) == (claims, [])
+
+
+def test_retrained_weights_have_no_edited_tokens_to_show():
+    found = {entry.name: entry.edited_share("forget") for entry in measurements(MAPPED)}
+    assert found["scale"] == 0.3 and found["rmu"] is None
+
+
+def test_names_on_the_map_do_not_cover_one_another():
+    figure = matplotlib.figure.Figure(figsize=(7, 5))
+    axes = figure.add_subplot()
+    axes.set_xlim(0, 1), axes.set_ylim(0, 1)
+    points = [point for point in trade_offs(MAPPED, "accuracy") if point.measurement.name != "random"] * 3
+    plots._name_points(axes, points)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent().padded(-2) for text in axes.texts]
+    assert len(boxes) == len(points)
+    assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
+
+
 def test_a_page_without_results_claims_nothing():
     words = "".join(parsed(page("m", [section(eval=None, selection=None, train=None, plots={}, settings={})])).text)
     assert "nothing can be claimed" in words
@@ -239,11 +277,11 @@ def test_the_page_of_a_sweep_says_what_was_tried_chosen_and_not_measured():
     sweep = table_of(text, "The sweep, on the dev half: what was tried and what was chosen")
     assert sweep.count("<tr>") == 3
     rows = re.findall(r"<t[dh][^>]*>([^<]*)</t[dh]>", sweep.split("<tbody>")[1])
-    assert rows[:11] == [
-        "method 0", "2", "scale -4, 50 latents", "utility 1pt", "0.312", "0.96", "none", "0.312", "0.688", "0.432",
-        "0.5",
+    assert rows[:12] == [
+        "method 0", "2", "scale -4, 50 latents", "utility 1pt", "0.312", "0.96", "none", "0.312", "0.5", "0.688",
+        "0.432", "0.5",
     ]  # fmt: skip
-    assert rows[17] == "0.5"
+    assert rows[18] == "0.5"
     words = "".join(outline.text)
     assert f"Not measured: the selection has {HOSTILE}." in words
     assert "The sweep" not in page("m", [section()])
@@ -290,6 +328,8 @@ DRAWINGS: dict[str, Callable[[plots.Kind], bytes]] = {
         [{"step": step, "fvu": 1 / (step + 1), "dead_share": None if step < 2 else 0.1} for step in range(5)], kind=kind
     ),
     "training of nothing": lambda kind: plots.training_curve([], kind=kind),
+    "map": lambda kind: plots.method_map(MAPPED, chance=0.25, kind=kind),
+    "map of nothing": lambda kind: plots.method_map(report(), kind=kind),
     "sweep": lambda kind: plots.sweep_panels(swept(2), kind=kind),
     "sweep of more than a row": lambda kind: plots.sweep_panels(swept(5), kind=kind),
 }

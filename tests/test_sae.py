@@ -13,9 +13,9 @@ from torch import Tensor
 from sae_forge import files
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.sae.dictionary import LatentActs
 from sae_forge.sae.losses import FvuMeter, auxk_loss, fvu
 from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae, save_sae
-from sae_forge.sae.dictionary import LatentActs
 from sae_forge.sae.topk import TopKSAE
 
 D_IN, D_SAE, K = 13, 41, 5

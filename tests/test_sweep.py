@@ -167,7 +167,7 @@ def test_the_shape_of_a_sweep(metrics: dict[str, Any]):
             "chosen", "rule",
         }  # fmt: skip
         assert all(set(entry) == coordinates for entry in (*one["points"], *one["front"], one["chosen"]))
-        assert set(one["best_at"]) == {"utility_99", "utility_1pt"}
+        assert set(one["best_at"]) == {"utility_99", "utility_1pt", "neighbours_99"}
         assert one["rule"] in ("utility_99", "utility_1pt", "alignment")
         assert all(0 <= entry[name] <= 1 for entry in one["points"] for name in ("forget", "utility", "neighbour"))
     json.dumps(found, allow_nan=False)

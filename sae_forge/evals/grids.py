@@ -47,7 +47,7 @@ def from_flags(method: EvalMethod, size: int, materials: Materials) -> list[Sett
         case "diff_means":
             return [{"budget": 1.0, "gated": gated} for gated in (False, True)]
         case "rmu":
-            return [_rmu(2.0, recipe_default(method, "alpha"), materials)]
+            return [_rmu(2.0, recipe_default(method, "alpha"), 1.0, materials)]
         case "gradient_ascent" | "grad_diff" | "npo" | "simnpo":
             return [_trained(method, materials)]
         case "crisp":
@@ -121,7 +121,7 @@ def _axes(method: EvalMethod, size: int) -> tuple[dict[str, list[Any]], Strength
         case "diff_means":
             return {"gated": [False, True]}, Strength("budget", 0.25, 4.0)
         case "rmu":
-            return {"alpha": [10.0, 100.0, 300.0]}, Strength("times", 1.0, 16.0)
+            return {"alpha": [10.0, 100.0], "rate": [1.0, 3.0]}, Strength("times", 2.0, 16.0)
         case "gradient_ascent":
             return {"passes": [0.5, 1.0]}, Strength("rate", 0.05, 1.0)
         case "grad_diff":
@@ -171,7 +171,7 @@ def _finished(method: EvalMethod, point: Settings, materials: Materials) -> Sett
             times = point["sign"] * point["times"] * _refusal_unit(materials)
             return own | _refused(times, _short(point["share"] * materials.peak(latents)), materials)
         case "rmu":
-            return _rmu(point["times"], point["alpha"], materials)
+            return _rmu(point["times"], point["alpha"], point["rate"], materials)
         case "gradient_ascent" | "grad_diff" | "npo" | "simnpo" | "crisp":
             return own | _trained(method, materials, **training)
         case _:
@@ -203,10 +203,10 @@ def _relative(times: float, materials: Materials) -> Settings:
     return {"relative": _short(times)} if materials.config.value_units == "relative" else {}
 
 
-def _rmu(times: float, alpha: float, materials: Materials) -> Settings:
+def _rmu(times: float, alpha: float, rate: float, materials: Materials) -> Settings:
     """RMU's target is as long as ``times`` the activation of a retain token."""
     coefficient = {"coefficient": _short(times * materials.retain_norm), "relative": times, "alpha": alpha}
-    return coefficient | _trained("rmu", materials)
+    return coefficient | _trained("rmu", materials, rate=rate)
 
 
 def _trained(method: EvalMethod, materials: Materials, *, rate: float = 1.0, passes: float = 1.0) -> Settings:
