@@ -9,7 +9,7 @@ run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in mod
 	$(BIN)/sae-forge run
 
 test: lint  ## set up, then lint, types, import contract and the whole suite
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile
 
 lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .

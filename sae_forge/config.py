@@ -266,7 +266,8 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
             attribution_max_broken=(self.attribution_max_broken >= 0, "give 0 or more"),
             snippets=(self.snippets >= 0, "give 0 or more"),
         )
-        if self.refusal is not None and self.refusal_latent is not None:
+        from_preset = "refusal_latent" in self.spelled and "refusal" not in self.spelled
+        if self.refusal is not None and self.refusal_latent is not None and not from_preset:
             raise ConfigError("--refusal finds the refusal latent and --refusal_latent names it; give one of them")
 
     @property
@@ -276,6 +277,11 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
         for name in self.method:
             named.extend(COUNTING_METHODS if name == "all" else (name,))
         return tuple(dict.fromkeys(named))
+
+    @property
+    def refusal_text(self) -> str | None:
+        """The text that the refusal latent is to be found on; a latent that was named makes it needless."""
+        return None if self.refusal_latent is not None else self.refusal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -322,14 +328,14 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
     value_units: Annotated[ValueUnits, "relative: clamp_value times the median residual norm over the edit's norm."] = (
         "relative"
     )
-    theta: Annotated[float, "Clamping, gates: a latent fires where its act exceeds this."] = 0.0
+    theta: Annotated[float, "conditional_clamp, refusal_clamp, --gate: what an act must exceed to fire."] = 0.0
     refusal_value: Annotated[float, "refusal_clamp: value the refusal latent is set to (in value_units)."] = -1.0
     gate: Annotated[GateKind, "When an edit is in force. own: as the method's paper has it."] = "own"
     gate_policy: Annotated[
         GatePolicy, "Sequence gates: decide on the prompt and hold, on all text so far, or per token."
     ] = "prompt"
     gate_percentile: Annotated[float, "Sequence gates open above this percentile of the retain sequences."] = 95.0
-    gate_window: Annotated[int, "window, max: tokens the rate is taken over."] = 32
+    gate_window: Annotated[int, "--gate window: tokens the rate is taken over."] = 32
     baseline_steps: Annotated[int | None, "Retrained baselines: optimizer steps. Unset: the paper's."] = None
     baseline_lr: Annotated[
         float | None, "Retrained baselines: learning rate, which a sweep goes around. Unset: the paper's."
@@ -374,6 +380,13 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.gate == "cusum" and self.gate_policy == "per_token":
+            raise ConfigError(
+                "--gate cusum sums over a text, so --gate_policy per_token would never open it; use streaming"
+            )
+        tuned = ["theta", *(("clamp_value", "refusal_value") if self.value_units == "relative" else ())]
+        if self.sweep and (ignored := sorted(self.spelled.intersection(tuned))):
+            raise ConfigError(f"--sweep tries values of its own, so --{ignored[0]} would mean nothing; leave it out")
         if self.sweep and self.half != "test":
             raise ConfigError(f"--sweep tunes on the dev half and reports on the test half; drop --half {self.half}")
         if self.methods == ("random",) and self.steering is None:

@@ -3,8 +3,9 @@
 import importlib.util
 import math
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from torch import Tensor
 from sae_forge.config import EvalConfig, EvalMethod, GateKind
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import BackendError, ConfigError, DataError
-from sae_forge.evals.grids import from_flags, grid
-from sae_forge.evals.methods import HOOKS, RETRAINED, UNTUNED, asked, build
+from sae_forge.evals.grids import ends, from_flags, grid
+from sae_forge.evals.methods import HOOKS, RETRAINED, UNTUNED, asked, build, impossible
 from sae_forge.evals.runner import iter_plans
 from sae_forge.evals.subjects import Hook, Retrained
 from sae_forge.interventions.apply import applied, delta
 from sae_forge.interventions.clamping import MeanAblation
 from sae_forge.interventions.gates import MeanRate
+from sae_forge.interventions.token_gates import AnyFires
 
 EVERY = tuple(name for name in get_args(EvalMethod) if name not in ("all", "random"))
 TUNED = tuple(name for name in EVERY if name not in UNTUNED)
@@ -192,16 +194,19 @@ def test_mean_ablation_writes_the_mean_over_all_retain_tokens(run: TinyRun):
 
 @pytest.mark.parametrize("percentile", [50.0, 95.0])
 @pytest.mark.parametrize("size", [6, LATENTS])
-def test_the_threshold_of_dsg_is_the_percentile_of_retain_rates(run: TinyRun, percentile: float, size: int):
+def test_the_threshold_of_dsg_is_the_highest_percentile_of_any_retain_corpus(
+    run: TinyRun, percentile: float, size: int
+):
     materials, latents = run.materials(gate_percentile=percentile), run.selection.indices[:size]
     (settings,) = from_flags("dsg", size, materials)
     hook = build("dsg", settings, materials)
-    sequences = [one for reader in run.shards.retain.values() for one in sequences_of(reader)]
-    rates = [float((acts_of(run, one, latents) > 0).any(1).double().mean()) for one in sequences]
-    assert len(sequences) > 100
+    corpora = [sequences_of(reader) for reader in run.shards.retain.values()]
+    rates = [[float((acts_of(run, one, latents) > 0).any(1).double().mean()) for one in texts] for texts in corpora]
+    assert len(rates) == 2 and min(map(len, rates)) > 40
+    wanted = max(np.percentile(found, percentile) for found in rates)
     assert isinstance(hook, Hook)
     assert isinstance(hook.intervention.gate, MeanRate)
-    assert hook.intervention.gate.tau == pytest.approx(np.percentile(rates, percentile), rel=1e-6)
+    assert hook.intervention.gate.tau == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -252,9 +257,12 @@ def test_gates_open_where_the_statistic_of_a_text_exceeds_that_of_most_retain_te
     retain = [one for reader in run.shards.retain.values() for one in sequences_of(reader)]
     forget = sequences_of(run.shards.forget)
     texts = [acts_of(run, one, latents).numpy() for one in (*retain, *forget)]
-    drift = float(np.percentile([statistic("mean", one, 0.0) for one in texts[: len(retain)]], 90.0))
+    ends = np.cumsum([0, *(len(sequences_of(reader)) for reader in run.shards.retain.values())])
+    corpora = [slice(start, end) for start, end in pairwise(ends)]
+    rates = [statistic("mean", one, 0.0) for one in texts]
+    drift = float(max(np.percentile(rates[corpus], 90.0) for corpus in corpora))
     found = [statistic(kind, one, drift) for one in texts]
-    limit = np.percentile(found[: len(retain)], 90.0)
+    limit = max(np.percentile(found[corpus], 90.0) for corpus in corpora)
     opened = []
     for x, acts, value in zip((*retain, *forget), texts, found, strict=True):
         moved = delta(run.sae, hook.intervention, x[None], torch.ones(1, len(x), dtype=torch.bool))[0].any(dim=-1)
@@ -314,8 +322,8 @@ def without(monkeypatch: pytest.MonkeyPatch, package: str) -> None:
 def test_a_method_that_was_named_and_cannot_be_measured_is_refused(run: TinyRun, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(DataError, match="the selection has none; make one: features --refusal"):
         run.evaluate(replace(run.selection, refusal_latent=None), methods=("refusal_clamp",))
-    with pytest.raises(DataError, match="relative values, gates of whole texts and retrained baselines need"):
-        list(iter_plans(run.materials(bare=True, methods=("clamp",))))
+    with pytest.raises(DataError, match="relative values, calibrated gates and retrained baselines need"):
+        _ = run.materials(bare=True).retain_norm
     without(monkeypatch, "peft")
     with pytest.raises(BackendError, match=r"pip install 'sae-forge\[baselines\]'"):
         run.evaluate(methods=("scale", "crisp"))
@@ -365,3 +373,65 @@ def test_controls_alone_are_allowed_beside_a_steering_file():
     assert EvalConfig(methods=("random",), steering=Path("x.csv")).methods == ("random",)
     with pytest.raises(ConfigError, match="name one too"):
         EvalConfig(methods=("random",))
+
+
+# ---- what another gate replaces, and what cannot be combined ------------------------------------
+
+
+@pytest.mark.parametrize("method", ["dsg", "refusal_clamp"])
+def test_a_gate_that_replaces_a_methods_own_leaves_nothing_of_it_to_tune(run: TinyRun, method: EvalMethod):
+    materials = run.materials(gate="any", configurations=8)
+    tried = grid(method, materials)
+    edits = {repr(build(method, one, materials)) for one in tried}
+    assert len(tried) == 8
+    assert len(edits | {repr(one) for one in tried}) >= 8
+    assert all("percentile" not in one and "theta" not in one for one in tried)
+    (settings,) = from_flags(method, LATENTS, materials)
+    assert "percentile" not in settings and "theta" not in settings
+    hook = build(method, settings, materials)
+    assert isinstance(hook, Hook) and hook.intervention.gate == AnyFires(0.0)
+
+
+@pytest.mark.parametrize("changed", [{"gate": "all"}, {"keep_error": False}])
+def test_diff_means_takes_no_gate_and_has_no_error_to_drop(run: TinyRun, changed: dict[str, Any]):
+    with pytest.raises(ConfigError, match="diff_means reads no SAE"):
+        run.evaluate(methods=("diff_means",), **changed)
+    left_out = run.evaluate(methods=("all",), limit=1, random_seeds=3, controls=("direction",), **changed).metrics
+    assert "diff_means reads no SAE" in left_out["left_out"]["diff_means"]
+    assert "diff_means" not in {row["name"] for row in left_out["methods"]}
+    assert {left_out["protocol"][name] for name in ("gate",)} == {changed.get("gate", "own")}
+
+
+def test_the_strengths_at_both_ends_of_a_grid_are_known(run: TinyRun):
+    materials = run.materials(configurations=12)
+    scales = [one["scale"] for one in grid("scale", materials)]
+    assert ends("scale", materials) == [
+        {max(scales): "gentlest", min(scales): "roughest"}.get(scale) for scale in scales
+    ]
+    assert ends("zero", materials) == [None]
+
+
+def test_an_edit_of_every_token_has_no_other_tokens_to_be_put_on(run: TinyRun):
+    methods = ("steer", "project", "diff_means", "clamp", "random")
+    rows = run.evaluate(methods=methods, limit=1, controls=("places",)).metrics["methods"]
+    placed = {(row["settings"]["of"], row["settings"].get("gated")) for row in rows if row["name"] == "random"}
+    assert placed == {("clamp", None), ("diff_means", True)}
+
+
+def test_without_shards_the_message_says_what_is_missing_and_what_to_do(run: TinyRun):
+    bare = run.materials(bare=True)
+    reasons = {"rmu": "trains on", "dsg": "has a gate", "clamp": "--value_units absolute", "diff_means": "means"}
+    for method, why in reasons.items():
+        assert why in str(impossible(method, bare)) and f"leave {method} out" in str(impossible(method, bare))
+    absolute = run.materials(bare=True, value_units="absolute")
+    assert impossible("clamp", absolute) is None and impossible("scale", bare) is None
+    assert "has a gate" in str(impossible("scale", run.materials(bare=True, gate="mean")))
+
+
+def test_flags_that_a_sweep_would_ignore_are_refused():
+    for name in ("theta", "clamp_value", "refusal_value"):
+        with pytest.raises(ConfigError, match=f"--{name} would mean nothing"):
+            EvalConfig(sweep=True, spelled=frozenset({name}))
+    EvalConfig(sweep=True, value_units="absolute", spelled=frozenset({"clamp_value"}))
+    with pytest.raises(ConfigError, match="cusum sums over a text"):
+        EvalConfig(gate="cusum", gate_policy="per_token")

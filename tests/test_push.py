@@ -94,7 +94,7 @@ def selection(weights: str) -> dict:
     ]
     corpus = {"name": "wizards", "tokens": 99, "manifest": "ab", "rates_every": 1}
     return {
-        "format": 1,
+        "format": 2,
         "sae": f"{POINT}/k3-d23-s0",
         "weights": weights,
         "d_sae": 23,
@@ -107,6 +107,9 @@ def selection(weights: str) -> dict:
         "filtered": {"rare": 18},
         "latents": latents,
         "retain_rates": {"stones": [0.0, 0.5]},
+        "dead": [0, 3],
+        "refusal_latent": None,
+        "analysis": None,
     }
 
 

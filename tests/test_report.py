@@ -76,7 +76,7 @@ def tuned(*points: dict[str, Any], best: dict[str, Any] | None) -> dict[str, Any
     return {
         "configurations": len(points), "points": list(points), "front": list(points[:2]), "chosen": points[0],
         "best_at": {"utility_99": best, "utility_1pt": points[0], "neighbours_99": points[1]},
-        "saebench_score": 0.6875, "hypervolume": 0.4321, "best_alignment": 0.5, "rule": "utility_1pt",
+        "saebench_score": 0.6875, "hypervolume": 0.4321, "best_alignment": 0.5, "rule": "utility_1pt", "end": None,
     }  # fmt: skip
 
 

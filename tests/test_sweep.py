@@ -164,7 +164,7 @@ def test_the_shape_of_a_sweep(metrics: dict[str, Any]):
     for one in found["methods"].values():
         assert set(one) == {
             "configurations", "points", "front", "best_at", "saebench_score", "hypervolume", "best_alignment",
-            "chosen", "rule",
+            "chosen", "rule", "end",
         }  # fmt: skip
         assert all(set(entry) == coordinates for entry in (*one["points"], *one["front"], one["chosen"]))
         assert set(one["best_at"]) == {"utility_99", "utility_1pt", "neighbours_99"}

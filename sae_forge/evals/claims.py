@@ -29,6 +29,7 @@ def claims(metrics: Json) -> list[str]:
     trained = [row for row in rows if row["kind"] == "weights"]
     lines = list(_of_sweep(metrics, base, rows)) if "sweep" in metrics else []
     lines += list(_of_edit(edits[0], base, metrics)) if edits and not lines else []
+    lines += _of_all(metrics, edits)
     lines.append(REVERSIBLE)
     lines += [RETRAINED.format(names=", ".join(row["name"] for row in trained))] if trained else []
     lines += [line for row in edits[0 if "sweep" in metrics else 1 :] for line in _of_edit(row, base, metrics)]
@@ -53,7 +54,7 @@ def headlines(metrics: Json) -> tuple[list[str], list[str]]:
 
 
 def _of_sweep(metrics: Json, base: Json, rows: list[Json]) -> Iterator[str]:
-    """Which methods forget most while utility holds, on the half that nothing was chosen on."""
+    """What was tuned, and which methods forget while utility holds, on the half that nothing was chosen on."""
     tuned = metrics["sweep"]["methods"]
     most = max(one["configurations"] for one in tuned.values())
     once = [name for name, one in tuned.items() if one["configurations"] == 1]
@@ -61,16 +62,25 @@ def _of_sweep(metrics: Json, base: Json, rows: list[Json]) -> Iterator[str]:
     said = f"{many} tuned over {most} settings on the dev half and measured on the test half"
     yield f"{said} ({', '.join(once)}: nothing to tune, one setting)." if once else f"{said}."
     chosen = {name: one["chosen"]["settings"] for name, one in tuned.items()}
-    kept = [row for row in rows if row["settings"] == chosen.get(row["name"]) and _keeps(row)]
+    measured = [row for row in rows if row["settings"] == chosen.get(row["name"]) and row["name"] not in AT_REST]
+    kept = [row for row in measured if _keeps(row) and row["change"]["roles"]["forget"]["accuracy"]["high"] < 0]
     if not kept:
-        yield "None of them keeps the retain questions within one point on the test half."
-        return
-    yield "With retain questions within one point of the model's own, forget questions fall furthest from chance under:"
-    for row in sorted(kept, key=_standing)[:3]:
+        yield "None of them forgets measurably and keeps the retain questions within one point, by the values measured."
+    else:
+        yield (
+            "Forget questions under those that keep the retain questions within one point, by the values measured, "
+            f"nearest to guessing ({CHANCE:g}) first; the order itself was seen on the test half:"
+        )
+    for row in sorted(kept, key=_standing):
         accuracy = row["roles"]["forget"]["accuracy"]
+        turned = ", turned round" if accuracy["high"] < CHANCE else ""
         beside = row["change"]["roles"].get("neighbour", {}).get("accuracy")
-        also = f", neighbours {_moved(beside, POINTS)} points" if beside else ""
-        yield f"  {row['name']}: {base['roles']['forget']['accuracy']['value']:.2f} to {_interval(accuracy)}{also}"
+        also = f"; neighbours {_moved(beside, POINTS)} points" if beside else ""
+        before = base["roles"]["forget"]["accuracy"]["value"]
+        yield f"  {row['name']}: {before:.2f} to {_interval(accuracy)}{turned}{also}"
+    for end in ("roughest", "gentlest"):
+        if names := [name for name, one in tuned.items() if one["end"] == end]:
+            yield f"Chosen at the {end} strength that was tried, so there may be better beyond: {', '.join(names)}."
 
 
 def _keeps(row: Json) -> bool:
@@ -79,35 +89,52 @@ def _keeps(row: Json) -> bool:
 
 
 def _standing(row: Json) -> tuple[float, float]:
-    """Better rows first: forget accuracy above chance, below counting as at it, then what the neighbours lose."""
+    """Nearest to chance first, then what the neighbours lose."""
     beside = row["change"]["roles"].get("neighbour", {}).get("accuracy")
-    return max(0.0, row["roles"]["forget"]["accuracy"]["value"] - CHANCE), -beside["value"] if beside else 0.0
+    return abs(row["roles"]["forget"]["accuracy"]["value"] - CHANCE), -beside["value"] if beside else 0.0
+
+
+def _of_all(metrics: Json, edits: list[Json]) -> Iterator[str]:
+    """What holds for every edit and is not how the papers have it."""
+    how = metrics["protocol"]
+    if len({row["name"] for row in edits}) > 1:
+        yield (
+            f"All edits of latents use one selection, {how['selection']}; a paper's own is made with features --method "
+            "and compared with --compare_selections."
+        )
+    if how.get("gate", "own") != "own":
+        yield f"Every edit is in force only where the gate {how['gate']} is open ({how['gate_policy']})."
+    if not how.get("keep_error", True):
+        yield "The SAE's error is dropped (--no_keep_error): part of every change comes from that alone."
 
 
 def _of_edit(row: Json, base: Json, metrics: Json) -> Iterator[str]:
     yield from _of_method(row, base)
     asked = {"of": row["name"], **row["settings"]}
     beside = [control for control in metrics["controls"] if control["settings"].items() >= asked.items()]
-    yield from (f"  {_control(control, base)}" for control in beside)
+    yield from (f"  {_control(control, row, base)}" for control in beside)
     if not beside:
         yield "  Without a random-direction control these numbers do not show that the chosen latents matter."
 
 
 def _of_method(row: Json, base: Json) -> Iterator[str]:
     yield f"{_title(row)}: {_forgetting(row, base)}"
+    if row["kind"] == "hook" and row["roles"].get("forget", {}).get("edited_share") == 0:
+        yield "  No token of the forget questions was edited."
     yield from (f"  {text}" for text in (_utility(row), _recall(row, base), _fluency(row, base)) if text)
 
 
 def _title(row: Json) -> str:
     settings, name = row["settings"], row["name"]
     count = settings.get("num_features", settings.get("given"))
-    latents = f"{count} latents" if count else ""
+    latents = f"{count} latent{'s' if count > 1 else ''}" if count else ""
     match name:
         case "scale" if "scale" in settings:
             return f"Scale {settings['scale']:g} on {latents}"
         case "zero":
             return f"Zero ablation of {latents}"
     rest = [f"{key} {value:g}" for key, value in settings.items() if key in SHOWN]
+    rest += [{True: "gated", False: "on every token"}[settings["gated"]]] if "gated" in settings else []
     return ", ".join(filter(None, (f"{name} of {latents}" if latents else name, *rest)))
 
 
@@ -201,7 +228,7 @@ KINDS = {
 """What each kind of random control is, for a reader."""
 
 
-def _control(control: Json, base: Json) -> str:
+def _control(control: Json, row: Json, base: Json) -> str:
     settings, seeds = control["settings"], len(control["seeds"])
     name = f"{KINDS[settings['kind']]} ({settings['kind']}, {seeds} seeds)"
     forget = control["roles"].get("forget", {})
@@ -217,13 +244,21 @@ def _control(control: Json, base: Json) -> str:
     if retain := control["roles"].get("retain", {}).get(measure):
         said += f", retain to {_over_seeds(retain)}"
     beyond = control.get("edit_minus_control", {}).get("forget", {}).get(measure)
-    return f"{said}. {_verdict(beyond)}" if beyond else f"{said}."
+    as_far = spread["min"] <= row["roles"]["forget"][measure]["value"]
+    return f"{said}. {_verdict(beyond, as_far)}" if beyond else f"{said}."
 
 
-def _verdict(beyond: Json) -> str:
-    """Whether the edit did more than its control, by the paired difference."""
+def _verdict(beyond: Json, as_far: bool) -> str:
+    """Whether the edit did more than its control, by the paired difference to the mean over seeds and by every seed.
+
+    Args:
+        as_far: One of the seeds goes as far as the edit.
+    """
+    further = f"further by {-beyond['value']:.2f} [{-beyond['high']:.2f}, {-beyond['low']:.2f}]"
+    if beyond["high"] < 0 and as_far:
+        return f"The edit goes {further} than their mean, but not than every seed, so it is not told apart from chance."
     if beyond["high"] < 0:
-        return f"The edit goes further by {-beyond['value']:.2f} [{-beyond['high']:.2f}, {-beyond['low']:.2f}]."
+        return f"The edit goes {further}."
     if beyond["low"] > 0:
         return "The control goes further than the edit, so forgetting is not shown to come from the chosen latents."
     return "The edit is not told apart from it, so forgetting is not shown to come from the chosen latents."

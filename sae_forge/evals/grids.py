@@ -16,6 +16,8 @@ from sae_forge.errors import ConfigError
 from sae_forge.evals.materials import Materials
 from sae_forge.evals.methods import UNTUNED, recipe_default
 
+OWN_GATE = (("dsg", "percentile"), ("refusal_clamp", "share"))
+"""Axes that move a method's own gate."""
 RMU_LEAST = 12
 """Settings that RMU needs at least: an under-tuned one makes every rival look good."""
 
@@ -38,9 +40,10 @@ def from_flags(method: EvalMethod, size: int, materials: Materials) -> list[Sett
                 common | _written(value, latents, materials) | {"theta": config.theta} for value in config.clamp_value
             ]
         case "refusal_clamp":
-            return [common | _refused(config.refusal_value, config.theta, materials)]
+            gate = {"theta": config.theta} if config.gate == "own" else {}
+            return [common | _refused(config.refusal_value, materials) | gate]
         case "dsg":
-            gate = {"percentile": config.gate_percentile}
+            gate = {"percentile": config.gate_percentile} if config.gate == "own" else {}
             return [common | _written(value, latents, materials) | gate for value in config.clamp_value]
         case "project":
             return [common | {"strength": 1 - scale} for scale in config.ablation_scale]
@@ -73,13 +76,24 @@ def grid(method: EvalMethod, materials: Materials) -> list[Settings]:
             f"--configurations {count}: rmu needs at least {RMU_LEAST} to be a fair rival, and all methods get the "
             f"same; give {RMU_LEAST} or leave rmu out of --methods"
         )
-    found = [_finished(method, point, materials) for point in _spread(count, *_axes(method, size))]
+    found = [_finished(method, point, materials) for point in _points(method, size, materials)]
     if (different := len({repr(one) for one in found})) != count:
         raise ConfigError(
             f"--configurations {count}: {method} has only {different} different settings with {size} latents, so the "
             "budget cannot be equal; lower it, select more latents or raise --baseline_steps"
         )
     return found
+
+
+def ends(method: EvalMethod, materials: Materials) -> list[str | None]:
+    """For each setting of :func:`grid` whether its strength is the ``gentlest`` or the ``roughest`` that is tried."""
+    if method in UNTUNED:
+        return [None]
+    size = min(max(materials.config.num_features), len(materials.selection.indices))
+    name = _axes(method, size)[1].name
+    strengths = [point[name] for point in _points(method, size, materials)]
+    named = {min(strengths): "gentlest", max(strengths): "roughest"}
+    return [named.get(strength) for strength in strengths]
 
 
 # ---- what is varied -----------------------------------------------------------------------------
@@ -107,7 +121,7 @@ def _axes(method: EvalMethod, size: int) -> tuple[dict[str, list[Any]], Strength
         case "clamp":
             return {"num_features": _parts(size, 3)}, Strength("times", 0.5, 16.0)
         case "clamp_prime":
-            return {"num_features": sorted({min(size, few) for few in (5, 10, 20)})}, Strength("times", 0.25, 4.0)
+            return {"num_features": sorted({min(size, few) for few in (5, 10, 20)})}, Strength("times", 0.5, 16.0)
         case "conditional_clamp":
             return {"num_features": _parts(size, 2), "share": [0.1, 0.3]}, Strength("times", 1.0, 16.0)
         case "refusal_clamp":
@@ -136,6 +150,14 @@ def _axes(method: EvalMethod, size: int) -> tuple[dict[str, list[Any]], Strength
             raise ConfigError(f"{method} has nothing to tune")
         case _:
             assert_never(method)
+
+
+def _points(method: EvalMethod, size: int, materials: Materials) -> list[Settings]:
+    """The points of a method's grid; an axis of a gate that another one replaces is none."""
+    axes, strength = _axes(method, size)
+    if materials.config.gate != "own":
+        axes = {name: values for name, values in axes.items() if (method, name) not in OWN_GATE}
+    return _spread(materials.config.configurations, axes, strength)
 
 
 def _spread(count: int, axes: Mapping[str, Sequence[Any]], strength: Strength) -> list[Settings]:
@@ -169,7 +191,8 @@ def _finished(method: EvalMethod, point: Settings, materials: Materials) -> Sett
             return own | written | {"theta": _short(point["share"] * materials.peak(latents))}
         case "refusal_clamp":
             times = point["sign"] * point["times"] * _refusal_unit(materials)
-            return own | _refused(times, _short(point["share"] * materials.peak(latents)), materials)
+            gate = {"theta": _short(point["share"] * materials.peak(latents))} if "share" in point else {}
+            return own | _refused(times, materials) | gate
         case "rmu":
             return _rmu(point["times"], point["alpha"], point["rate"], materials)
         case "gradient_ascent" | "grad_diff" | "npo" | "simnpo" | "crisp":
@@ -192,11 +215,11 @@ def _written(times: float, latents: tuple[int, ...], materials: Materials) -> Se
     return {"value": _short(-materials.value(times, latents)), **_relative(times, materials)}
 
 
-def _refused(times: float, theta: float, materials: Materials) -> Settings:
+def _refused(times: float, materials: Materials) -> Settings:
     latent = materials.selection.refusal_latent
     assert latent is not None  # `methods.impossible` was asked before
     value = _short(materials.value(times, (latent,)))
-    return {"refusal_latent": latent, "value": value, **_relative(times, materials), "theta": theta}
+    return {"refusal_latent": latent, "value": value, **_relative(times, materials)}
 
 
 def _relative(times: float, materials: Materials) -> Settings:
@@ -221,4 +244,4 @@ def _trained(method: EvalMethod, materials: Materials, *, rate: float = 1.0, pas
 
 
 def _short(value: float) -> float:
-    return float(f"{value:.3g}")
+    return float(f"{value:.3g}") + 0.0  # no -0

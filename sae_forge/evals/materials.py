@@ -3,7 +3,6 @@
 Everything is read once, when the first method asks for it; a report of plain edits needs no shards at all.
 """
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 
@@ -58,9 +57,8 @@ class Materials:
         """
         if self.collected is None:
             raise DataError(
-                "relative values, gates of whole texts and retrained baselines need the collected activations that the "
-                "selection was made from, and this run folder does not hold them; run features again, or give "
-                "--value_units absolute"
+                "relative values, calibrated gates and retrained baselines need the activations that the selection was "
+                "made from, and this run folder does not hold them; run features again"
             )
         return self.collected
 
@@ -118,19 +116,16 @@ class Materials:
         return sum(peaks) / len(peaks)
 
     @cached_property
-    def _traces(self) -> tuple[Tensor, ...]:
-        return tuple(self._all_traces())
-
-    def _all_traces(self) -> Iterator[Tensor]:
+    def _traces(self) -> dict[str, tuple[Tensor, ...]]:
         latents = torch.tensor(self.selection.indices)
-        for reader in self.shards.retain.values():
-            yield from traces(reader, self.sae, latents, TRACED)
+        retain = self.shards.retain.items()
+        return {name: traces(reader, self.sae, latents, TRACED) for name, reader in retain}
 
-    def traces(self, latents: tuple[int, ...]) -> tuple[Float[Tensor, "_ n"], ...]:
-        """Acts of the latents on each of the retain sequences."""
+    def traces(self, latents: tuple[int, ...]) -> dict[str, tuple[Float[Tensor, "_ n"], ...]]:
+        """Acts of the latents on the sequences of each retain corpus."""
         place = {latent: number for number, latent in enumerate(self.selection.indices)}
         columns = torch.tensor([place[latent] for latent in latents])
-        return tuple(trace[:, columns] for trace in self._traces)
+        return {name: tuple(trace[:, columns] for trace in found) for name, found in self._traces.items()}
 
     def forget_norm(self, dictionary: Dictionary, intervention: Intervention) -> float:
         """Mean L2 norm of what an edit adds to a forget token, tokens it leaves alone included."""

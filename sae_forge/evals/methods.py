@@ -10,18 +10,18 @@ from dataclasses import fields, replace
 from typing import Any, assert_never, get_args
 
 from sae_forge.baselines.crisp import CRISP, Suppressed
-from sae_forge.baselines.diff_means import RemoveShare
+from sae_forge.baselines.diff_means import RemoveShare, matching_strength
 from sae_forge.baselines.gradient import NPO, GradDiff, GradientAscent, SimNPO
 from sae_forge.baselines.rmu import RMU
 from sae_forge.baselines.weights import Recipe
-from sae_forge.config import EvalMethod, GateKind
+from sae_forge.config import EvalConfig, EvalMethod, GateKind
 from sae_forge.errors import BackendError, ConfigError, DataError, ForgeError
 from sae_forge.evals.materials import Materials
 from sae_forge.evals.subjects import Hook, Retrained, Subject
 from sae_forge.interventions import methods as published
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention
-from sae_forge.interventions.calibration import calibrated
+from sae_forge.interventions.calibration import Calibrated, calibrated
 from sae_forge.interventions.gates import Cusum, MeanRate, Peak, WindowRate
 from sae_forge.interventions.protocol import Gate
 from sae_forge.interventions.token_gates import AllFire, Always, AnyFires
@@ -37,6 +37,8 @@ RETRAINED: tuple[EvalMethod, ...] = ("rmu", "gradient_ascent", "grad_diff", "npo
 """Methods that train other weights."""
 UNTUNED: tuple[EvalMethod, ...] = ("zero", "mean_ablate")
 """Methods with nothing to tune but the number of latents: a sweep counts them once."""
+WRITTEN: tuple[EvalMethod, ...] = ("clamp", "clamp_prime", "conditional_clamp", "refusal_clamp", "dsg", "steer")
+"""Edits that write a value."""
 MOST_DRIFT = 0.99
 """A CUSUM gate whose drift were 1 would never gather evidence."""
 
@@ -54,14 +56,36 @@ def controlled(methods: tuple[EvalMethod, ...]) -> bool:
 
 def impossible(method: EvalMethod, materials: Materials) -> ForgeError | None:
     """The error to raise where a method was asked for by name and cannot be measured with what there is."""
+    config = materials.config
     if method == "refusal_clamp" and materials.selection.refusal_latent is None:
         return DataError(
             "refusal_clamp writes a refusal latent, and the selection has none; make one: features --refusal TEXT"
         )
-    if method in (*RETRAINED, "diff_means") and materials.collected is None:
-        return DataError(f"{method} learns from the activations that the selection was made from, and they are gone")
+    if method == "diff_means" and (config.gate != "own" or not config.keep_error):
+        return ConfigError(
+            "diff_means reads no SAE: it has no error to drop and a gate of its own; leave it out of --methods, or "
+            "leave out --gate and --no_keep_error"
+        )
     if method == "crisp" and importlib.util.find_spec("peft") is None:
         return BackendError("crisp needs peft, which is not installed: pip install 'sae-forge[baselines]'")
+    if materials.collected is None and (reason := _reads_shards(method, config)):
+        return DataError(
+            f"{method} {reason}, and the activations that the selection was made from are not in the run folder; run "
+            f"features again, or leave {method} out of --methods"
+        )
+    return None
+
+
+def _reads_shards(method: EvalMethod, config: EvalConfig) -> str | None:
+    """What a method needs the collected activations for, if for anything."""
+    if method in RETRAINED:
+        return "trains on the collected text"
+    if method == "diff_means":
+        return "is the difference of the collected means"
+    if (method == "dsg" and config.gate == "own") or config.gate in ("mean", "window", "cusum", "max"):
+        return "has a gate that is calibrated on retain text"
+    if method in WRITTEN and config.value_units == "relative":
+        return "writes values relative to the residual norm (--value_units absolute does not)"
     return None
 
 
@@ -114,11 +138,14 @@ def _intervention(method: EvalMethod, settings: Settings, materials: Materials) 
         case "conditional_clamp":
             return published.conditional_clamp(latents, settings["value"], settings["theta"])
         case "refusal_clamp":
-            return published.refusal_clamp(latents, settings["refusal_latent"], settings["value"], settings["theta"])
+            theta = settings.get("theta", 0.0)
+            return published.refusal_clamp(latents, settings["refusal_latent"], settings["value"], theta)
         case "dsg":
+            plain = published.dsg(latents, settings["value"], policy=materials.config.gate_policy)
+            if "percentile" not in settings:
+                return plain
             gate = MeanRate(0.0, AnyFires(), materials.config.gate_policy)
-            gate = calibrated(gate, materials.traces(latents), settings["percentile"])
-            return replace(published.dsg(latents, settings["value"], gate.tau), gate=gate)
+            return replace(plain, gate=_calibrated(gate, latents, settings["percentile"], materials))
         case "mean_ablate":
             return published.mean_ablate(latents, materials.means(latents))
         case "steer":
@@ -149,18 +176,23 @@ def _gate(kind: GateKind, latents: tuple[int, ...], materials: Materials) -> Gat
         case "all":
             return AllFire(config.theta)
         case "mean":
-            return calibrated(MeanRate(0.0, inside, policy), materials.traces(latents), percentile)
+            return _calibrated(MeanRate(0.0, inside, policy), latents, percentile, materials)
         case "window":
-            gate = WindowRate(0.0, config.gate_window, inside, policy)
-            return calibrated(gate, materials.traces(latents), percentile)
+            return _calibrated(WindowRate(0.0, config.gate_window, inside, policy), latents, percentile, materials)
         case "cusum":
-            rates = MeanRate(0.0, inside, policy)
-            drift = calibrated(rates, materials.traces(latents), percentile).tau
-            return calibrated(Cusum(0.0, min(drift, MOST_DRIFT), inside, policy), materials.traces(latents), percentile)
+            drift = _calibrated(MeanRate(0.0, inside, policy), latents, percentile, materials).tau
+            gate = Cusum(0.0, min(drift, MOST_DRIFT), inside, policy)
+            return _calibrated(gate, latents, percentile, materials)
         case "max":
-            return calibrated(Peak(0.0, inside, policy), materials.traces(latents), percentile)
+            return _calibrated(Peak(0.0, inside, policy), latents, percentile, materials)
         case _:
             assert_never(kind)
+
+
+def _calibrated(gate: Calibrated, latents: tuple[int, ...], percentile: float, materials: Materials) -> Calibrated:
+    """The gate with its threshold set on the retain corpus that asks for the highest."""
+    corpora = materials.traces(latents).values()
+    return max((calibrated(gate, traces, percentile) for traces in corpora), key=lambda found: found.limit)
 
 
 def _diff_means(settings: Settings, materials: Materials) -> Hook:
@@ -168,12 +200,9 @@ def _diff_means(settings: Settings, materials: Materials) -> Hook:
     direction = materials.direction
     if settings["gated"]:
         direction = direction.gated(materials.direction_threshold)
-    once = Intervention("diff_means", (0,), RemoveShare(1.0))
-    alone = materials.forget_norm(direction, once)
-    if alone == 0:
-        raise DataError("no forget token lies beyond the gate of diff_means; lower --gate_percentile")
-    strength = settings["budget"] * budget(materials) / alone
-    return Hook(direction, replace(once, edit=RemoveShare(strength)))
+    mean_norm = settings["budget"] * budget(materials)
+    strength = matching_strength(direction, [materials.shards.forget], mean_norm=mean_norm)
+    return Hook(direction, Intervention("diff_means", (0,), RemoveShare(strength)))
 
 
 def budget(materials: Materials) -> float:

@@ -1,5 +1,6 @@
 """The verb ``eval``: the same scorers outside an edit and inside it, beside controls, as one report."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge import files
+from sae_forge.baselines.diff_means import Direction
 from sae_forge.config import ControlKind, EvalConfig
 from sae_forge.evals.claims import claims
 from sae_forge.evals.controls import control_summary
@@ -23,12 +25,17 @@ from sae_forge.evals.subjects import AsItIs, Hook, Retrained, Subject, in_force
 from sae_forge.evals.sweep import Swept, sweep
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.interventions.clamping import SetTo
 from sae_forge.interventions.controls import RandomDirections
+from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
+from sae_forge.interventions.token_gates import Always
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.dictionary import Dictionary
 
+EDITED_HOW = ("gate", "gate_policy", "gate_percentile", "gate_window", "theta", "keep_error", "value_units")
+"""Settings that hold for every edit of a report."""
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 
 
@@ -108,7 +115,7 @@ def evaluate(
         )
     left_out = _left_out(materials, progress)
     swept = sweep(asked(config.methods), materials, progress, folder) if config.sweep else None
-    selections = _selections(selection, rivals)
+    selections = _selections(selection, rivals, progress)
     plans = [*iter_plans(materials, swept, also, progress), *_of_selections(materials, selections)]
     bootstrap = Bootstrap(config.bootstrap, config.seed)
     found = _measured(materials, suite, plans, progress)
@@ -207,9 +214,11 @@ def _from_flags(materials: Materials, progress: Progress) -> Iterator[Plan]:
                 yield Plan(method, settings | ({"requested": wanted} if cut else {}), subject)
 
 
-def _selections(own: Selection, rivals: Sequence[Selection]) -> dict[str, Selection]:
+def _selections(own: Selection, rivals: Sequence[Selection], progress: Progress) -> dict[str, Selection]:
     """Every selection by its name in the report; none where there is nothing to compare."""
     every = [own, *(rival for rival in rivals if rival.indices != own.indices)]
+    if len(every) == 1 and rivals:
+        progress.say("there is only one selection to compare; make others with: sae-forge features --method all")
     return {label_of(one, every): one for one in every} if len(every) > 1 else {}
 
 
@@ -228,7 +237,7 @@ def _controls_of(plan: Plan, materials: Materials) -> Iterator[Plan]:
     if not isinstance(hook, Hook):
         return
     for kind, seed in product(config.controls, range(config.seed, config.seed + config.random_seeds)):
-        if kind == "latents" and not _has_others(hook, materials):
+        if (kind == "latents" and not _has_others(hook, materials)) or (kind == "places" and _everywhere(hook)):
             continue
         control = replace(hook.intervention, name="random", edit=_random(hook, kind, seed, materials))
         settings = {"of": plan.name, **plan.settings, "kind": kind}
@@ -238,6 +247,14 @@ def _controls_of(plan: Plan, materials: Materials) -> Iterator[Plan]:
 def _has_others(hook: Hook, materials: Materials) -> bool:
     """Whether there are latents to draw from beside those that are edited: a single direction has none."""
     return hook.dictionary is materials.sae
+
+
+def _everywhere(hook: Hook) -> bool:
+    """Whether the edit changes every token, so that there are no other tokens to put it on."""
+    always = isinstance(hook.intervention.gate, Always)
+    if isinstance(hook.dictionary, Direction):
+        return always and hook.dictionary.threshold == -math.inf
+    return always and isinstance(hook.intervention.edit, AddConstant | RemoveProjection | SetProjection | SetTo)
 
 
 def _random(hook: Hook, kind: ControlKind, seed: int, materials: Materials) -> RandomDirections:
@@ -285,6 +302,7 @@ def _protocol(
         "half": config.half,
         "question_filter": config.question_filter,
         "scoring": config.scoring,
+        **{name: getattr(config, name) for name in EDITED_HOW},
         "chance": CHANCE,
         "truncated": suite.truncated,
         "bootstrap": {"resamples": config.bootstrap, "seed": config.seed, "over": "facts", "level": 0.95},

@@ -14,7 +14,7 @@ from sae_forge.config import EvalMethod, Half
 from sae_forge.errors import DataError
 from sae_forge.evals import pareto
 from sae_forge.evals.estimates import by_role, pooled
-from sae_forge.evals.grids import grid
+from sae_forge.evals.grids import ends, grid
 from sae_forge.evals.materials import Materials
 from sae_forge.evals.measure import Measurement, Suite, load_suite, measure
 from sae_forge.evals.methods import build, impossible
@@ -42,6 +42,8 @@ class Tuned:
     chosen: Point
     rule: str
     """Which rule of :func:`pareto.choose` chose it."""
+    end: str | None = None
+    """``gentlest`` or ``roughest`` where the chosen strength is the end of those tried: there may be better beyond."""
 
     def to_json(self, base: Point) -> dict[str, Any]:
         """The method's part of the report's ``sweep``."""
@@ -60,6 +62,7 @@ class Tuned:
             "best_alignment": max(one.alignment for one in self.points),
             "chosen": _point(self.chosen),
             "rule": self.rule,
+            "end": self.end,
         }
 
 
@@ -161,7 +164,9 @@ def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progres
                 else:
                     task.advance(suite.units, method=method)
                 points.append(known)
-            tuned.append(Tuned(method, tuple(points), *pareto.choose(points, base.utility)))
+            chosen, rule = pareto.choose(points, base.utility)
+            end = ends(method, materials)[tried.index(chosen.settings)]
+            tuned.append(Tuned(method, tuple(points), chosen, rule, end))
     return Swept(base, tuple(tuned), {domain.name: domain.to_json() for domain in suite.domains})
 
 

@@ -127,8 +127,8 @@ def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora
     wanted = missing(config, found)
     if config.forget and not _in_role("forget", found):
         wanted = [*wanted, ("forget", config.forget)]
-    if config.refusal and _refusal(config.refusal, found) is None:
-        wanted = [*wanted, (REFUSAL, config.refusal)]
+    if config.refusal_text and _refusal(config.refusal_text, found) is None:
+        wanted = [*wanted, (REFUSAL, config.refusal_text)]
     if wanted:
         wanted = list(dict.fromkeys(wanted))
         names = ", ".join(f"{role} {source}" for role, source in wanted)
@@ -144,7 +144,7 @@ def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora
     if len(forget) > 1:
         names = ", ".join(forget)
         raise DataError(f"{bench.run.folder} holds several forget corpora at {point} ({names}); keep one a run folder")
-    refusal = _refusal(config.refusal, found) if config.refusal else None
+    refusal = _refusal(config.refusal_text, found) if config.refusal_text else None
     return _Corpora(next(iter(forget.values())), _in_role("retain", found), refusal)
 
 

@@ -117,7 +117,7 @@ def _swept(sweep: Record) -> str:
     """What the sweep tried and chose, a row a method."""
     heads = (
         "method", "settings tried", "chosen", "by rule", "forget", "retain", "lowest forget at 99 % of retain",
-        "lowest forget at one point lost", "lowest forget at 99 % of retain and neighbours", "SAEBench score",
+        "lowest forget at one point lost", "lowest forget at 99 % of retain and neighbours", "SAEBench score (dev)",
         "hypervolume", "best alignment",
     )  # fmt: skip
     rows = [
@@ -125,7 +125,7 @@ def _swept(sweep: Record) -> str:
             name,
             str(one["configurations"]),
             label("", one["chosen"]["settings"]),
-            one["rule"].replace("_", " "),
+            one["rule"].replace("_", " ") + (f" ({one['end']})" if one["end"] else ""),
             _number(one["chosen"]["forget"]),
             _number(one["chosen"]["utility"]),
             *(_lowest(one["best_at"], floor) for floor in ("utility_99", "utility_1pt", "neighbours_99")),
