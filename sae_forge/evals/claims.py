@@ -96,7 +96,7 @@ def _standing(row: Json) -> tuple[float, float]:
 
 def _of_all(metrics: Json, edits: list[Json]) -> Iterator[str]:
     """What holds for every edit and is not how the papers have it."""
-    how = metrics["protocol"]
+    how = metrics.get("protocol", {})
     if len({row["name"] for row in edits}) > 1:
         yield (
             f"All edits of latents use one selection, {how['selection']}; a paper's own is made with features --method "
