@@ -386,6 +386,69 @@ def test_no_effect_is_not_called_a_fall():
     assert "fell" not in lines[0]
 
 
+def test_a_seed_that_goes_as_far_takes_the_claim_away():
+    lines = story((0.5, 0.4, 0.6), 0.49, (-0.08, -0.17, -0.001))
+    assert "further by 0.08 [0.00, 0.17] than their mean, but not than every seed" in lines[1]
+
+
+def swept_row(name: str, accuracy: tuple[float, float, float], *, kind: str = "hook", retain: float = 0.0) -> dict:
+    """A row at the setting that a sweep chose."""
+    found, fell = estimate(*accuracy), estimate(*(value - 1 for value in accuracy))
+    role = {"accuracy": found, "logprob": found, "chance_distance": estimate(0.1, 0.1, 0.1), "edited_share": 0.0}
+    changed = {"forget": {"accuracy": fell, "logprob": fell}, "retain": {"accuracy": estimate(retain, retain, retain)}}
+    return {
+        "name": name, "kind": kind, "settings": {"num_features": 3, "value": -1.0}, "roles": {"forget": role},
+        "loss": {}, "generation": {}, "edited_share": {}, "change": {"roles": changed, "loss": {}},
+    }  # fmt: skip
+
+
+def claims_of_sweep(*rows: dict, ends: dict[str, str] | None = None, protocol: dict | None = None) -> list[str]:
+    before = {"forget": {"accuracy": estimate(1, 1, 1), "logprob": estimate(0, 0, 0)}}
+    base = {"name": "baseline", "kind": "baseline", "settings": {}, "roles": before, "loss": {}, "generation": {}}
+    tuned = {
+        row["name"]: {
+            "configurations": 8,
+            "chosen": {"settings": row["settings"]},
+            "end": (ends or {}).get(row["name"]),
+        }
+        for row in rows
+    }
+    metrics = {"methods": [base, *rows], "controls": [], "sweep": {"methods": tuned}, "protocol": protocol or {}}
+    return claims(metrics)
+
+
+def test_a_sweep_names_what_forgets_and_keeps_nearest_to_guessing_first():
+    lines = claims_of_sweep(
+        swept_row("clamp", (0.5, 0.4, 0.6)),
+        swept_row("scale", (0.05, 0.0, 0.1)),
+        swept_row("rmu", (0.3, 0.2, 0.4), kind="weights"),
+        swept_row("steer", (0.98, 0.9, 1.0)),  # does not forget measurably
+        swept_row("project", (0.3, 0.2, 0.4), retain=-0.2),  # costs too much
+        swept_row("zero", (0.9, 0.8, 0.95)),  # a control
+        ends={"clamp": "roughest", "steer": "gentlest"},
+        protocol={"selection": "inlp"},
+    )
+    listed = [line for line in lines if line.startswith("  ") and " to " in line and "questions" not in line]
+    assert [line.split(":")[0].strip() for line in listed] == ["rmu", "scale", "clamp"]
+    assert "turned round" in listed[1] and "turned round" not in listed[0]
+    assert "Chosen at the roughest strength that was tried, so there may be better beyond: clamp." in lines
+    assert "Chosen at the gentlest strength that was tried, so there may be better beyond: steer." in lines
+    assert any("one selection, inlp" in line for line in lines)
+    assert "  No token of the forget questions was edited." in lines
+
+
+def test_a_sweep_in_which_nothing_forgets_says_so():
+    lines = claims_of_sweep(swept_row("clamp", (1.0, 0.99, 1.0)))
+    assert any(line.startswith("None of them forgets measurably") for line in lines)
+
+
+def test_what_holds_for_every_edit_is_said():
+    how = {"selection": "inlp", "gate": "window", "gate_policy": "streaming", "keep_error": False}
+    lines = claims_of_sweep(swept_row("clamp", (0.3, 0.2, 0.4)), protocol=how)
+    assert "Every edit is in force only where the gate window is open (streaming)." in lines
+    assert any("The SAE's error is dropped" in line for line in lines)
+
+
 def test_several_settings_on_the_same_items_point_to_the_sweep(tiny_llama: LanguageModel, tmp_path: Path):
     sources = {"forget_questions": make_sources(tmp_path)["forget_questions"]}
     lines = run(tiny_llama, **sources, ablation_scale=(-1.0, -3.0), methods=("scale",)).summary().splitlines()

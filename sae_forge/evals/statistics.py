@@ -102,10 +102,18 @@ def _per_cluster(
     sums: Float[np.ndarray, " items"], counts: Float[np.ndarray, " items"], clusters: Sequence[str]
 ) -> tuple[Float[np.ndarray, " clusters"], Float[np.ndarray, " clusters"]]:
     """Totals of each cluster that counts for anything, in the order of the clusters' names."""
-    names, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    total = np.bincount(member, weights=sums, minlength=len(names))
-    weight = np.bincount(member, weights=counts, minlength=len(names))
+    count, member = _members(tuple(clusters))
+    total = np.bincount(member, weights=sums, minlength=count)
+    weight = np.bincount(member, weights=counts, minlength=count)
     return total[weight > 0], weight[weight > 0]
+
+
+@lru_cache(maxsize=256)
+def _members(clusters: tuple[str, ...]) -> tuple[int, np.ndarray]:
+    """How many clusters there are, and which one each item is in, by their names' order."""
+    names, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
+    member.setflags(write=False)
+    return len(names), member
 
 
 @lru_cache(maxsize=32)
