@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_forge.baselines.texts import bos_ids
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.hooks import select_rows
 from sae_forge.models.loading import LanguageModel
@@ -69,12 +70,6 @@ def encode(lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]]) -> lis
         _split([*front, *ids], [[*front, *next(whole)] for _ in continuations], longest)
         for ids, (_, continuations) in zip(bare, asked, strict=True)
     ]
-
-
-def bos_ids(lm: LanguageModel) -> list[int]:
-    """The tokens every sequence starts with: BOS, for families trained with it."""
-    bos = lm.tokenizer.bos_token_id
-    return [bos] if lm.family.needs_bos and isinstance(bos, int) else []
 
 
 def max_input(lm: LanguageModel) -> int:

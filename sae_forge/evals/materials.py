@@ -18,6 +18,7 @@ from sae_forge.errors import DataError
 from sae_forge.features.analysis import traces
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, delta
 from sae_forge.interventions.values import median_norm, relative_to_norm
 from sae_forge.models.loading import LanguageModel
@@ -126,6 +127,12 @@ class Materials:
         place = {latent: number for number, latent in enumerate(self.selection.indices)}
         columns = torch.tensor([place[latent] for latent in latents])
         return {name: tuple(trace[:, columns] for trace in found) for name, found in self._traces.items()}
+
+    @cached_property
+    def budget(self) -> float:
+        """One edit-norm budget: what the first ablation scale on all latents adds to a forget token, on average."""
+        reference = NegativeScaling(self.config.ablation_scale[0])
+        return self.forget_norm(self.sae, Intervention("scale", self.selection.indices, reference))
 
     def forget_norm(self, dictionary: Dictionary, intervention: Intervention) -> float:
         """Mean L2 norm of what an edit adds to a forget token, tokens it leaves alone included."""

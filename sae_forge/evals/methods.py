@@ -19,7 +19,6 @@ from sae_forge.errors import BackendError, ConfigError, DataError, ForgeError
 from sae_forge.evals.materials import Materials
 from sae_forge.evals.subjects import Hook, Retrained, Subject
 from sae_forge.interventions import methods as published
-from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention
 from sae_forge.interventions.calibration import Calibrated, calibrated
 from sae_forge.interventions.gates import Cusum, MeanRate, Peak, WindowRate
@@ -200,16 +199,9 @@ def _diff_means(settings: Settings, materials: Materials) -> Hook:
     direction = materials.direction
     if settings["gated"]:
         direction = direction.gated(materials.direction_threshold)
-    mean_norm = settings["budget"] * budget(materials)
+    mean_norm = settings["budget"] * materials.budget
     strength = matching_strength(direction, [materials.shards.forget], mean_norm=mean_norm)
     return Hook(direction, Intervention("diff_means", (0,), RemoveShare(strength)))
-
-
-def budget(materials: Materials) -> float:
-    """One edit-norm budget: what the first ablation scale on all latents adds to a forget token, on average."""
-    latents = materials.selection.indices
-    reference = Intervention("scale", latents, NegativeScaling(materials.config.ablation_scale[0]))
-    return materials.forget_norm(materials.sae, reference)
 
 
 # ---- other weights ------------------------------------------------------------------------------
