@@ -5,9 +5,10 @@ call first: ``train`` collects when shards are missing, so ``TrainConfig`` is a 
 """
 
 from dataclasses import Field, dataclass, field, fields
+from itertools import product
 from math import inf, isfinite
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint, Site
@@ -16,7 +17,7 @@ StorageDtype = Literal["bf16", "fp16", "fp32"]
 ModelDtype = Literal["auto", "bf16", "fp16", "fp32"]
 Quantize = Literal["none", "8bit", "4bit"]
 BosPolicy = Literal["row", "document", "none"]
-Backend = Literal["auto", "reference", "cpu", "triton"]
+Backend = Literal["auto", "reference", "cpu", "dense", "triton"]
 SortBy = Literal["score", "ratio", "diff", "act_ratio"]
 CountingMethod = Literal[
     "inlp", "frequency", "dsg_ratio", "conditional", "crisp", "top_mean", "random_matched", "random",
@@ -176,9 +177,12 @@ class CollectConfig(TextConfig):
 class TrainConfig(CollectConfig, HeldOutConfig):
     """Shards to a TopK SAE."""
 
-    k: Annotated[int, "Latents kept per token."] = 32
-    expansion_factor: Annotated[int, "Latents per input dimension: d_sae = expansion_factor x d_in."] = 8
-    d_sae: Annotated[int | None, "Number of latents; overrides --expansion_factor."] = None
+    k: Annotated[tuple[int, ...], "Latents kept per token; of several (16,32,64) each gives an SAE, from one read."] = (
+        32,
+    )
+    expansion_factor: Annotated[tuple[int, ...], "Latents per input dimension: d_sae = expansion_factor x d_in."] = (8,)
+    d_sae: Annotated[tuple[int, ...] | None, "Number of latents, one or several; overrides --expansion_factor."] = None
+    sae_seeds: Annotated[tuple[int, ...] | None, "Seeds of the first weights, an SAE each. Unset: --seed."] = None
     epochs: Annotated[int, "Passes over the shards."] = 1
     max_steps: Annotated[int | None, "Stop after this many optimizer steps; overrides --epochs."] = None
     batch_size: Annotated[int, "Tokens an optimizer step takes."] = 4096
@@ -196,11 +200,14 @@ class TrainConfig(CollectConfig, HeldOutConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.d_sae is not None and self.k > self.d_sae:
-            raise ConfigError(f"k={self.k} latents per token, but the SAE has only d_sae={self.d_sae}")
         self.require(
-            k=(self.k >= 1, "give at least 1 latent"),
-            expansion_factor=(self.expansion_factor >= 1, "give at least 1"),
+            k=(_distinct(self.k, least=1), "give each number of latents once, at least 1"),
+            expansion_factor=(_distinct(self.expansion_factor, least=1), "give each factor once, at least 1"),
+            d_sae=(
+                self.d_sae is None or _distinct(self.d_sae, least=1),
+                "give each number of latents once, at least 1",
+            ),
+            sae_seeds=(self.sae_seeds is None or _distinct(self.sae_seeds, least=0), "give each seed once, 0 or more"),
             epochs=(self.epochs >= 1, "give at least 1"),
             max_steps=(self.max_steps is None or self.max_steps >= 1, "give at least 1"),
             batch_size=(self.batch_size >= 1, "give at least 1 token"),
@@ -212,6 +219,32 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             max_grad_norm=(self.max_grad_norm is None or self.max_grad_norm > 0, "give a norm above 0"),
             checkpoint_every=(self.checkpoint_every >= 1, "give at least 1 step"),
         )
+        if self.d_sae is not None:
+            _ = self.saes(1)  # more latents a token than there are is refused here
+
+    def saes(self, d_in: int) -> tuple["SaeShape", ...]:
+        """The SAEs asked for, on activations of this width: every k with every d_sae and every seed.
+
+        Raises:
+            ConfigError: a k exceeds a d_sae.
+        """
+        sizes = self.d_sae or tuple(factor * d_in for factor in self.expansion_factor)
+        found = tuple(SaeShape(*each) for each in product(self.k, sizes, self.sae_seeds or (self.seed,)))
+        for shape in found:
+            if shape.k > shape.d_sae:
+                raise ConfigError(f"k={shape.k} latents per token, but the SAE has only d_sae={shape.d_sae}")
+        return found
+
+
+class SaeShape(NamedTuple):
+    """What tells the SAEs of one training command apart."""
+
+    k: int
+    """Latents kept per token."""
+    d_sae: int
+    """Number of latents."""
+    seed: int
+    """Of the first weights."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -219,6 +252,9 @@ class FeaturesConfig(CollectConfig, QuestionsConfig):
     """Shards and an SAE to a ranked selection of latents."""
 
     sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
+    allow_pickle: Annotated[bool, "Read an SAE in a pickle (dictionary_learning's ae.pt), in a limited process."] = (
+        False
+    )
     method: Annotated[
         tuple[SelectionMethod | Literal["all"], ...],
         "How latents are scored; of several, eval takes the first. all: every one that shards can decide.",
@@ -315,6 +351,9 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig):
     """An SAE and a selection to a report of forgetting and side effects beside their controls."""
 
     sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
+    allow_pickle: Annotated[bool, "Read an SAE in a pickle (dictionary_learning's ae.pt), in a limited process."] = (
+        False
+    )
     selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
     methods: Annotated[tuple[EvalMethod, ...], "Methods to measure beside the baseline; all: every one there is."] = (
         "scale", "zero", "random",
@@ -424,7 +463,14 @@ class RunConfig(TrainConfig, FeaturesConfig, EvalConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(layer=(self.layer is None or len(self.layer) == 1, "run takes one layer; train takes several"))
+        several = {"layer": self.layer, "k": self.k, "expansion_factor": self.expansion_factor, "d_sae": self.d_sae}
+        several["sae_seeds"] = self.sae_seeds
+        self.require(
+            **{
+                name: (given is None or len(given) == 1, "run takes one; train takes several")
+                for name, given in several.items()
+            }
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -451,6 +497,9 @@ class GenerateConfig(SamplingConfig):
     """One prompt continued with and without an edit."""
 
     sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
+    allow_pickle: Annotated[bool, "Read an SAE in a pickle (dictionary_learning's ae.pt), in a limited process."] = (
+        False
+    )
     selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
     compare: Annotated[bool, "Show the baseline beside the edit."] = True
     temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.0
@@ -467,6 +516,10 @@ def _plain(value: Any) -> Any:
     if isinstance(value, tuple):
         return [_plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+def _distinct(numbers: tuple[int, ...], *, least: int) -> bool:
+    return bool(numbers) and len(set(numbers)) == len(numbers) and min(numbers) >= least
 
 
 def _shown(value: Any) -> str:

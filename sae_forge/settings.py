@@ -1,6 +1,7 @@
 """Where a setting's value comes from: the flags, else the config file, else the model's preset, else its default."""
 
 import tomllib
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -11,6 +12,10 @@ from sae_forge.errors import ConfigError
 
 Preset = dict[str, Any]
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
+
+MAX_CONFIG_BYTES = 2**16
+MAX_INTEGER = 2**53
+"""Beyond any number of tokens, and exact as a float."""
 
 
 @cache
@@ -58,16 +63,32 @@ def settings_for(preset: Preset, model: str | None) -> Preset:
 def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
     """Field values from a TOML file, refused when one is not a setting of this verb."""
     try:
-        values = tomllib.loads(path.read_text())
+        values = tomllib.loads(_read_small(path).decode())
     except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"--config {path} is not TOML: {error}") from error
+        raise ConfigError(f"--config {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of a thousand digits and bad UTF-8 are ValueErrors too
+        raise ConfigError(f"--config {path} is not TOML: {str(error)[:120]}") from error
     names = setting_fields(kind)
     if unknown := sorted(set(values) - set(names)):
-        possible = ", ".join(sorted(names))
-        raise ConfigError(f"--config {path} sets {unknown[0]!r}, which is not a setting here; possible: {possible}")
-    return {name: parse_value(kind, name, value) for name, value in values.items()}
+        near = get_close_matches(unknown[0], names, n=3, cutoff=0.5) or ["those of --help"]
+        raise ConfigError(
+            f"--config {path} sets {unknown[0][:40]!r}, which is not a setting here; possible: {', '.join(near)}"
+        )
+    try:
+        return {name: parse_value(kind, name, value) for name, value in values.items()}
+    except ConfigError as error:
+        raise ConfigError(f"--config {path} sets {error}") from None
+
+
+def _read_small(path: Path) -> bytes:
+    """A file as small as settings are, and of no special kind."""
+    if path.exists() and not path.is_file():
+        raise ValueError("it is not a regular file")
+    with path.open("rb") as file:
+        content = file.read(MAX_CONFIG_BYTES + 1)
+    if len(content) > MAX_CONFIG_BYTES:
+        raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+    return content
 
 
 def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
@@ -79,13 +100,25 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
     from pydantic import TypeAdapter, ValidationError
 
     wanted = get_type_hints(kind)[name]
-    value = (
-        [part.strip() for part in raw.split(",") if part.strip()] if _is_tuple(wanted) and isinstance(raw, str) else raw
-    )
+    value = raw
+    if _is_tuple(wanted) and isinstance(raw, str):
+        value = [part.strip() for part in raw.split(",") if part.strip()]
+    elif _is_tuple(wanted) and isinstance(raw, int | float):
+        value = [raw]
     try:
-        return TypeAdapter(wanted).validate_python(value)
+        found = TypeAdapter(wanted).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"--{name} {raw}: {error.errors()[0]['msg'].lower()}") from error
+        raise ConfigError(f"--{name} {_start(raw)}: {error.errors()[0]['msg'].lower()[:160]}") from error
+    for part in found if isinstance(found, tuple) else (found,):
+        if isinstance(part, int) and abs(part) > MAX_INTEGER:
+            raise ConfigError(f"--{name} {_start(raw)}: give a number between -{MAX_INTEGER} and {MAX_INTEGER}")
+        if isinstance(part, str | Path) and "\0" in str(part):
+            raise ConfigError(f"--{name} {_start(raw)}: give text without a null character")
+    return found
+
+
+def _start(raw: Any) -> str:
+    return text if len(text := str(raw)) <= 60 else f"{text[:60]}…"
 
 
 def _is_tuple(wanted: Any) -> bool:

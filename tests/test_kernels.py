@@ -12,13 +12,15 @@ from torch import Tensor
 
 from sae_forge.errors import BackendError, ConfigError
 from sae_forge.kernels import dispatch
-from sae_forge.kernels.dispatch import sparse_decode, topk_encode
+from sae_forge.kernels.dispatch import decode_loss, row_gradients, rows_adam, sparse_decode, topk, topk_encode
+from sae_forge.kernels.rows import BETAS, EPS, Extra, Rates, Rows, Slopes, Slot, adam_rows_
+from sae_forge.kernels.transpose import transpose
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRITON_RUNS = INTERPRETED or DEVICE == "cuda"
 
-BACKENDS = ["reference", *(["cpu"] if DEVICE == "cpu" else []), *(["triton"] if TRITON_RUNS else [])]
+BACKENDS = ["reference", "dense", *(["cpu"] if DEVICE == "cpu" else []), *(["triton"] if TRITON_RUNS else [])]
 on_every_backend = pytest.mark.parametrize("backend", BACKENDS)
 
 SIZES = [(7, 3, 13, 29), (5, 11, 17, 12), (3, 8, 600, 19), (4, 1, 1, 5), (1, 4, 64, 4)]
@@ -132,7 +134,8 @@ def test_everything_is_the_same_to_the_bit_twice(backend):
         assert torch.equal(runs[0][name], runs[1][name]), name
 
 
-@pytest.mark.parametrize("backend", BACKENDS[1:])  # the definition sums in the dtype it is given
+# the definition sums in the dtype it is given, and dense products take values in it too
+@pytest.mark.parametrize("backend", BACKENDS[2:])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_half_precision_rows_are_summed_in_fp32(backend, dtype):
     tokens, k, d_in, d_sae = 3, 40, 24, 50
@@ -166,7 +169,7 @@ def test_tokens_beyond_one_block_are_encoded_as_those_in_it(backend, monkeypatch
     x, W_enc = draw(11, 6, seed=5).float(), draw(6, 9, seed=7).float()
     b_enc, b_dec = draw(9, seed=8).float(), draw(6, seed=9).float()
     whole = topk_encode(x, W_enc, b_enc, b_dec, 3, backend=backend)
-    monkeypatch.setattr(dispatch, "ENCODE_ROWS", 4)
+    monkeypatch.setattr(dispatch, "encode_tokens", lambda d_sae: 4)
     parts = topk_encode(x, W_enc, b_enc, b_dec, 3, backend=backend)
     assert torch.equal(whole[1].sort(dim=1).values, parts[1].sort(dim=1).values)
     assert torch.allclose(whole[0].sort(dim=1).values, parts[0].sort(dim=1).values, atol=1e-6)
@@ -206,6 +209,234 @@ def test_triton_that_is_not_installed_is_refused_with_the_command_that_installs_
     monkeypatch.setattr(dispatch, "triton_installed", lambda: False)
     with pytest.raises(BackendError, match=re.escape("pip install 'sae-forge[triton]'")):
         sparse_decode(torch.ones(1, 1), torch.zeros(1, 1, dtype=torch.int64), torch.ones(5, 2), backend="triton")
+
+
+# ---- top-k --------------------------------------------------------------------------------------
+
+
+def chosen(backend: str, pre_acts: Tensor, k: int) -> list[list[int]]:
+    values, indices = topk(pre_acts, k, backend=backend)
+    assert torch.equal(values, pre_acts.gather(1, indices.long()))
+    return indices.sort(dim=1).values.tolist()
+
+
+def best(pre_acts: Tensor, k: int) -> list[list[int]]:
+    """Which k are largest, of equal ones the first: by sorting Python's tuples."""
+    return [sorted(sorted(range(len(row)), key=lambda i: (-row[i], i))[:k]) for row in pre_acts.tolist()]
+
+
+@pytest.mark.parametrize(("d_sae", "k"), [(640, 3), (640, 32), (37, 5), (16, 16), (1, 1), (160, 1)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@on_every_backend
+def test_topk_is_exact(backend, dtype, d_sae, k):
+    pre_acts = draw(6, d_sae, seed=1).to(dtype)
+    assert chosen(backend, pre_acts, k) == best(pre_acts, k)
+
+
+@on_every_backend
+def test_of_equal_pre_acts_the_first_are_taken(backend):
+    few = torch.randint(4, (6, 640), generator=torch.Generator().manual_seed(0)).float().to(DEVICE)
+    edge = draw(3, 640, seed=2).float()
+    edge[:, 100::160] = edge.max() + 1  # four equal ones at the top, and three are wanted
+    alike = torch.zeros(2, 640, device=DEVICE)
+    for pre_acts in (few, edge, alike):
+        assert chosen(backend, pre_acts, 3) == best(pre_acts, 3)
+
+
+@on_every_backend
+def test_pre_acts_that_are_no_numbers_still_give_latents_that_exist(backend):
+    pre_acts = draw(3, 640, seed=1).float()
+    pre_acts[0, 5], pre_acts[1] = float("nan"), float("nan")
+    indices = topk(pre_acts, 7, backend=backend)[1].long()
+    assert 0 <= int(indices.min()) and int(indices.max()) < 640
+    assert all(len(set(row)) == 7 for row in indices.tolist())
+    assert sorted(indices[2].tolist()) == best(pre_acts[2:], 7)[0]
+
+
+# ---- a training step ----------------------------------------------------------------------------
+
+
+def draw_step(tokens: int, k: int, d_in: int, d_sae: int) -> tuple[Slopes, Rows, Extra]:
+    """Everything a step hands to the kernels, in float64, mid-training."""
+    values, indices = draw_code(tokens, k, d_sae)
+    slopes = Slopes(draw(tokens, d_in, seed=3), draw(tokens, d_in, seed=4), values, draw(tokens, k, seed=5), indices)
+
+    def slot(*shape: int, seed: int) -> Slot:
+        return Slot(draw(*shape, seed=seed), draw(*shape, seed=seed + 1), draw(*shape, seed=seed + 2).square())
+
+    W_dec = slot(d_sae, d_in, seed=10)
+    W_dec.weight.div_(W_dec.weight.norm(dim=1, keepdim=True))
+    few = min(3, d_sae)
+    row_of = torch.full((d_sae,), -1, dtype=torch.int32, device=DEVICE)
+    row_of[-few:] = torch.arange(few, dtype=torch.int32, device=DEVICE)
+    extra = Extra(row_of, draw(few, d_in, seed=6), draw(few, d_in, seed=7), draw(few, seed=8))
+    return slopes, Rows(slot(d_sae, d_in, seed=20), W_dec, slot(d_sae, seed=30)), extra
+
+
+def to(dtype: torch.dtype, parts):
+    """A fresh copy of a (nested) tuple of tensors; integers stay."""
+    if isinstance(parts, tuple):
+        return type(parts)(*(to(dtype, part) for part in parts))
+    return parts if parts is None else parts.clone().to(dtype if parts.is_floating_point() else parts.dtype)
+
+
+def exact_gradients(slopes: Slopes, rows: Rows, extra: Extra | None) -> dict[str, Tensor]:
+    """Latent by latent, as they are defined."""
+    W_dec = rows.W_dec.weight
+    exact = {name: torch.zeros_like(slot.weight) for name, slot in rows._asdict().items()}
+    for token, row in enumerate(slopes.indices.tolist()):
+        for slot, latent in enumerate(row):
+            exact["W_enc"][latent] += slopes.pre_acts[token, slot] * slopes.target[token]
+            exact["W_dec"][latent] += slopes.values[token, slot] * slopes.residual[token]
+            exact["b_enc"][latent] += slopes.pre_acts[token, slot]
+    for latent, place in enumerate([] if extra is None else extra.row_of.tolist()):
+        if place >= 0:
+            for name in exact:
+                exact[name][latent] += getattr(extra, name)[place]
+    exact["W_dec"] -= (exact["W_dec"] * W_dec).sum(dim=1, keepdim=True) * W_dec
+    return exact
+
+
+def exact_step(rows: Rows, gradients: dict[str, Tensor], step: int, lr: float) -> Rows:
+    """Adam as its paper has it, then unit rows."""
+    after = {}
+    for name, slot in rows._asdict().items():
+        g = gradients[name]
+        first, second = BETAS[0] * slot.exp_avg + (1 - BETAS[0]) * g, BETAS[1] * slot.exp_avg_sq + (1 - BETAS[1]) * g**2
+        moved = lr * (first / (1 - BETAS[0] ** step)) / ((second / (1 - BETAS[1] ** step)).sqrt() + EPS)
+        after[name] = Slot(slot.weight - moved, first, second)
+    after["W_dec"].weight.div_(after["W_dec"].weight.norm(dim=1, keepdim=True))
+    return Rows(**after)
+
+
+def flat(rows: Rows) -> dict[str, Tensor]:
+    return {f"{name}.{kind}": part for name, slot in rows._asdict().items() for kind, part in slot._asdict().items()
+            if part is not None}  # fmt: skip
+
+
+@on_every_size
+@on_every_backend
+def test_decode_loss_is_a_decode_held_against_its_target(backend, tokens, k, d_in, d_sae):
+    values, indices = draw_code(tokens, k, d_sae)
+    W_dec, target = draw(d_sae, d_in, seed=3), draw(tokens, d_in, seed=4)
+    residual = (values.unsqueeze(-1) * W_dec[indices]).sum(dim=1) - target
+    exact = {
+        "residual": residual,
+        "squares": residual.square().sum(dim=1),
+        "dots": (residual.unsqueeze(1) * W_dec[indices]).sum(dim=-1),
+    }
+    found = decode_loss(values.float(), indices, W_dec.float(), target.float(), backend=backend)
+    require_close(found._asdict(), exact, 1e-6)
+
+
+@pytest.mark.parametrize("with_extra", [False, True])
+@on_every_size
+@on_every_backend
+def test_gradients_of_the_rows_are_sums_over_tokens_without_their_parallel_part(
+    backend, tokens, k, d_in, d_sae, with_extra
+):
+    slopes, rows, extra = draw_step(tokens, k, d_in, d_sae)
+    extra = extra if with_extra else None
+    exact = exact_gradients(slopes, rows, extra)
+    table = transpose(slopes.indices, d_sae)
+    found = row_gradients(
+        to(torch.float32, slopes), table, to(torch.float32, rows), extra=to(torch.float32, extra), backend=backend
+    )
+    size = exact["W_dec"].norm() + (exact["W_dec"] + rows.W_dec.weight).norm()  # d_in = 1 leaves nothing but rounding
+    assert float((found.W_dec.double() - exact["W_dec"]).norm() / size) <= 2e-6
+    require_close(
+        {"W_enc": found.W_enc, "b_enc": found.b_enc}, {"W_enc": exact["W_enc"], "b_enc": exact["b_enc"]}, 1e-6
+    )
+
+
+@on_every_size
+@on_every_backend
+def test_rows_move_by_adam_and_decoder_rows_come_back_to_unit_length(backend, tokens, k, d_in, d_sae):
+    slopes, rows, extra = draw_step(tokens, k, d_in, d_sae)
+    exact = exact_step(rows, exact_gradients(slopes, rows, extra), step=7, lr=0.01)
+    moved = to(torch.float32, rows)
+    table = transpose(slopes.indices, d_sae)
+    rates = Rates.at(7, 0.01, DEVICE)
+    rows_adam(to(torch.float32, slopes), table, moved, rates, extra=to(torch.float32, extra), backend=backend)
+    require_close(flat(moved), flat(exact), 2e-6)
+    assert torch.allclose(moved.W_dec.weight.norm(dim=1), torch.ones(d_sae, device=DEVICE), atol=1e-6)
+
+
+@on_every_backend
+def test_a_step_that_is_not_finite_changes_nothing_and_copies_follow_the_weights(backend):
+    slopes, rows, extra = draw_step(9, 4, 24, 30)
+    slopes, rows, extra = (to(torch.float32, part) for part in (slopes, rows, extra))
+    rows = rows._replace(
+        W_enc=rows.W_enc._replace(copy=rows.W_enc.weight.bfloat16()),
+        W_dec=rows.W_dec._replace(copy=rows.W_dec.weight.bfloat16()),
+    )
+    table, before = transpose(slopes.indices, 30), to(torch.float32, rows)
+    stopped = Rates.at(7, 0.01, DEVICE)._replace(found_inf=torch.ones((), device=DEVICE))
+    rows_adam(slopes, table, rows, stopped, extra=extra, backend=backend)
+    for name, part in flat(rows).items():
+        assert torch.allclose(part.float(), flat(before)[name], rtol=0, atol=1e-6), name
+    rows_adam(slopes, table, rows, Rates.at(7, 0.01, DEVICE), extra=extra, backend=backend)
+    assert not torch.allclose(rows.W_dec.weight, before.W_dec.weight, atol=1e-4)
+    for slot in (rows.W_enc, rows.W_dec):
+        assert torch.equal(slot.copy, slot.weight.bfloat16())
+
+
+@on_every_backend
+def test_the_owned_step_is_the_step_in_two_passes(backend):
+    slopes, rows, extra = (to(torch.float32, part) for part in draw_step(40, 4, 24, 50))
+    table, rates = transpose(slopes.indices, 50), Rates.at(3, 0.01, DEVICE)
+    owned, whole = to(torch.float32, rows), to(torch.float32, rows)
+    rows_adam(slopes, table, owned, rates, extra=extra, backend=backend)
+    adam_rows_(whole, row_gradients(slopes, table, whole, extra=extra, backend=backend), rates)
+    require_close(flat(owned), {name: part.double() for name, part in flat(whole).items()}, 1e-6)
+
+
+def test_a_cacheful_at_a_time_is_the_whole(monkeypatch):
+    from sae_forge.kernels import cpu
+
+    slopes, rows, extra = (to(torch.float32, part) for part in draw_step(40, 4, 24, 50))
+    table, rates = transpose(slopes.indices, 50), Rates.at(3, 0.01, DEVICE)
+    found = []
+    for piece in (2**18, 24 * 7):
+        monkeypatch.setattr(cpu, "PIECE", piece)
+        moved = to(torch.float32, rows)
+        rows_adam(slopes, table, moved, rates, extra=extra, backend="cpu")
+        decoded = decode_loss(slopes.values, slopes.indices, rows.W_dec.weight, slopes.target, backend="cpu")
+        found.append(flat(moved) | decoded._asdict())
+    require_close(found[1], {name: part.double() for name, part in found[0].items()}, 1e-6)
+
+
+def test_what_cannot_be_a_step_is_refused_by_name():
+    slopes, rows, _ = (to(torch.float32, part) for part in draw_step(5, 2, 6, 9))
+    table, rates = transpose(slopes.indices, 9), Rates.at(1, 0.01, DEVICE)
+    with pytest.raises(ConfigError, match=r"target is \[4, 6\]; with these indices and W_dec give \[5, 6\]"):
+        rows_adam(slopes._replace(target=slopes.target[:4]), table, rows, rates)
+    with pytest.raises(ConfigError, match=r"offsets is \[13\]; .* give \[10\]"):
+        rows_adam(slopes, transpose(slopes.indices, 12), rows, rates)
+    with pytest.raises(BackendError, match=r"target is torch.float32 and residual torch.bfloat16; give both in one"):
+        rows_adam(slopes._replace(residual=slopes.residual.bfloat16()), table, rows, rates)
+    with pytest.raises(ConfigError, match="k=10 of each token, but there are 9"):
+        topk(torch.ones(2, 9, device=DEVICE), 10)
+    with pytest.raises(ConfigError, match=r"the target is \[5, 7\]; give \[5, 6\]"):
+        decode_loss(slopes.values, slopes.indices, rows.W_dec.weight, torch.ones(5, 7, device=DEVICE))
+
+
+def test_dense_products_are_chosen_where_a_token_keeps_many_latents():
+    weights = torch.empty(64, 4)
+    assert dispatch._choose("auto", weights, k=4, d_sae=64).__name__.endswith("cpu")
+    assert dispatch._choose("auto", weights, k=5, d_sae=64).__name__.endswith("dense")
+
+
+@pytest.mark.parametrize("onednn", [True, False])
+def test_the_encoder_product_is_the_same_by_either_library(onednn, monkeypatch):
+    from sae_forge.kernels import affine
+
+    if onednn and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(affine, "_onednn_is_faster", lambda: onednn)
+    x, W, b = draw(7, 33, seed=1), draw(19, 33, seed=2), draw(19, seed=3)
+    found = affine.affine(x.float(), W.float().T, b.float())
+    assert error(found, x @ W.T + b) <= 1e-6
 
 
 # ---- Triton without a GPU -----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from sae_forge import files
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.dictionary import LatentActs
-from sae_forge.sae.losses import FvuMeter, auxk_loss, fvu
+from sae_forge.sae.losses import FvuMeter, fvu
 from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
 
@@ -140,30 +140,6 @@ def test_fvu_and_l0_over_batches_are_those_of_all_tokens_together(sae):
     assert meter.tokens == 97
     assert meter.fvu == pytest.approx(float(fvu(x.double(), sae(x).double())), rel=1e-9)
     assert meter.l0 == pytest.approx(float((dense_acts(sae, x) > 0).sum(dim=1).float().mean()))
-
-
-@pytest.mark.parametrize("dead", [[7], [1, 5, 30], list(range(20))])
-def test_auxk_moves_the_dead_and_nothing_else(sae, dead):
-    sae.requires_grad_(True)
-    x = draw(29, D_IN) * 2
-    x_hat = sae(x)
-    auxk_loss(sae, x, x_hat, torch.tensor(dead)).backward()
-    moved = sae.W_dec.grad.norm(dim=1) > 0
-    assert moved.nonzero().flatten().tolist() == dead
-    assert (sae.W_enc.grad.norm(dim=0) > 0).nonzero().flatten().tolist() == dead
-    assert sae.b_dec.grad is None or not sae.b_dec.grad.any()
-
-
-def test_auxk_is_zero_when_the_dead_explain_the_residual_and_fades_with_few_dead():
-    x, dead = draw(6, 4).abs(), torch.tensor([1, 2, 3, 4])
-    sae = TopKSAE(4, 5, 1, seed=None).requires_grad_(False)
-    sae.W_enc[:, 1:], sae.W_dec[1:] = torch.eye(4), torch.eye(4)
-    residual = torch.zeros_like(x)
-    residual[:, :2] = x[:, :2]  # two directions, and d_in / 2 = 2 latents are kept
-    assert float(auxk_loss(sae, residual, torch.zeros_like(x), dead)) == pytest.approx(0.0, abs=1e-6)
-    silent = TopKSAE(4, 5, 1, seed=None).requires_grad_(False)
-    whole, half = (float(auxk_loss(silent, x, torch.zeros_like(x), part)) for part in (dead[:2], dead[:1]))
-    assert half == pytest.approx(whole / 2)
 
 
 # ---- files --------------------------------------------------------------------------------------

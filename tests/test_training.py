@@ -11,21 +11,25 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_forge import files
-from sae_forge.config import TrainConfig
+from sae_forge.config import SaeShape, TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.stream import ActivationStream
 from sae_forge.errors import CheckpointError, ConfigError, DataError, NumericalError, ResourceError
+from sae_forge.kernels import dispatch
 from sae_forge.progress import SILENT
 from sae_forge.sae.losses import fvu
 from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.training.auxk import auxk, dead_latents
 from sae_forge.training.initialisation import centre, geometric_median, input_scale, take_sample
-from sae_forge.training.optimizer import lr_at, make_adam, named_weights, remove_parallel_gradient_
 from sae_forge.training.plan import Plan
+from sae_forge.training.schedule import lr_at
 from sae_forge.training.state import TrainState
-from sae_forge.training.trainer import train_sae, train_step
+from sae_forge.training.step import rates_of, step, train_step
+from sae_forge.training.trainer import Place, train_sae, train_saes
 
 D_IN, D_SAE, K, BATCH, STEPS = 12, 72, 3, 64, 14
 PROVENANCE = Provenance(model="toy", hook_point="blocks.1.hook_resid_post", shards=("a" * 64,))
@@ -66,8 +70,8 @@ def stream(reader: ShardReader) -> ActivationStream:
 def config(**settings) -> TrainConfig:
     given = {
         "model": "toy",
-        "k": K,
-        "d_sae": D_SAE,
+        "k": (K,),
+        "d_sae": (D_SAE,),
         "batch_size": BATCH,
         "max_steps": STEPS,
         "lr": 0.01,
@@ -162,12 +166,12 @@ def test_auxk_revives_latents_that_plain_training_leaves_dead():
     dead = {}
     for alpha in (0.0, 1 / 32):
         settings = config(max_steps=150, auxk_alpha=alpha, dead_after=512)
-        plan = Plan(config=settings, d_in=24, d_sae=48, steps=150, lr=0.01, device=torch.device("cpu"))
+        plan = Plan(config=settings, d_in=24, k=K, d_sae=48, seed=0, steps=150, lr=0.01, device=torch.device("cpu"))
         state = TrainState.start(TopKSAE(24, 48, K), 1.0)
         with torch.no_grad():
             state.sae.b_enc[:32] = -4.0  # so low that the other 16, too few for 40 directions, always come first
-        for step in range(plan.steps):
-            chosen = draw(128, 40, seed=step + 2).topk(2, dim=1)
+        for number in range(plan.steps):
+            chosen = draw(128, 40, seed=number + 2).topk(2, dim=1)
             code = torch.zeros(128, 40).scatter(1, chosen.indices, 1 + chosen.values)
             train_step(state, code @ directions, plan)
         dead[alpha] = int((state.tokens_since_fired[:32] >= 512).sum())
@@ -252,9 +256,9 @@ def kill_at(step: int):
 
 
 def test_a_run_killed_between_checkpoints_ends_in_the_same_bytes(stream, tmp_path, unbroken):
-    for step in (3, 7, 12):
+    for stop in (3, 7, 12):
         with pytest.raises(KilledError):
-            train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=kill_at(step))
+            train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=kill_at(stop))
     assert sorted(path.name for path in (tmp_path / "checkpoints").glob("step-*")) == ["step-000004", "step-000008"]
     train_sae(stream, config(**HARD), tmp_path, PROVENANCE)
     assert contents(tmp_path) == unbroken
@@ -364,19 +368,17 @@ def poison(stream: ActivationStream, at: int, value: float) -> None:
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_a_step_that_is_not_finite_moves_no_weight_and_is_named(stream, tmp_path, value):
-    plan = Plan.make(config(), stream)
+    plan = Plan.make(config(), SaeShape(K, D_SAE, 0), stream)
     state = TrainState.start(TopKSAE(D_IN, D_SAE, K), 1.0)
     batch = next(iter(stream.batches()))
     train_step(state, batch, plan)
-    before = {name: weight.detach().clone() for name, weight in named_weights(state.sae).items()}
-    moments = [slots["exp_avg"].clone() for slots in state.optimizer.state.values()]
+    before = {name: slot.weight.clone() for name, slot in state.slots.items()}
+    moments = {name: slot.exp_avg.clone() for name, slot in state.slots.items()}
     figures = train_step(state, batch.clone().fill_(value), plan)
     assert not math.isfinite(float(figures.sum()))
-    for name, weight in named_weights(state.sae).items():
-        assert torch.allclose(weight, before[name], rtol=0, atol=3e-7), name  # rows are brought to unit norm again
-    assert all(
-        torch.equal(now["exp_avg"], old) for now, old in zip(state.optimizer.state.values(), moments, strict=True)
-    )
+    for name, slot in state.slots.items():
+        assert torch.allclose(slot.weight, before[name], rtol=0, atol=3e-7), name  # rows come to unit norm again
+        assert torch.equal(slot.exp_avg, moments[name]), name
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("-inf")])
@@ -397,7 +399,7 @@ def test_a_run_that_meets_numbers_that_are_not_finite_ends_and_saves_nothing_of_
 
 def test_more_latents_a_token_than_there_are_is_refused(stream, tmp_path):
     with pytest.raises(ConfigError, match="k=25 latents per token, but the SAE has only d_sae=24"):
-        train_sae(stream, config(k=25, d_sae=None, expansion_factor=2), tmp_path, PROVENANCE)
+        train_sae(stream, config(k=(25,), d_sae=None, expansion_factor=(2,)), tmp_path, PROVENANCE)
     assert contents(tmp_path) == {}
 
 
@@ -469,31 +471,179 @@ def test_the_rate_rises_stays_and_falls_and_is_never_zero():
     assert lr_at(0, steps=1, peak=1.0, warmup=0.05, decay=0.2) > 0
 
 
-def test_the_gradient_along_a_decoder_row_is_removed():
-    sae = TopKSAE(D_IN, D_SAE, K)
-    sae(draw(50, D_IN)).sub(draw(50, D_IN, seed=1)).square().sum().backward()
-    sae.requires_grad_(False)
-    across = sae.W_dec.grad - (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True) * sae.W_dec
-    remove_parallel_gradient_(sae)
-    assert torch.allclose(sae.W_dec.grad, across, atol=1e-5)
-    assert float((sae.W_dec.grad * sae.W_dec).sum(1).abs().max()) < 1e-4 * float(sae.W_dec.grad.norm())
+# ---- a step against autograd --------------------------------------------------------------------
 
 
-def test_our_adam_is_torchs():
-    ours, plain = TopKSAE(D_IN, D_SAE, K), TopKSAE(D_IN, D_SAE, K)
-    fused = make_adam(ours)
-    textbook = torch.optim.Adam(
-        plain.parameters(), lr=0.01, betas=(0.9, 0.999), eps=6.25e-10, fused=False, foreach=False
+def auxk_loss(weights: dict[str, Tensor], x: Tensor, x_hat: Tensor, dead: Tensor) -> Tensor:
+    """AuxK as it is defined, to be differentiated."""
+    residual, half = (x - x_hat).detach(), D_IN // 2
+    kept = min(half, len(dead))
+    acts = (x - weights["b_dec"].detach()) @ weights["W_enc"][:, dead] + weights["b_enc"][dead]
+    acts = acts * torch.zeros_like(acts).scatter(1, acts.topk(kept, dim=1).indices, 1.0)
+    left = (residual - acts @ weights["W_dec"][dead]).square().sum()
+    return left / (residual - residual.mean(dim=0)).square().sum() * kept / half
+
+
+class Textbook:
+    """The same training with autograd and torch's Adam, in float64 and dense."""
+
+    def __init__(self, state: TrainState, most: float | None) -> None:
+        self.weights = {name: getattr(state.sae, name).detach().double().requires_grad_() for name in WEIGHT_NAMES}
+        self.adam = torch.optim.Adam(self.weights.values(), betas=(0.9, 0.999), eps=6.25e-10)
+        self.most = most
+
+    def step(self, x: Tensor, dead: Tensor, lr: float) -> float:
+        W_enc, b_enc, W_dec, b_dec = (self.weights[name] for name in WEIGHT_NAMES)
+        pre_acts = (x - b_dec) @ W_enc + b_enc
+        top = pre_acts.topk(K, dim=1)
+        x_hat = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu()) @ W_dec + b_dec
+        loss = fvu(x, x_hat)
+        if len(dead):
+            loss = loss + auxk_loss(self.weights, x, x_hat, dead) / 32
+        self.adam.zero_grad()
+        loss.backward()
+        with torch.no_grad():
+            W_dec.grad -= (W_dec.grad * W_dec).sum(dim=1, keepdim=True) * W_dec
+            if self.most:
+                torch.nn.utils.clip_grad_norm_(self.weights.values(), self.most)
+            self.adam.param_groups[0]["lr"] = lr
+            self.adam.step()
+            W_dec /= W_dec.norm(dim=1, keepdim=True)
+        return float(loss.detach())
+
+
+WEIGHT_NAMES = ("W_enc", "b_enc", "W_dec", "b_dec")
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "dense"])
+@pytest.mark.parametrize("most", [None, 0.05])
+@pytest.mark.parametrize("few_dead", [True, False])
+def test_a_step_is_what_autograd_and_adam_would_do(backend, most, few_dead):
+    settings = config(backend=backend, max_grad_norm=most, dead_after=4 * BATCH)
+    plan = Plan(
+        config=settings, d_in=D_IN, k=K, d_sae=D_SAE, seed=0, steps=100, lr=0.01, device=torch.device("cpu")
+    )  # fmt: skip
+    state = TrainState.start(TopKSAE(D_IN, D_SAE, K), 0.7)
+    with torch.no_grad():
+        state.sae.b_dec.copy_(draw(D_IN, seed=9))
+        state.sae.b_enc[: 3 if few_dead else 20] = -60.0  # never among the top k; more and fewer than d_in / 2
+    textbook = Textbook(state, most)
+    state.tokens = plan.config.dead_after
+    state.tokens_since_fired[: 3 if few_dead else 20] = plan.config.dead_after
+    for index, rows in enumerate(make_rows(6 * BATCH).split(BATCH)):
+        dead = torch.nonzero(state.tokens_since_fired >= plan.config.dead_after).squeeze(1)
+        assert len(dead) >= 3
+        expected = textbook.step(rows.double() * 0.7, dead, plan.lr_at(index))
+        figures = train_step(state, rows, plan)
+        assert float(figures[0]) == pytest.approx(expected, rel=1e-5)
+        for name, weight in textbook.weights.items():
+            assert torch.allclose(getattr(state.sae, name).double(), weight, rtol=0, atol=1e-5), (index, name)
+
+
+class NoWaiting(TorchDispatchMode):
+    """Refuses what would make a GPU hand a number to Python, or a shape depend on one."""
+
+    WAITS = ("_local_scalar_dense", "nonzero", "masked_select", "_unique", "bincount", "is_nonzero", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.name().removeprefix("aten::").split(".")[0]
+        assert not any(name.startswith(wait) for wait in self.WAITS), f"{name} waits for the device"
+        assert name != "_to_copy" or (kwargs or {}).get("device") is None, "a copy between devices waits"
+        by = args[1] if name.startswith("index") and isinstance(args[1], list) else ()
+        assert not any(index is not None and index.dtype == torch.bool for index in by), f"{name} by a mask waits"
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("most", [None, 0.05])
+def test_a_step_never_waits_for_the_device(most, monkeypatch):
+    monkeypatch.setattr(dispatch, "_choose_topk", lambda *given: lambda pre_acts, k: torch.topk(pre_acts, k))
+    settings = config(backend="dense", max_grad_norm=most, dead_after=BATCH)
+    plan = Plan(
+        config=settings, d_in=D_IN, k=K, d_sae=D_SAE, seed=0, steps=100, lr=0.01, device=torch.device("cpu")
+    )  # fmt: skip
+    state = TrainState.start(TopKSAE(D_IN, D_SAE, K), 1.0)
+    state.tokens_since_fired[5:20], state.aux_places = BATCH, 32
+    rates = rates_of(state, plan)
+    with NoWaiting():
+        step(state, make_rows(BATCH), plan, rates)
+    assert state.rows.W_dec.exp_avg.any()
+
+
+def test_room_for_more_dead_than_there_are_changes_nothing():
+    state = TrainState.start(TopKSAE(D_IN, D_SAE, K), 1.0)
+    state.tokens_since_fired[5:20] = 100
+    target, residual = draw(31, D_IN), draw(31, D_IN, seed=2)
+    exact = auxk(state.rows, target, residual, dead_latents(state.tokens_since_fired, 100, 15), 1.0)
+    roomy = auxk(state.rows, target, residual, dead_latents(state.tokens_since_fired, 100, 40), 1.0)
+    assert float(roomy[0]) == pytest.approx(float(exact[0]))
+    for name in ("W_enc", "W_dec", "b_enc"):
+        more, less = getattr(roomy[1], name), getattr(exact[1], name)
+        assert torch.allclose(more[:15], less, atol=1e-6) and not more[15:].any(), name
+    assert torch.equal(roomy[1].row_of, exact[1].row_of)
+    first = dead_latents(state.tokens_since_fired, 100, 4)
+    assert first.latents.tolist() == [5, 6, 7, 8] and first.present.all()
+    assert (first.row_of >= 0).nonzero().flatten().tolist() == [5, 6, 7, 8]
+
+
+def test_auxk_is_zero_when_the_dead_explain_the_residual_and_fades_with_few_dead():
+    x, since = draw(6, 4).abs(), torch.tensor([0, 9, 9, 9, 9])
+    state = TrainState.start(TopKSAE(4, 5, 1, seed=None), 1.0)
+    with torch.no_grad():
+        state.sae.W_enc[:, 1:], state.sae.W_dec[1:] = torch.eye(4), torch.eye(4)
+    residual = torch.zeros_like(x)
+    residual[:, :2] = x[:, :2]  # two directions, and d_in / 2 = 2 latents are kept
+    explained, _ = auxk(state.rows, residual, -residual, dead_latents(since, 9, 4), 1.0)
+    assert float(explained) == pytest.approx(0.0, abs=1e-6)
+    silent = TrainState.start(TopKSAE(4, 5, 1, seed=None), 1.0)
+    whole, half = (
+        float(auxk(silent.rows, x, -x, dead_latents(since * torch.tensor([0, 1, more, 0, 0]), 9, 1 + more), 1.0)[0])
+        for more in (1, 0)
     )
-    for group in fused.param_groups:
-        group["lr"] = 0.01
-    for seed in range(4):
-        for sae, optimizer in ((ours, fused), (plain, textbook)):
-            optimizer.zero_grad()
-            sae(draw(50, D_IN, seed=seed)).square().sum().backward()
-            optimizer.step()
-    for name, weight in named_weights(ours).items():
-        assert torch.allclose(weight, named_weights(plain)[name], atol=1e-5), name
+    assert half == pytest.approx(whole / 2)
+
+
+# ---- several from one read ----------------------------------------------------------------------
+
+
+def test_saes_trained_from_one_read_are_those_trained_alone(reader, tmp_path):
+    several = config(k=(2, K), sae_seeds=(0, 5), **HARD)
+    stream = ActivationStream([reader], batch_size=BATCH, seed=0)
+    reads = []
+    original = stream.batches
+    stream.batches = lambda start=0: reads.append(start) or original(start)
+    places = {shape: Place(folder=tmp_path / f"together-{shape.k}-{shape.seed}") for shape in several.saes(D_IN)}
+    reports = train_saes(stream, several, places, PROVENANCE)
+    assert list(reports) == list(places) and len(places) == 4
+    assert len(reads) == 4 + 1 + 4  # a look at the first rows each, training once, measuring each
+    for shape, place in places.items():
+        alone = tmp_path / f"alone-{shape.k}-{shape.seed}"
+        single = config(k=(shape.k,), sae_seeds=(shape.seed,), **HARD)
+        train_sae(ActivationStream([reader], batch_size=BATCH, seed=0), single, alone, PROVENANCE)
+        assert contents(alone) == contents(place.folder), shape
+
+
+def test_one_of_several_that_is_ahead_waits_for_the_others(reader, tmp_path):
+    both = config(k=(2, K), **HARD)
+    places = {shape: Place(folder=tmp_path / str(shape.k)) for shape in both.saes(D_IN)}
+
+    def make() -> ActivationStream:
+        return ActivationStream([reader], batch_size=BATCH, seed=0)
+
+    def stop(done: int) -> None:
+        if done == 9:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train_sae(make(), config(k=(K,), **HARD), tmp_path / str(K), PROVENANCE, progress=Watcher(stop))
+    train_saes(make(), both, places, PROVENANCE)
+    for shape, place in places.items():
+        train_sae(make(), config(k=(shape.k,), **HARD), tmp_path / f"alone-{shape.k}", PROVENANCE)
+        assert contents(tmp_path / f"alone-{shape.k}") == contents(place.folder)
+
+
+def test_one_folder_takes_one_sae(stream, tmp_path):
+    with pytest.raises(ConfigError, match="2 SAEs were asked for and one folder was given"):
+        train_sae(stream, config(k=(2, 3)), tmp_path, PROVENANCE)
 
 
 def test_progress_of_the_library_is_silent_by_default(stream, tmp_path, capsys):

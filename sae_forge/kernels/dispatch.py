@@ -6,6 +6,7 @@ A backend chosen by ``auto`` may be any that fits. One asked for by name is used
 import importlib
 import importlib.util
 import os
+from collections.abc import Callable
 from typing import Any, Protocol, cast
 
 import torch
@@ -16,18 +17,36 @@ from torch.autograd.function import once_differentiable
 from sae_forge.config import Backend
 from sae_forge.errors import BackendError, ConfigError
 from sae_forge.kernels import reference
+from sae_forge.kernels.affine import affine
+from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
+from sae_forge.kernels.transpose import Transpose, transpose
 
-ENCODE_ROWS = 1024
-"""Tokens whose pre-activations exist at once: enough for a product at full speed, few enough for the cache."""
+CROSSOVER = {"cpu": 16, "cuda": 184}
+"""Beyond k = d_sae over this, dense products are faster than gathers. CPU: measured (tests/benchmarks/RESULTS.md);
+CUDA: bf16 FLOP a second over twice the bytes a second of an H200, to be measured."""
+
+_MAX_ENCODE_TOKENS = 1024
+_MAX_ENCODE_NUMBERS = 6_500_000
+"""25 MiB in fp32: the C library gives a larger block back to the system at once, and clearing it anew takes longer
+than filling it."""
+
+
+_TopK = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
 
 class _Form(Protocol):
-    """What a backend module offers; the gradients below are made of these four sums."""
+    """What the module of a backend offers; beside these a top-k, which dense products have no use for."""
 
     def decode(self, values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor: ...
     def value_grad(self, grad: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor: ...
-    def weight_grad(self, rows: Tensor, values: Tensor, indices: Tensor, d_sae: int) -> Tensor: ...
-    def latent_sums(self, values: Tensor, indices: Tensor, d_sae: int) -> Tensor: ...
+    def weight_grad(self, rows: Tensor, values: Tensor, indices: Tensor, table: Transpose) -> Tensor: ...
+    def latent_sums(self, values: Tensor, indices: Tensor, table: Transpose) -> Tensor: ...
+    def decode_loss(self, values: Tensor, indices: Tensor, W_dec: Tensor, target: Tensor) -> DecodeLoss: ...
+    def row_gradients(self, slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | None) -> RowGradients: ...
+    def rows_adam(self, slopes: Slopes, table: Transpose, rows: Rows, rates: Rates, extra: Extra | None) -> None: ...
+
+
+# ---- with autograd ------------------------------------------------------------------------------
 
 
 def sparse_decode(
@@ -46,7 +65,8 @@ def sparse_decode(
     Args:
         values: Activations of the active latents; a zero contributes nothing.
         indices: Which latents those are, in ``[0, d_sae)``. Order is free, repeats add up.
-        backend: ``auto`` takes Triton on a GPU that has it, the CPU form on a CPU, the reference elsewhere.
+        backend: ``auto`` takes Triton on a GPU that has it, the CPU form on a CPU, the reference elsewhere, and dense
+            products where a token has so many latents that those are faster.
         trusted: The indices come from :func:`topk_encode`, so their range is not looked at; looking waits for a GPU.
 
     Returns:
@@ -56,17 +76,14 @@ def sparse_decode(
         BackendError: the backend cannot run these tensors, or they lie on several devices.
         ConfigError: an index is out of range, or the shapes disagree.
     """
-    _check_together(values=values, indices=indices, W_dec=W_dec)
-    _check_code(values, indices)
-    if not trusted:
-        _check_range(indices, W_dec.shape[0])
-    form = _choose(backend, W_dec)
+    _check_code(values, indices, W_dec, trusted=trusted)
     batch, d_in = indices.shape[:-1], W_dec.shape[1]
     flat_values, flat_indices = values.reshape(-1, values.shape[-1]), indices.reshape(-1, indices.shape[-1])
     if flat_indices.numel() == 0:
         return W_dec.new_zeros(*batch, d_in)
-    if form is None:
-        return reference.sparse_decode(flat_values, flat_indices, W_dec).view(*batch, d_in)
+    form = _choose(backend, W_dec, k=values.shape[-1], d_sae=len(W_dec))
+    if form is reference:
+        return reference.decode(flat_values, flat_indices, W_dec).view(*batch, d_in)
     return cast("Tensor", _SparseDecode.apply(flat_values, flat_indices, W_dec, form)).view(*batch, d_in)
 
 
@@ -74,7 +91,7 @@ def topk_encode(
     x: Float[Tensor, "*batch d_in"],
     W_enc: Float[Tensor, "d_in d_sae"],
     b_enc: Float[Tensor, "d_sae"],
-    b_dec: Float[Tensor, "d_in"],
+    b_dec: Float[Tensor, "d_in"] | None,
     k: int,
     *,
     backend: Backend = "auto",
@@ -82,37 +99,31 @@ def topk_encode(
 ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
     """The k largest pre-activations of each token after ReLU, and which latents they are, in no set order.
 
-    One dense product per token; the pre-activations of at most ``ENCODE_ROWS`` tokens exist at once, and every
-    gradient is a sparse sum over the k kept latents.
+    Of equal pre-activations the lower latent is taken. One dense product per token; the pre-activations of at most
+    1024 tokens exist at once, and every gradient is a sparse sum over the k kept latents.
 
     Args:
-        product_dtype: Precision of the dense product (None: that of ``W_enc``). Results are in that of ``W_enc``.
+        b_dec: Taken from ``x`` first; None where that is done.
+        product_dtype: Precision of the dense product (None: that of ``W_enc``). Results are in that of ``b_enc``.
 
     Raises:
         BackendError: the backend cannot run these tensors, or they lie on several devices.
         ConfigError: k exceeds d_sae, or ``x`` is of another width than the SAE.
     """
-    _check_together(x=x, W_enc=W_enc, b_enc=b_enc, b_dec=b_dec)
+    _check_together(x=x, W_enc=W_enc, b_enc=b_enc, **({} if b_dec is None else {"b_dec": b_dec}))
     if not 1 <= k <= W_enc.shape[1]:
         raise ConfigError(f"k={k} latents per token, but the SAE has d_sae={W_enc.shape[1]}")
     if x.shape[-1] != W_enc.shape[0]:
         raise ConfigError(f"the activations are {x.shape[-1]} wide, but the SAE reads {W_enc.shape[0]}")
-    form = _choose(backend, W_enc)
+    form = _choose(backend, W_enc, k=k, d_sae=W_enc.shape[1])
     batch = x.shape[:-1]
     flat = x.reshape(-1, x.shape[-1]).to(W_enc.dtype)
     dtype = product_dtype or W_enc.dtype
     if flat.numel() == 0:
-        return flat.new_empty(*batch, k), flat.new_empty(*batch, k, dtype=torch.int64)
-    if form is None:
-        centred = (flat - b_dec).to(dtype)
-        values, indices = reference.topk_encode(centred, W_enc.to(dtype), b_enc.to(dtype), k)
-        values = values.to(W_enc.dtype)
-    else:
-        values, indices = cast("Any", _TopKEncode.apply(flat, W_enc, b_enc, b_dec, k, dtype, form))
+        return b_enc.new_empty(*batch, k), flat.new_empty(*batch, k, dtype=torch.int64)
+    choose = _choose_topk(backend, W_enc, k)
+    values, indices = cast("Any", _TopKEncode.apply(flat, W_enc, b_enc, b_dec, k, dtype, form, choose))
     return values.view(*batch, k), indices.view(*batch, k)
-
-
-# ---- gradients ----------------------------------------------------------------------------------
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -130,23 +141,28 @@ class _SparseDecode(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             for_values = ctx.form.value_grad(grad, indices, W_dec).to(values.dtype)
         if ctx.needs_input_grad[2]:
-            for_weights = ctx.form.weight_grad(grad, values, indices, W_dec.shape[0]).to(W_dec.dtype)
+            table = transpose(indices, len(W_dec))
+            for_weights = ctx.form.weight_grad(grad, values, indices, table).to(W_dec.dtype)
         return for_values, None, for_weights, None
 
 
 class _TopKEncode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor, k: int, dtype: torch.dtype, form: _Form
-    ) -> tuple[Tensor, Tensor]:
-        centred = x - b_dec
-        values = torch.empty(len(x), k, dtype=W_enc.dtype, device=x.device)
-        indices = torch.empty(len(x), k, dtype=torch.int64, device=x.device)
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None, k: int, dtype: torch.dtype,
+        form: _Form, choose: _TopK,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        centred = x if b_dec is None else x - b_dec
+        tokens, d_sae = len(centred), W_enc.shape[1]
+        values, parts = b_enc.new_empty(tokens, k), []
         weights, bias = W_enc.to(dtype), b_enc.to(dtype)
-        for start in range(0, len(x), ENCODE_ROWS):
-            part = slice(start, start + ENCODE_ROWS)
-            top = torch.topk(torch.addmm(bias, centred[part].to(dtype), weights), k, dim=-1, sorted=False)
-            values[part], indices[part] = top.values.relu_(), top.indices
+        at_once = min(tokens, encode_tokens(d_sae))
+        for start in range(0, tokens, at_once):
+            part = slice(start, min(tokens, start + at_once))
+            top, where = choose(affine(centred[part].to(dtype), weights, bias), k)
+            values[part] = top.relu_()
+            parts.append(where)
+        indices = torch.cat(parts)
         ctx.mark_non_differentiable(indices)
         ctx.save_for_backward(centred, W_enc, values, indices)
         ctx.form = form
@@ -156,42 +172,139 @@ class _TopKEncode(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         centred, W_enc, values, indices = ctx.saved_tensors
-        d_sae = W_enc.shape[1]
+        table = transpose(indices, W_enc.shape[1])
         slope = grad * (values > 0)  # through the ReLU
-        bias = ctx.form.latent_sums(slope, indices, d_sae).to(W_enc.dtype)
-        for_x = for_weights = None
+        bias = ctx.form.latent_sums(slope, indices, table).to(W_enc.dtype)
+        for_x = for_weights = for_centre = None
         if ctx.needs_input_grad[0]:
             for_x = ctx.form.decode(slope, indices, W_enc.T.contiguous())
         if ctx.needs_input_grad[1]:
-            for_weights = ctx.form.weight_grad(centred, slope, indices, d_sae).to(W_enc.dtype).T
-        # Every token is centred by the same b_dec, so its gradient is one mat-vec instead of a sum over tokens.
-        return for_x, for_weights, bias, -(W_enc @ bias), None, None, None
+            for_weights = ctx.form.weight_grad(centred, slope, indices, table).to(W_enc.dtype).T
+        if ctx.needs_input_grad[3]:  # every token is centred by the same b_dec: one mat-vec, no sum over tokens
+            for_centre = -(W_enc @ bias)
+        return for_x, for_weights, bias, for_centre, None, None, None, None
+
+
+# ---- for a training step ------------------------------------------------------------------------
+
+
+def topk(
+    pre_acts: Float[Tensor, "tokens d_sae"], k: int, *, backend: Backend = "auto"
+) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
+    """The k largest of each token and where they are, in no set order; of equal ones the lower latents."""
+    if not 1 <= k <= pre_acts.shape[1]:
+        raise ConfigError(f"k={k} of each token, but there are {pre_acts.shape[1]}")
+    return _choose_topk(backend, pre_acts, k)(pre_acts.contiguous(), k)
+
+
+def decode_loss(
+    values: Float[Tensor, "tokens k"],
+    indices: Int[Tensor, "tokens k"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    target: Float[Tensor, "tokens d_in"],
+    *,
+    backend: Backend = "auto",
+    trusted: bool = False,
+) -> DecodeLoss:
+    """Decode, hold against ``target``, and multiply what is left by the rows it was decoded from.
+
+    With a loss of ``c × squares.sum()``, the gradient of ``values`` is ``2c × dots`` and that of the reconstruction
+    ``2c × residual``. On a GPU every row is read once for both.
+
+    Raises:
+        BackendError: the backend cannot run these tensors, or they lie on several devices.
+        ConfigError: an index is out of range, or the shapes disagree.
+    """
+    _check_together(values=values, target=target)
+    _check_code(values, indices, W_dec, trusted=trusted)
+    if target.shape != (len(values), W_dec.shape[1]):
+        raise ConfigError(f"the target is {list(target.shape)}; give {[len(values), W_dec.shape[1]]}")
+    form = _choose(backend, W_dec, k=values.shape[1], d_sae=len(W_dec))
+    return form.decode_loss(values.contiguous(), indices.contiguous(), W_dec.contiguous(), target.contiguous())
+
+
+def row_gradients(
+    slopes: Slopes, table: Transpose, rows: Rows, *, extra: Extra | None = None, backend: Backend = "auto"
+) -> RowGradients:
+    """Gradients of all the latents own, whole: for clipping, accumulation and several ranks."""
+    _check_rows(slopes, table, rows)
+    return _choose_for(rows, slopes, backend).row_gradients(slopes, table, rows, extra)
+
+
+def rows_adam(
+    slopes: Slopes,
+    table: Transpose,
+    rows: Rows,
+    rates: Rates,
+    *,
+    extra: Extra | None = None,
+    backend: Backend = "auto",
+) -> None:
+    """Adam on all the latents own, in place: as :func:`row_gradients` and ``adam_rows_``, with no gradient kept.
+
+    Args:
+        slopes: Of this batch.
+        table: ``transpose(slopes.indices, d_sae)``.
+        extra: Dense gradients of some latents besides.
+    """
+    _check_rows(slopes, table, rows)
+    _choose_for(rows, slopes, backend).rows_adam(slopes, table, rows, rates, extra)
+
+
+def latent_sums(
+    values: Float[Tensor, "tokens k"],
+    indices: Int[Tensor, "tokens k"],
+    table: Transpose,
+    *,
+    backend: Backend = "auto",
+) -> Float[Tensor, "d_sae"]:
+    """For each latent, the sum of its values."""
+    return _choose(backend, values, k=values.shape[1], d_sae=table.d_sae).latent_sums(values, indices, table)
+
+
+def encode_tokens(d_sae: int) -> int:
+    """Tokens whose pre-activations exist at once: enough for a product at full speed, few enough for the cache."""
+    return max(128, min(_MAX_ENCODE_TOKENS, _MAX_ENCODE_NUMBERS // d_sae))
 
 
 # ---- choice and checks --------------------------------------------------------------------------
 
 
-def _choose(backend: Backend, weights: Tensor) -> _Form | None:
-    """The module of the backend to use; None stands for the reference, which autograd differentiates."""
+def _choose_for(rows: Rows, slopes: Slopes, backend: Backend) -> _Form:
+    return _choose(backend, rows.W_dec.weight, k=slopes.indices.shape[1], d_sae=len(rows.W_dec.weight))
+
+
+def _choose_topk(backend: Backend, pre_acts: Tensor, k: int) -> _TopK:
+    """The top-k of the backend; where products are dense, that of the device."""
+    return _choose("auto" if backend == "dense" else backend, pre_acts, k=k, d_sae=None).topk
+
+
+def _choose(backend: Backend, weights: Tensor, *, k: int, d_sae: int | None) -> Any:
+    """The module of the backend to use, for k of d_sae latents a token; None: dense products are no choice."""
     device, dtype = weights.device.type, weights.dtype
-    if backend == "reference":
-        return None
     if backend == "auto":
+        if d_sae is not None and k * CROSSOVER.get(device, 1) > d_sae:
+            return _module("dense")
         if device == "cpu":
             return _module("cpu")
-        usable = device == "cuda" and dtype != torch.float64 and triton_installed()
-        return _module("triton_sparse_decode") if usable else None
-    if backend == "cpu":
-        if device != "cpu":
-            raise BackendError(f"backend 'cpu' was given tensors on {device}; use auto, reference or triton there")
-        return _module("cpu")
+        if device != "cuda" or dtype == torch.float64 or not triton_installed():
+            return _module("reference")
+        form = _module("triton_form")
+        return form if k <= form.MAX_K else _module("reference" if d_sae is None else "dense")
+    if backend == "cpu" and device != "cpu":
+        raise BackendError(f"backend 'cpu' was given tensors on {device}; use auto, dense or triton there")
+    if backend != "triton":
+        return _module(backend)
     if not triton_installed():
         raise BackendError("backend 'triton' needs the triton package: pip install 'sae-forge[triton]', or use auto")
     if device != "cuda" and not _interpreting():
         raise BackendError(f"backend 'triton' needs tensors on a CUDA GPU and these are on {device}; use auto or cpu")
     if dtype == torch.float64:
         raise BackendError("backend 'triton' sums in float32 and was given float64; use reference")
-    return _module("triton_sparse_decode")
+    form = _module("triton_form")
+    if k > form.MAX_K:
+        raise BackendError(f"backend 'triton' takes at most k={form.MAX_K} and was given k={k}; use auto or dense")
+    return form
 
 
 def triton_installed() -> bool:
@@ -203,8 +316,8 @@ def _interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-def _module(name: str) -> _Form:
-    return cast("_Form", importlib.import_module(f"sae_forge.kernels.{name}"))
+def _module(name: str) -> Any:
+    return importlib.import_module(f"sae_forge.kernels.{name}")
 
 
 def _check_together(**tensors: Tensor) -> None:
@@ -214,11 +327,14 @@ def _check_together(**tensors: Tensor) -> None:
         raise BackendError(f"tensors lie on several devices ({listed}); move them to one")
 
 
-def _check_code(values: Tensor, indices: Tensor) -> None:
+def _check_code(values: Tensor, indices: Tensor, W_dec: Tensor, *, trusted: bool) -> None:
+    _check_together(values=values, indices=indices, W_dec=W_dec)
     if values.shape != indices.shape:
         raise ConfigError(f"values {list(values.shape)} and indices {list(indices.shape)} must have the same shape")
     if indices.dtype not in (torch.int32, torch.int64):
         raise ConfigError(f"indices are {indices.dtype}; give int32 or int64")
+    if not trusted:
+        _check_range(indices, len(W_dec))
 
 
 def _check_range(indices: Tensor, d_sae: int) -> None:
@@ -227,3 +343,22 @@ def _check_range(indices: Tensor, d_sae: int) -> None:
     low, high = (int(end) for end in torch.aminmax(indices))
     if low < 0 or high >= d_sae:
         raise ConfigError(f"index {low if low < 0 else high} names no latent; the SAE has latents 0 to {d_sae - 1}")
+
+
+def _check_rows(slopes: Slopes, table: Transpose, rows: Rows) -> None:
+    """Refuse what no kernel could survive: tensors apart, or of other sizes or precisions than one another."""
+    weights = {name: slot.weight for name, slot in rows._asdict().items()}
+    _check_together(**slopes._asdict(), entries=table.entries, **weights)
+    (d_sae, d_in), (tokens, k) = rows.W_dec.weight.shape, slopes.indices.shape
+    wanted = {
+        "target": (tokens, d_in), "residual": (tokens, d_in), "values": (tokens, k), "pre_acts": (tokens, k),
+        "entries": (tokens * k,), "offsets": (d_sae + 1,), "W_enc": (d_sae, d_in), "b_enc": (d_sae,),
+    }  # fmt: skip
+    given = {**slopes._asdict(), **table._asdict(), **weights}
+    for name, shape in wanted.items():
+        if tuple(given[name].shape) != shape:
+            raise ConfigError(f"{name} is {list(given[name].shape)}; with these indices and W_dec give {list(shape)}")
+    if slopes.target.dtype != slopes.residual.dtype:
+        raise BackendError(
+            f"target is {slopes.target.dtype} and residual {slopes.residual.dtype}; give both in one precision"
+        )

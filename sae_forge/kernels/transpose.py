@@ -18,6 +18,11 @@ class Transpose(NamedTuple):
     offsets: Int[Tensor, "d_sae_plus_1"]
     """Latent ``i`` owns ``entries[offsets[i] : offsets[i + 1]]``."""
 
+    @property
+    def d_sae(self) -> int:
+        """Number of latents."""
+        return len(self.offsets) - 1
+
 
 def transpose(indices: Int[Tensor, "tokens k"], d_sae: int) -> Transpose:
     """The table read the other way round; a stable sort keeps the order the same on every run."""

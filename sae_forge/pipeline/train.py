@@ -3,12 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from sae_forge.config import TrainConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.data.stream import ActivationStream
-from sae_forge.errors import CheckpointError, ConfigError, DataError
+from sae_forge.errors import CheckpointError, DataError
 from sae_forge.evals.language_modeling import load_corpus
 from sae_forge.evals.recovered import ce_recovered
 from sae_forge.hookpoint import HookPoint
@@ -18,8 +17,8 @@ from sae_forge.pipeline.bench import Bench, device_of
 from sae_forge.pipeline.collect import collect
 from sae_forge.runs import Run
 from sae_forge.sae.store import Provenance, load_sae
-from sae_forge.training.report import save_report
-from sae_forge.training.trainer import train_sae
+from sae_forge.training.report import TrainReport, save_report
+from sae_forge.training.trainer import Place, train_saes
 
 
 def train(config: TrainConfig, bench: Bench) -> Outcome:
@@ -36,13 +35,13 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
             bench.progress.say(f"no activations of {', '.join(source for _, source in named)} at {point}: collecting")
             collected.gather(named, point, config, bench, found)
     bench.run.open(config.model)
-    trained = {point: _train_at(point, config, bench) for point in bench.points}
-    metrics = [record for _, record, _ in trained.values()]
+    trained = {name: done for point in bench.points for name, done in _train_at(point, config, bench).items()}
+    metrics = {name: report.to_json() for name, (_, report) in trained.items()}
     return Outcome(
         run=bench.run,
-        outputs={str(point): folder for point, (folder, _, _) in trained.items()},
-        metrics=metrics[0] if len(metrics) == 1 else {str(point): record for point, (_, record, _) in trained.items()},
-        summary="\n".join(f"{folder}: {line}" for folder, _, line in trained.values()),
+        outputs={name: folder for name, (folder, _) in trained.items()},
+        metrics=next(iter(metrics.values())) if len(metrics) == 1 else metrics,
+        summary="\n".join(f"{folder}: {report.summary()}" for folder, report in trained.values()),
         then=bench.next("features"),
     )
 
@@ -56,27 +55,30 @@ def _collected(run: Run, point: HookPoint) -> bool:
 
 def _require_k(config: TrainConfig, bench: Bench) -> None:
     """Refuse before a long collect what training would refuse after it."""
-    d_sae = config.d_sae or config.expansion_factor * bench.lm.d_model
-    if config.k > d_sae:
-        raise ConfigError(f"k={config.k} latents per token, but the SAE has only d_sae={d_sae}")
+    _ = config.saes(bench.lm.d_model)
 
 
-def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> tuple[Path, dict[str, Any], str]:
-    """Folder, metrics and one line about the SAE at ``point``."""
+def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> dict[str, tuple[Path, TrainReport]]:
+    """Folder and report of each SAE at ``point``, by the point's name and, of several, the SAE's."""
     readers = _shards(bench.run, point)
     if not config.include_forget:
         readers = [reader for reader in readers if reader.fingerprint.role != "forget"]
     if not readers:
         raise DataError(f"--no_include_forget leaves no activations at {point}; collect text to keep with --retain")
-    d_sae = config.d_sae or config.expansion_factor * readers[0].d_in
-    folder = bench.run.sae(point, k=config.k, d_sae=d_sae, seed=config.seed)
-    log = bench.run.logs / f"train-{point}-{folder.name}.jsonl"
+    places = {}
+    for shape in config.saes(readers[0].d_in):
+        folder = bench.run.sae(point, **shape._asdict())
+        places[shape] = Place(folder=folder, log=bench.run.logs / f"train-{point}-{folder.name}.jsonl")
     stream = ActivationStream(readers, batch_size=config.batch_size, seed=config.seed)
-    report = train_sae(stream, config, folder, _provenance(readers, bench), progress=bench.progress, log=log)
-    if report.ce_recovered is None:
-        report = replace(report, ce_recovered=_ce_recovered(folder, point, config, bench))
-        save_report(folder, report)
-    return folder, report.to_json(), report.summary()
+    reports = train_saes(stream, config, places, _provenance(readers, bench), progress=bench.progress)
+    found = {}
+    for shape, report in reports.items():
+        folder = places[shape].folder
+        if report.ce_recovered is None:
+            report = replace(report, ce_recovered=_ce_recovered(folder, point, config, bench))
+            save_report(folder, report)
+        found[str(point) if len(reports) == 1 else f"{point}/{folder.name}"] = (folder, report)
+    return found
 
 
 def _shards(run: Run, point: HookPoint) -> list[ShardReader]:

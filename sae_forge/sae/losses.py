@@ -1,10 +1,8 @@
-"""What an SAE is trained on and judged by: variance left unexplained, and AuxK, which revives dead latents."""
+"""What an SAE is trained on and judged by: variance left unexplained."""
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
-
-from sae_forge.sae.topk import TopKSAE
 
 
 def fvu(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
@@ -13,33 +11,10 @@ def fvu(x: Float[Tensor, "tokens d_in"], x_hat: Float[Tensor, "tokens d_in"]) ->
 
 
 def variance(x: Float[Tensor, "tokens d_in"]) -> Float[Tensor, ""]:
-    """Summed squared distance to the batch mean, kept above zero so that constant input divides."""
-    return (x - x.mean(dim=0)).square().sum().clamp_min(torch.finfo(x.dtype).tiny)
-
-
-def auxk_loss(
-    sae: TopKSAE,
-    x: Float[Tensor, "tokens d_in"],
-    x_hat: Float[Tensor, "tokens d_in"],
-    dead: Int[Tensor, "dead"],
-) -> Float[Tensor, ""]:
-    """Share of the residual's variance that the dead latents alone, their top d_in / 2, leave unexplained.
-
-    Gradients reach the rows and columns of the dead latents only. Dense, but over the dead set alone: gathering
-    d_in / 2 rows a token would cost more than the whole step. With fewer dead latents than d_in / 2 the loss fades
-    with their number, so the last few are not pushed harder than the many. Acts pass no ReLU here: a latent whose
-    pre-acts are all negative would get no gradient and stay dead for good.
-
-    Source: Gao et al. 2024 (arXiv 2406.04093), AuxK; the fading is EleutherAI sparsify's, the missing ReLU SAELens's.
-    """
-    residual = (x - x_hat).detach()
-    kept = min(max(1, sae.d_in // 2), len(dead))
-    acts = torch.addmm(sae.b_enc[dead], x - sae.b_dec.detach(), sae.W_enc[:, dead])
-    if kept < len(dead):
-        top = torch.topk(acts, kept, dim=-1, sorted=False)
-        acts = torch.zeros_like(acts).scatter(-1, top.indices, top.values)
-    share = (residual - acts @ sae.W_dec[dead]).square().sum() / variance(residual)
-    return share * (kept / max(1, sae.d_in // 2))
+    """Summed squared distance to the batch mean, in fp32 or wider, kept above zero so that constant input divides."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    centred = x - x.mean(dim=0, dtype=wide)
+    return torch.linalg.vector_norm(centred, dtype=wide).square().clamp_min(torch.finfo(wide).tiny)
 
 
 class FvuMeter:

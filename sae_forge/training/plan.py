@@ -7,17 +7,15 @@ from typing import Any
 import torch
 
 from sae_forge import files
-from sae_forge.config import TrainConfig
+from sae_forge.config import SaeShape, TrainConfig
 from sae_forge.data.stream import ActivationStream
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.sae.store import Provenance
-from sae_forge.training.optimizer import default_lr, lr_at
+from sae_forge.training.schedule import default_lr, lr_at
 
 CONFIG = "config.json"
 
 DECIDING = (
-    "k",
-    "seed",
     "batch_size",
     "lr_warmup",
     "lr_decay",
@@ -36,7 +34,9 @@ class Plan:
 
     config: TrainConfig
     d_in: int
+    k: int
     d_sae: int
+    seed: int
     steps: int
     """Optimizer steps in all."""
     lr: float
@@ -44,15 +44,15 @@ class Plan:
     device: torch.device
 
     @classmethod
-    def make(cls, config: TrainConfig, stream: ActivationStream) -> "Plan":
+    def make(cls, config: TrainConfig, shape: SaeShape, stream: ActivationStream) -> "Plan":
         """Decide what the config leaves to the shards and the machine.
 
+        Args:
+            shape: Which of the SAEs the config asks for.
+
         Raises:
-            ConfigError: k exceeds d_sae, the stream's batch size is not the config's, or there is no such device.
+            ConfigError: the stream's batch size is not the config's, or there is no such device.
         """
-        d_sae = config.d_sae or config.expansion_factor * stream.d_in
-        if config.k > d_sae:
-            raise ConfigError(f"k={config.k} latents per token, but the SAE has only d_sae={d_sae}")
         if stream.batch_size != config.batch_size:
             raise ConfigError(
                 f"the stream gives {stream.batch_size} tokens a batch, but batch_size={config.batch_size}"
@@ -60,9 +60,9 @@ class Plan:
         return cls(
             config=config,
             d_in=stream.d_in,
-            d_sae=d_sae,
+            **shape._asdict(),
             steps=config.max_steps or config.epochs * stream.batches_per_epoch,
-            lr=config.lr or default_lr(d_sae),
+            lr=config.lr or default_lr(shape.d_sae),
             device=_device(config.sae_device),
         )
 
@@ -75,8 +75,8 @@ class Plan:
     def settings(self, provenance: Provenance) -> dict[str, Any]:
         """What is written as config.json, and held against it on a second run."""
         given = {name: getattr(self.config, name) for name in DECIDING}
-        decided = {"d_in": self.d_in, "d_sae": self.d_sae, "steps": self.steps, "lr": self.lr}
-        return {**given, **decided, "data": provenance.to_json()}
+        decided = {name: getattr(self, name) for name in ("d_in", "k", "d_sae", "seed", "steps", "lr")}
+        return {**given, **decided, "order_seed": self.config.seed, "data": provenance.to_json()}
 
 
 def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -16,7 +16,8 @@ from sae_forge.errors import NumericalError
 from sae_forge.progress import Task
 
 FIGURES: tuple[str, ...] = ("loss", "fvu", "l0", "dead_share", "grad_norm")
-"""What a step leaves behind, in this order: ``loss`` is FVU plus weighted AuxK, ``grad_norm`` is before clipping."""
+"""What a step leaves behind, in this order: ``loss`` is FVU plus weighted AuxK; ``grad_norm`` is before clipping, and 0
+where nothing is clipped, because then no gradient exists as a whole."""
 GPU_FLUSH_STEPS = 20
 
 

@@ -5,10 +5,10 @@ looking and verifying, never by a pointer file.
 """
 
 import re
-import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Int
@@ -18,16 +18,18 @@ from torch import Tensor
 
 from sae_forge import files
 from sae_forge.errors import CheckpointError, ResourceError
+from sae_forge.kernels.rows import Rows, Slot
 from sae_forge.progress import Progress
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.tensors import read_header, read_tensors
-from sae_forge.training.optimizer import make_adam, named_weights
 
 KEPT = 2
 """Checkpoints left standing after a new one has verified."""
 
+STATE, PART = "state.json", "part of a training checkpoint"
+_FILES = ("weights.safetensors", "optim.safetensors")
 _NAME = re.compile(r"step-(\d+)")
-_MOMENTS = ("exp_avg", "exp_avg_sq")
+_FACTS = {"step": int, "tokens": int, "scale": float, "aux_places": int}
 
 
 @dataclass
@@ -38,18 +40,40 @@ class TrainState:
     """Works on activations times ``scale``."""
     scale: float
     """Factor on the stored activations; folded away when the SAE is saved."""
-    optimizer: torch.optim.Adam
+    rows: Rows
+    """The SAE's own weights, latent by latent, with Adam's moments."""
+    b_dec: Slot
     tokens_since_fired: Int[Tensor, "d_sae"]
     """For each latent, tokens gone by since it last fired."""
     step: int = 0
     """Optimizer steps done."""
     tokens: int = 0
     """Tokens seen."""
+    aux_places: int = 0
+    """Dead latents that AuxK has room for; a GPU makes room now and then instead of counting at every step."""
 
     @classmethod
     def start(cls, sae: TopKSAE, scale: float) -> "TrainState":
         """The state before the first step."""
-        return cls(sae, scale, make_adam(sae), torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device))
+        sae.requires_grad_(False)
+        rows = Rows(
+            _slot(sae.W_enc.data.T, sae.product_dtype),
+            _slot(sae.W_dec.data, sae.product_dtype),
+            _slot(sae.b_enc.data, None),
+        )
+        since = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
+        return cls(sae, scale, rows, _slot(sae.b_dec.data, None), since)
+
+    @property
+    def slots(self) -> dict[str, Slot]:
+        """Every weight by the name it has on disk."""
+        return {**self.rows._asdict(), "b_dec": self.b_dec}
+
+
+def _slot(weight: Tensor, product_dtype: torch.dtype | None) -> Slot:
+    """A weight before its first step; it must lie as it is stepped, latent by latent."""
+    copy = None if product_dtype is None else weight.to(product_dtype)
+    return Slot(weight, torch.zeros_like(weight), torch.zeros_like(weight), copy)
 
 
 def save_checkpoint(folder: Path, state: TrainState) -> Path:
@@ -65,10 +89,10 @@ def save_checkpoint(folder: Path, state: TrainState) -> Path:
     files.require_disk(folder, sum(tensor.nbytes for part in parts.values() for tensor in part.values()))
     with files.publish_folder(target) as scratch:
         hashes = {name: _write_verified(scratch / name, tensors) for name, tensors in parts.items()}
-        facts = {"format": 1, "step": state.step, "tokens": state.tokens, "scale": state.scale, "files": hashes}
-        (scratch / "state.json").write_bytes(files.canonical(facts))
+        facts = {"format": 1, "files": hashes} | {name: getattr(state, name) for name in _FACTS}
+        (scratch / STATE).write_bytes(files.sealed_json(facts))
     for _, older in _checkpoints(folder)[:-KEPT]:
-        shutil.rmtree(older)
+        files.discard_folder(older)
     return target
 
 
@@ -83,21 +107,43 @@ def load_checkpoint(folder: Path, sae: TopKSAE, progress: Progress) -> TrainStat
             return _restore(path, sae)
         except CheckpointError as error:
             progress.say(f"{error}; going back to the checkpoint before it")
-            shutil.rmtree(path)
+            files.discard_folder(path)
     return None
+
+
+def verify_checkpoint(path: Path, name: str) -> None:
+    """Read every byte of one file of the checkpoint in ``path``; with ``state.json`` comes that all others are there.
+
+    Raises:
+        CheckpointError: a file is missing or not what was written; the message names it.
+    """
+    hashes = _read_facts(path)["files"]
+    if name not in {STATE, *hashes}:
+        raise CheckpointError(f"{path / STATE} is not a training state that knows {name}")
+    for part in hashes if name == STATE else (name,):
+        read_header(path / part, kind=CheckpointError, what=PART)
+    if name != STATE:
+        _require_hash(path / name, hashes[name])
 
 
 # ---- parts --------------------------------------------------------------------------------------
 
 
 def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
-    weights = named_weights(state.sae)
-    moments = {f"{kind}.{name}": state.optimizer.state[weights[name]][kind] for name in weights for kind in _MOMENTS}
-    optim = {**moments, "tokens_since_fired": state.tokens_since_fired}
-    return {
-        "weights.safetensors": {name: weight.detach() for name, weight in weights.items()},
-        "optim.safetensors": optim,
+    """What each file of a checkpoint holds; matrices lie as in an SAE's own file."""
+    moments = {
+        f"{kind}.{name}": _as_stored(name, getattr(slot, kind))
+        for name, slot in state.slots.items()
+        for kind in ("exp_avg", "exp_avg_sq")
     }
+    return {
+        "weights.safetensors": {name: _as_stored(name, slot.weight) for name, slot in state.slots.items()},
+        "optim.safetensors": {**moments, "tokens_since_fired": state.tokens_since_fired},
+    }
+
+
+def _as_stored(name: str, tensor: Tensor) -> Tensor:
+    return tensor.T if name == "W_enc" else tensor
 
 
 def _write_verified(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -117,37 +163,59 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Checkpoints by step, oldest first."""
     if not folder.is_dir():
         return []
-    named = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name)) and path.is_dir()]
+    named = [
+        (match, path)
+        for path in folder.iterdir()
+        if (match := _NAME.fullmatch(path.name)) and path.is_dir() and not path.is_symlink()
+    ]
     return sorted((int(match[1]), path) for match, path in named)
 
 
 def _restore(path: Path, sae: TopKSAE) -> TrainState:
     """The state in this folder, refused unless every file has its hash and every tensor its shape."""
-    facts = files.read_json(path / "state.json", kind=CheckpointError, what="a training state")
+    facts = _read_facts(path)
     state = TrainState.start(sae, 1.0)
-    expected = _tensors(state)
-    try:
-        state.step, state.tokens, state.scale = int(facts["step"]), int(facts["tokens"]), float(facts["scale"])
-        hashes = {name: facts["files"][name] for name in expected}
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / 'state.json'} is not a training state") from error
-    for name, tensors in expected.items():
-        _restore_file(path / name, hashes[name], tensors)
-    for slots in state.optimizer.state.values():
-        slots["step"].fill_(state.step)
+    for name, kind in _FACTS.items():
+        setattr(state, name, kind(facts[name]))
+    for name, tensors in _tensors(state).items():
+        _restore_file(path / name, facts["files"][name], tensors)
+    for slot in state.slots.values():
+        if slot.copy is not None:
+            slot.copy.copy_(slot.weight)
     return state
+
+
+def _read_facts(path: Path) -> dict[str, Any]:
+    """What ``state.json`` says: numbers that are possible, and the hash of each file, whose names are ours, not its."""
+    for name in (STATE, *_FILES):
+        if (path / name).is_symlink():
+            raise CheckpointError(f"{path / name} is a link; a checkpoint holds plain files")
+    facts = files.read_json(path / STATE, kind=CheckpointError, what="a training state")
+    hashes = facts.get("files") if isinstance(facts, dict) else None
+    if not isinstance(hashes, dict) or set(hashes) != set(_FILES):
+        raise CheckpointError(
+            f"{path / STATE} is not a training state: it should hold the hashes of {', '.join(_FILES)}"
+        )
+    for name in _FACTS:
+        if type(value := facts.get(name)) not in (int, float) or not 0 <= value < 2**63:
+            raise CheckpointError(f"{path / STATE} is not a training state: {name} is {str(value)[:40]}")
+    return facts
 
 
 @torch.no_grad()
 def _restore_file(path: Path, expected_hash: str, tensors: dict[str, Tensor]) -> None:
     """Copy the stored tensors over those given, in place."""
-    layout, _ = read_header(path, kind=CheckpointError, what="part of a training checkpoint")
+    layout, _ = read_header(path, kind=CheckpointError, what=PART)
     if {name: entry[:2] for name, entry in layout.items()} != {
         n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()
     }:
         raise CheckpointError(f"{path} holds other tensors than this SAE has")
-    if files.file_sha256(path) != expected_hash:
-        raise CheckpointError(f"{path} is damaged: its hash is not the one in state.json")
-    stored = read_tensors(path, kind=CheckpointError, what="part of a training checkpoint")
+    _require_hash(path, expected_hash)
+    stored = read_tensors(path, kind=CheckpointError, what=PART)
     for name, tensor in tensors.items():
         tensor.copy_(stored[name])
+
+
+def _require_hash(path: Path, expected: str) -> None:
+    if files.file_sha256(path) != expected:
+        raise CheckpointError(f"{path} is damaged: its hash is not the one in {STATE}")

@@ -1,0 +1,83 @@
+"""AuxK, which revives dead latents: they are trained to explain what the others leave unexplained.
+
+Dense, but over the dead latents alone: gathering d_in / 2 rows a token would cost more than the whole step.
+"""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from sae_forge.kernels.dispatch import encode_tokens
+from sae_forge.kernels.rows import Extra, Rows
+from sae_forge.sae.losses import variance
+
+
+class Dead(NamedTuple):
+    """The dead latents, packed."""
+
+    latents: Int[Tensor, "few"]
+    """In rising order; places beyond the last dead latent hold any latent."""
+    present: Bool[Tensor, "few"]
+    """Which places hold a dead latent."""
+    row_of: Int[Tensor, "d_sae"]
+    """int32: the place of a latent, or -1."""
+
+
+def dead_latents(tokens_since_fired: Int[Tensor, "d_sae"], dead_after: int, places: int) -> Dead:
+    """The first ``places`` latents that have not fired for ``dead_after`` tokens; nothing waits for the device."""
+    dead = tokens_since_fired >= dead_after
+    order = dead.cumsum(0) - 1
+    chosen = dead & (order < places)
+    d_sae = len(dead)
+    latents = order.new_zeros(places + 1)  # the last place gathers what was not chosen
+    latents.scatter_(0, torch.where(chosen, order, places), torch.arange(d_sae, device=dead.device))
+    present = torch.arange(places, device=dead.device) < dead.sum()
+    return Dead(latents[:places], present, torch.where(chosen, order, -1).to(torch.int32))
+
+
+def auxk(
+    rows: Rows, target: Float[Tensor, "tokens d_in"], residual: Float[Tensor, "tokens d_in"], dead: Dead, weight: float
+) -> tuple[Float[Tensor, ""], Extra]:
+    """The AuxK loss, and ``weight`` times its gradients, which reach the dead latents alone.
+
+    The loss is the share of the residual's variance that the dead latents, their top d_in / 2, leave unexplained. With
+    fewer dead latents than that it fades with their number, so the last few are not pushed harder than the many. Acts
+    pass no ReLU here: a latent whose pre-acts are all negative would get no gradient and stay dead for good.
+
+    Args:
+        target: What the encoder read.
+        residual: Decoded minus target; no gradient goes through it.
+
+    Source: Gao et al. 2024 (arXiv 2406.04093), AuxK; the fading is EleutherAI sparsify's, the missing ReLU SAELens's.
+    """
+    half, places = max(1, target.shape[1] // 2), len(dead.latents)
+    W_enc, W_dec = rows.W_enc.product[dead.latents], rows.W_dec.product[dead.latents]
+    bias = torch.where(dead.present, rows.b_enc.weight[dead.latents], 0.0)
+    fade = dead.present.sum().clamp_max(half) / half
+    scale = fade / variance(residual)
+    left = torch.zeros_like(scale)
+    for_enc, for_dec = torch.zeros_like(W_enc, dtype=torch.float32), torch.zeros_like(W_dec, dtype=torch.float32)
+    for_bias = torch.zeros_like(bias)
+    at_once = encode_tokens(places)
+    for x, rest in zip(target.split(at_once), residual.split(at_once), strict=True):
+        acts = torch.addmm(bias.to(x.dtype), x, W_enc.T)
+        kept = _kept(acts, dead.present, half)
+        acts = acts * kept
+        missing = rest + acts @ W_dec  # the dead try to rebuild minus the residual
+        left += missing.float().square().sum()
+        slope = (2.0 * weight * scale * missing).to(x.dtype)
+        pre_acts = (slope @ W_dec.T) * kept
+        for_dec += acts.T @ slope
+        for_enc += pre_acts.T @ x
+        for_bias += pre_acts.float().sum(dim=0)
+    return left * scale, Extra(dead.row_of, for_enc, for_dec, for_bias)
+
+
+def _kept(acts: Tensor, present: Tensor, half: int) -> Bool[Tensor, "tokens few"]:
+    """Which acts take part: of each token the ``half`` greatest of latents that are there."""
+    if acts.shape[1] <= half:
+        return present.expand_as(acts)
+    best = torch.topk(acts.masked_fill(~present, -torch.inf), half, dim=1, sorted=False).indices
+    return torch.zeros_like(acts, dtype=torch.bool).scatter_(1, best, True) & present

@@ -1,0 +1,20 @@
+"""The learning rate: how high, and how it rises and falls."""
+
+import math
+
+
+def default_lr(d_sae: int) -> float:
+    """Peak rate for a dictionary of this size; Gao et al. 2024, as EleutherAI sparsify scales it."""
+    return 2e-4 / math.sqrt(d_sae / 16_384)
+
+
+def lr_at(step: int, *, steps: int, peak: float, warmup: float, decay: float) -> float:
+    """Learning rate of the step with this zero-based index: up, level, down; above 0 at every step.
+
+    Args:
+        warmup: Share of the steps spent rising.
+        decay: Share of the steps spent falling, at the end.
+    """
+    rising = (step + 1) / max(1.0, warmup * steps)
+    falling = (steps - step) / max(1.0, decay * steps)
+    return peak * min(1.0, rising, falling)
