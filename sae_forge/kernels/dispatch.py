@@ -26,7 +26,7 @@ CROSSOVER = {"cpu": 16, "cuda": 184}
 CUDA: bf16 FLOP a second over twice the bytes a second of an H200, to be measured."""
 
 _MAX_ENCODE_TOKENS = 1024
-_MAX_ENCODE_NUMBERS = 6_500_000
+_MAX_CPU_NUMBERS = 6_500_000
 """25 MiB in fp32: the C library gives a larger block back to the system at once, and clearing it anew takes longer
 than filling it."""
 
@@ -156,7 +156,7 @@ class _TopKEncode(torch.autograd.Function):
         tokens, d_sae = len(centred), W_enc.shape[1]
         values, parts = b_enc.new_empty(tokens, k), []
         weights, bias = W_enc.to(dtype), b_enc.to(dtype)
-        at_once = min(tokens, encode_tokens(d_sae))
+        at_once = min(tokens, encode_tokens(d_sae, x.device))
         for start in range(0, tokens, at_once):
             part = slice(start, min(tokens, start + at_once))
             top, where = choose(affine(centred[part].to(dtype), weights, bias), k)
@@ -262,9 +262,9 @@ def latent_sums(
     return _choose(backend, values, k=values.shape[1], d_sae=table.d_sae).latent_sums(values, indices, table)
 
 
-def encode_tokens(d_sae: int) -> int:
+def encode_tokens(d_sae: int, device: torch.device) -> int:
     """Tokens whose pre-activations exist at once: enough for a product at full speed, few enough for the cache."""
-    return max(128, min(_MAX_ENCODE_TOKENS, _MAX_ENCODE_NUMBERS // d_sae))
+    return max(128, min(_MAX_ENCODE_TOKENS, _MAX_CPU_NUMBERS // d_sae)) if device.type == "cpu" else _MAX_ENCODE_TOKENS
 
 
 # ---- choice and checks --------------------------------------------------------------------------

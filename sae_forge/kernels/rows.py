@@ -129,15 +129,11 @@ def adam_(slots: list[Slot], gradients: list[Tensor], rates: Rates) -> None:
 def adam_rows_(rows: Rows, gradients: RowGradients, rates: Rates) -> None:
     """Adam on what the latents own, then every row of ``W_dec`` back to unit norm."""
     adam_(list(rows), list(gradients), rates)
-    normalise_(rows.W_dec)
-
-
-def normalise_(W_dec: Slot) -> None:
-    """Bring every row to unit norm."""
-    norms = torch.linalg.vector_norm(W_dec.weight, dim=1, keepdim=True)
-    W_dec.weight.div_(norms.clamp_min(torch.finfo(torch.float32).tiny))
-    if W_dec.copy is not None:
-        W_dec.copy.copy_(W_dec.weight)
+    weight, copy = rows.W_dec.weight, rows.W_dec.copy
+    norms = torch.linalg.vector_norm(weight, dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+    weight.div_(torch.where(rates.found_inf > 0, 1.0, norms))
+    if copy is not None:
+        copy.copy_(weight)
 
 
 def remove_parallel_(gradient: Float[Tensor, "latents d_in"], W_dec: Float[Tensor, "latents d_in"]) -> None:

@@ -15,17 +15,51 @@ Seconds = dict[str, list[float]]
 """Of each case, one time a round."""
 
 
-def interleaved(cases: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
-    """Every case once a round, begun by another case each time; a first round warms up and is not counted."""
+def interleaved(
+    cases: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    *,
+    burst: int = 1,
+    record: bool = False,
+) -> Seconds:
+    """Every case once a round, begun by another case each time; a first round warms up and is not counted.
+
+    Args:
+        burst: Calls made in one go; a time is that of one of them. A GPU needs several for its work to hide what
+            starting it costs.
+        record: On a GPU, play a burst from a CUDA graph where the case can be recorded, so that no time is Python's.
+    """
     names = list(cases)
+    bundles = {name: _bundle(case, burst, device, record=record) for name, case in cases.items()}
     seconds: Seconds = {name: [] for name in names}
     for number in range(rounds + 1):
         first = number % len(names)
         for name in names[first:] + names[:first]:
-            spent = _timed(cases[name], device)
+            spent = _timed(bundles[name], device) / burst
             if number:
                 seconds[name].append(spent)
     return seconds
+
+
+def _bundle(case: Callable[[], object], burst: int, device: torch.device, *, record: bool) -> Callable[[], object]:
+    """As many calls as a burst has."""
+
+    def calls() -> None:
+        for _ in range(burst):
+            case()
+
+    if not record or device.type != "cuda":
+        return calls
+    case()  # what is compiled or allocated at the first call is no part of a recording
+    _wait_for(device)
+    graph = torch.cuda.CUDAGraph()
+    try:
+        with torch.cuda.graph(graph):
+            calls()
+    except RuntimeError:  # it waits for the device somewhere, so it is timed as it is
+        return calls
+    return graph.replay
 
 
 def _timed(case: Callable[[], object], device: torch.device) -> float:

@@ -1,0 +1,61 @@
+"""How each Triton kernel is cut up for given sizes: a table, not a search, so a first step is as fast as the second.
+
+Every function returns the keywords of one launch. The ahead-of-time test compiles the same keywords, so what spills
+there would spill on a GPU, and what does not, does not.
+"""
+
+import torch
+
+SEGMENT = 256
+"""Entries a latent's own program sums; what it has beyond them is summed by other programs first."""
+MAX_K = 512
+"""Latents per token the selection and the fused decode hold at once."""
+MAX_ROW = 8192
+"""Columns of a row one program can hold through a step of Adam."""
+PIECE = 4096
+"""Columns of a longer row that it sums at a time."""
+
+Launch = dict[str, int]
+
+
+def topk(d_sae: int, k: int) -> Launch:
+    """Width of a strip, room for candidates (twice k: equal pre-acts are some too), how many are looked at together."""
+    block = max(16, min(2048, power_above(d_sae)))
+    candidates = max(64, 2 * power_above(k))
+    chunk = min(512, max(256, power_above(k * -(-d_sae // block))))
+    return {"BLOCK": block, "CANDIDATES": candidates, "CHUNK": chunk, "num_warps": 4}
+
+
+def decode_loss(d_in: int, k: int, dtype: torch.dtype) -> Launch:
+    """Slots and columns of the block of gathered rows a token's program holds."""
+    slots = max(4, power_above(k))
+    warps = 4 if slots <= 64 else 8
+    held = warps * (1024 if dtype.itemsize == 2 else 512)
+    width = min(max(16, held // slots), 256, max(16, power_above(d_in)))
+    return {"SLOTS": slots, "WIDTH": width, "num_warps": warps}
+
+
+def rows(d_in: int, dtype: torch.dtype) -> Launch:
+    """A whole row as one or two powers of two (2304 = 2048 + 256), and how many gathered ones are in flight."""
+    if d_in > MAX_ROW:
+        return {"ROWS": 2, "WIDE": PIECE, "TAIL": 0, "num_warps": 16}
+    wide = max(16, power_above(d_in + 1) // 2)
+    tail = 0 if d_in <= wide else max(16, power_above(d_in - wide))
+    if tail == wide:
+        wide, tail = 2 * wide, 0
+    warps = min(16, max(1, wide // 256))
+    flight = max(1, min(8, warps * (2048 if dtype.itemsize == 2 else 1024) // wide))
+    return {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": warps}
+
+
+def tiles(d_in: int, dtype: torch.dtype) -> Launch:
+    """Rows and columns of a sum that needs no whole row: the widest tile of those that waste least of ``d_in``."""
+    most = 1024 if dtype.itemsize == 2 else 512
+    widths = [width for width in (1024, 512, 256, 128, 64, 32, 16) if width <= min(most, power_above(d_in))] or [16]
+    width = min(widths, key=lambda width: (-(-d_in // width) * width, -width))
+    return {"ROWS": 8, "WIDTH": width, "num_warps": max(1, 4 * width // most)}
+
+
+def power_above(number: int) -> int:
+    """The smallest power of two that is no smaller."""
+    return 1 << max(number - 1, 0).bit_length()
