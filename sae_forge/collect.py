@@ -2,17 +2,24 @@
 
 What a shard holds depends on the corpus, the model and the settings alone: batches all have one shape, and each is
 a function of its index. So a run killed at any moment goes on where it stopped and ends in the same bytes.
+
+The model is not kept waiting: a thread tokenises ahead, writers put full shards on disk behind, and on a CUDA device
+the next batch is under way before the rows of this one have been copied to memory.
 """
 
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections import deque
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 import sae_forge
 from sae_forge import files
@@ -31,6 +38,9 @@ from sae_forge.tensors import DTYPES
 
 _SETTINGS = ("text_field", "split", "max_tokens", "ctx_len", "bos", "model_batch_size", "storage_dtype", "shard_rows")
 """What ``config.json`` repeats of the config: no path, and nothing that leaves the bytes as they are."""
+
+_TOKENS_AHEAD = 2**19
+"""Tokens that may wait for the model: tokenizers take many texts at once, so batches come in bursts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,30 +150,91 @@ def _run_batches(
         max_tokens=config.max_tokens,
         start=min(writer.next_batch for writer in writers.values()),
     )
-    for batch in batches:
-        tokens = _store(lm, batch, {at: writer for at, writer in writers.items() if writer.next_batch == batch.index})
-        seen += tokens
-        held = sum(writer.rows for writer in writers.values()) * lm.d_model * DTYPES[config.storage_dtype].itemsize
-        rate = seen / (time.monotonic() - started)
-        task.advance(tokens, rate=f"{rate:,.0f} tokens/s", stored=f"{held / 1e9:.3f} GB")
+    count = max(1, _TOKENS_AHEAD // (config.ctx_len * config.model_batch_size))
+    with closing(_made_ahead(batches, count)) as ready:
+        for found in _read_all(lm, ready, writers, DTYPES[config.storage_dtype]):
+            tokens = _store(found, writers)
+            seen += tokens
+            held = sum(writer.rows for writer in writers.values()) * lm.d_model * DTYPES[config.storage_dtype].itemsize
+            rate = seen / (time.monotonic() - started)
+            task.advance(tokens, rate=f"{rate:,.0f} tokens/s", stored=f"{held / 1e9:.3f} GB")
     return seen
 
 
-def _store(lm: LanguageModel, batch: PackedBatch, writers: dict[HookPoint, ShardWriter]) -> int:
-    """Read one batch and hand each writer the rows of its real tokens; returns how many those are."""
-    real = real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)
+def _made_ahead(batches: Iterator[PackedBatch], count: int) -> Generator[PackedBatch, None, None]:
+    """The same batches, up to ``count`` of them made beforehand by a thread, which ends with the iterator."""
+    making = ThreadPoolExecutor(1, thread_name_prefix="tokenize")
     try:
-        acts = capture(lm, list(writers), batch.token_ids, batch.attention_mask)
+        coming = deque(making.submit(next, batches, None) for _ in range(count))
+        while (batch := coming.popleft().result()) is not None:
+            coming.append(making.submit(next, batches, None))
+            yield batch
+    finally:
+        making.shutdown(cancel_futures=True)
+
+
+class _Found(NamedTuple):
+    """A batch that the model has read, or is reading."""
+
+    batch: PackedBatch
+    real: Bool[Tensor, "batch ctx"]
+    acts: dict[HookPoint, Float[Tensor, "rows d_in"]]
+    """Those of the real tokens; not to be touched before ``copied``."""
+    copied: tuple[torch.cuda.Event, ...]
+
+
+def _read_all(
+    lm: LanguageModel, batches: Iterator[PackedBatch], writers: dict[HookPoint, ShardWriter], dtype: torch.dtype
+) -> Iterator[_Found]:
+    """What the model makes of each batch at the points that lack it; a CUDA device has the next one by then."""
+    ahead = int(lm.device.type == "cuda")
+    under_way: deque[_Found] = deque()
+    for batch in batches:
+        points = [point for point, writer in writers.items() if writer.next_batch <= batch.index]
+        under_way.append(_read(lm, batch, points, dtype))
+        if len(under_way) > ahead:
+            yield under_way.popleft()
+    yield from under_way
+
+
+def _read(lm: LanguageModel, batch: PackedBatch, points: Sequence[HookPoint], dtype: torch.dtype) -> _Found:
+    """Begin to read one batch, without waiting for a CUDA device."""
+    real = real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)
+    kept = real.flatten().nonzero().squeeze(1)  # found here: a device would have to be waited for
+    try:
+        captured = capture(lm, points, batch.token_ids, batch.attention_mask)
+        acts = {point: _rows(x, kept, dtype) for point, x in captured.items()}
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"a batch of {tuple(real.shape)} tokens does not fit on {lm.device}; lower --model_batch_size or --ctx_len"
         ) from error
+    devices = {x.device for x in captured.values() if x.is_cuda}
+    return _Found(batch, real, acts, tuple(map(_mark, devices)))
+
+
+def _mark(device: torch.device) -> torch.cuda.Event:
+    """An event that happens once all that was asked of a CUDA device so far is done."""
+    event = torch.cuda.Event()
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def _rows(x: Float[Tensor, "batch ctx d_in"], kept: Int[Tensor, " rows"], dtype: torch.dtype) -> Tensor:
+    """Some rows, from a CUDA device on their way to pinned memory in the precision they are stored in."""
+    rows = x.flatten(0, 1).index_select(0, kept.to(x.device, non_blocking=True))
+    return rows.to(dtype).to("cpu", non_blocking=True) if x.is_cuda else rows
+
+
+def _store(found: _Found, writers: dict[HookPoint, ShardWriter]) -> int:
+    """Hand each writer the rows of a batch's real tokens; returns how many those are."""
+    for event in found.copied:
+        event.synchronize()
+    batch, real, tokens = found.batch, found.real, int(found.real.sum())
     positions = torch.arange(real.shape[1]).expand_as(real)
-    tokens = int(real.sum())
-    for point, writer in writers.items():
-        writer.write_batch(
+    for point, acts in found.acts.items():
+        writers[point].write_batch(
             batch.index,
-            acts[point][real.to(acts[point].device)],
+            acts,
             batch.seq_ids[:, None].expand_as(real)[real],
             positions[real],
             batch.token_ids[real],

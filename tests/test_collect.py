@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from contextlib import contextmanager
 from pathlib import Path
@@ -216,6 +217,26 @@ def test_hook_points_that_stopped_at_different_batches_are_both_finished(tiny_ll
                 shard.unlink()
     assert collect(config, tiny_llama, corpora[:1]).collected > 0
     assert tree(tmp_path) == whole
+
+
+def test_tokenising_ahead_ends_with_its_reader_and_hands_on_errors():
+    def numbers():
+        yield from range(5)
+        raise DataError("the text ends here")
+
+    def tokenising() -> bool:
+        return any(thread.name.startswith("tokenize") for thread in threading.enumerate())
+
+    ahead = verb._made_ahead(numbers(), 3)
+    assert [next(ahead) for _ in range(5)] == list(range(5))
+    assert tokenising()
+    with pytest.raises(DataError, match="ends here"):
+        next(ahead)
+    assert not tokenising()
+    stopped = verb._made_ahead(numbers(), 3)
+    next(stopped)
+    stopped.close()
+    assert not tokenising()
 
 
 SCRIPT = """

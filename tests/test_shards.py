@@ -1,13 +1,16 @@
 """Shards: what is read is what was written, a killed run ends in the same bytes, and no damage goes unnoticed."""
 
+import errno
 import hashlib
 import json
 import os
 import random
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, wait
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 
@@ -20,6 +23,7 @@ from safetensors.torch import load_file
 
 from sae_forge import files
 from sae_forge.data import sealed
+from sae_forge.data import writer as writer_module
 from sae_forge.data.finite import finite_rows
 from sae_forge.data.manifest import Fingerprint, Manifest
 from sae_forge.data.shards import BLOCK_ROWS, ShardReader, ShardWriter, buffer_bytes, complete, find_shards
@@ -167,9 +171,10 @@ def test_complete_folders_of_a_run_are_found_by_hook_point(tmp_path: Path) -> No
 
 def test_the_writer_needs_the_memory_it_announces(tmp_path: Path) -> None:
     with ShardWriter(tmp_path, make_fingerprint(), shard_rows=SHARD_ROWS) as writer:
-        writer.write_batch(0, **make_batch(0))
-        held = sum(buffer.nbytes for buffer in writer._buffers.values())
-    assert held == buffer_bytes(make_fingerprint(), SHARD_ROWS)
+        for index in range(BATCHES):
+            writer.write_batch(index, **make_batch(index))
+        buffers = [*writer._buffers.values(), *writer._others.values()]
+    assert sum(buffer.nbytes for buffer in buffers) == buffer_bytes(make_fingerprint(), SHARD_ROWS)
 
 
 # ---- stopping and going on ----------------------------------------------------------------------
@@ -186,6 +191,55 @@ def test_an_interrupted_run_publishes_no_manifest_and_resumes_to_the_same_bytes(
         assert after - SHARD_ROWS // 90 - 1 <= writer.next_batch <= after
     write_all(tmp_path)
     assert tree(tmp_path) == tree(whole)
+
+
+def test_shards_written_behind_are_those_written_at_once(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class AtOnce(Executor):
+        def submit(self, fn, /, *args, **kwargs):
+            done = Future()
+            done.set_result(fn(*args, **kwargs))
+            return done
+
+    monkeypatch.setattr(writer_module, "ThreadPoolExecutor", lambda *args, **kwargs: AtOnce())
+    write_all(tmp_path)
+    assert tree(tmp_path) == tree(whole)
+
+
+def test_an_error_behind_is_raised_by_the_next_calls_and_names_the_file(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish = writer_module.publish_tensors
+
+    def fail(path: Path, tensors) -> None:
+        if path.name == "shard-00001.safetensors":
+            with files.publish(path):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        publish(path, tensors)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writer_module, "publish_tensors", fail)
+        with (
+            pytest.raises(ResourceError, match=r"shard-00001\.safetensors: No space left"),
+            ShardWriter(tmp_path, make_fingerprint(), shard_rows=SHARD_ROWS) as writer,
+        ):
+            while len(writer._shards) < 2:
+                writer.write_batch(writer.next_batch, **make_batch(writer.next_batch))
+            wait([writer._behind])
+            for _ in range(2):  # a caller that goes on regardless leaves no gap
+                with pytest.raises(ResourceError):
+                    writer.write_batch(writer.next_batch, **make_batch(writer.next_batch))
+            writer.finish()
+    assert sorted(path.name for path in tmp_path.glob("*.safetensors")) == ["shard-00000.safetensors"]
+    assert not any(thread.name.startswith("shard-writer") for thread in threading.enumerate())
+    with ShardWriter(tmp_path, make_fingerprint(), shard_rows=SHARD_ROWS) as writer:
+        for index in range(writer.next_batch, BATCHES):
+            batch = make_batch(index)
+            writer.write_batch(index, **batch, special=128 - len(batch["acts"]))
+        writer.finish()
+    manifests = [json.loads((folder / "manifest.json").read_bytes()) for folder in (tmp_path, whole)]
+    assert [shard["file"] for shard in manifests[0]["shards"]] == [shard["file"] for shard in manifests[1]["shards"]]
 
 
 def start_collecting(folder: Path, *, die_at: int | None = None) -> int:
@@ -221,6 +275,7 @@ def test_killed_at_any_fsync_or_rename_it_resumes_to_the_same_bytes(whole: Path,
     published = len(tree(whole)) - 1  # all but the lock
     for call in range(1, 3 * published + 2):  # for each a fsync of the file, a rename and a fsync of the folder
         folder = tmp_path / str(call)
+        folder.mkdir()
         ended = ending(start_collecting(folder, die_at=call))
         assert ended == (-signal.SIGKILL if call <= 3 * published else 0)
         write_all(folder)

@@ -10,6 +10,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sae_forge.data import stream as stream_module
 from sae_forge.data.shards import BLOCK_ROWS, Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.stream import ActivationStream
 from sae_forge.errors import DataError, ShardError
@@ -133,13 +134,46 @@ def test_the_reading_thread_ends_with_the_iterator(readers) -> None:
     batches = ActivationStream(readers, batch_size=10, seed=0).batches()
     assert reading_threads() == before  # nothing is read until it is asked for
     next(batches)
-    assert reading_threads() == before + 1
+    assert reading_threads() > before
     batches.close()
     assert reading_threads() == before
     dropped = ActivationStream(readers, batch_size=10, seed=0).batches()
     next(dropped)
     del dropped
     assert reading_threads() == before
+
+
+def test_reading_past_the_page_cache_gives_the_same_batches(readers) -> None:
+    through, past = (
+        ActivationStream(readers, batch_size=97, seed=3, pool_rows=700, cached=cached) for cached in (True, False)
+    )
+    assert take(through, 40) == take(past, 40)
+
+
+def test_the_stream_counts_what_it_read_and_how_long_it_kept_its_consumer_waiting(readers) -> None:
+    stream = ActivationStream(readers, batch_size=100, seed=0)
+    assert (stream.bytes_read, stream.seconds_waited) == (0, 0.0)
+    batches = stream.batches()
+    next(batches)
+    batches.close()
+    row = stream.d_in * stream.dtype.itemsize
+    assert ROWS * row <= stream.bytes_read <= 2 * ROWS * row  # all is one pool, and the next may have been begun
+    assert stream.seconds_waited > 0
+
+
+def test_a_batch_that_is_kept_keeps_its_numbers_and_others_leave_their_room(readers) -> None:
+    stream = ActivationStream(readers, batch_size=50, seed=0, pool_rows=2 * BLOCK_ROWS)
+    batches = stream.batches()
+    kept = [next(batches) for _ in range(60)]
+    copies = take(stream, 60)
+    assert [batch[:, 0].long().tolist() for batch in kept] == copies
+    batches.close()
+    rooms = stream_module._Rooms(10, 4)
+    first = rooms.take(10)
+    place, held = first.ctypes.data, first[3:]
+    assert rooms.take(10).ctypes.data != place
+    del first, held
+    assert rooms.take(10).ctypes.data == place
 
 
 def test_damage_is_raised_where_the_batches_are_used(tmp_path: Path) -> None:

@@ -3,13 +3,17 @@
 Nothing is mapped: a file that shrinks or a disk that fails becomes an error with the file's name, not a SIGBUS.
 """
 
+import errno
 import os
 import stat
+import sys
 import warnings
 from bisect import bisect_right
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from itertools import groupby
+from mmap import mmap
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,6 +35,10 @@ from sae_forge.tensors import DTYPES, read_header
 
 ORIGINS = {"seq_ids": torch.int64, "positions": torch.int32, "token_ids": torch.int32}
 """What each row keeps of where it came from, and its dtype on disk."""
+
+_ALIGN = 4096
+"""What reading past the page cache wants offsets, lengths and memory to be multiples of."""
+_PAST_CACHE = getattr(os, "O_DIRECT", 0)
 
 
 class Block(NamedTuple):
@@ -54,6 +62,7 @@ class ShardFile:
         self.rows, self.first_row = sidecar.shard.rows, sidecar.shard.first_row
         self._hashes = sidecar.hashes
         self._dtype, self._d_in = DTYPES[sidecar.fingerprint.storage_dtype], sidecar.fingerprint.d_in
+        self._row_bytes = self._d_in * self._dtype.itemsize
         self._begins = self._check_header(sidecar.shard.bytes)
 
     @property
@@ -69,8 +78,30 @@ class ShardFile:
         """Fill ``out`` with the activations of one block."""
         with self._opened() as handle:
             self._fill(handle, "acts", block, out)
-        self._check(self._hashes.acts[block], xxhash.xxh3_64(as_bytes(out)), block)
+        self._verify_acts(block, as_bytes(out))
         return out
+
+    def iter_acts(
+        self, blocks: Iterable[int], scratch: memoryview, *, cached: bool
+    ) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """The activations of each of these blocks, each in the memory of the one before."""
+        with self._opened(0 if cached else _PAST_CACHE) as handle:
+            for block in blocks:
+                begin, size = self._span(block)
+                skip = begin % _ALIGN
+                self._read_aligned(handle, scratch, begin - skip, skip + size)
+                self._verify_acts(block, scratch[skip : skip + size])
+                rows = self.block_rows(block)
+                acts = torch.frombuffer(scratch, dtype=self._dtype, count=rows * self._d_in, offset=skip)
+                yield acts.view(rows, self._d_in)
+
+    def announce_acts(self, blocks: Iterable[int]) -> None:
+        """Let the disk begin with blocks that will be read soon, where the system can be told so."""
+        if sys.platform != "linux":
+            return
+        with self._opened() as handle, suppress(OSError):
+            for block in blocks:
+                os.posix_fadvise(handle, *self._span(block), os.POSIX_FADV_WILLNEED)
 
     def read_origins(self, block: int) -> dict[str, Tensor]:
         """``seq_ids``, ``positions`` and ``token_ids`` of one block."""
@@ -107,17 +138,41 @@ class ShardFile:
             raise ShardError(f"{self.path} is damaged in its header; restore it or collect again with --fresh")
         return {name: entry[2] for name, entry in layout.items()}
 
+    def _span(self, block: int) -> tuple[int, int]:
+        """Where the activations of a block begin in the file, and how many bytes they are."""
+        return self._begins["acts"] + block * BLOCK_ROWS * self._row_bytes, self.block_rows(block) * self._row_bytes
+
     @contextmanager
-    def _opened(self) -> Iterator[int]:
+    def _opened(self, flags: int = 0) -> Iterator[int]:
         """A handle for one read; kept no longer, so that a thousand shards need no thousand handles."""
         try:
-            handle = os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW)
+            handle = self._open(flags)
         except OSError as error:
             raise ShardError(f"{self.path} cannot be opened: {error.strerror}") from error
         try:
             yield handle
         finally:
             os.close(handle)
+
+    def _open(self, flags: int) -> int:
+        try:
+            return os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | flags)
+        except OSError as error:
+            if not flags or error.errno != errno.EINVAL:
+                raise
+            return self._open(0)  # a file system that knows no way past the page cache
+
+    def _read_aligned(self, handle: int, scratch: memoryview, offset: int, need: int) -> None:
+        """Read ``need`` bytes, and what follows up to the next boundary, from a boundary of the file on."""
+        end, got = -(-need // _ALIGN) * _ALIGN, 0
+        while got < need:
+            try:
+                count = os.preadv(handle, [scratch[got:end]], offset + got)
+            except OSError as error:
+                raise ShardError(f"{self.path} cannot be read: {error.strerror}") from error
+            if got + count < need and count < _ALIGN:
+                raise self._ends_early(offset + got + count)
+            got += count if got + count >= need else count // _ALIGN * _ALIGN
 
     def _fill(self, handle: int, name: str, block: int, out: Tensor) -> None:
         target, row_bytes = as_bytes(out), out[:1].nbytes
@@ -128,8 +183,14 @@ class ShardFile:
             except OSError as error:
                 raise ShardError(f"{self.path} cannot be read: {error.strerror}") from error
             if count == 0:
-                raise ShardError(f"{self.path} ends early, at byte {offset}; it was cut short after it was opened")
+                raise self._ends_early(offset)
             target, offset = target[count:], offset + count
+
+    def _ends_early(self, byte: int) -> ShardError:
+        return ShardError(f"{self.path} ends early, at byte {byte}; it was cut short after it was opened")
+
+    def _verify_acts(self, block: int, content: memoryview) -> None:
+        self._check(self._hashes.acts[block], xxhash.xxh3_64(content), block)
 
     def _check(self, expected: str, hasher: "xxhash.xxh3_64", block: int) -> None:
         if hasher.hexdigest() != expected:
@@ -200,6 +261,29 @@ class ShardReader:
             out = torch.empty(shard.block_rows(local), self.d_in, dtype=self.dtype)
         return shard.read_acts(local, out)
 
+    def iter_acts(
+        self, blocks: Sequence[int], scratch: memoryview, *, cached: bool = True
+    ) -> Iterator[Float[Tensor, "rows d_in"]]:
+        """The activations of each of these blocks, all in ``scratch``: each stands there until the next is asked for.
+
+        Blocks of one shard that follow one another are read from one handle.
+
+        Args:
+            scratch: As ``make_scratch`` makes it.
+            cached: Read through the page cache; otherwise past it, where the file system knows how.
+        """
+        for shard, local in self._by_shard(blocks):
+            yield from shard.iter_acts(local, scratch, cached=cached)
+
+    def make_scratch(self) -> memoryview:
+        """Memory that any block fits into, on a page boundary."""
+        return memoryview(mmap(-1, -(-BLOCK_ROWS * self.d_in * self.dtype.itemsize // _ALIGN) * _ALIGN + 2 * _ALIGN))
+
+    def announce(self, blocks: Sequence[int]) -> None:
+        """Let the disk begin with the activations of blocks that will be read soon."""
+        for shard, local in self._by_shard(blocks):
+            shard.announce_acts(local)
+
     def read_origins(self, block: int) -> dict[str, Tensor]:
         """``seq_ids``, ``positions`` and ``token_ids`` of one block; its activations are not read."""
         shard, local = self._locate(block)
@@ -225,6 +309,12 @@ class ShardReader:
             raise IndexError(f"block {block} of {self.block_count}")
         shard = bisect_right(self._first_blocks, block) - 1
         return self._shards[shard], block - self._first_blocks[shard]
+
+    def _by_shard(self, blocks: Sequence[int]) -> Iterator[tuple[ShardFile, list[int]]]:
+        """Blocks in their order, those together that follow one another in one shard; numbered within it."""
+        located = map(self._locate, blocks)
+        for shard, group in groupby(located, key=lambda place: place[0]):
+            yield shard, [local for _, local in group]
 
     def _open(self, index: int) -> ShardFile:
         sidecar, info = Sidecar.read(self.folder, index), self.manifest.shards[index]
@@ -258,5 +348,6 @@ def _is_plain(path: Path) -> bool:
 
 
 def _shown(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> str:
-    parts = (f"{name[:20]} {str(dtype)[6:]}{list(shape)[:4]}" for name, (dtype, shape) in sorted(shapes.items()))
+    first = sorted(shapes.items())[:4]
+    parts = (f"{name[:20]} {str(dtype)[6:]}{list(shape)[:4]}" for name, (dtype, shape) in first)
     return ", ".join(parts)

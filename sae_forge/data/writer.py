@@ -2,11 +2,12 @@
 
 A shard holds whole forward batches and is cut by counting rows alone, so its content is a function of the corpus
 and the settings, never of when a run was interrupted. Order on disk: shard, then its sidecar, and once, last of
-all, the manifest.
+all, the manifest. A full shard is written by a thread of its own while the next one is being filled.
 """
 
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -40,17 +41,19 @@ MAX_NONFINITE = 0.001
 
 
 def buffer_bytes(fingerprint: Fingerprint, shard_rows: int) -> int:
-    """Memory a writer needs: one shard and one forward batch."""
+    """Memory a writer needs: the shard being filled and the one being written, each with room for a forward batch."""
     itemsize = DTYPES[fingerprint.storage_dtype].itemsize
     row = fingerprint.d_in * itemsize + sum(dtype.itemsize for dtype in ORIGINS.values())
-    return (shard_rows + fingerprint.batch_size * fingerprint.ctx_len) * row
+    return 2 * (shard_rows + fingerprint.batch_size * fingerprint.ctx_len) * row
 
 
 class ShardWriter:
     """The one writer of a folder, inside a ``with`` block; what it leaves is resumable, and complete after ``finish``.
 
-    Entering verifies the shards that are there and removes leftovers of a killed run. Leaving by an exception
-    drops the rows not yet on disk and publishes nothing.
+    Entering verifies the shards that are there and removes leftovers of a killed run. A full shard is published behind
+    the caller's back, one at a time; what goes wrong there is raised by the next call, and by every one after it.
+    Leaving by an exception lets a full shard be finished, drops the rows of the one being filled, and publishes nothing
+    else.
 
     Args:
         shard_rows: A shard is cut after the forward batch that reaches this many rows.
@@ -68,7 +71,10 @@ class ShardWriter:
         self._fresh = fresh
         self._shards: list[ShardInfo] = []
         self._rows = self._batches = self._nonfinite = self._special = 0  # of the shard being filled
-        self._buffers: dict[str, Tensor] = {}
+        self._buffers: dict[str, Tensor] = {}  # being filled
+        self._others: dict[str, Tensor] = {}  # being written, or done with
+        self._behind: Future[ShardInfo] | None = None  # the last of the shards, while it is being written
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
         self._held = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
@@ -78,9 +84,12 @@ class ShardWriter:
             self._held = held.pop_all()
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._buffers = {}
-        self._held.close()
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        with self._held:
+            self._writing.shutdown()
+            self._buffers, self._others = {}, {}
+            if kind is None:
+                self._settle()
 
     @property
     def next_batch(self) -> int:
@@ -117,6 +126,8 @@ class ShardWriter:
             NumericalError: more than 0.1 % of the rows are not finite.
         """
         self._require_fit(index, acts)
+        if self._behind is not None and self._behind.done():
+            self._settle()
         begin, end = self._rows, self._rows + len(acts)
         for name, rows in {"acts": acts, "seq_ids": seq_ids, "positions": positions, "token_ids": token_ids}.items():
             self._buffers[name][begin:end].copy_(rows)
@@ -144,6 +155,7 @@ class ShardWriter:
             raise DataError(f"{self.fingerprint.source} gave no real tokens to collect; choose a longer corpus")
         if self._batches:
             self._cut()
+        self._settle()
         manifest = Manifest(self.fingerprint, tuple(self._shards))
         manifest.publish(self.folder)
         self.manifest = manifest
@@ -184,28 +196,42 @@ class ShardWriter:
             )
 
     def _cut(self) -> None:
-        """Publish the rows held as the next shard, and its sidecar after it."""
+        """Hand the rows held to the thread that writes, once it has written those before."""
+        self._settle()
         tensors = {name: rows[: self._rows] for name, rows in self._buffers.items()}
-        name = shard_name(len(self._shards))
         files.require_disk(self.folder, sum(rows.nbytes for rows in tensors.values()) + 64 * 1024)
-        publish_tensors(self.folder / name, tensors)
-        layout, size = read_header(self.folder / name, kind=ShardError, what="the shard just written")
-        hashes = _hash(tensors, hash_header(self.folder / name, layout))
         done = self._shards
         info = ShardInfo(
-            file=name,
+            file=shard_name(len(done)),
             rows=self._rows,
             first_row=sum(shard.rows for shard in done),
             batches=self._batches,
             first_batch=sum(shard.batches for shard in done),
-            bytes=size,
+            bytes=0,  # and its hashes: known once it is written
             nonfinite=self._nonfinite,
             special=self._special,
-            hashes=files.digest(asdict(hashes)),
+            hashes="",
         )
-        Sidecar(self.fingerprint, info, hashes).publish(self.folder)
+        self._behind = self._writing.submit(self._publish, info, tensors)
         self._shards.append(info)
+        self._buffers, self._others = self._others, self._buffers
         self._rows = self._batches = self._nonfinite = self._special = 0
+
+    def _publish(self, info: ShardInfo, tensors: dict[str, Tensor]) -> ShardInfo:
+        """Put a shard on disk, and its sidecar after it; returns what the sidecar says of it."""
+        path = self.folder / info.file
+        publish_tensors(path, tensors)
+        layout, size = read_header(path, kind=ShardError, what="the shard just written")
+        hashes = _hash(tensors, hash_header(path, layout))
+        info = replace(info, bytes=size, hashes=files.digest(asdict(hashes)))
+        Sidecar(self.fingerprint, info, hashes).publish(self.folder)
+        return info
+
+    def _settle(self) -> None:
+        """Wait for the shard being written; raises what went wrong with it, each time anew."""
+        if self._behind is not None:
+            self._shards[-1] = self._behind.result()
+            self._behind = None
 
     # ---- resuming -------------------------------------------------------------------------------
 
