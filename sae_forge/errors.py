@@ -2,9 +2,15 @@
 
 
 class ForgeError(Exception):
-    """A mistake the user can mend; the command line prints it as one line and exits with ``exit_code``."""
+    """A mistake the user can mend; the command line prints it as one line and exits with ``exit_code``.
+
+    Whatever words of a foreign file it quotes, its text is one line that any terminal can show.
+    """
 
     exit_code = 2
+
+    def __init__(self, text: str = "") -> None:
+        super().__init__("".join(map(_shown, " ".join(text.split()))))
 
 
 class ConfigError(ForgeError):
@@ -43,7 +49,17 @@ class ResourceError(ForgeError):
     exit_code = 4
 
 
+class PeerError(ForgeError):
+    """Another process of this job is gone, is frozen, or no longer holds the same weights."""
+
+    exit_code = 6
+
+
 class RemoteError(ForgeError):
     """The Hub refused, was missing what was asked for, or could not be reached."""
 
     exit_code = 5
+
+
+def _shown(character: str) -> str:
+    return character if character.isprintable() else ascii(character)[1:-1]

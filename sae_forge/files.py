@@ -2,6 +2,10 @@
 
 Every final name in a run folder is created here and nowhere else: write ``.name.part``, fsync, chmod,
 rename, fsync the folder. A process killed at any point leaves either the old file or the new one.
+
+JSON that is published opens with a seal: a line of blanks and tabs that spells the xxh3_64 of what follows. Every
+reader of JSON passes over it, so it fits files whose keys others decide; :func:`read_json` refuses a file that its seal
+contradicts. A file without one, from an older version or another hand, is read as it is.
 """
 
 import fcntl
@@ -13,12 +17,20 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from threading import Lock
 from typing import Any
+
+import xxhash
 
 from sae_forge.errors import ConfigError, ForgeError, ResourceError
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 32
+MAX_JSON_CONTAINERS, MAX_JSON_VALUES = 2**18, 3 * 2**19
+"""What a file may hold of lists and objects, and of values: in memory each is many times its length in the file."""
+_READING_UMASK = Lock()
+_SEAL_BYTES = 65
+"""64 blanks and tabs, and the end of their line."""
 
 
 # ---- publish ------------------------------------------------------------------------------------
@@ -55,7 +67,7 @@ def publish_folder(path: Path) -> Iterator[Path]:
     ``path`` must not exist yet. Files inside are written plainly: the rename is what publishes them.
     """
     _make_folder(path.parent)
-    part = path.with_name(f".{path.name}.part")
+    part = scratch_of(path)
     shutil.rmtree(part, ignore_errors=True)
     try:
         part.mkdir()
@@ -74,6 +86,19 @@ def publish_folder(path: Path) -> Iterator[Path]:
         raise
 
 
+def scratch_of(path: Path) -> Path:
+    """Where a folder is filled before it is published; for those who help to fill it."""
+    return path.with_name(f".{path.name}.part")
+
+
+def discard_folder(path: Path) -> None:
+    """Remove a published folder: it is gone under its name before the first of its files is."""
+    part = path.with_name(f".{path.name}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    path.rename(part)
+    shutil.rmtree(part)
+
+
 def publish_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` so that ``path`` is never seen half-written."""
     with publish(path) as part:
@@ -81,14 +106,17 @@ def publish_bytes(path: Path, content: bytes) -> None:
 
 
 def publish_json(path: Path, value: Any) -> None:
-    """Write ``value`` as canonical, readable JSON: sorted keys, no NaN, a final newline."""
-    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
-    publish_bytes(path, (text + "\n").encode())
+    """Write ``value`` as :func:`sealed_json`."""
+    publish_bytes(path, sealed_json(value))
 
 
 def _make_folder(folder: Path) -> None:
+    """Make a folder and those above it, each durable in the one above."""
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        for made in reversed(missing):
+            _sync_folder(made.parent)
     except OSError as error:
         raise _resource_error(folder, error) from error
 
@@ -108,8 +136,9 @@ def _sync_folder(path: Path) -> None:
 
 
 def _umask() -> int:
-    mask = os.umask(0o022)
-    os.umask(mask)
+    with _READING_UMASK:  # it can only be read by setting it: two threads at once would leave the other's
+        mask = os.umask(0o022)
+        os.umask(mask)
     return mask
 
 
@@ -133,7 +162,9 @@ def read_json(path: Path, *, kind: type[ForgeError], what: str) -> Any:
             raise kind(f"{path} is not a regular file, so it cannot be {what}")
         if path.stat().st_size > MAX_JSON_BYTES:
             raise kind(f"{path} is larger than {MAX_JSON_BYTES} bytes, so it cannot be {what}")
-        return parse_json(path.read_bytes())
+        content = path.read_bytes()
+        is_sealed(content)
+        return parse_json(content)
     except FileNotFoundError:
         raise kind(f"{path} is missing; it should be {what}") from None
     except OSError as error:
@@ -146,11 +177,45 @@ def parse_json(content: bytes) -> Any:
     """Parse strictly.
 
     Raises:
-        ValueError: bad UTF-8, bad JSON, a duplicate key, NaN or Infinity, or nesting beyond the cap.
+        ValueError: bad UTF-8, bad JSON, a duplicate key, NaN or Infinity, or more depth or values than the caps.
     """
+    containers, values = (sum(map(content.count, marks)) for marks in ((b"[", b"{"), (b",", b":")))
+    if containers > MAX_JSON_CONTAINERS or values > MAX_JSON_VALUES:
+        raise ValueError(f"it holds more than {MAX_JSON_CONTAINERS} lists and objects, or {MAX_JSON_VALUES} values")
     value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     _check_depth(value)
     return value
+
+
+def sealed_json(value: Any) -> bytes:
+    """``value`` as canonical, readable JSON under its seal: sorted keys, no NaN, a final newline."""
+    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
+    return sealed((text + "\n").encode())
+
+
+def sealed(content: bytes) -> bytes:
+    """``content`` under its seal; for any format that passes over leading blanks."""
+    bits = f"{xxhash.xxh3_64_intdigest(content):064b}"
+    return bits.replace("0", " ").replace("1", "\t").encode() + b"\n" + content
+
+
+def is_sealed(content: bytes) -> bool:
+    """Whether ``content`` begins with a seal.
+
+    Raises:
+        ValueError: it does, and the seal is not that of what follows.
+    """
+    if len(content) <= _SEAL_BYTES or not content[:_SEAL_BYTES].isspace():
+        return False
+    if sealed(content[_SEAL_BYTES:]) != content:
+        raise ValueError("it is damaged: its content is not what its seal says")
+    return True
+
+
+def require_plain(path: Path, *, kind: type[ForgeError], what: str) -> None:
+    """Refuse what a link points to, for files that are only ever written here, where they lie."""
+    if path.is_symlink():
+        raise kind(f"{path} is a link; {what} is a plain file where it was written")
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -243,6 +308,6 @@ def require_disk(folder: Path, need: int) -> None:
     free = shutil.disk_usage(standing).free
     if free < need:
         raise ResourceError(
-            f"{folder} needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free; "
+            f"{folder} needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free ({need} and {free} bytes); "
             "lower --max_tokens, use --storage_dtype bf16, or choose another --run_dir"
         )

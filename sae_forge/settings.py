@@ -70,9 +70,11 @@ def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
         raise ConfigError(f"--config {path} is not TOML: {str(error)[:120]}") from error
     names = setting_fields(kind)
     if unknown := sorted(set(values) - set(names)):
-        near = get_close_matches(unknown[0], names, n=3, cutoff=0.5) or ["those of --help"]
+        near = get_close_matches(unknown[0], names, n=3, cutoff=0.5)
+        possible = ", ".join([*near, *sorted(set(names) - set(near))])
         raise ConfigError(
-            f"--config {path} sets {unknown[0][:40]!r}, which is not a setting here; possible: {', '.join(near)}"
+            f"--config {path} sets {unknown[0][:40]!r}, which is not a setting here; "
+            f"possible: {possible[:130]}… (all: --help)"
         )
     try:
         return {name: parse_value(kind, name, value) for name, value in values.items()}

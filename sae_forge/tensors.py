@@ -95,7 +95,7 @@ def _layout(header: object, start: int, size: int, max_tensors: int) -> Layout:
             begin, end = entry["data_offsets"]
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"its entry for tensor {name[:40]!r} is malformed") from None
-        if any(type(n) is not int or n < 0 for n in (*shape, begin, end)):
+        if any(type(n) is not int or not 0 <= n < 2**63 for n in (*shape, begin, end)):
             raise ValueError(f"its entry for tensor {name[:40]!r} holds a number that is no size")
         elements = 1
         for n in shape:

@@ -1,6 +1,7 @@
 """A Hugging Face Hub on localhost: what `huggingface_hub` asks, answered from memory, with faults on demand.
 
-Every file is taken in upload mode ``regular``, so all bytes travel in the commit and can be looked at.
+Every file is taken in upload mode ``regular``, so all bytes travel in the commit and can be looked at; with ``lfs``,
+weights go to a store of large files first, by the basic transfer. The Xet transfer is not spoken here.
 """
 
 import base64
@@ -10,13 +11,14 @@ import socket
 import struct
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 TOKEN = "hf_canaryCanaryCanaryCanary1234567890"
-STEPS = ("look", "create", "branch", "validate", "preupload", "commit", "read", "discussions")
+STEPS = ("look", "create", "branch", "validate", "preupload", "batch", "upload", "commit", "read", "discussions")
 
 
 @dataclass
@@ -56,7 +58,8 @@ class Fault:
 
     step: str
     kind: int | str
-    """A status; or reset, lost (acted on, then reset), silent, garbage (acted on, no JSON), late (only ``before``)."""
+    """A status; or reset, lost (acted on, then reset), silent, drip (a byte now and then, without end), garbage (acted
+    on, no JSON), late (only ``before``), after (acted on, then ``before``, then answered)."""
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     message: str = "no"
@@ -75,7 +78,10 @@ class Request:
 class FakeHub:
     """Use as a context; ``url`` goes to HF_ENDPOINT."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, lfs: bool = False) -> None:
+        self.lfs = lfs
+        self.objects: dict[str, bytes] = {}
+        """The store of large files, by sha256."""
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -86,7 +92,7 @@ class FakeHub:
         class Handler(_Handler):
             server_hub = hub
 
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = _Server(("127.0.0.1", 0), Handler)
         self._server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
 
@@ -120,6 +126,11 @@ class FakeHub:
         return None
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, request: object, client_address: object) -> None:
+        """A client that died is what some tests are about."""
+
+
 class _Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_hub: FakeHub
@@ -130,7 +141,7 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._serve()
 
-    do_POST = do_HEAD = do_GET  # noqa: N815
+    do_POST = do_HEAD = do_PUT = do_GET  # noqa: N815
 
     # ---- one request ----------------------------------------------------------------------------
 
@@ -143,18 +154,22 @@ class _Handler(BaseHTTPRequestHandler):
         step, answer = self._route(parts, query, body)
         hub.requests.append(Request(step, self.command, self.path, dict(self.headers), body))
         fault = hub.fault_for(step)
-        if fault is not None:
+        if fault is not None and fault.kind != "after":
             fault.before()
             if isinstance(fault.kind, int):
                 return self._send(fault.kind, {"error": fault.message}, fault.headers)
             if fault.kind == "silent":
                 hub.closing.wait(30)
                 return self._reset()
+            if fault.kind == "drip":
+                return self._drip()
             if fault.kind == "reset":
                 return self._reset()
-        if step != "read" and self.headers.get("Authorization") != f"Bearer {TOKEN}":
+        if step not in ("read", "upload") and self.headers.get("Authorization") != f"Bearer {TOKEN}":
             return self._send(401, {"error": "Invalid credentials in Authorization header"})
         status, value, headers = answer()
+        if fault is not None and fault.kind == "after":
+            fault.before()
         if fault is not None and fault.kind == "lost":
             return self._reset()
         if fault is not None and fault.kind == "garbage":
@@ -166,6 +181,10 @@ class _Handler(BaseHTTPRequestHandler):
             return "create", lambda: self._create(json.loads(body))
         if parts[:2] == ["api", "validate-yaml"]:
             return "validate", lambda: (200, {"errors": [], "warnings": []}, {})
+        if parts[2:] == ["info", "lfs", "objects", "batch"]:
+            return "batch", lambda: self._batch(json.loads(body))
+        if parts[0] == "store":
+            return "upload", lambda: self._store(parts[1], body)
         if parts[:2] == ["api", "models"]:
             name, rest = "/".join(parts[2:4]), [*parts[4:], ""]
             routes: dict[str, tuple[str, Callable[[Repo], Any]]] = {
@@ -218,7 +237,25 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _preupload(self, wanted: dict[str, Any]) -> Any:
         paths = [entry["path"] for entry in wanted["files"]]
-        return 200, {"files": [{"path": path, "uploadMode": "regular", "shouldIgnore": False} for path in paths]}, {}
+        modes = {path: "lfs" if self.server_hub.lfs and path.endswith(".safetensors") else "regular" for path in paths}
+        return 200, {"files": [{"path": path, "uploadMode": modes[path], "shouldIgnore": False} for path in paths]}, {}
+
+    def _batch(self, wanted: dict[str, Any]) -> Any:
+        """Where the large files go; nowhere when the store has them."""
+        hub = self.server_hub
+        places = {one["oid"]: {"upload": {"href": f"{hub.url}/store/{one['oid']}"}} for one in wanted["objects"]}
+        listed = [
+            {"oid": one["oid"], "size": one["size"]}
+            | ({} if one["oid"] in hub.objects else {"actions": places[one["oid"]]})
+            for one in wanted["objects"]
+        ]
+        return 200, {"objects": listed, "transfer": "basic"}, {}
+
+    def _store(self, name: str, content: bytes) -> Any:
+        if hashlib.sha256(content).hexdigest() != name:
+            return 400, {"error": "these bytes have another hash"}, {}
+        self.server_hub.objects[name] = content
+        return 200, b"", {}
 
     def _branch(self, repo: Repo, branch: str) -> Any:
         if branch in repo.branches:
@@ -239,6 +276,10 @@ class _Handler(BaseHTTPRequestHandler):
             path = change["value"]["path"]
             if change["key"] == "file":
                 files[path] = base64.b64decode(change["value"]["content"])
+            elif change["key"] == "lfsFile":
+                if change["value"]["oid"] not in hub.objects:
+                    return 400, {"error": f"{path} was never uploaded"}, {}
+                files[path] = hub.objects[change["value"]["oid"]]
             else:
                 del files[path]
         commit = hub.new_commit(header["value"]["summary"], files)
@@ -283,6 +324,16 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command != "HEAD":
             self.wfile.write(content)
+
+    def _drip(self) -> None:
+        """An answer that never ends and never pauses for long."""
+        self.close_connection = True
+        self.send_response(200)
+        self.send_header("Content-Length", "100000")
+        self.end_headers()
+        with suppress(OSError):
+            while not self.server_hub.closing.wait(0.05):
+                self.wfile.write(b" ")
 
     def _reset(self) -> None:
         self.close_connection = True

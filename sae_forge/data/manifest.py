@@ -234,7 +234,8 @@ def require_match(folder: Path, expected: Fingerprint, found: Fingerprint) -> No
         ShardError: names each field that differs, with both values.
     """
     if differences := expected.differences(found):
-        told = "; ".join(f"{name} expected {want!r}, found {have!r}" for name, want, have in differences)
+        pairs = [f"{name} expected {_brief(want)}, found {_brief(have)}" for name, want, have in differences]
+        told = "; ".join(pairs[:4]) + (f"; and {len(pairs) - 4} more" if len(pairs) > 4 else "")
         raise ShardError(
             f"{folder} was collected under other settings: {told}. "
             "Repeat those settings, choose another --run_dir, or start over with --fresh"
@@ -264,8 +265,13 @@ def _why_incomplete(folder: Path) -> str:
 def _fingerprint(value: Any) -> Fingerprint:
     """A fingerprint from its JSON; raises ValueError or ConfigError when it is none of this format."""
     if isinstance(value, dict) and value.get("format") != FORMAT:
-        raise ValueError(f"its format is {value.get('format')!r} and this version reads {FORMAT}")
+        raise ValueError(f"its format is {str(value.get('format'))[:20]} and this version reads {FORMAT}")
     return sealed.record(Fingerprint, value)
+
+
+def _brief(value: Any) -> str:
+    """Long enough for a sha256 and too short to fill a screen."""
+    return text if len(text := repr(value)) <= 80 else f"{text[:80]}…"
 
 
 def _names(kind: type) -> set[str]:

@@ -41,6 +41,10 @@ _ALIGN = 4096
 _PAST_CACHE = getattr(os, "O_DIRECT", 0)
 
 
+_Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+"""Tensors of a file by name."""
+
+
 class Block(NamedTuple):
     """Up to ``BLOCK_ROWS`` consecutive rows of a corpus, verified."""
 
@@ -131,8 +135,8 @@ class ShardFile:
         shapes = {name: entry[:2] for name, entry in layout.items()}
         if found != size or shapes != expected:
             raise ShardError(
-                f"{self.path} is not the shard its sidecar describes: expected {size} bytes of {_shown(expected)}, "
-                f"found {found} of {_shown(shapes)}"
+                f"{self.path} is not the shard its sidecar describes: expected {size} bytes of "
+                f"{_shown(expected, shapes)}, found {found} of {_shown(shapes, expected)}"
             )
         if hash_header(self.path, layout) != self._hashes.header:
             raise ShardError(f"{self.path} is damaged in its header; restore it or collect again with --fresh")
@@ -347,7 +351,8 @@ def _is_plain(path: Path) -> bool:
         return False
 
 
-def _shown(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> str:
-    first = sorted(shapes.items())[:4]
-    parts = (f"{name[:20]} {str(dtype)[6:]}{list(shape)[:4]}" for name, (dtype, shape) in first)
-    return ", ".join(parts)
+def _shown(shapes: _Shapes, beside: _Shapes) -> str:
+    """The tensors that are not the same in both, a few of them."""
+    other = [(name, entry) for name, entry in sorted(shapes.items()) if beside.get(name) != entry][:2]
+    parts = (f"{name[:20]} {str(dtype)[6:]}{str(list(shape))[:40]}" for name, (dtype, shape) in other)
+    return ", ".join(parts) or "the same tensors"

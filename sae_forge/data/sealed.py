@@ -25,6 +25,7 @@ def read(path: Path, what: str, names: Set[str]) -> dict[str, Any]:
     Raises:
         ShardError: missing, altered, or something else; the message names the file.
     """
+    files.require_plain(path, kind=ShardError, what=what)
     value = files.read_json(path, kind=ShardError, what=what)
     if not isinstance(value, dict) or set(value) != {*names, "sha256"}:
         raise ShardError(f"{path} is not {what}: it should hold {', '.join(sorted(names))} and their sha256")

@@ -3,12 +3,16 @@
 A shard holds whole forward batches and is cut by counting rows alone, so its content is a function of the corpus
 and the settings, never of when a run was interrupted. Order on disk: shard, then its sidecar, and once, last of
 all, the manifest. A full shard is written by a thread of its own while the next one is being filled.
+
+Several ranks may fill one folder, each the shards whose turn is its own. A shard is published after the one before it,
+whoever fills that, so what is on disk is at any time what one process would have left.
 """
 
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
+from threading import Event
 
 import numpy as np
 import torch
@@ -34,6 +38,7 @@ from sae_forge.data.manifest import (
 )
 from sae_forge.data.reader import ORIGINS, ShardFile, as_bytes, hash_header
 from sae_forge.errors import DataError, NumericalError, ShardError
+from sae_forge.ranks import ALONE, Ranks
 from sae_forge.tensors import DTYPES, publish_tensors, read_header
 
 MAX_NONFINITE = 0.001
@@ -58,34 +63,46 @@ class ShardWriter:
     Args:
         shard_rows: A shard is cut after the forward batch that reaches this many rows.
         fresh: Delete what is there first.
+        team: The ranks that fill this folder together; all of them enter, see every batch, and finish.
 
     Raises:
         ConfigError: another process is writing here.
         ShardError: the folder holds shards of other settings, or damaged ones.
     """
 
-    def __init__(self, folder: Path, fingerprint: Fingerprint, *, shard_rows: int, fresh: bool = False) -> None:
+    def __init__(
+        self, folder: Path, fingerprint: Fingerprint, *, shard_rows: int, fresh: bool = False, team: Ranks = ALONE
+    ) -> None:
         self.folder, self.fingerprint, self.shard_rows = folder, fingerprint, shard_rows
         self.manifest: Manifest | None = None
         """Set once the folder is complete."""
-        self._fresh = fresh
+        self._fresh, self._team = fresh, team
         self._shards: list[ShardInfo] = []
         self._rows = self._batches = self._nonfinite = self._special = 0  # of the shard being filled
         self._buffers: dict[str, Tensor] = {}  # being filled
         self._others: dict[str, Tensor] = {}  # being written, or done with
-        self._behind: Future[ShardInfo] | None = None  # the last of the shards, while it is being written
+        self._behind: Future[ShardInfo] | None = None  # the last of this rank's shards, while it is being written
+        self._behind_number = 0
+        self._given_up = Event()
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="shard-writer")
         self._held = ExitStack()
 
     def __enter__(self) -> "ShardWriter":
         with ExitStack() as held:
-            held.enter_context(files.locked(self.folder))
-            self._recover()
+            with self._team.led() as first:
+                if first:
+                    held.enter_context(files.locked(self.folder))
+                    self._recover()
+            if not first:
+                self._follow()
+            self._team.meet()
             self._held = held.pop_all()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
         with self._held:
+            if kind is not None:
+                self._given_up.set()
             self._writing.shutdown()
             self._buffers, self._others = {}, {}
             if kind is None:
@@ -95,6 +112,11 @@ class ShardWriter:
     def next_batch(self) -> int:
         """The first forward batch not yet written: where to resume."""
         return sum(shard.batches for shard in self._shards) + self._batches
+
+    @property
+    def begun(self) -> int:
+        """The number of the shard that takes the next batch."""
+        return len(self._shards)
 
     @property
     def rows(self) -> int:
@@ -138,6 +160,18 @@ class ShardWriter:
         self._batches += 1
         # Early on, few rows were seen: some bad ones must not count as a large share of the run to come.
         self._require_finite(of=self.fingerprint.max_tokens or self.shard_rows)
+        if self._rows + self._nonfinite >= self.shard_rows:
+            self._cut()
+
+    def pass_over(self, index: int, rows: int) -> None:
+        """Count a batch that is another rank's to write.
+
+        Args:
+            rows: Its real tokens.
+        """
+        self._require_next(index)
+        self._rows += rows
+        self._batches += 1
         if self._rows >= self.shard_rows:
             self._cut()
 
@@ -156,16 +190,25 @@ class ShardWriter:
         if self._batches:
             self._cut()
         self._settle()
+        if self._team.world > 1:
+            self._team.meet()
+            self._shards = [Sidecar.read(self.folder, number).shard for number in range(len(self._shards))]
+            self._require_finite()
         manifest = Manifest(self.fingerprint, tuple(self._shards))
-        manifest.publish(self.folder)
+        with self._team.led() as first:
+            if first:
+                manifest.publish(self.folder)
         self.manifest = manifest
         return manifest
 
     # ---- filling --------------------------------------------------------------------------------
 
-    def _require_fit(self, index: int, acts: Tensor) -> None:
+    def _require_next(self, index: int) -> None:
         if self.manifest is not None or index != self.next_batch:
             raise ShardError(f"{self.folder} takes batch {self.next_batch} next, not batch {index}")
+
+    def _require_fit(self, index: int, acts: Tensor) -> None:
+        self._require_next(index)
         capacity = self.fingerprint.batch_size * self.fingerprint.ctx_len
         if acts.shape[1] != self.fingerprint.d_in or len(acts) > capacity:
             raise ShardError(
@@ -195,12 +238,15 @@ class ShardWriter:
                 "collect with --storage_dtype bf16 or --dtype fp32, and check the model"
             )
 
+    def is_own(self, shard: int) -> bool:
+        """Whether the shard of this number is this rank's to fill."""
+        return shard % self._team.world == self._team.rank
+
     def _cut(self) -> None:
         """Hand the rows held to the thread that writes, once it has written those before."""
-        self._settle()
-        tensors = {name: rows[: self._rows] for name, rows in self._buffers.items()}
-        files.require_disk(self.folder, sum(rows.nbytes for rows in tensors.values()) + 64 * 1024)
-        done = self._shards
+        done, own = self._shards, self.is_own(len(self._shards))
+        if own:
+            self._settle()
         info = ShardInfo(
             file=shard_name(len(done)),
             rows=self._rows,
@@ -212,13 +258,18 @@ class ShardWriter:
             special=self._special,
             hashes="",
         )
-        self._behind = self._writing.submit(self._publish, info, tensors)
+        if own:
+            tensors = {name: rows[: self._rows] for name, rows in self._buffers.items()}
+            files.require_disk(self.folder, sum(rows.nbytes for rows in tensors.values()) + 64 * 1024)
+            self._behind, self._behind_number = self._writing.submit(self._publish, info, tensors), len(done)
+            self._buffers, self._others = self._others, self._buffers
         self._shards.append(info)
-        self._buffers, self._others = self._others, self._buffers
         self._rows = self._batches = self._nonfinite = self._special = 0
 
     def _publish(self, info: ShardInfo, tensors: dict[str, Tensor]) -> ShardInfo:
         """Put a shard on disk, and its sidecar after it; returns what the sidecar says of it."""
+        if self._team.world > 1:
+            info = replace(info, first_row=self._rows_before(info))
         path = self.folder / info.file
         publish_tensors(path, tensors)
         layout, size = read_header(path, kind=ShardError, what="the shard just written")
@@ -230,8 +281,19 @@ class ShardWriter:
     def _settle(self) -> None:
         """Wait for the shard being written; raises what went wrong with it, each time anew."""
         if self._behind is not None:
-            self._shards[-1] = self._behind.result()
+            self._shards[self._behind_number] = self._behind.result()
             self._behind = None
+
+    def _rows_before(self, info: ShardInfo) -> int:
+        """Rows of all shards before this one, which are on disk when it is known."""
+        number = int(info.file.removeprefix("shard-").partition(".")[0])
+        if number == 0:
+            return 0
+        while not self._stands(number - 1):
+            if self._given_up.wait(0.02):
+                raise ShardError(f"{self.folder / info.file} was not written: the work has ended before its turn")
+        before = Sidecar.read(self.folder, number - 1).shard
+        return before.first_row + before.rows
 
     # ---- resuming -------------------------------------------------------------------------------
 
@@ -254,6 +316,14 @@ class ShardWriter:
         except ValueError as error:
             raise ShardError(f"{self.folder} cannot be resumed: {error}; start over with --fresh") from error
         self._remove_leftovers()
+
+    def _follow(self) -> None:
+        """Take over what the first rank has found whole."""
+        if complete(self.folder):
+            self.manifest = Manifest.read(self.folder)
+            self._shards = list(self.manifest.shards)
+        while self.manifest is None and self._stands(len(self._shards)):
+            self._shards.append(Sidecar.read(self.folder, len(self._shards)).shard)
 
     def _stands(self, index: int) -> bool:
         shard = self.folder / shard_name(index)

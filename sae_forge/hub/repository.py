@@ -160,7 +160,7 @@ class Repository:
     def _post(self, change: Change, *, onto: Snapshot, revision: str, pr: bool) -> Landed:
         """One try."""
         operations = change.operations()
-        with single_tries(), warnings.catch_warnings():
+        with single_tries(sum(upload.size for upload in change.uploads)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the server's remarks on a card are no news to who pushes
             try:
                 info = self._api.create_commit(
@@ -173,6 +173,10 @@ class Repository:
                 )
             except (*_UNREADABLE, RuntimeError) as error:
                 # RuntimeError: the store of large files failed; nothing is committed before it has them all.
+                if isinstance(error.__cause__, TransientError):
+                    raise error.__cause__ from None
+                if isinstance(error.__cause__, OSError) and status(error.__cause__):
+                    raise self._refusal(error.__cause__) from None
                 if _is_refusal(error) or str(error).startswith("Invalid metadata"):
                     raise self._refusal(error) from None
                 raise _unreadable(error) from None

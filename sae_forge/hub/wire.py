@@ -6,23 +6,32 @@ Inside :func:`single_tries` every request tries once, within a time limit, so th
 import re
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import import_module
+from threading import Thread
 from typing import Any
 
-from huggingface_hub.utils import get_session
+from huggingface_hub.utils import (
+    are_progress_bars_disabled,
+    disable_progress_bars,
+    enable_progress_bars,
+    get_session,
+)
 
 from sae_forge.progress import Progress
 
 CONNECT, SILENCE = 15.0, 120.0
 """Seconds a server may take to accept a connection, and stay silent on one, before a request counts as failed."""
+SLOWEST = 2**16
+"""Bytes a second below which an upload counts as failed, however steadily it creeps."""
 TRIES = 6
 TRIES_UNREACHED = 3
 """Tries when not even a connection came about."""
 PATIENCE = 300.0
-"""Seconds after which nothing is tried anew."""
+"""Seconds from the first failure after which nothing is tried anew."""
 FIRST_WAIT, LONGEST_WAIT = 1.0, 16.0
 """Seconds between tries: doubled each time, unless the server names them."""
 
@@ -48,11 +57,13 @@ class Patience:
 
     progress: Progress
     tries: int = 0
-    until: float = field(default_factory=lambda: time.monotonic() + PATIENCE)
+    until: float | None = None
+    """When to give up; counted from the first failure, as an upload alone may take an hour."""
 
     def next_wait(self, failure: TransientError) -> float | None:
         """Seconds to wait before the next try; None when enough was tried."""
         self.tries += 1
+        self.until = self.until or time.monotonic() + PATIENCE
         doubled = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.tries - 1))
         wait = doubled if failure.wait is None else failure.wait
         enough = self.tries >= (TRIES_UNREACHED if failure.unreached else TRIES)
@@ -63,18 +74,26 @@ class Patience:
 
 
 @contextmanager
-def single_tries() -> Iterator[None]:
+def single_tries(carrying: int = 0) -> Iterator[None]:
     """Inside, each request of ``huggingface_hub`` tries once and raises TransientError where trying anew may help.
 
     Wraps the session there is, so a proxy or certificate that the user configured keeps working. The session is of
     httpx2 (hub 2), httpx (hub 1) or requests (hub 0).
+
+    Args:
+        carrying: Bytes that the requests may have to upload; each ends within ``SILENCE`` seconds and the time that
+            these take at ``SLOWEST``, even when a server sends a byte now and then.
     """
     session: Any = get_session()
-    session.send = _once(session.send, _library(session))
+    session.send = _once(session.send, _library(session), SILENCE + carrying / SLOWEST)
+    drew_bars = not are_progress_bars_disabled()
+    disable_progress_bars()  # the library never prints; the client would, for large files
     try:
         yield
     finally:
         del session.send
+        if drew_bars:
+            enable_progress_bars()
 
 
 def _library(session: Any) -> Any:
@@ -82,8 +101,8 @@ def _library(session: Any) -> Any:
     return import_module(next(name for name in names if name in ("httpx2", "httpx", "requests")))
 
 
-def _once(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
-    """``send`` with a time limit, whose passing failures no retry of ``huggingface_hub`` recognises."""
+def _once(send: Callable[..., Any], library: Any, seconds: float) -> Callable[..., Any]:
+    """``send`` with time limits, whose passing failures no retry of ``huggingface_hub`` recognises."""
     failures = getattr(library, "RequestError", None) or library.RequestException
 
     def once(request: Any, **options: Any) -> Any:
@@ -93,7 +112,9 @@ def _once(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
         else:
             options["timeout"] = (CONNECT, SILENCE)
         try:
-            response = send(request, **options)
+            response = _within(seconds, lambda: send(request, **options))
+        except TimeoutError:
+            raise TransientError(f"gave no answer within {seconds:.0f} s") from None
         except failures as error:
             names = {type(part).__name__ for part in (error, *error.args)}
             raise TransientError(
@@ -105,6 +126,20 @@ def _once(send: Callable[..., Any], library: Any) -> Callable[..., Any]:
         return response
 
     return once
+
+
+def _within(seconds: float, request: Callable[[], Any]) -> Any:
+    """The answer, or TimeoutError: no HTTP client bounds a whole answer, only the silence between two of its bytes."""
+    answer: Future[Any] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(request())
+        except BaseException as error:  # noqa: BLE001 (raised again where it is waited for)
+            answer.set_exception(error)
+
+    Thread(target=ask, daemon=True).start()  # given up when late; its connection ends with the process
+    return answer.result(seconds)
 
 
 def _asked_wait(headers: Any) -> float | None:

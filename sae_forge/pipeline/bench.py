@@ -71,6 +71,7 @@ class Bench:
             model=self._shown_model,
             asked=asked,
             device=device_of(self.config.sae_device),
+            allow_pickle=getattr(self.config, "allow_pickle", False),
             progress=self.progress,
         )
 

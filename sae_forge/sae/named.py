@@ -17,9 +17,13 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.progress import SILENT, Progress
 from sae_forge.runs import POINTER, Run
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.formats import dictionary_learning, sparsify
 from sae_forge.sae.formats.gemma_scope import PARAMS, load_gemma_scope
 from sae_forge.sae.released import Reference, fetch, model_of, point_of
 from sae_forge.sae.store import WEIGHTS, Provenance, load_sae
+
+_FOREIGN = (PARAMS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS)
+"""Weights files by which the format of a folder is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -45,16 +49,19 @@ def load_dictionary(
     model: str,
     asked: HookPoint | None = None,
     device: str = "cpu",
+    allow_pickle: bool = False,
     progress: Progress = SILENT,
 ) -> NamedSAE:
     """The SAE that ``source`` names, checked, on ``device``.
 
     Args:
-        source: A run's SAE folder; a folder or file with Gemma Scope's ``params.npz``; or ``owner/name:path`` on the
-            Hub, as ``google/gemma-scope-2b-pt-res:layer_3/width_16k/average_l0_59``; ``owner/name@revision:path`` pins.
+        source: A run's SAE folder; a folder or file with Gemma Scope's ``params.npz``; a folder of sparsify's or
+            dictionary_learning's; or ``owner/name:path`` on the Hub, as
+            ``google/gemma-scope-2b-pt-res:layer_3/width_16k/average_l0_59``; ``owner/name@revision:path`` pins.
         model: Name of the model it is to be used with. A trained SAE of another is refused; of a released one it is
             said, because an SAE of a base model is commonly used on the tuned one.
         asked: Where it should read; only a released SAE that reads elsewhere is refused.
+        allow_pickle: Read a weights file that is a pickle, in a limited process (``formats.pickled``).
 
     Raises:
         CheckpointError: missing, damaged, of another model, or of an unknown layer.
@@ -63,9 +70,9 @@ def load_dictionary(
     """
     path = Path(source).expanduser()
     if (path / POINTER).is_file():
-        found = _pointed(path)
+        found = _pointed(path, allow_pickle)
     elif (origin := _elsewhere(path, str(source), progress)) is not None:
-        found = _adopted(origin, run, asked)
+        found = _adopted(origin, run, asked, allow_pickle)
     else:
         found = _trained(path, run, model, asked)
     cast("nn.Module", found.sae).to(device)
@@ -87,7 +94,7 @@ def _trained(folder: Path, run: Run, model: str, asked: HookPoint | None) -> Nam
         )
     sae, provenance = load_sae(folder, expect_model=model)
     if provenance.hook_point.startswith("blocks."):
-        point = HookPoint.parse(provenance.hook_point)
+        point = _parsed(folder, provenance.hook_point)
     elif asked is None:
         raise CheckpointError(f"{folder} does not say which layer it reads; name it with --layer")
     else:  # a file of another tool
@@ -96,14 +103,22 @@ def _trained(folder: Path, run: Run, model: str, asked: HookPoint | None) -> Nam
     return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name)
 
 
+def _parsed(folder: Path, text: str) -> HookPoint:
+    try:
+        return HookPoint.parse(text)
+    except ConfigError as error:
+        raise CheckpointError(f"{folder} says that it reads {text[:60]!r}, which is no place in a model") from error
+
+
 # ---- made elsewhere -----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class _Origin:
-    """A ``params.npz`` on this machine, and where it comes from."""
+    """A weights file on this machine, and where it comes from."""
 
     params: Path
+    """``params.npz``, ``sae.safetensors`` or ``ae.pt``."""
     name: str
     """One readable folder name for it."""
     described: str
@@ -113,11 +128,11 @@ class _Origin:
 
 
 def _elsewhere(path: Path, source: str, progress: Progress) -> _Origin | None:
-    """The ``params.npz`` that is meant, fetched if it is on the Hub; None when something else is."""
-    if path.suffix == ".npz" and path.is_file():
+    """The weights file that is meant, fetched if it is on the Hub; None when something else is."""
+    if path.is_file() and (path.suffix == ".npz" or path.name in _FOREIGN):
         return _local(path)
     if path.exists():
-        return _local(path / PARAMS) if (path / PARAMS).is_file() else None
+        return next((_local(path / name) for name in _FOREIGN if (path / name).is_file()), None)
     if (reference := Reference.parse(source)) is None:
         return None
     progress.say(f"SAE: {reference}")
@@ -128,22 +143,33 @@ def _elsewhere(path: Path, source: str, progress: Progress) -> _Origin | None:
 
 def _local(params: Path) -> _Origin:
     """Named by its path from the release's folder or ``layer_N`` on, else its own folder; files that differ by hash."""
-    full = params.resolve()
-    parts = (full.parent if full.name == PARAMS else full.with_suffix("")).parts
+    full = params.parent.resolve() / params.name  # a link, as in the Hub's cache, keeps the name that says its format
+    parts = (full.parent if params.name in _FOREIGN else full.with_suffix("")).parts
     marked = [place for place, part in enumerate(parts) if part.startswith(("gemma-scope-", "layer_"))]
     readable = "--".join(parts[marked[0] :] if marked else parts[-1:])
     return _Origin(full, f"{readable}-{files.file_sha256(full)[:8]}", str(full))
 
 
-def _adopted(origin: _Origin, run: Run, asked: HookPoint | None) -> NamedSAE:
+def _stated(origin: _Origin) -> tuple[HookPoint | None, str]:
+    """Where an SAE made elsewhere reads, and its model, as far as its folder says so."""
+    if origin.params.name == dictionary_learning.WEIGHTS:
+        told = dictionary_learning.describe(origin.params)
+        return told.point, told.model
+    if origin.params.name == sparsify.WEIGHTS:
+        return sparsify.point_of_sparsify(origin.params.parent), ""
+    return point_of(origin.described), model_of(origin.described)
+
+
+def _adopted(origin: _Origin, run: Run, asked: HookPoint | None, allow_pickle: bool) -> NamedSAE:
     """An SAE made elsewhere, and the pointer to it in the run."""
-    point = point_of(origin.described) or asked
+    stated, model = _stated(origin)
+    point = stated or asked
     if point is None:
         raise CheckpointError(f"{origin.described} does not say which layer it reads; name it with --layer")
     if asked not in (None, point):
         raise ConfigError(f"--sae {origin.described} reads {point}, not {asked}; give --layer {point.layer}")
     folder = run.folder / "saes" / str(point) / origin.name
-    found = _described(folder, origin.params, point, model_of(origin.described))
+    found = _described(folder, origin.params, point, model, allow_pickle)
     if (folder / POINTER).exists():
         _require_weights(found, _pointer(folder)["weights"])
         (folder / POINTER).touch()  # what was asked for last is the newest
@@ -159,21 +185,30 @@ def _adopted(origin: _Origin, run: Run, asked: HookPoint | None) -> NamedSAE:
     return found
 
 
-def _pointed(folder: Path) -> NamedSAE:
+def _pointed(folder: Path, allow_pickle: bool) -> NamedSAE:
     """The SAE that a run's pointer leads to, refused when it is no longer the same."""
     record = _pointer(folder)
     reference = Reference.parse(record["source"]) if record["on_hub"] else None
     params = fetch(reference)[0] if reference else folder.resolve() / record["source"]
     if not params.is_file():
         raise CheckpointError(f"{folder / POINTER} points to {record['source']}, which is gone; name it with --sae")
-    found = _described(folder, params, HookPoint.parse(record["hook_point"]), record["model"])
+    found = _described(folder, params, _parsed(folder, record["hook_point"]), record["model"], allow_pickle)
     _require_weights(found, record["weights"])
     return found
 
 
-def _described(folder: Path, params: Path, point: HookPoint, model: str) -> NamedSAE:
-    sae, provenance = load_gemma_scope(params), Provenance(model=model, hook_point=str(point))
+def _described(folder: Path, params: Path, point: HookPoint, model: str, allow_pickle: bool) -> NamedSAE:
+    sae, provenance = _read(params, allow_pickle), Provenance(model=model, hook_point=str(point))
     return NamedSAE(folder, sae, provenance, point, files.file_sha256(params), f"{point}/{folder.name}")
+
+
+def _read(params: Path, allow_pickle: bool) -> Dictionary:
+    """An SAE by the name of its weights file."""
+    if params.name == dictionary_learning.WEIGHTS:
+        return dictionary_learning.load_dictionary_learning(params, allow_pickle=allow_pickle)
+    if params.name == sparsify.WEIGHTS:
+        return sparsify.load_sparsify(params.parent)
+    return load_gemma_scope(params)
 
 
 def _pointer(folder: Path) -> dict[str, Any]:

@@ -55,7 +55,13 @@ class Provenance:
         if not isinstance(value, dict):
             raise TypeError("provenance is not a JSON object")
         lists = {name: tuple(value[name]) for name in ("datasets", "shards") if name in value}
-        return cls(**{**value, **lists})
+        found = cls(**{**value, **lists})
+        texts = (found.model, found.hook_point, found.hf_hook_name or "", found.bos, found.tokenizer, found.weights)
+        if type(found.ctx_len) is not int or not all(
+            isinstance(text, str) for text in (*texts, *found.datasets, *found.shards)
+        ):
+            raise TypeError("a field of the provenance is of the wrong type")
+        return found
 
 
 def save_sae(folder: Path, sae: TopKSAE, provenance: Provenance) -> None:
@@ -143,7 +149,7 @@ def _read_cfg(folder: Path, model: str | None, point: HookPoint | None) -> dict[
         if type(cfg.get(name)) is not int or cfg[name] < 1:
             raise CheckpointError(f"{path} gives {name}={str(cfg.get(name))[:40]}; it must be a whole number above 0")
     if cfg["k"] > cfg["d_sae"]:
-        raise CheckpointError(f"{path} keeps k={cfg['k']} latents per token of only d_sae={cfg['d_sae']}")
+        raise CheckpointError(f"{path} keeps k={str(cfg['k'])[:40]} latents per token of only d_sae={cfg['d_sae']}")
     return cfg
 
 
@@ -154,10 +160,13 @@ def _read_weights(folder: Path, cfg: dict[str, Any], expected_hash: object) -> d
     shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)}
     layout, _ = read_header(path, kind=CheckpointError, what=what)
     if set(layout) != set(shapes):
-        raise CheckpointError(f"{path} is not {what}: expected {sorted(shapes)}, found {sorted(layout)[:8]}")
+        raise CheckpointError(
+            f"{path} is not {what}: expected {sorted(shapes)}, found {sorted(name[:20] for name in layout)[:8]}"
+        )
     for name, shape in shapes.items():
         if layout[name][1] != shape:
-            raise CheckpointError(f"{path}: expected {name} of shape {list(shape)}, found {list(layout[name][1])}")
+            expected, found = (str(list(sizes))[:60] for sizes in (shape, layout[name][1]))
+            raise CheckpointError(f"{path}: expected {name} of shape {expected}, found {found}")
     if expected_hash is not None and files.file_sha256(path) != expected_hash:
         raise CheckpointError(f"{path} is damaged: its hash is not the one in {CFG}; train it again with --fresh")
     tensors = {name: tensor.float() for name, tensor in read_tensors(path, kind=CheckpointError, what=what).items()}
@@ -202,7 +211,9 @@ def _provenance(folder: Path, cfg: dict[str, Any], ours: dict[str, Any]) -> Prov
 def _check_provenance(folder: Path, provenance: Provenance, model: str | None, point: HookPoint | None) -> None:
     """Refuse an SAE of another model or place; what a foreign file leaves unsaid is not held against it."""
     if model is not None and provenance.model and provenance.model != model:
-        raise CheckpointError(f"{folder} is an SAE of another model: expected {model}, found {provenance.model}")
+        raise CheckpointError(
+            f"{folder} is an SAE of another model: expected {model[:80]}, found {provenance.model[:80]}"
+        )
     if point is None or not provenance.hook_point:
         return
     try:
@@ -210,4 +221,6 @@ def _check_provenance(folder: Path, provenance: Provenance, model: str | None, p
     except ConfigError:  # SAELens names transformers modules as they are
         same = provenance.hook_point == f"model.layers.{point.layer}" and point.site == "resid_post"
     if not same:
-        raise CheckpointError(f"{folder} is an SAE of another place: expected {point}, found {provenance.hook_point}")
+        raise CheckpointError(
+            f"{folder} is an SAE of another place: expected {point}, found {provenance.hook_point[:80]}"
+        )

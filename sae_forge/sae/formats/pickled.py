@@ -1,0 +1,117 @@
+"""Foreign pickles, only where the user allowed them: ``torch.load`` stands in this module and nowhere else.
+
+A child process reads the file with ``weights_only``, without the environment's secrets and under limits of memory,
+time and output; what comes back is a safetensors file, which is bounded and checked like any other.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sae_forge.errors import CheckpointError
+from sae_forge.tensors import read_tensors
+
+MEMORY = 4 * 2**30
+"""Address space the child may add to that of its imports."""
+SECONDS = 60
+MAX_TENSORS = 4096
+_NESTED = ("ae", "sae_state_dict")
+"""Where a training backup keeps the state dict itself."""
+_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
+"""The environment of the child: nothing in it is secret."""
+
+
+def read_pickled(path: Path, *, allowed: bool) -> dict[str, Tensor]:
+    """The tensors of a state dict that ``torch.save`` wrote, read in a child process.
+
+    Raises:
+        CheckpointError: not allowed, not a state dict, or more than the limits hold.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing or not a plain file; it should be a state dict")
+    if not allowed:
+        raise CheckpointError(
+            f"{path} is a pickle, a format that can run code when it is read; if you trust where it is from, give "
+            "--allow_pickle to read its tensors in a limited process, or convert it to safetensors"
+        )
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch) / "tensors.safetensors"
+        command = [sys.executable, "-m", __spec__.name, str(path.resolve()), str(out)]
+        environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
+        try:
+            done = subprocess.run(  # noqa: S603 (our own module, on a path given as one argument)
+                command, cwd=scratch, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS
+            )
+        except subprocess.TimeoutExpired:
+            raise CheckpointError(f"{path} was not read within {SECONDS} s; convert it to safetensors") from None
+        if done.returncode != 0:
+            told = (
+                " ".join(done.stdout.decode(errors="replace").split())[:160]
+                or f"reading it ended with {done.returncode}"
+            )
+            raise CheckpointError(f"{path} is no state dict that can be read safely: {told}")
+        return read_tensors(out, kind=CheckpointError, what=f"the tensors of {path.name}")
+
+
+# ---- in the child -------------------------------------------------------------------------------
+
+
+def _convert(path: Path, out: Path) -> None:
+    """Write the file's tensors as safetensors, under limits that hold from before its first byte is read."""
+    size = path.stat().st_size
+    _limit(resource.RLIMIT_AS, _mapped() + MEMORY)
+    _limit(resource.RLIMIT_CPU, SECONDS)
+    _limit(resource.RLIMIT_FSIZE, size + 2**20)
+    found = _state(torch.load(path, map_location="cpu", weights_only=True))
+    for name, tensor in found.items():
+        held = tensor.untyped_storage().nbytes()
+        if tensor.layout != torch.strided or tensor.nbytes > held:
+            raise ValueError(f"tensor {name[:40]!r} claims {tensor.nbytes} bytes and holds {held}")
+    if (claimed := sum(tensor.nbytes for tensor in found.values())) > size:
+        raise ValueError(f"its tensors claim {claimed} bytes in a file of {size}")
+    save_file(
+        {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}, out
+    )
+
+
+def _state(value: Any) -> dict[str, Tensor]:
+    for name in _NESTED:
+        if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
+            value = value[name]
+    if not isinstance(value, Mapping):
+        raise TypeError(f"it holds a {type(value).__name__[:40]}, not a state dict")
+    found = {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    if not 1 <= len(found) <= MAX_TENSORS:
+        raise ValueError(f"it names {len(found)} tensors; a state dict has 1 to {MAX_TENSORS}")
+    return found
+
+
+def _limit(kind: int, most: int) -> None:
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def _mapped() -> int:
+    """Bytes of address space this process has now; 0 where the system does not say."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    except (OSError, ValueError):
+        return 0
+
+
+if __name__ == "__main__":
+    try:
+        _convert(Path(sys.argv[1]), Path(sys.argv[2]))
+    except Exception as error:  # noqa: BLE001 (whatever a foreign file brings about is its reader's one line)
+        sys.stdout.write(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
+        sys.exit(1)
