@@ -2,7 +2,7 @@
 
 import typer
 
-from cli import collect, evaluate, features, generate, push, report, run, train
+from cli import collect, evaluate, features, generate, push, report, run, train, verify
 
 app = typer.Typer(
     name="sae-forge",
@@ -18,7 +18,7 @@ app = typer.Typer(
 )
 
 
-for command in (run, collect, train, features, evaluate, push, generate, report):
+for command in (run, collect, train, features, evaluate, push, generate, report, verify):
     command.register(app)
 
 

@@ -93,11 +93,13 @@ class Call:
         started = time.monotonic()
         try:
             work = self._configs(values)
+            from cli.launch import as_rank
             from cli.screen import Screen
 
-            with Screen() as screen:
+            with as_rank(self.name, work[0]) as first, Screen(silent=not first) as screen:
                 outcome = self.body(work if self.each_model else work[0], screen, **self.extra)
-            outcome.log(self.name, time.monotonic() - started)
+                if first:
+                    outcome.log(self.name, time.monotonic() - started)
         except ForgeError as error:
             _fail(error, debug)
         except MemoryError as error:
@@ -109,12 +111,16 @@ class Call:
         except KeyboardInterrupt as interrupt:
             typer.echo("stopped; the same command continues from here", err=True)
             raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
+        if not first:
+            return
         if machine:
             typer.echo(json.dumps(outcome.to_json(self.name, time.monotonic() - started), ensure_ascii=False))
         else:
             screen.show(outcome)
+        if outcome.exit_code:
+            raise typer.Exit(outcome.exit_code)
 
-    def _configs(self, values: Given) -> list[ModelConfig]:
+    def _configs(self, values: Given) -> list[Any]:
         spelled = {name: parse_value(self.kind, name, raw) for name, raw in values.items() if raw is not None}
         given = {**(read_config_file(self.file, self.kind) if self.file else {}), **spelled}
         preset = self.extra.get("preset")
@@ -136,7 +142,9 @@ def _terminate(number: int, frame: object) -> None:
 def _fail(error: ForgeError, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
-    typer.echo(f"error: {' '.join(str(error).split())}", err=True)
+    from cli.launch import spoken_by
+
+    typer.echo(f"error: {spoken_by()}{' '.join(str(error).split())}", err=True)
     raise typer.Exit(error.exit_code)
 
 

@@ -29,6 +29,10 @@ class Outcome:
     tables: tuple[Sheet, ...] = field(default=())
     then: str | None = None
     """The command to try next."""
+    exit_code: int = 0
+    """What the process ends with: above 0 when the command did its work and found something wrong."""
+    noted: bool = True
+    """Whether the run's log keeps a line about it; False for a command that writes nothing."""
 
     def to_json(self, command: str, seconds: float) -> dict[str, Any]:
         """The one object ``--json`` prints."""
@@ -41,5 +45,7 @@ class Outcome:
         }
 
     def log(self, command: str, seconds: float) -> None:
-        """Note the finished command in the run's log."""
+        """Note the finished command in the run's log, unless it leaves the folder as it is."""
+        if not self.noted:
+            return
         self.run.log(command, {"seconds": round(seconds, 2), "outputs": {k: str(v) for k, v in self.outputs.items()}})

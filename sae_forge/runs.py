@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge import files
-from sae_forge.errors import CheckpointError, DataError, ShardError
+from sae_forge.errors import CheckpointError, DataError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
 
 CHECKPOINTS = Path("checkpoints")
@@ -118,10 +118,14 @@ class Run:
 
     def log(self, command: str, facts: dict[str, Any]) -> None:
         """Append one line about a finished command; also what makes this run the newest."""
-        self.logs.mkdir(parents=True, exist_ok=True)
+        path = self.logs / "commands.jsonl"
         line = json.dumps({"command": command, "at": time.time(), **facts}, default=str)
-        with (self.logs / "commands.jsonl").open("a") as file:
-            file.write(line + "\n")
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise ResourceError(f"the work is done but could not be noted in {path}: {error.strerror}") from error
 
 
 def newest_run(root: Path = CHECKPOINTS) -> Run:

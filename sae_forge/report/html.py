@@ -41,7 +41,7 @@ class Section:
 
 def write_page(path: Path, model: str, sections: Sequence[Section]) -> None:
     """Publish the page as one file."""
-    files.publish_bytes(path, page(model, sections).encode())
+    files.publish_bytes(path, files.sealed(page(model, sections).encode()))
 
 
 def page(model: str, sections: Sequence[Section]) -> str:

@@ -1,0 +1,253 @@
+"""``verify``: every file of a run folder, read to its last byte and held against what was written down about it.
+
+Nothing is changed. What no record speaks of (a picture, a table for people) is checked as far as its format allows, and
+counted as unproven where that is not far enough.
+"""
+
+import re
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pyarrow
+import pyarrow.parquet
+
+from sae_forge import files
+from sae_forge.data.manifest import MANIFEST, Manifest, Sidecar, shard_name, sidecar_path
+from sae_forge.data.reader import ShardFile
+from sae_forge.errors import CheckpointError, DataError, ForgeError, ShardError
+from sae_forge.features.selection import Selection
+from sae_forge.outcome import Outcome
+from sae_forge.progress import SILENT, Progress
+from sae_forge.runs import Run
+from sae_forge.sae.store import CFG, WEIGHTS, load_sae
+from sae_forge.training.state import STATE, verify_checkpoint
+
+Verdict = Literal["whole", "damaged", "unproven"]
+
+_SHARD = re.compile(r"shard-(\d{5,})\.(?:json|safetensors)")
+_LEFTOVER = re.compile(r"\..*\.part|\.tmp.{6}")
+_PNG = b"\x89PNG\r\n\x1a\n"
+
+
+class _UnprovenError(Exception):
+    """Nothing contradicts the file, and nothing proves it."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """One file, and what raises unless it is whole."""
+
+    path: Path
+    read: Callable[[], object]
+
+    @property
+    def bytes(self) -> int:
+        """Length of the file; 0 when it is missing."""
+        return self.path.stat().st_size if self.path.is_file() else 0
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What is known of one file after reading it."""
+
+    path: Path
+    verdict: Verdict
+    reason: str = ""
+    """One line that names the file, unless it is whole."""
+
+
+def verify(run: Run, progress: Progress = SILENT) -> Outcome:
+    """What every file of the run is worth; the outcome's exit code is 2 when one is damaged or missing.
+
+    Raises:
+        DataError: there is no such folder, or nothing in it.
+    """
+    checks = list(iter_checks(run.folder))
+    if not checks:
+        raise DataError(f"{run.folder} holds no file of a run; name a run folder with --run_dir")
+    total, findings = sum(check.bytes for check in checks), []
+    with progress.task("verify", total, "bytes") as task:
+        for check in checks:
+            findings.append(_find(check))
+            task.advance(check.bytes, damaged=float(sum(found.verdict == "damaged" for found in findings)))
+    damaged, unproven = ([found for found in findings if found.verdict == kind] for kind in ("damaged", "unproven"))
+    told = f"{len(checks)} files, {total / 1e9:.3f} GB: {len(checks) - len(damaged) - len(unproven)} whole"
+    told += f", {len(unproven)} that nothing proves" if unproven else ""
+    told += f", {len(damaged)} damaged or missing" if damaged else ""
+    return Outcome(
+        run=run,
+        outputs={},
+        metrics={
+            "files": len(checks),
+            "bytes": total,
+            **{
+                name: [{"file": str(found.path.relative_to(run.folder)), "reason": found.reason} for found in listed]
+                for name, listed in (("damaged", damaged), ("unproven", unproven))
+            },
+        },
+        summary="\n".join([*(f"{found.verdict}: {found.reason}" for found in (*unproven, *damaged)), told]),
+        exit_code=DataError.exit_code if damaged else 0,
+        noted=False,
+    )
+
+
+def iter_checks(folder: Path) -> Iterator[Check]:
+    """A check for every file of a run folder, those that are missing included; ``logs/`` and locks apart."""
+    for path in sorted(folder.rglob("*")):
+        inside = path.relative_to(folder).parts
+        if path.is_dir() and not path.is_symlink():
+            if inside[0] == "shards" and len(inside) == 3:
+                yield from _shard_checks(path)
+            elif inside[0] == "saes" and len(inside) == 3 and (path / CFG).exists() and not (path / WEIGHTS).exists():
+                yield Check(path / WEIGHTS, lambda at=path: _weights(at))
+        elif inside[0] != "logs" and path.name != ".lock" and not _in_shard_folder(inside):
+            yield Check(path, _reader(path, inside))
+
+
+def _find(check: Check) -> Finding:
+    try:
+        check.read()
+    except _UnprovenError as doubt:
+        return Finding(check.path, "unproven", f"{check.path} {doubt}")
+    except ForgeError as error:
+        return Finding(check.path, "damaged", " ".join(str(error).split()))
+    except (OSError, ValueError, pyarrow.ArrowException) as error:
+        return Finding(check.path, "damaged", f"{check.path} is damaged: {' '.join(str(error).split())[:200]}")
+    return Finding(check.path, "whole")
+
+
+# ---- what proves a file -------------------------------------------------------------------------
+
+
+def _reader(path: Path, inside: tuple[str, ...]) -> Callable[[], object]:
+    """What reads a file that stands outside the folders of shards."""
+    if path.is_symlink() or not path.is_file():
+        return lambda: _refuse("is not a plain file; nothing here makes such a thing")
+    if _LEFTOVER.fullmatch(path.name) or any(_LEFTOVER.fullmatch(part) for part in inside):
+        return lambda: _refuse("was left behind by a command that was stopped; the same command replaces it")
+    if path.parent.parent.name == "checkpoints":
+        return lambda: _checkpoint(path)
+    if inside[0] == "saes" and path.name == WEIGHTS:
+        return lambda: _weights(path.parent)
+    if inside[0] == "features" and path.suffix == ".json":
+        return lambda: (Selection.load(path), _sealed_json(path))
+    readers = {".json": _sealed_json, ".png": _picture, ".parquet": _table, ".html": _page}
+    return lambda: readers.get(path.suffix, _unknown)(path)
+
+
+def _sealed_json(path: Path) -> None:
+    files.read_json(path, kind=DataError, what="a record of a run")
+    if not files.is_sealed(path.read_bytes()):
+        raise _UnprovenError("has no seal: another version or another program wrote it")
+
+
+def _weights(folder: Path) -> None:
+    """An SAE's weights against the hash in its settings; settings that are damaged themselves say nothing of them."""
+    cfg = None
+    with suppress(CheckpointError):
+        cfg = files.read_json(folder / CFG, kind=CheckpointError, what="the settings of an SAE")
+    ours = cfg.get("sae_forge") if isinstance(cfg, dict) else None
+    if cfg is None or not isinstance(ours, dict) or "weights_sha256" not in ours:
+        raise _UnprovenError(f"has no hash to be held against: {CFG} is damaged, missing, or of another program")
+    load_sae(folder)
+
+
+def _checkpoint(path: Path) -> None:
+    """A file of a checkpoint against the hash in its state; a damaged state says nothing of the others."""
+    try:
+        verify_checkpoint(path.parent, STATE)
+    except CheckpointError:
+        if path.name == STATE:
+            raise
+        raise _UnprovenError(f"has no hash to be held against: {STATE} beside it is damaged") from None
+    verify_checkpoint(path.parent, path.name)
+
+
+def _picture(path: Path) -> None:
+    """A PNG against the checksums of its chunks."""
+    content, at = path.read_bytes(), len(_PNG)
+    if content[:at] != _PNG:
+        raise ValueError("it is no PNG")
+    while at < len(content):
+        length, kind = struct.unpack_from(">I4s", content, at)
+        end = at + 8 + length
+        if content[end : end + 4] != struct.pack(">I", zlib.crc32(content[at + 4 : end])):
+            raise ValueError(f"its chunk {kind!r} at byte {at} does not have its checksum")
+        at = end + 4
+    if content[-8:-4] != b"IEND":
+        raise ValueError("it ends early")
+
+
+def _table(path: Path) -> None:
+    """A parquet file, with the checksums of its pages where it has any."""
+    pyarrow.parquet.read_table(path, page_checksum_verification=True)
+    raise _UnprovenError("reads as a table; parquet does not prove its own footer")
+
+
+def _page(path: Path) -> None:
+    if not files.is_sealed(path.read_bytes()):
+        _unknown(path)
+
+
+def _unknown(path: Path) -> None:
+    del path
+    raise _UnprovenError("is not proven by any record")
+
+
+def _refuse(words: str) -> None:
+    raise _UnprovenError(words)
+
+
+# ---- shards -------------------------------------------------------------------------------------
+
+
+def _in_shard_folder(inside: tuple[str, ...]) -> bool:
+    """Whether a file is one that :func:`_shard_checks` answers for."""
+    of_shards = inside[0] == "shards" and len(inside) == 4
+    return of_shards and (inside[3] == MANIFEST or _SHARD.fullmatch(inside[3]) is not None)
+
+
+def _shard_checks(folder: Path) -> Iterator[Check]:
+    """Manifest, sidecars and shards of one corpus at one hook point: those that are there and those that should be."""
+    manifest = None
+    if (folder / MANIFEST).exists():
+        yield Check(folder / MANIFEST, lambda: Manifest.read(folder))
+        with suppress(ShardError):
+            manifest = Manifest.read(folder)
+    found = {int(match[1]) for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
+    for index in sorted(found | set(range(len(manifest.shards) if manifest else 0))):
+        shard = folder / shard_name(index)
+        yield Check(sidecar_path(folder, shard.name), lambda at=index: _sidecar(folder, at, manifest))
+        yield Check(shard, lambda at=index: _shard(folder, at, manifest))
+
+
+def _sidecar(folder: Path, index: int, manifest: Manifest | None) -> None:
+    path = sidecar_path(folder, shard_name(index))
+    _require_known(index, manifest)
+    if not path.exists() and manifest is None and not (folder / MANIFEST).exists():
+        raise _UnprovenError("is not there yet: collecting stopped before it; the same command goes on")
+    sidecar = Sidecar.read(folder, index)
+    if manifest and (sidecar.shard, sidecar.fingerprint) != (manifest.shards[index], manifest.fingerprint):
+        raise ShardError(f"{path} is not the one the manifest describes; restore it or collect again with --fresh")
+
+
+def _shard(folder: Path, index: int, manifest: Manifest | None) -> None:
+    """Every block against the hashes in the sidecar; a sidecar that is damaged itself says nothing of its shard."""
+    _require_known(index, manifest)
+    try:
+        sidecar = Sidecar.read(folder, index)
+    except ShardError:
+        if not (folder / shard_name(index)).exists():
+            raise ShardError(f"{folder / shard_name(index)} is missing; collect again with --fresh") from None
+        raise _UnprovenError("has no sidecar to be held against") from None
+    ShardFile(folder, sidecar).verify()
+
+
+def _require_known(index: int, manifest: Manifest | None) -> None:
+    if manifest and index >= len(manifest.shards):
+        raise _UnprovenError("is unknown to the manifest; every reader ignores it")

@@ -1,0 +1,496 @@
+"""Group A: killed, out of disk, or refused by it at any point, a run goes on and ends in the same bytes."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from tests.acceptance.harness import (
+    FEW,
+    RENAMES,
+    STEPS,
+    Call,
+    Ended,
+    Ground,
+    Point,
+    Result,
+    Watch,
+    arm,
+    calls,
+    cannot_inject,
+    cannot_trace,
+    differences,
+    enter_own_mounts,
+    fork,
+    judge,
+    leftovers,
+    mount,
+    points,
+    traced,
+    tree,
+)
+
+TRIES = 40
+"""Lives after which a run that is killed again and again is given up."""
+EACH = ("--checkpoint_every", "1")
+
+
+def cases(ground: Ground) -> Iterator[Result]:
+    """Every case of the group."""
+    for name, work in {
+        "A1": collect_killed_at_random, "A2": killed_at_every_sync_and_rename, "A3": order_of_calls,
+        "A4": train_killed_at_random, "A5": resumed_from_every_step, "A6": disk_full, "A7": every_call_refused,
+        "A8": signals,
+    }.items():  # fmt: skip
+        if ground.wanted(name):
+            yield from work(ground)
+
+
+# ---- A1, A4: kills at random times --------------------------------------------------------------
+
+
+def collect_killed_at_random(ground: Ground) -> Iterator[Result]:
+    """50 SIGKILLs at times drawn uniformly over a run, at least 10 of them in the middle of a write."""
+    reference = ground.collected
+    wanted, in_a_write = (4, 0) if ground.smoke else (50, 10)
+
+    def kill(folder: Path) -> tuple[int, int, Ended]:
+        return _until_done(ground, lambda: ground.arguments("collect", folder), folder, ground.collect_seconds)
+
+    yield from _kills(ground, "A1", wanted, in_a_write, kill, lambda folder: _collected_flaws(folder, reference))
+    if not ground.smoke:
+        yield _spawned(ground, "A1.spawned", "collect", ground.fresh(), reference)
+
+
+def train_killed_at_random(ground: Ground) -> Iterator[Result]:
+    """20 SIGKILLs over runs of 50 steps, at least 4 of them while a checkpoint is being written."""
+    reference = ground.trained
+    wanted, in_a_write = (2, 0) if ground.smoke else (20, 4)
+    watches: dict[Path, Watch] = {}
+
+    def kill(folder: Path) -> tuple[int, int, Ended]:
+        shutil.copytree(ground.collected, folder)
+        watch = watches[folder] = Watch(ground.root / f"{folder.name}.ledger")
+        return _until_done(
+            ground, lambda: ground.arguments("train", folder, *EACH), folder, ground.train_seconds, before=watch.begin
+        )
+
+    def flaws(folder: Path) -> list[str]:
+        return differences(folder, reference) + _training_flaws(ground, watches[folder])
+
+    yield from _kills(ground, "A4", wanted, in_a_write, kill, flaws)
+    if not ground.smoke:
+        yield _spawned(ground, "A4.spawned", "train", ground.fresh(ground.collected), reference)
+
+
+def _kills(
+    ground: Ground,
+    case: str,
+    wanted: int,
+    in_a_write: int,
+    kill: Callable[[Path], tuple[int, int, Ended]],
+    flaws: Callable[[Path], list[str]],
+) -> Iterator[Result]:
+    """Runs, each killed until it is done, until there were enough kills and enough of them mid-write."""
+    kills = mid_write = 0
+    while (kills < wanted or mid_write < in_a_write) and kills < 4 * wanted:
+        folder = ground.fresh()
+        here, writing, ended = kill(folder)
+        kills, mid_write = kills + here, mid_write + writing
+        found = [*ended.flaws(0), *flaws(folder)]
+        if here or found:
+            yield judge(f"{case} {folder.name}", found, mechanism="SIGKILL from outside", kills=here, mid_write=writing)
+        shutil.rmtree(folder)
+    short = [f"only {mid_write} of {kills} kills came in the middle of a write"] if mid_write < in_a_write else []
+    note = f"{kills} kills, {mid_write} mid-write"
+    yield judge(f"{case} total", short, kills=kills, mid_write=mid_write, note=note)
+
+
+def _until_done(
+    ground: Ground,
+    arguments: Callable[[], list[str]],
+    folder: Path,
+    seconds: float,
+    before: Callable[[], object] = lambda: None,
+) -> tuple[int, int, Ended]:
+    """Start again and again, killed each time at a moment of the whole run's length, until it ends by itself."""
+    kills = mid_write = 0
+    for life in range(TRIES):
+        verb = ground.start(arguments(), before=before)
+        if life < TRIES - 1 and verb.sleep(ground.draw.uniform(0, seconds)):
+            verb.signal(signal.SIGKILL)
+            ended = verb.wait()
+            kills += 1
+            mid_write += bool(folder.exists() and leftovers(folder))
+            _require_whole_checkpoints(folder)
+        else:
+            ended = verb.wait()
+            break
+    return kills, mid_write, ended
+
+
+def _require_whole_checkpoints(folder: Path) -> None:
+    """Whatever stands under a checkpoint's name after a kill is whole; while the last are removed, none need be."""
+    from sae_forge.training.state import STATE, verify_checkpoint
+
+    for sae in folder.glob("saes/*/*"):
+        for checkpoint in () if (sae / "report.json").exists() else sae.glob("checkpoints/step-*"):
+            for name in (STATE, *(path.name for path in checkpoint.iterdir())):
+                verify_checkpoint(checkpoint, name)
+
+
+def _spawned(ground: Ground, case: str, verb: str, folder: Path, reference: Path) -> Result:
+    """A handful of kills of ``python -m sae_forge``, imports and all."""
+    whole = ground.spawn(ground.arguments(verb, folder)).wait()
+    found, kills = [*whole.flaws(0), *differences(folder, reference)], 0
+    shutil.rmtree(folder)
+    if verb == "train":
+        shutil.copytree(ground.collected, folder)
+    for _ in range(5):
+        process = ground.spawn(ground.arguments(verb, folder))
+        if process.sleep(ground.draw.uniform(0.5, 1.0) * whole.seconds):
+            process.signal(signal.SIGKILL)
+            kills += 1
+        process.wait()
+    ended = ground.spawn(ground.arguments(verb, folder)).wait()
+    found += [*ended.flaws(0), *differences(folder, reference)]
+    return judge(case, found, mechanism="SIGKILL of python -m sae_forge", kills=kills)
+
+
+def _collected_flaws(folder: Path, reference: Path) -> list[str]:
+    """Differences, and the ledger of rows: every place of every text once, in order."""
+    from sae_forge.data.shards import ShardReader, find_shards
+
+    found = differences(folder, reference)
+    for corpus in find_shards(reference):
+        mine = folder / corpus.relative_to(reference)
+        if not mine.exists():
+            continue
+        places = [_places(ShardReader(one)) for one in (mine, corpus)]
+        lost, repeated = set(places[1]) - set(places[0]), len(places[0]) - len(set(places[0]))
+        if lost or repeated or places[0] != places[1]:
+            found.append(f"{mine.parent.name}: {len(lost)} rows lost, {repeated} repeated")
+    return found
+
+
+def _places(reader) -> list[tuple[int, int, int]]:
+    blocks = [reader.read_origins(number) for number in range(reader.block_count)]
+    return [
+        place
+        for block in blocks
+        for place in zip(*(block[name].tolist() for name in ("seq_ids", "positions", "token_ids")), strict=True)
+    ]
+
+
+def _training_flaws(ground: Ground, watch: Watch) -> list[str]:
+    """Where the rows of a step, or a checkpoint (weights, moments, counters, step), are not the reference's."""
+    try:
+        steps = watch.steps()
+    except AssertionError as error:
+        return [str(error)]
+    found = [] if steps == ground.ledger else [f"{len(steps)} steps of other rows than the reference's {STEPS}"]
+    mine = watch.checkpoints()
+    other = [name for name, hashes in mine.items() if hashes != ground.checkpoints.get(name)]
+    return found + ([f"checkpoints of other bytes: {', '.join(other)}"] if other else [])
+
+
+# ---- A2, A7: every call -------------------------------------------------------------------------
+
+
+def killed_at_every_sync_and_rename(ground: Ground) -> Iterator[Result]:
+    """SIGKILL on entering each fsync, rename and write of a run, collect and train."""
+    if why := cannot_inject():
+        yield Result("A2", "skipped", why)
+        return
+    for verb in ("collect", "train"):
+        for point in _some(ground, _points(ground, verb)):
+            folder = _begun(ground, verb)
+            died = _at(ground, verb, folder, point)
+            alive = f"exit {died.code} instead of death: {died.output[-200:]}"
+            found = [] if died.code == 128 + signal.SIGKILL else [alive]
+            found += _resumes(ground, verb, folder)
+            yield judge(f"A2.{verb} {point}", found, mechanism="preloaded faults.c, SIGKILL on entry")
+            shutil.rmtree(folder)
+
+
+def every_call_refused(ground: Ground) -> Iterator[Result]:
+    """EIO and ENOSPC from each write, fsync and rename in the run folder: an error is said, a resume is identical."""
+    if why := cannot_inject():
+        yield Result("A7", "skipped", why)
+        return
+    for verb in ("collect", "train"):
+        for number in (errno.EIO, errno.ENOSPC):
+            for point in _some(ground, _points(ground, verb)):
+                folder = _begun(ground, verb)
+                refused = _at(ground, verb, folder, point, number)
+                found = ["it ended with 0 although a call failed"] if refused.code == 0 else refused.flaws(4)
+                found += _resumes(ground, verb, folder)
+                case = f"A7.{verb} {errno.errorcode[number]} {point}"
+                yield judge(case, found, mechanism="preloaded faults.c", said=refused.error[:200])
+                shutil.rmtree(folder)
+
+
+def _some(ground: Ground, found: list[Point]) -> list[Point]:
+    return ground.draw.sample(found, 3) if ground.smoke else found
+
+
+def _begun(ground: Ground, verb: str) -> Path:
+    """A run folder in which this verb has nothing done yet."""
+    return ground.fresh(ground.collected) if verb == "train" else ground.fresh()
+
+
+def _short(verb: str) -> list[str]:
+    """Fewer shards and checkpoints where each call is a case."""
+    return ["--checkpoint_every", str(STEPS // 2)] if verb == "train" else [*FEW]
+
+
+def _at(ground: Ground, verb: str, folder: Path, point: Point, error: int = 0) -> Ended:
+    arguments = ground.arguments(verb, folder, *_short(verb))
+    return ground.start(arguments, before=lambda: arm(folder, point=point, error=error)).wait()
+
+
+def _resumes(ground: Ground, verb: str, folder: Path) -> list[str]:
+    """Flaws of the same command run again."""
+    ended = ground.start(ground.arguments(verb, folder, *_short(verb))).wait()
+    return ended.flaws(0) + differences(folder, ground.trained if verb == "train" else ground.few)
+
+
+def _points(ground: Ground, verb: str) -> list[Point]:
+    """Every call of an undisturbed run that can be made its last."""
+    folder = _begun(ground, verb)
+    log = ground.root / f"{folder.name}.points"
+    arguments = ground.arguments(verb, folder, *_short(verb))
+    ground.finish(arguments, before=lambda: arm(folder, log=log))
+    return points(log, folder)
+
+
+def _log_folder(ground: Ground, verb: str) -> Path:
+    return ground.root / f"logged-{verb}"
+
+
+def _log(ground: Ground, verb: str) -> list[Call]:
+    """The calls of an undisturbed run."""
+    folder, log = _log_folder(ground, verb), ground.root / f"{verb}.strace"
+    if verb == "train":
+        shutil.copytree(ground.collected, folder)
+    watched = "trace=mkdir,mkdirat,write,pwrite64,writev,ftruncate,fsync,fdatasync," + RENAMES
+    ended = traced(ground, ground.arguments(verb, folder, *_short(verb)), "-e", watched, log=log)
+    assert ended.code == 0, ended.output
+    return calls(log)
+
+
+# ---- A3: what is durable when -------------------------------------------------------------------
+
+
+def order_of_calls(ground: Ground) -> Iterator[Result]:
+    """Each published name: its writes, its fsync, its rename, the fsync of its folder; and no name in another way."""
+    if why := cannot_trace():
+        yield Result("A3", "skipped", why)
+        return
+    for verb in ("collect", "train"):
+        log, run = _log(ground, verb), str(_log_folder(ground, verb))
+        flaws, published = order_flaws(log, run)
+        there = {str(path.relative_to(run)) for path in Path(run).rglob("*") if path.is_file()}
+        if verb == "train":
+            there -= set(tree(ground.collected))
+        flaws += [
+            f"{name} has its final name in another way"
+            for name in sorted(there)
+            if name not in published and not name.startswith("logs/") and Path(name).name != ".lock"
+        ]
+        yield judge(f"A3.{verb}", flaws, mechanism="strace log", published=len(published))
+
+
+def order_flaws(log: list[Call], run: str) -> tuple[list[str], set[str]]:
+    """Violations of the order, and every path below ``run`` that came by a rename; a folder counts for its files."""
+    dirty: dict[str, bool] = {}  # path → written since its last fsync
+    waiting: dict[str, str] = {}  # folder → a name in it that is not durable yet
+    flaws: list[str] = []
+    published: set[str] = set()
+    for call in log:
+        if call.result is None or call.result < 0:
+            continue
+        if call.name in ("write", "pwrite64", "writev", "ftruncate") and call.file.startswith(run):
+            dirty[call.file] = True
+            if _inside(call.file, run) in published and "/logs/" not in call.file:
+                flaws.append(f"{call.file} is written after it has its final name")
+        elif call.name in ("fsync", "fdatasync"):
+            dirty[call.file] = False
+            waiting.pop(call.file, None)
+        elif call.name in ("mkdir", "mkdirat") and _absolute(call).startswith(run):
+            waiting[str(Path(_absolute(call)).parent)] = _absolute(call)
+        elif call.name in RENAMES.split(","):
+            source, target = call.paths[0], call.paths[-1]
+            if not target.startswith(run):
+                continue
+            moved = {path: dirty.pop(path) for path in list(dirty) if path == source or path.startswith(f"{source}/")}
+            dirty |= {target + path.removeprefix(source): state for path, state in moved.items()}
+            if any(name.startswith(".") for name in _inside(target, run).split("/")):  # still a part, or in one
+                continue
+            flaws += [f"{path} is renamed before it is synced" for path, state in moved.items() if state]
+            published |= {_inside(target + path.removeprefix(source), run) for path in moved}
+            folder = str(Path(target).parent)
+            if waiting.get(folder) not in (None, source, target):
+                flaws.append(f"{waiting[folder]} is not durable when {target} appears")
+            waiting[folder] = target
+    flaws += [f"the folder of {name} is never synced" for name in waiting.values() if "/logs" not in name]
+    return flaws, published
+
+
+def _absolute(call: Call) -> str:
+    return call.paths[0]
+
+
+def _inside(path: str, run: str) -> str:
+    return path.removeprefix(run).lstrip("/")
+
+
+# ---- A5 -----------------------------------------------------------------------------------------
+
+
+def resumed_from_every_step(ground: Ground) -> Iterator[Result]:
+    """From the checkpoint of each step of a run; and from some of them, killed once more on the way."""
+    reference, expected = ground.trained, ground.checkpoints
+    steps, sae = sorted(expected), next(reference.glob("saes/*/*")).relative_to(reference)
+    yield judge("A5 a checkpoint a step", [] if len(steps) == STEPS else [f"{len(steps)} checkpoints of {STEPS} steps"])
+    for number, step in enumerate(ground.draw.sample(steps, 2) if ground.smoke else steps):
+        folder = ground.fresh(ground.collected)
+        (folder / sae).mkdir(parents=True)
+        shutil.copy(reference / sae / "config.json", folder / sae)
+        shutil.copytree(ground.store / step, folder / sae / "checkpoints" / step)
+        done, arguments, kills = int(step.removeprefix("step-")), ground.arguments("train", folder, *EACH), 0
+        ledger = ground.root / f"{folder.name}.ledger"
+        again = Watch(ledger)
+        if number % 5 == 0 and done < STEPS:
+            dying = Watch(ledger, stop_at=ground.draw.randrange(done, STEPS))
+            kills = int(ground.start(arguments, before=dying.begin).wait().code == 128 + signal.SIGKILL)
+        last = ground.start(arguments, before=again.begin).wait()
+        mine = again.checkpoints()
+        found = last.flaws(0) + differences(folder, reference)
+        found += [f"{name} has other bytes" for name in mine if mine[name] != expected[name]][:3]
+        found += [] if len(mine) == STEPS - done else [f"{len(mine)} checkpoints written, not the {STEPS - done} left"]
+        yield judge(f"A5 {step}", found, kills=kills)
+        shutil.rmtree(folder)
+
+
+# ---- A6 -----------------------------------------------------------------------------------------
+
+
+def disk_full(ground: Ground) -> Iterator[Result]:
+    """A disk of 10 sizes below what a run needs: a refusal with numbers, nothing half-written, then the same bytes."""
+    shares = (0.5,) if ground.smoke else tuple(0.3 + 0.65 * step / 9 for step in range(10))
+    ground.trained  # noqa: B018 (made out here, where there is room)
+    lines = ground.root / "disk.jsonl"
+
+    def work() -> None:
+        enter_own_mounts()
+        for verb in ("collect", "train"):
+            need = _need(ground, verb)
+            for share in shares:
+                with lines.open("a") as out:
+                    out.write(json.dumps(_on_small_disk(ground, verb, need, share).to_json()) + "\n")
+
+    ended = fork(work, ground.root / "disk.txt").wait()
+    if ended.code and not lines.exists():
+        reason = ended.output.strip().splitlines()[-1][:200]
+        yield Result("A6", "skipped", f"no mount of a small disk here: {reason}")
+        return
+    for line in lines.read_text().splitlines():
+        record = json.loads(line)
+        yield Result(**{name: record.pop(name) for name in ("case", "result", "reason")}, facts=record)
+    if ended.code:
+        yield Result("A6", "failed", f"the protocol itself stopped: {ended.output[-300:]}")
+
+
+def _on_small_disk(ground: Ground, verb: str, need: int, share: float) -> Result:
+    """One command on a disk with room for this share of what it takes at its most."""
+    given = _taken(ground.collected) if verb == "train" else 0
+    disk, folder = _disk(ground, verb, given + int(share * need))
+    ended = ground.start(ground.arguments(verb, folder)).wait()
+    found = ended.flaws(4, str(folder)) if ended.code else []
+    if ended.code and folder.exists():
+        found += [f"half a file: {name}" for name in _damaged(folder)]
+    mount(disk, 4 * (given + need), again=True)
+    again = ground.start(ground.arguments(verb, folder)).wait()
+    found += again.flaws(0) + differences(folder, ground.trained if verb == "train" else ground.collected)
+    subprocess.run(["umount", str(disk)], check=False)
+    facts = {"mechanism": "tmpfs in a user namespace", "fitted": ended.code == 0, "said": ended.error[:300]}
+    return judge(f"A6.{verb} {share:.2f}", found, **facts)
+
+
+def _disk(ground: Ground, verb: str, size: int) -> tuple[Path, Path]:
+    """A mounted disk, and the run folder on it in which this verb has nothing done yet."""
+    disk = ground.fresh()
+    disk.mkdir()
+    mount(disk, size // 4096 * 4096)
+    folder = disk / "run"
+    if verb == "train":
+        shutil.copytree(ground.collected, folder)
+    return disk, folder
+
+
+def _need(ground: Ground, verb: str) -> int:
+    """Bytes that a command takes of a disk at its most, beyond what is there before; watched every millisecond."""
+    disk, folder = _disk(ground, verb, 2**30)
+    before = most = _in_use(disk)
+    running = ground.start(ground.arguments(verb, folder))
+    while running.sleep(0.001):
+        most = max(most, _in_use(disk))
+    assert running.wait().code == 0
+    subprocess.run(["umount", str(disk)], check=False)
+    return most - before
+
+
+def _in_use(disk: Path) -> int:
+    found = os.statvfs(disk)
+    return (found.f_blocks - found.f_bfree) * found.f_frsize
+
+
+def _taken(folder: Path) -> int:
+    """Bytes of a tree on a disk, a page more for each name."""
+    return sum(-(-path.lstat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+
+
+def _damaged(folder: Path) -> list[str]:
+    """Files under a final name that are not whole."""
+    from sae_forge.pipeline.verify import verify
+    from sae_forge.runs import Run
+
+    return [entry["file"] for entry in verify(Run(folder)).metrics["damaged"]] if any(folder.iterdir()) else []
+
+
+# ---- A8 -----------------------------------------------------------------------------------------
+
+
+def signals(ground: Ground) -> Iterator[Result]:
+    """SIGTERM at 10 points, SIGINT twice at 3: out in 30 seconds with the signal's code, then the same bytes."""
+    for verb in ("collect", "train"):
+        ground.collected, ground.trained  # noqa: B018 (their times are needed)
+        length = ground.train_seconds if verb == "train" else ground.collect_seconds
+        terms, interrupts = (1, 1) if ground.smoke else (10, 3)
+        kinds = [(signal.SIGTERM, 1)] * terms + [(signal.SIGINT, 2)] * interrupts
+        for number, (signum, times) in enumerate(kinds):
+            folder = _begun(ground, verb)
+            process, sent = ground.start(ground.arguments(verb, folder)), 0
+            for _ in range(times):
+                if process.sleep(ground.draw.uniform(0.2, 0.9) * length / times):
+                    process.signal(signum)
+                    sent += 1
+            began = process.sleep(30.0)
+            ended = process.wait()
+            found = ["it went on for 30 seconds"] if began else []
+            if sent and ended.code not in (128 + signum, 0):
+                found.append(f"exit {ended.code} after {signum.name}: {ended.output[-300:]}")
+            found += _resumes_plain(ground, verb, folder)
+            code = f"exit {ended.code}"
+            yield judge(f"A8.{verb} {signum.name} {number}", found, sent=sent, said=f"{code}, {ended.output[-60:]}")
+            shutil.rmtree(folder)
+
+
+def _resumes_plain(ground: Ground, verb: str, folder: Path) -> list[str]:
+    ended = ground.start(ground.arguments(verb, folder)).wait()
+    return ended.flaws(0) + differences(folder, ground.trained if verb == "train" else ground.collected)

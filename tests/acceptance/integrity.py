@@ -1,0 +1,347 @@
+"""Group B: no flipped bit, no cut file and no foreign shard is read as if it were whole; the file is named."""
+
+import os
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from sae_forge import files
+from sae_forge.data import sealed
+from sae_forge.data.manifest import MANIFEST, Fingerprint, Manifest, Sidecar, shard_name
+from sae_forge.data.shards import ShardReader, ShardWriter, find_shards
+from sae_forge.errors import DataError, ForgeError
+from sae_forge.features.selection import Selection
+from sae_forge.sae.store import load_sae
+from sae_forge.training.state import verify_checkpoint
+from tests.acceptance.harness import Ground, Result, differences, fork, judge
+
+UNREAD = (".png", ".html")
+"""Made for people and read by no verb's arithmetic; ``verify`` alone looks at their bytes."""
+
+
+def cases(ground: Ground) -> Iterator[Result]:
+    """Every case of the group."""
+    for name, work in {
+        "B1": a_flip_in_every_file, "B2": random_flips, "B3": truncations, "B4": fingerprints, "B5": mixed_shards,
+        "B6": missing_and_stray, "B7": not_finite, "B8": cost,
+    }.items():  # fmt: skip
+        if ground.wanted(name):
+            yield from work(ground)
+
+
+def _files(run: Path) -> list[Path]:
+    """Files of a run that hold something, relative to it; logs and locks apart."""
+    found = [path.relative_to(run) for path in sorted(run.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return [path for path in found if path.parts[0] != "logs"]
+
+
+def flip(path: Path, byte: int, bit: int) -> None:
+    """Turn one bit of a file around."""
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+
+
+# ---- B1: through the command line ---------------------------------------------------------------
+
+
+def a_flip_in_every_file(ground: Ground) -> Iterator[Result]:
+    """One bit of each file turned: ``verify`` ends with 2 and names it, and so does the verb that reads it."""
+    run = ground.fresh(ground.whole)
+    ended = ground.start(["verify", "--run_dir", str(run)]).wait()
+    yield judge("B1 whole", ended.flaws(0))
+    for path in _files(run):
+        content = (run / path).read_bytes()
+        flip(run / path, ground.draw.randrange(len(content)), ground.draw.randrange(8))
+        ended = ground.start(["verify", "--run_dir", str(run)]).wait()
+        found = [] if ended.code == 2 else [f"verify ended with {ended.code}"]
+        found += [] if str(run / path) in ended.output else ["verify does not name it"]
+        yield judge(f"B1.verify {path}", found)
+        if command := _reading_verb(ground, run, path):
+            ended = ground.start(command).wait()
+            yield judge(f"B1.{command[0]} {path}", ended.flaws(2, path.name))
+        (run / path).write_bytes(content)
+        assert not differences(run, ground.whole), "a verb that should have refused has written"
+
+
+def _reading_verb(ground: Ground, run: Path, path: Path) -> list[str]:
+    """A verb that reads this file and must refuse; none for checkpoints, which have others to fall back on."""
+    match path.parts[0]:
+        case "run.json":
+            return ground.arguments("collect", run)
+        case "shards" if path.suffix == ".safetensors" or path.name.startswith("shard-"):
+            return ground.arguments("features", run, "--num_features", "3")
+        case "shards":
+            return ground.arguments("collect", run)
+        case "saes" if "checkpoints" not in path.parts and "-s0" in path.parts[2]:
+            return ground.arguments("train", run)
+        case "features" if path.suffix == ".json":
+            return ground.arguments("report", run)
+    return []
+
+
+# ---- B2, B3: in this process --------------------------------------------------------------------
+
+
+def _read(run: Path, path: Path) -> None:
+    """Read a file as the verbs read it."""
+    folder = (run / path).parent
+    if path.parts[0] == "shards" and (path.name == MANIFEST or path.name.startswith("shard-")):
+        for _ in ShardReader(folder).iter_blocks():
+            pass
+    elif folder.parent.name == "checkpoints":
+        verify_checkpoint(folder, path.name)
+    elif path.name in ("cfg.json", "sae_weights.safetensors"):
+        load_sae(folder)
+    elif path.parts[0] == "features":
+        Selection.load(run / path)
+    else:
+        files.read_json(run / path, kind=DataError, what="a record")
+
+
+def _noticed(run: Path, path: Path) -> str:
+    """What is wrong with how damage was answered; nothing when the file was refused by name in one line."""
+    try:
+        _read(run, path)
+    except ForgeError as error:
+        text = str(error)
+        return "" if path.name in text and "\n" not in text else f"not named, or several lines: {text[:200]}"
+    except Exception as error:  # noqa: BLE001 (any other is the finding)
+        return f"{type(error).__name__}: {error}"
+    return "read as if it were whole"
+
+
+def random_flips(ground: Ground) -> Iterator[Result]:
+    """1000 single bits, drawn uniformly over all bytes that a verb reads."""
+    run, count = ground.fresh(ground.whole), 40 if ground.smoke else 1000
+    paths = [path for path in _files(run) if path.suffix not in UNREAD]
+    found = [reason for path in paths if (reason := _noticed(run, path)) != "read as if it were whole"]
+    sizes = [(run / path).stat().st_size for path in paths]
+    for path in ground.draw.choices(paths, sizes, k=count):
+        content = (run / path).read_bytes()
+        byte, bit = ground.draw.randrange(len(content)), ground.draw.randrange(8)
+        flip(run / path, byte, bit)
+        if reason := _noticed(run, path):
+            found.append(f"{path} byte {byte} bit {bit}: {reason}")
+        (run / path).write_bytes(content)
+    note = f"{count - len(found)} of {count} flips refused by name"
+    yield judge("B2", found, flips=count, bytes=sum(sizes), note=note)
+
+
+def truncations(ground: Ground) -> Iterator[Result]:
+    """Every length of one small shard below its own, and three beyond it."""
+    folder = ground.root / "small-shard"
+    with ShardWriter(folder, _made_up(d_in=3), shard_rows=10_000) as writer:
+        ids = torch.arange(60)
+        writer.write_batch(0, torch.randn(60, 3, generator=torch.Generator().manual_seed(0)), ids, ids, ids)
+        writer.finish()
+    path = Path("shards/corpus/point") / shard_name(0)
+    run = ground.fresh()
+    shutil.copytree(folder, (run / path).parent)
+    whole = (run / path).read_bytes()
+    lengths = [*range(0, len(whole), 40 if ground.smoke else 1)]
+    found = []
+    for content in [*(whole[:length] for length in lengths), *(whole + b"\0" * more for more in (1, 8, 4096))]:
+        (run / path).write_bytes(content)
+        if reason := _noticed(run, path):
+            found.append(f"{len(content)} bytes: {reason}")
+    yield judge("B3", found, lengths=len(lengths) + 3, note=f"{len(lengths) + 3} lengths of a shard of {len(whole)} B")
+
+
+def _made_up(**changes: Any) -> Fingerprint:
+    given = {"model": "tiny", "weights": "0" * 64, "tokenizer": "1" * 64, "hook_point": "blocks.1.hook_resid_post"}
+    given |= {"d_in": 8, "storage_dtype": "fp32", "ctx_len": 512, "bos": "row", "batch_size": 64, "max_tokens": None}
+    given |= {"corpus": "gnomes", "source": "world:corpora/gnomes", "role": "retain"}
+    return Fingerprint(**{**given, **changes})
+
+
+# ---- B4, B5, B6: foreign shards -----------------------------------------------------------------
+
+OTHER = {"d_in": 25, "storage_dtype": "bf16", "ctx_len": 25, "batch_size": 5, "max_tokens": 9, "format": 2}
+
+
+def _reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change the body of every sidecar and of the manifest, and give each the seal that goes with it."""
+    for path in (*sorted(folder.glob("shard-*.json")), folder / MANIFEST):
+        body = files.read_json(path, kind=DataError, what="a record")
+        del body["sha256"]
+        change(body)
+        sealed.publish(path, body)
+
+
+def fingerprints(ground: Ground) -> Iterator[Result]:
+    """Shards whole in themselves, one field of which says that they were made in another way: refused by its name."""
+    names = list(asdict(_made_up()))
+    for name in names[:2] if ground.smoke else names:
+        run = ground.fresh(ground.collected)
+        folder = find_shards(run)[0]
+        found = Manifest.read(folder).fingerprint
+        other = OTHER.get(name, "other")
+        _reseal(folder, lambda body, name=name, other=other: body["fingerprint"].update({name: other}))
+        ended = ground.start(ground.arguments("collect", run)).wait()
+        words = (name, "expected") if name not in ("format",) else ("format",)
+        yield judge(f"B4 {name}", ended.flaws(2, *words), was=str(getattr(found, name))[:40])
+        shutil.rmtree(run)
+
+
+def _mutations() -> dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]]:
+    """Ways in which a shard's tensors can be those of another kind."""
+    found: dict[str, Callable[[dict[str, torch.Tensor]], dict[str, torch.Tensor]]] = {}
+    for name in ("acts", "seq_ids", "positions", "token_ids"):
+        found[f"{name} dropped"] = lambda t, n=name: {key: value for key, value in t.items() if key != n}
+        found[f"{name} renamed"] = lambda t, n=name: {f"{n}_" if key == n else key: value for key, value in t.items()}
+        found[f"{name} a row short"] = lambda t, n=name: {**t, n: t[n][:-1].clone()}
+        found[f"{name} of another dtype"] = lambda t, n=name: {**t, n: t[n].to(torch.float16)}
+    found["acts a column short"] = lambda t: {**t, "acts": t["acts"][:, :-1].clone()}
+    found["acts transposed"] = lambda t: {**t, "acts": t["acts"].T.contiguous()}
+    found["rows in another order"] = lambda t: {key: value.flip(0) for key, value in t.items()}
+    found["one tensor more"] = lambda t: {**t, "more": torch.zeros(3)}
+    return found
+
+
+def mixed_shards(ground: Ground) -> Iterator[Result]:
+    """20 shards whose tensors are not what their sidecar says: refused before the first step."""
+    mutations = list(_mutations().items())
+    for name, change in mutations[::7] if ground.smoke else mutations:
+        run = ground.fresh(ground.collected)
+        path = find_shards(run)[0] / shard_name(1)
+        save_file(change(load_file(path)), path)
+        ended = ground.start(ground.arguments("train", run)).wait()
+        found = ended.flaws(2, path.name)
+        found += ["a step was taken"] if any("{" in log.read_text() for log in run.glob("logs/train-*")) else []
+        yield judge(f"B5 {name}", found)
+        shutil.rmtree(run)
+
+
+def missing_and_stray(ground: Ground) -> Iterator[Result]:
+    """A shard missing, doubled, renamed or swapped is refused by name; one too many is ignored and said."""
+    changes: dict[str, Callable[[Path, Path], object]] = {
+        "missing": lambda one, two: one.unlink(),
+        "doubled": lambda one, two: shutil.copy(one, two),
+        "renamed": lambda one, two: one.rename(one.with_name(shard_name(77))),
+        "swapped": lambda one, two: (
+            one.rename(one.with_suffix(".x")),
+            two.rename(one),
+            one.with_suffix(".x").rename(two),
+        ),
+    }
+    for name, change in changes.items():
+        run = ground.fresh(ground.collected)
+        folder = find_shards(run)[0]
+        change(folder / shard_name(0), folder / shard_name(1))
+        ended = ground.start(ground.arguments("train", run)).wait()
+        yield judge(f"B6 {name}", ended.flaws(2, "shard-0000"))
+        shutil.rmtree(run)
+    run = ground.fresh(ground.collected)
+    folder = find_shards(run)[0]
+    shutil.copy(folder / shard_name(0), folder / shard_name(99))
+    ended = ground.start(ground.arguments("train", run)).wait()
+    said = [] if shard_name(99) in ended.output else ["the stray shard is not mentioned"]
+    yield judge("B6 stray", ended.flaws(0) + said)
+    shutil.rmtree(run)
+
+
+# ---- B7 -----------------------------------------------------------------------------------------
+
+
+def not_finite(ground: Ground) -> Iterator[Result]:
+    """Rows with a NaN or an infinity planted among a thousand times as many: all counted, none stored."""
+    bad, d_in = (100 if ground.smoke else 1000), 4
+    apart = 1010  # above 0.1 % a run is refused
+    rows, draw = apart * bad, torch.Generator().manual_seed(0)
+    planted = apart * torch.arange(bad) + torch.randint(apart, (bad,), generator=draw)
+    values = torch.tensor([torch.nan, torch.inf, -torch.inf, 7e4])  # the last overflows fp16
+    acts = torch.randn(rows, d_in, generator=draw)
+    acts[planted, torch.arange(bad) % d_in] = values[torch.arange(bad) % len(values)]
+    folder, ids = ground.root / "planted", torch.arange(rows)
+    with ShardWriter(folder, _made_up(d_in=d_in, storage_dtype="fp16"), shard_rows=200_000) as writer:
+        for index, batch in enumerate(acts.split(20_000)):
+            at = ids[20_000 * index :][: len(batch)]
+            writer.write_batch(index, batch, at, at.int(), at.int())
+        manifest = writer.finish()
+    blocks = list(ShardReader(folder).iter_blocks())
+    kept = torch.cat([block.seq_ids for block in blocks])
+    expected = torch.ones(rows, dtype=torch.bool)
+    expected[planted] = False
+    found = [] if manifest.dropped["nonfinite"] == bad else [f"{manifest.dropped['nonfinite']} were counted"]
+    found += [] if torch.equal(kept, ids[expected]) else ["other rows were dropped than were planted"]
+    found += [] if all(block.acts.isfinite().all() for block in blocks) else ["a row that is not finite is stored"]
+    note = (
+        f"{manifest.dropped['nonfinite']} of {bad} planted rows counted; the manifest gives one count for all reasons"
+    )
+    yield judge("B7", found, planted=bad, note=note)
+
+
+# ---- B8 -----------------------------------------------------------------------------------------
+
+
+def cost(ground: Ground) -> Iterator[Result]:
+    """Cold sequential reads with and without checking, in turn; and ``verify`` beside bare reads."""
+    if ground.smoke:
+        yield Result("B8", "skipped", "a time means nothing beside other work; the full run measures it")
+        return
+    folder = ground.root / "large"
+    ended = fork(lambda: _write_large(folder), ground.root / "large.txt").wait()
+    assert ended.code == 0, ended.output
+    reader, rates = ShardReader(folder), {"bare": [], "checked": [], "verify": []}
+    scratch = reader.make_scratch()
+    paths = sorted(folder.glob("*.safetensors"))
+    total = sum(path.stat().st_size for path in paths)
+    kinds: dict[str, Callable[[], object]] = {
+        "bare": lambda: _read_bare(paths),
+        "checked": lambda: deque(reader.iter_acts(range(reader.block_count), scratch), maxlen=0),
+        "verify": lambda: [_open_shard(folder, index).verify() for index in range(len(paths))],
+    }
+    for round_ in range(6):
+        for name, work in kinds.items():
+            _forget(paths)
+            began = time.perf_counter()
+            work()
+            if round_:
+                rates[name].append(total / (time.perf_counter() - began))
+    middle = {name: sorted(found)[len(found) // 2] for name, found in rates.items()}
+    checked, verified = middle["checked"] / middle["bare"], middle["verify"] / middle["bare"]
+    found = [f"reading with checks runs at {checked:.2f} of bare reads, less than 0.9"] if checked < 0.9 else []
+    found += [f"verify runs at {verified:.2f} of bare reads, less than 0.8"] if verified < 0.8 else []
+    facts = {f"{name}_gb_s": round(rate / 1e9, 3) for name, rate in middle.items()}
+    yield judge("B8", found, **facts, note=f"checked {checked:.2f} and verify {verified:.2f} of bare cold reads")
+
+
+def _write_large(folder: Path) -> None:
+    """2 GiB of made-up activations, 2304 wide."""
+    rows, d_in = 8192, 2304
+    acts, ids = torch.randn(rows, d_in).bfloat16(), torch.arange(rows)
+    with ShardWriter(folder, _made_up(d_in=d_in, storage_dtype="bf16"), shard_rows=7 * rows) as writer:
+        for index in range(56):
+            writer.write_batch(index, acts, ids + index * rows, ids.int(), ids.int())
+        writer.finish()
+
+
+def _open_shard(folder: Path, index: int):
+    from sae_forge.data.reader import ShardFile
+
+    return ShardFile(folder, Sidecar.read(folder, index))
+
+
+def _read_bare(paths: list[Path]) -> None:
+    buffer = bytearray(2**20)
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.readinto(buffer):
+                pass
+
+
+def _forget(paths: list[Path]) -> None:
+    """Ask the system to drop these files from its cache."""
+    for path in paths:
+        handle = os.open(path, os.O_RDONLY)
+        os.fsync(handle)
+        os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+        os.close(handle)
