@@ -12,7 +12,7 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn
 from rich.table import Table
 
 from sae_forge.outcome import Outcome
-from sae_forge.progress import Task
+from sae_forge.progress import SILENT, Task
 
 LOG_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
@@ -52,10 +52,11 @@ class _LineTask:
 
 
 class Screen:
-    """The command line's Progress."""
+    """The command line's Progress; of several ranks all but the first are silent."""
 
-    def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False, soft_wrap=True)
+    def __init__(self, *, silent: bool = False) -> None:
+        self._silent = silent
+        self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -70,7 +71,7 @@ class Screen:
         )
 
     def __enter__(self) -> Self:
-        if self._console.is_terminal:
+        if self._console.is_terminal and not self._silent:
             self._bars.start()
         return self
 
@@ -83,7 +84,10 @@ class Screen:
 
     @contextmanager
     def task(self, title: str, total: int | None, unit: str) -> Iterator[Task]:
-        if self._console.is_terminal:
+        if self._silent:
+            with SILENT.task(title, total, unit) as task:
+                yield task
+        elif self._console.is_terminal:
             of = f"{total:,}" if total else "?"
             task = self._bars.add_task(title, total=total, of=of, unit=unit, facts="")
             try:

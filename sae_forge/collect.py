@@ -5,6 +5,9 @@ a function of its index. So a run killed at any moment goes on where it stopped 
 
 The model is not kept waiting: a thread tokenises ahead, writers put full shards on disk behind, and on a CUDA device
 the next batch is under way before the rows of this one have been copied to memory.
+
+Over several ranks each reads the text and runs the model on the batches of every n-th shard, its own; what lies on disk
+at the end, and at any time, does not depend on their number.
 """
 
 import time
@@ -22,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import sae_forge
-from sae_forge import files
+from sae_forge import files, ranks
 from sae_forge.collect_plan import Job, describe, plan
 from sae_forge.config import CollectConfig
 from sae_forge.data.corpus import PackedBatch, Tokenizer, iter_packed, iter_texts
@@ -100,12 +103,16 @@ def collect(
         NumericalError: more than 0.1 % of a corpus's activations are not finite.
     """
     started = time.monotonic()
+    team = ranks.here()
     jobs = plan(config, lm, corpora)
+    team.meet()  # before any of them changes what another looks at
     describe(config, lm, jobs, progress)
     files.require_disk(config.run_folder, sum(job.bytes_to_write for job in jobs))
     run = Run(config.run_folder)
-    run.open(config.model)
-    run.plan_corpora(job.name for job in jobs)
+    with team.led() as first:
+        if first:
+            run.open(config.model)
+            run.plan_corpora(job.name for job in jobs)
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
     manifests = [found for _, found in done]
     return _report(jobs, manifests, sum(tokens for tokens, _ in done), time.monotonic() - started)
@@ -115,16 +122,17 @@ def _collect_corpus(
     config: CollectConfig, lm: LanguageModel, job: Job, progress: Progress
 ) -> tuple[int, dict[HookPoint, Manifest]]:
     """Finish every folder of one corpus; returns the tokens that took, and the manifests."""
-    collected = 0
+    collected, team = 0, ranks.here()
+    team.at = f"the corpus {job.name}"
+    how: dict[str, Any] = {"shard_rows": config.shard_rows, "fresh": config.starts_over, "team": team}
     with ExitStack() as held:
         writers = {
-            point: held.enter_context(
-                ShardWriter(folder, job.fingerprints[point], shard_rows=config.shard_rows, fresh=config.starts_over)
-            )
+            point: held.enter_context(ShardWriter(folder, job.fingerprints[point], **how))
             for point, folder in job.folders.items()
         }
-        for point, folder in job.folders.items():
-            _note_settings(config, lm, job.fingerprints[point], folder)
+        with team.led() as first:
+            for point, folder in job.folders.items() if first else ():
+                _note_settings(config, lm, job.fingerprints[point], folder)
         pending = {point: writer for point, writer in writers.items() if writer.manifest is None}
         if pending:
             behind = min(pending.values(), key=lambda writer: writer.next_batch)
@@ -152,7 +160,7 @@ def _run_batches(
     )
     count = max(1, _TOKENS_AHEAD // (config.ctx_len * config.model_batch_size))
     with closing(_made_ahead(batches, count)) as ready:
-        for found in _read_all(lm, ready, writers, DTYPES[config.storage_dtype]):
+        for found in _read_all(lm, ready, writers, config):
             tokens = _store(found, writers)
             seen += tokens
             held = sum(writer.rows for writer in writers.values()) * lm.d_model * DTYPES[config.storage_dtype].itemsize
@@ -181,25 +189,41 @@ class _Found(NamedTuple):
     acts: dict[HookPoint, Float[Tensor, "rows d_in"]]
     """Those of the real tokens; not to be touched before ``copied``."""
     copied: tuple[torch.cuda.Event, ...]
+    elsewhere: tuple[HookPoint, ...] = ()
+    """Points that lack it, if another rank runs the model on it."""
 
 
 def _read_all(
-    lm: LanguageModel, batches: Iterator[PackedBatch], writers: dict[HookPoint, ShardWriter], dtype: torch.dtype
+    lm: LanguageModel, batches: Iterator[PackedBatch], writers: dict[HookPoint, ShardWriter], config: CollectConfig
 ) -> Iterator[_Found]:
     """What the model makes of each batch at the points that lack it; a CUDA device has the next one by then."""
     ahead = int(lm.device.type == "cuda")
     under_way: deque[_Found] = deque()
+    behind = min(writers.values(), key=lambda writer: writer.next_batch)
+    shard, rows = behind.begun, 0  # as the writers count them, who may not have seen the batches under way
     for batch in batches:
         points = [point for point, writer in writers.items() if writer.next_batch <= batch.index]
-        under_way.append(_read(lm, batch, points, dtype))
+        real = real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)
+        if behind.is_own(shard):
+            under_way.append(_read(lm, batch, real, points, DTYPES[config.storage_dtype]))
+        else:
+            under_way.append(_Found(batch, real, {}, (), tuple(points)))
+        rows += int(real.sum())
+        if rows >= config.shard_rows:
+            shard, rows = shard + 1, 0
         if len(under_way) > ahead:
             yield under_way.popleft()
     yield from under_way
 
 
-def _read(lm: LanguageModel, batch: PackedBatch, points: Sequence[HookPoint], dtype: torch.dtype) -> _Found:
+def _read(
+    lm: LanguageModel,
+    batch: PackedBatch,
+    real: Bool[Tensor, "batch ctx"],
+    points: Sequence[HookPoint],
+    dtype: torch.dtype,
+) -> _Found:
     """Begin to read one batch, without waiting for a CUDA device."""
-    real = real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)
     kept = real.flatten().nonzero().squeeze(1)  # found here: a device would have to be waited for
     try:
         captured = capture(lm, points, batch.token_ids, batch.attention_mask)
@@ -231,6 +255,8 @@ def _store(found: _Found, writers: dict[HookPoint, ShardWriter]) -> int:
         event.synchronize()
     batch, real, tokens = found.batch, found.real, int(found.real.sum())
     positions = torch.arange(real.shape[1]).expand_as(real)
+    for point in found.elsewhere:
+        writers[point].pass_over(batch.index, tokens)
     for point, acts in found.acts.items():
         writers[point].write_batch(
             batch.index,

@@ -161,6 +161,7 @@ class CollectConfig(TextConfig):
     model_batch_size: Annotated[int, "Sequences a forward pass takes."] = 8
     storage_dtype: Annotated[StorageDtype, "Precision of stored activations."] = "bf16"
     shard_rows: Annotated[int, "Tokens a shard holds, rounded up to whole forward batches."] = 65_536
+    dist_timeout: Annotated[float, "Seconds a rank of a job of several may be silent before the job ends."] = 45.0
     resume: Annotated[bool, "Continue what is there; --no_resume is --fresh."] = True
     fresh: Annotated[bool, "Start over, deleting what is there."] = False
 
@@ -169,6 +170,7 @@ class CollectConfig(TextConfig):
         self.require(
             model_batch_size=(self.model_batch_size >= 1, "give at least 1 sequence"),
             shard_rows=(self.shard_rows >= 1, "give at least 1 token"),
+            dist_timeout=(self.dist_timeout >= 1, "give at least 1 second"),
             max_tokens=(self.max_tokens is None or self.max_tokens >= 1, "give at least 1 token"),
         )
 
@@ -195,8 +197,13 @@ class TrainConfig(CollectConfig, HeldOutConfig):
     max_grad_norm: Annotated[float | None, "Clip the gradient's global norm. Unset: off."] = None
     sae_dtype: Annotated[Literal["fp32", "bf16"], "Precision of the SAE's products; its weights stay fp32."] = "fp32"
     backend: Annotated[Backend, "Kernel of the sparse decoder; one asked for by name is used or refused."] = "auto"
+    cuda_graph: Annotated[bool, "On a GPU, record a step as one CUDA graph and play it."] = True
     include_forget: Annotated[bool, "Train on the forget corpus too."] = True
     checkpoint_every: Annotated[int, "Steps between resumable checkpoints."] = 1000
+    accumulation: Annotated[
+        int, "Parts a batch is taken in, one after the other, to save memory; gradients are summed."
+    ] = 1
+    shard_latents: Annotated[bool, "Over several ranks: each holds a part of the latents, not of the batch."] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -210,7 +217,7 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             sae_seeds=(self.sae_seeds is None or _distinct(self.sae_seeds, least=0), "give each seed once, 0 or more"),
             epochs=(self.epochs >= 1, "give at least 1"),
             max_steps=(self.max_steps is None or self.max_steps >= 1, "give at least 1"),
-            batch_size=(self.batch_size >= 1, "give at least 1 token"),
+            batch_size=(self.batch_size >= 2, "give at least 2 tokens; one has no variance to explain"),
             lr=(self.lr is None or self.lr > 0, "give a rate above 0"),
             lr_warmup=(0 <= self.lr_warmup <= 1, "give a share between 0 and 1"),
             lr_decay=(0 <= self.lr_decay <= 1 - self.lr_warmup, "warm-up and decay together must not exceed 1"),
@@ -218,6 +225,7 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             dead_after=(self.dead_after >= 1, "give at least 1 token"),
             max_grad_norm=(self.max_grad_norm is None or self.max_grad_norm > 0, "give a norm above 0"),
             checkpoint_every=(self.checkpoint_every >= 1, "give at least 1 step"),
+            accumulation=(self.accumulation >= 1, "give at least 1 part"),
         )
         if self.d_sae is not None:
             _ = self.saes(1)  # more latents a token than there are is refused here
@@ -467,7 +475,7 @@ class RunConfig(TrainConfig, FeaturesConfig, EvalConfig):
         several["sae_seeds"] = self.sae_seeds
         self.require(
             **{
-                name: (given is None or len(given) == 1, "run takes one; train takes several")
+                name: (given is None or len(given) == 1, f"run takes one {name}; train takes several")
                 for name, given in several.items()
             }
         )

@@ -92,11 +92,12 @@ def scratch_of(path: Path) -> Path:
 
 
 def discard_folder(path: Path) -> None:
-    """Remove a published folder: it is gone under its name before the first of its files is."""
+    """Remove a published folder, or the rest of one: it is gone under its name before the first of its files is."""
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    path.rename(part)
-    shutil.rmtree(part)
+    if path.exists():
+        path.rename(part)
+        shutil.rmtree(part)
 
 
 def publish_bytes(path: Path, content: bytes) -> None:

@@ -14,7 +14,7 @@ from cli.options import Call
 from sae_forge.config import CollectConfig, EvalConfig, FeaturesConfig, ModelConfig, RunConfig, TrainConfig
 from sae_forge.settings import parse_value, presets, resolve
 
-COMMANDS = ("run", "collect", "train", "features", "eval", "push", "generate", "report")
+COMMANDS = ("run", "collect", "train", "features", "eval", "push", "generate", "report", "verify")
 FLAGS = Path(__file__).parent / "flags.txt"
 
 
@@ -78,7 +78,7 @@ def test_seed_commands_parse_verbatim(resolved: list[ModelConfig], tmp_path: Pat
     invoke(*["eval", "--model", "x/y", "--layer", "15", "--num_features", "100", "--ablation_scale", "-3.0"])
     train, features, evaluation = resolved
     assert isinstance(train, TrainConfig)
-    assert (train.layer, train.epochs, train.batch_size, train.k, train.model_device) == ((15,), 5, 128, 32, "cuda")
+    assert (train.layer, train.epochs, train.batch_size, train.k, train.model_device) == ((15,), 5, 128, (32,), "cuda")
     assert isinstance(features, FeaturesConfig)
     assert (features.num_features, features.sort_by) == ((100,), "score")
     assert isinstance(evaluation, EvalConfig)
@@ -103,7 +103,7 @@ def test_run_without_a_model_takes_both_built_in_ones(resolved: list[ModelConfig
     models = [config.model for config in resolved]
     assert models == ["tiny-llama", "tiny-gemma2", "tiny-gemma2", "meta-llama/Llama-2-7b-chat-hf"]
     assert isinstance(resolved[-1], RunConfig)
-    assert (resolved[-1].k, resolved[-1].forget) == (8, "saga.txt")
+    assert (resolved[-1].k, resolved[-1].forget) == ((8,), "saga.txt")
 
 
 def test_flags_beat_the_file_and_the_file_beats_the_preset(resolved: list[ModelConfig], tmp_path: Path) -> None:
@@ -113,7 +113,7 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(resolved: list[ModelC
     config = resolved[0]
     assert isinstance(config, TrainConfig)
     assert config.model == "tiny-llama"
-    assert (config.k, config.layer, config.retain, config.lr) == (12, (2,), ("a.txt", "b.txt"), 1e-3)
+    assert (config.k, config.layer, config.retain, config.lr) == ((12,), (2,), ("a.txt", "b.txt"), 1e-3)
     assert config.ctx_len == presets()["tiny"]["settings"]["ctx_len"]
 
 

@@ -410,16 +410,62 @@ def test_a_cacheful_at_a_time_is_the_whole(monkeypatch):
 def test_what_cannot_be_a_step_is_refused_by_name():
     slopes, rows, _ = (to(torch.float32, part) for part in draw_step(5, 2, 6, 9))
     table, rates = transpose(slopes.indices, 9), Rates.at(1, 0.01, DEVICE)
-    with pytest.raises(ConfigError, match=r"target is \[4, 6\]; with these indices and W_dec give \[5, 6\]"):
+    with pytest.raises(ConfigError, match=r"target is \[4, 6\]; beside the other tensors it must be \[5, 6\]"):
         rows_adam(slopes._replace(target=slopes.target[:4]), table, rows, rates)
-    with pytest.raises(ConfigError, match=r"offsets is \[13\]; .* give \[10\]"):
+    with pytest.raises(ConfigError, match=r"offsets is \[13\]; .* must be \[10\]"):
         rows_adam(slopes, transpose(slopes.indices, 12), rows, rates)
     with pytest.raises(BackendError, match=r"target is torch.float32 and residual torch.bfloat16; give both in one"):
         rows_adam(slopes._replace(residual=slopes.residual.bfloat16()), table, rows, rates)
     with pytest.raises(ConfigError, match="k=10 of each token, but there are 9"):
         topk(torch.ones(2, 9, device=DEVICE), 10)
-    with pytest.raises(ConfigError, match=r"the target is \[5, 7\]; give \[5, 6\]"):
+    with pytest.raises(ConfigError, match=r"target is \[5, 7\]; .* must be \[5, 6\]"):
         decode_loss(slopes.values, slopes.indices, rows.W_dec.weight, torch.ones(5, 7, device=DEVICE))
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "kind", "said"),
+    [
+        ("indices", lambda part: part + 9, ConfigError, "names no latent; the SAE has latents 0 to 8"),
+        ("indices", lambda part: part.float(), BackendError, "indices"),
+        ("values", lambda part: part.bfloat16(), BackendError, "values are torch.bfloat16"),
+        ("W_dec.exp_avg", lambda part: part[:, :2].contiguous(), ConfigError, r"W_dec.exp_avg is \[9, 2\]"),
+        ("W_enc.weight", lambda part: part.T.contiguous().T, ConfigError, "W_enc.weight is torch.float32 with strides"),
+        ("b_enc.weight", lambda part: part.bfloat16(), ConfigError, "b_enc.weight is torch.bfloat16"),
+        ("extra.W_enc", lambda part: part[:, :2], ConfigError, r"extra.W_enc is \[3, 2\]"),
+        ("extra.row_of", lambda part: part.to("meta"), BackendError, "extra.row_of on meta"),
+        ("rates", lambda part: Rates(*(number.to("meta") for number in part)), BackendError, "lr on meta"),
+    ],
+)
+@on_every_backend
+def test_no_kernel_is_handed_what_would_break_it(backend, part, change, kind, said):
+    slopes, rows, extra = (to(torch.float32, each) for each in draw_step(5, 2, 6, 9))
+    given = {"slopes": slopes, "rows": rows, "extra": extra, "rates": Rates.at(1, 0.01, DEVICE)}
+    table = transpose(slopes.indices, 9)
+    if part == "rates":
+        given["rates"] = change(given["rates"])
+    elif part.startswith("extra."):
+        name = part.removeprefix("extra.")
+        given["extra"] = extra._replace(**{name: change(getattr(extra, name))})
+    elif "." in part:
+        slot, name = part.split(".")
+        held = getattr(rows, slot)
+        given["rows"] = rows._replace(**{slot: held._replace(**{name: change(getattr(held, name))})})
+    else:
+        given["slopes"] = slopes._replace(**{part: change(getattr(slopes, part))})
+    with pytest.raises((ConfigError, BackendError), match=said) as caught:
+        rows_adam(given["slopes"], table, given["rows"], given["rates"], extra=given["extra"], backend=backend)
+    assert caught.type in (kind, ConfigError)
+
+
+def test_a_backend_or_a_device_that_does_not_exist_is_refused():
+    with pytest.raises(BackendError, match="backend 'tritn' is unknown; choose one of auto, reference"):
+        topk(torch.ones(2, 9), 3, backend="tritn")
+    with pytest.raises(BackendError, match="meta device hold no numbers"):
+        topk(torch.ones(2, 9, device="meta"), 3)
+    with pytest.raises(ConfigError, match=r"pre_acts are torch.int64 \[2, 9\]; give floats"):
+        topk(torch.ones(2, 9, dtype=torch.int64), 3)
+    with pytest.raises(ConfigError, match=r"b_enc is \[8\]; .* must be \[9\]"):
+        topk_encode(torch.ones(2, 4), torch.ones(4, 9), torch.ones(8), None, 3)
 
 
 def test_dense_products_are_chosen_where_a_token_keeps_many_latents():

@@ -26,6 +26,7 @@ from sae_forge.sae.topk import TopKSAE
 from sae_forge.training.auxk import auxk, dead_latents
 from sae_forge.training.initialisation import centre, geometric_median, input_scale, take_sample
 from sae_forge.training.plan import Plan
+from sae_forge.training.replay import Stepper
 from sae_forge.training.schedule import lr_at
 from sae_forge.training.state import TrainState
 from sae_forge.training.step import rates_of, step, train_step
@@ -183,6 +184,7 @@ def test_the_log_holds_one_line_a_step(stream, tmp_path):
     train_sae(stream, config(**HARD), tmp_path / "sae", PROVENANCE, log=log)
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     names = {"step", "tokens", "loss", "fvu", "l0", "dead_share", "lr", "grad_norm", "tokens_per_second"}
+    names |= {"read_gb_per_second", "waited"}
     assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     assert all(set(line) == names for line in lines)
     assert lines[-1]["tokens"] == STEPS * BATCH
@@ -614,7 +616,7 @@ def test_saes_trained_from_one_read_are_those_trained_alone(reader, tmp_path):
     places = {shape: Place(folder=tmp_path / f"together-{shape.k}-{shape.seed}") for shape in several.saes(D_IN)}
     reports = train_saes(stream, several, places, PROVENANCE)
     assert list(reports) == list(places) and len(places) == 4
-    assert len(reads) == 4 + 1 + 4  # a look at the first rows each, training once, measuring each
+    assert len(reads) == 1 + 1 + 4  # a look at the first rows, training, and measuring each
     for shape, place in places.items():
         alone = tmp_path / f"alone-{shape.k}-{shape.seed}"
         single = config(k=(shape.k,), sae_seeds=(shape.seed,), **HARD)
@@ -639,6 +641,41 @@ def test_one_of_several_that_is_ahead_waits_for_the_others(reader, tmp_path):
     for shape, place in places.items():
         train_sae(make(), config(k=(shape.k,), **HARD), tmp_path / f"alone-{shape.k}", PROVENANCE)
         assert contents(tmp_path / f"alone-{shape.k}") == contents(place.folder)
+
+
+def test_one_that_is_not_finite_does_not_take_the_others_with_it(reader, tmp_path, monkeypatch):
+    both = config(k=(2, K), **HARD)
+    places = {shape: Place(folder=tmp_path / str(shape.k)) for shape in both.saes(D_IN)}
+    take = Stepper.__call__
+
+    def poisoned(self: Stepper, batch: Tensor) -> Tensor:
+        if self._state.sae.k == 2 and self._state.step == 5:
+            self._state.sae.b_enc.fill_(float("nan"))
+        return take(self, batch)
+
+    monkeypatch.setattr(Stepper, "__call__", poisoned)
+    stream = ActivationStream([reader], batch_size=BATCH, seed=0)
+    with pytest.raises(NumericalError, match=r"^2, step 6: loss nan"):
+        train_saes(stream, both, places, PROVENANCE)
+    train_sae(stream, config(k=(K,), **HARD), tmp_path / "alone", PROVENANCE)
+    assert contents(tmp_path / str(K)) == contents(tmp_path / "alone")
+    assert [path.name for path in (tmp_path / "2" / "checkpoints").glob("step-*")] == ["step-000004"]
+
+
+def test_a_gradient_that_overflows_is_no_step(stream):
+    plan = Plan.make(config(), SaeShape(K, D_SAE, 0), stream)
+    state = TrainState.start(TopKSAE(D_IN, D_SAE, K), 1.0)
+    figures = train_step(state, torch.full((BATCH, D_IN), 2.0**-6), plan)  # all alike: a huge, finite loss
+    assert math.isfinite(float(figures[0])) and not math.isfinite(float(figures[4]))
+    assert not state.rows.W_dec.exp_avg.any()
+
+
+def test_a_run_killed_after_its_report_leaves_no_checkpoints(stream, tmp_path):
+    train_sae(stream, config(), tmp_path, PROVENANCE)
+    whole = contents(tmp_path)
+    (tmp_path / "checkpoints" / "step-000014").mkdir(parents=True)
+    train_sae(stream, config(), tmp_path, PROVENANCE)
+    assert contents(tmp_path) == whole and not (tmp_path / "checkpoints").exists()
 
 
 def test_one_folder_takes_one_sae(stream, tmp_path):

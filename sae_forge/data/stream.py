@@ -72,7 +72,7 @@ class _Rooms:
         self._lent: list[tuple[np.ndarray, weakref.ref[np.ndarray]]] = []
 
     def take(self, rows: int) -> np.ndarray:
-        """Room for so many rows; whoever holds an array or a tensor made from it keeps it."""
+        """Room for so many rows, kept by whoever holds it or a tensor made from it, but not by a view numpy cuts."""
         free = [room for room, holder in self._lent if holder() is None]
         room = free[0] if free else np.empty(self._shape, np.uint8)
         taken = room[:rows]

@@ -102,7 +102,7 @@ def topk(pre_acts: Float[Tensor, "tokens d_sae"], k: int) -> tuple[Float[Tensor,
 def _topk_of_few(pre_acts: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Top-k by torch, wherever the next one below is not equal to the last one taken."""
     if k == pre_acts.shape[1]:
-        return pre_acts, torch.arange(k).expand_as(pre_acts).contiguous()
+        return pre_acts.clone(), torch.arange(k).expand_as(pre_acts).contiguous()
     top = torch.topk(pre_acts, k + 1, dim=1)
     certain = top.values[:, k - 1] > top.values[:, k]
     return _settle(pre_acts, k, top.values[:, :k].contiguous(), top.indices[:, :k].contiguous(), certain)

@@ -7,7 +7,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
@@ -22,8 +22,8 @@ from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows,
 from sae_forge.kernels.transpose import Transpose, transpose
 
 CROSSOVER = {"cpu": 16, "cuda": 184}
-"""Beyond k = d_sae over this, dense products are faster than gathers. CPU: measured (tests/benchmarks/RESULTS.md);
-CUDA: bf16 FLOP a second over twice the bytes a second of an H200, to be measured."""
+"""Beyond k = d_sae over this, dense products are faster than gathers. CPU: between what two sizes gave; CUDA: bf16 FLOP
+a second over the bytes a second of an H200, to be measured."""
 
 _MAX_ENCODE_TOKENS = 1024
 _MAX_CPU_NUMBERS = 6_500_000
@@ -115,6 +115,9 @@ def topk_encode(
         raise ConfigError(f"k={k} latents per token, but the SAE has d_sae={W_enc.shape[1]}")
     if x.shape[-1] != W_enc.shape[0]:
         raise ConfigError(f"the activations are {x.shape[-1]} wide, but the SAE reads {W_enc.shape[0]}")
+    _check_shape("b_enc", b_enc, W_enc.shape[1])
+    if b_dec is not None:
+        _check_shape("b_dec", b_dec, W_enc.shape[0])
     form = _choose(backend, W_enc, k=k, d_sae=W_enc.shape[1])
     batch = x.shape[:-1]
     flat = x.reshape(-1, x.shape[-1]).to(W_enc.dtype)
@@ -192,6 +195,8 @@ def topk(
     pre_acts: Float[Tensor, "tokens d_sae"], k: int, *, backend: Backend = "auto"
 ) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:
     """The k largest of each token and where they are, in no set order; of equal ones the lower latents."""
+    if pre_acts.dim() != 2 or not pre_acts.is_floating_point():
+        raise ConfigError(f"pre_acts are {pre_acts.dtype} {list(pre_acts.shape)}; give floats [tokens, d_sae]")
     if not 1 <= k <= pre_acts.shape[1]:
         raise ConfigError(f"k={k} of each token, but there are {pre_acts.shape[1]}")
     return _choose_topk(backend, pre_acts, k)(pre_acts.contiguous(), k)
@@ -217,17 +222,27 @@ def decode_loss(
     """
     _check_together(values=values, target=target)
     _check_code(values, indices, W_dec, trusted=trusted)
-    if target.shape != (len(values), W_dec.shape[1]):
-        raise ConfigError(f"the target is {list(target.shape)}; give {[len(values), W_dec.shape[1]]}")
+    if values.dim() != 2 or values.shape[1] == 0:
+        raise ConfigError(f"values are {list(values.shape)}; give [tokens, k] with k at least 1")
+    _check_shape("target", target, len(values), W_dec.shape[1])
     form = _choose(backend, W_dec, k=values.shape[1], d_sae=len(W_dec))
     return form.decode_loss(values.contiguous(), indices.contiguous(), W_dec.contiguous(), target.contiguous())
 
 
 def row_gradients(
-    slopes: Slopes, table: Transpose, rows: Rows, *, extra: Extra | None = None, backend: Backend = "auto"
+    slopes: Slopes,
+    table: Transpose,
+    rows: Rows,
+    *,
+    extra: Extra | None = None,
+    backend: Backend = "auto",
+    trusted: bool = False,
 ) -> RowGradients:
-    """Gradients of all the latents own, whole: for clipping, accumulation and several ranks."""
-    _check_rows(slopes, table, rows)
+    """Gradients of all the latents own, whole: for clipping, accumulation and several ranks.
+
+    Args and errors as of :func:`rows_adam`.
+    """
+    _check_rows(slopes, table, rows, extra, trusted=trusted)
     return _choose_for(rows, slopes, backend).row_gradients(slopes, table, rows, extra)
 
 
@@ -239,15 +254,22 @@ def rows_adam(
     *,
     extra: Extra | None = None,
     backend: Backend = "auto",
+    trusted: bool = False,
 ) -> None:
     """Adam on all the latents own, in place: as :func:`row_gradients` and ``adam_rows_``, with no gradient kept.
 
     Args:
         slopes: Of this batch.
-        table: ``transpose(slopes.indices, d_sae)``.
+        table: ``transpose(slopes.indices, d_sae)``, and of no other indices.
         extra: Dense gradients of some latents besides.
+        trusted: The indices come from :func:`topk_encode`, so their range is not looked at; looking waits for a GPU.
+
+    Raises:
+        BackendError: the backend cannot run these tensors, or they lie on several devices.
+        ConfigError: an index is out of range, or a tensor has another shape, precision or layout than it needs.
     """
-    _check_rows(slopes, table, rows)
+    _check_rows(slopes, table, rows, extra, trusted=trusted)
+    _check_together(W_dec=rows.W_dec.weight, **rates._asdict())
     _choose_for(rows, slopes, backend).rows_adam(slopes, table, rows, rates, extra)
 
 
@@ -259,6 +281,12 @@ def latent_sums(
     backend: Backend = "auto",
 ) -> Float[Tensor, "d_sae"]:
     """For each latent, the sum of its values."""
+    _check_together(values=values, indices=indices, entries=table.entries)
+    if values.shape != indices.shape or values.dim() != 2 or values.numel() != table.entries.numel():
+        raise ConfigError(
+            f"values {list(values.shape)}, indices {list(indices.shape)} and a table of {table.entries.numel()} "
+            "entries must be of one [tokens, k]"
+        )
     return _choose(backend, values, k=values.shape[1], d_sae=table.d_sae).latent_sums(values, indices, table)
 
 
@@ -282,6 +310,10 @@ def _choose_topk(backend: Backend, pre_acts: Tensor, k: int) -> _TopK:
 def _choose(backend: Backend, weights: Tensor, *, k: int, d_sae: int | None) -> Any:
     """The module of the backend to use, for k of d_sae latents a token; None: dense products are no choice."""
     device, dtype = weights.device.type, weights.dtype
+    if backend not in get_args(Backend):
+        raise BackendError(f"backend {backend!r} is unknown; choose one of {', '.join(get_args(Backend))}")
+    if device == "meta":
+        raise BackendError("tensors on the meta device hold no numbers; move them to a CPU or a GPU")
     if backend == "auto":
         if d_sae is not None and k * CROSSOVER.get(device, 1) > d_sae:
             return _module("dense")
@@ -305,6 +337,11 @@ def _choose(backend: Backend, weights: Tensor, *, k: int, d_sae: int | None) -> 
     if k > form.MAX_K:
         raise BackendError(f"backend 'triton' takes at most k={form.MAX_K} and was given k={k}; use auto or dense")
     return form
+
+
+def never_waits(backend: Backend) -> bool:
+    """Whether on a CUDA device no operation of this backend asks it for a number, so that a step can be recorded."""
+    return backend != "reference" and triton_installed()
 
 
 def triton_installed() -> bool:
@@ -331,8 +368,7 @@ def _check_code(values: Tensor, indices: Tensor, W_dec: Tensor, *, trusted: bool
     _check_together(values=values, indices=indices, W_dec=W_dec)
     if values.shape != indices.shape:
         raise ConfigError(f"values {list(values.shape)} and indices {list(indices.shape)} must have the same shape")
-    if indices.dtype not in (torch.int32, torch.int64):
-        raise ConfigError(f"indices are {indices.dtype}; give int32 or int64")
+    _check_indices(indices)
     if not trusted:
         _check_range(indices, len(W_dec))
 
@@ -345,20 +381,53 @@ def _check_range(indices: Tensor, d_sae: int) -> None:
         raise ConfigError(f"index {low if low < 0 else high} names no latent; the SAE has latents 0 to {d_sae - 1}")
 
 
-def _check_rows(slopes: Slopes, table: Transpose, rows: Rows) -> None:
-    """Refuse what no kernel could survive: tensors apart, or of other sizes or precisions than one another."""
-    weights = {name: slot.weight for name, slot in rows._asdict().items()}
-    _check_together(**slopes._asdict(), entries=table.entries, **weights)
+def _check_rows(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | None, *, trusted: bool) -> None:
+    """Refuse what no kernel could survive: tensors apart, or of other sizes, precisions or layouts than they need."""
     (d_sae, d_in), (tokens, k) = rows.W_dec.weight.shape, slopes.indices.shape
-    wanted = {
+    shapes = {
         "target": (tokens, d_in), "residual": (tokens, d_in), "values": (tokens, k), "pre_acts": (tokens, k),
-        "entries": (tokens * k,), "offsets": (d_sae + 1,), "W_enc": (d_sae, d_in), "b_enc": (d_sae,),
+        "indices": (tokens, k), "entries": (tokens * k,), "offsets": (d_sae + 1,),
     }  # fmt: skip
-    given = {**slopes._asdict(), **table._asdict(), **weights}
-    for name, shape in wanted.items():
-        if tuple(given[name].shape) != shape:
-            raise ConfigError(f"{name} is {list(given[name].shape)}; with these indices and W_dec give {list(shape)}")
-    if slopes.target.dtype != slopes.residual.dtype:
+    given: dict[str, Tensor] = {**slopes._asdict(), **table._asdict()}
+    for name, slot in rows._asdict().items():
+        parts = {f"{name}.{kind}": part for kind, part in slot._asdict().items() if part is not None}
+        for part_name, part in parts.items():
+            if not part.is_contiguous() or (part.dtype != torch.float32 and not part_name.endswith(".copy")):
+                raise ConfigError(f"{part_name} is {part.dtype} with strides {part.stride()}; give contiguous float32")
+        given |= parts
+        shapes |= dict.fromkeys(parts, (d_sae,) if name == "b_enc" else (d_sae, d_in))
+    if extra is not None:
+        few = len(extra.b_enc)
+        given |= {f"extra.{name}": part for name, part in extra._asdict().items()}
+        shapes |= {
+            "extra.row_of": (d_sae,),
+            "extra.b_enc": (few,),
+            "extra.W_enc": (few, d_in),
+            "extra.W_dec": (few, d_in),
+        }
+    _check_together(**given)
+    for name, shape in shapes.items():
+        _check_shape(name, given[name], *shape)
+    _check_precision(slopes)
+    if not trusted:
+        _check_range(slopes.indices, d_sae)
+
+
+def _check_precision(slopes: Slopes) -> None:
+    if slopes.target.dtype != slopes.residual.dtype or not slopes.target.is_floating_point():
         raise BackendError(
             f"target is {slopes.target.dtype} and residual {slopes.residual.dtype}; give both in one precision"
         )
+    if slopes.values.dtype != torch.float32 or slopes.pre_acts.dtype != torch.float32:
+        raise BackendError(f"values are {slopes.values.dtype} and pre_acts {slopes.pre_acts.dtype}; give float32")
+    _check_indices(slopes.indices)
+
+
+def _check_indices(indices: Tensor) -> None:
+    if indices.dtype not in (torch.int32, torch.int64):
+        raise ConfigError(f"indices are {indices.dtype}; give int32 or int64")
+
+
+def _check_shape(name: str, tensor: Tensor, *shape: int) -> None:
+    if tuple(tensor.shape) != shape:
+        raise ConfigError(f"{name} is {list(tensor.shape)}; beside the other tensors it must be {list(shape)}")

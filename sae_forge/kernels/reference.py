@@ -80,7 +80,8 @@ def rows_adam(slopes: Slopes, table: Transpose, rows: Rows, rates: Rates, extra:
         return
     for slot, gradient in zip(rows, row_gradients(slopes, table, rows, extra), strict=True):
         _adam(slot, gradient, rates)
-    rows.W_dec.weight.div_(rows.W_dec.weight.norm(dim=1, keepdim=True))
+    norms = rows.W_dec.weight.norm(dim=1, keepdim=True)
+    rows.W_dec.weight.div_(norms.clamp_min(torch.finfo(norms.dtype).tiny))
     for slot in rows:
         if slot.copy is not None:
             slot.copy.copy_(slot.weight)

@@ -1,4 +1,4 @@
-"""The sparse decode in Triton, and the gradient of its values; that of the weights is a sum over latents, in ``rows``.
+"""The sparse decode in Triton, and the gradient of its values; that of the weights is in ``triton_rows``.
 
 Each sum is owned by one program and taken in a fixed order, so results repeat to the bit. Operands may be half
 precision; every sum is kept in fp32. Any d_in, k and d_sae: what does not fill a tile is masked.

@@ -6,7 +6,8 @@ few lanes that reached it. Those lanes are read again, what reaches the bound is
 Where so many are equal that the list overflows, the whole row is decided instead.
 
 Every threshold is found by bisection over integers in the order of the floats. So equal numbers are told apart by their
-place alone, infinities are ordinary, a NaN counts as beyond them, and nothing can loop for ever.
+place alone, infinities are ordinary, a NaN counts as beyond the one of its sign, and nothing can loop for
+ever.
 """
 
 # pyright: reportArgumentType=false

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sae_forge import ranks
 from sae_forge.config import TrainConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.data.stream import ActivationStream
@@ -34,7 +35,9 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
         if named := collected.missing(config, found):
             bench.progress.say(f"no activations of {', '.join(source for _, source in named)} at {point}: collecting")
             collected.gather(named, point, config, bench, found)
-    bench.run.open(config.model)
+    with ranks.here().led() as first:
+        if first:
+            bench.run.open(config.model)
     trained = {name: done for point in bench.points for name, done in _train_at(point, config, bench).items()}
     metrics = {name: report.to_json() for name, (_, report) in trained.items()}
     return Outcome(
@@ -74,9 +77,10 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> dict[str, 
     found = {}
     for shape, report in reports.items():
         folder = places[shape].folder
-        if report.ce_recovered is None:
-            report = replace(report, ce_recovered=_ce_recovered(folder, point, config, bench))
-            save_report(folder, report)
+        with ranks.here().led() as first:
+            if first and report.ce_recovered is None:
+                report = replace(report, ce_recovered=_ce_recovered(folder, point, config, bench))
+                save_report(folder, report)
         found[str(point) if len(reports) == 1 else f"{point}/{folder.name}"] = (folder, report)
     return found
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from sae_forge.kernels.dispatch import encode_tokens
 from sae_forge.kernels.rows import Extra, Rows
+from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.losses import variance
 
 
@@ -38,7 +39,12 @@ def dead_latents(tokens_since_fired: Int[Tensor, "d_sae"], dead_after: int, plac
 
 
 def auxk(
-    rows: Rows, target: Float[Tensor, "tokens d_in"], residual: Float[Tensor, "tokens d_in"], dead: Dead, weight: float
+    rows: Rows,
+    target: Float[Tensor, "tokens d_in"],
+    residual: Float[Tensor, "tokens d_in"],
+    dead: Dead,
+    weight: float,
+    team: Ranks = ALONE,
 ) -> tuple[Float[Tensor, ""], Extra]:
     """The AuxK loss, and ``weight`` times its gradients, which reach the dead latents alone.
 
@@ -49,35 +55,63 @@ def auxk(
     Args:
         target: What the encoder read.
         residual: Decoded minus target; no gradient goes through it.
+        team: Ranks that each hold some of the latents.
 
     Source: Gao et al. 2024 (arXiv 2406.04093), AuxK; the fading is EleutherAI sparsify's, the missing ReLU SAELens's.
     """
+    scale = fading(dead, target.shape[1], team) / variance(residual)
+    left, extra = explain(rows, target, residual, dead, 2.0 * weight * scale, team)
+    return left * scale, extra
+
+
+def fading(dead: Dead, d_in: int, team: Ranks = ALONE) -> Float[Tensor, ""]:
+    """1 with d_in / 2 dead latents or more, less with fewer."""
+    half, count = max(1, d_in // 2), dead.present.sum()
+    team.sum_(count)
+    return count.clamp_max(half) / half
+
+
+def explain(
+    rows: Rows,
+    target: Float[Tensor, "tokens d_in"],
+    residual: Float[Tensor, "tokens d_in"],
+    dead: Dead,
+    slope: Float[Tensor, ""] | float,
+    team: Ranks = ALONE,
+) -> tuple[Float[Tensor, ""], Extra]:
+    """What the dead leave of the residual, squared and summed, and ``slope / 2`` times the gradients of that sum."""
     half, places = max(1, target.shape[1] // 2), len(dead.latents)
     W_enc, W_dec = rows.W_enc.product[dead.latents], rows.W_dec.product[dead.latents]
     bias = torch.where(dead.present, rows.b_enc.weight[dead.latents], 0.0)
-    fade = dead.present.sum().clamp_max(half) / half
-    scale = fade / variance(residual)
-    left = torch.zeros_like(scale)
+    left = torch.zeros((), device=target.device)
     for_enc, for_dec = torch.zeros_like(W_enc, dtype=torch.float32), torch.zeros_like(W_dec, dtype=torch.float32)
     for_bias = torch.zeros_like(bias)
-    at_once = encode_tokens(places)
+    at_once = encode_tokens(places * team.world, target.device)
     for x, rest in zip(target.split(at_once), residual.split(at_once), strict=True):
         acts = torch.addmm(bias.to(x.dtype), x, W_enc.T)
-        kept = _kept(acts, dead.present, half)
+        kept = _kept(acts, dead.present, half, team)
         acts = acts * kept
-        missing = rest + acts @ W_dec  # the dead try to rebuild minus the residual
+        rebuilt = acts @ W_dec
+        team.sum_(rebuilt)
+        missing = rest + rebuilt  # the dead try to rebuild minus the residual
         left += missing.float().square().sum()
-        slope = (2.0 * weight * scale * missing).to(x.dtype)
-        pre_acts = (slope @ W_dec.T) * kept
-        for_dec += acts.T @ slope
+        grad = (slope * missing).to(x.dtype)
+        pre_acts = (grad @ W_dec.T) * kept
+        for_dec += acts.T @ grad
         for_enc += pre_acts.T @ x
         for_bias += pre_acts.float().sum(dim=0)
-    return left * scale, Extra(dead.row_of, for_enc, for_dec, for_bias)
+    return left, Extra(dead.row_of, for_enc, for_dec, for_bias)
 
 
-def _kept(acts: Tensor, present: Tensor, half: int) -> Bool[Tensor, "tokens few"]:
-    """Which acts take part: of each token the ``half`` greatest of latents that are there."""
-    if acts.shape[1] <= half:
+def _kept(acts: Tensor, present: Tensor, half: int, team: Ranks) -> Bool[Tensor, "tokens few"]:
+    """Which acts take part: of each token the ``half`` greatest of latents that are there, over all ranks."""
+    if acts.shape[1] * team.world <= half:
         return present.expand_as(acts)
-    best = torch.topk(acts.masked_fill(~present, -torch.inf), half, dim=1, sorted=False).indices
-    return torch.zeros_like(acts, dtype=torch.bool).scatter_(1, best, True) & present
+    best = torch.topk(acts.masked_fill(~present, -torch.inf), min(half, acts.shape[1]), dim=1, sorted=False)
+    none = torch.zeros_like(acts, dtype=torch.bool)
+    if team.world == 1:
+        return none.scatter_(1, best.indices, True) & present
+    among = torch.cat(team.each(best.values), dim=1)
+    winners = torch.topk(among, min(half, among.shape[1]), dim=1, sorted=False).indices
+    wins = torch.zeros_like(among, dtype=torch.bool).scatter_(1, winners, True)
+    return none.scatter_(1, best.indices, wins.tensor_split(team.world, dim=1)[team.rank]) & present

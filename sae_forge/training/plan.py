@@ -5,15 +5,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Float
+from torch import Tensor
 
-from sae_forge import files
+from sae_forge import files, ranks
 from sae_forge.config import SaeShape, TrainConfig
 from sae_forge.data.stream import ActivationStream
 from sae_forge.errors import CheckpointError, ConfigError
+from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.store import Provenance
 from sae_forge.training.schedule import default_lr, lr_at
+from sae_forge.training.state import WHOLE, Share
 
 CONFIG = "config.json"
+
+_CPU = torch.device("cpu")
 
 DECIDING = (
     "batch_size",
@@ -42,6 +48,7 @@ class Plan:
     lr: float
     """Peak rate."""
     device: torch.device
+    team: Ranks = ALONE
 
     @classmethod
     def make(cls, config: TrainConfig, shape: SaeShape, stream: ActivationStream) -> "Plan":
@@ -51,20 +58,48 @@ class Plan:
             shape: Which of the SAEs the config asks for.
 
         Raises:
-            ConfigError: the stream's batch size is not the config's, or there is no such device.
+            ConfigError: the stream's batch size is not the config's, there is no such device, or the batch or the
+                latents cannot be shared out as asked.
         """
         if stream.batch_size != config.batch_size:
             raise ConfigError(
                 f"the stream gives {stream.batch_size} tokens a batch, but batch_size={config.batch_size}"
             )
+        team = ranks.here()
+        _require_shareable(config, shape, team)
         return cls(
             config=config,
             d_in=stream.d_in,
             **shape._asdict(),
             steps=config.max_steps or config.epochs * stream.batches_per_epoch,
             lr=config.lr or default_lr(shape.d_sae),
-            device=_device(config.sae_device),
+            device=_device(config.sae_device, team),
+            team=team,
         )
+
+    @property
+    def shards_latents(self) -> bool:
+        """Whether each rank holds a part of the latents and sees the whole batch."""
+        return self.config.shard_latents and self.team.world > 1
+
+    @property
+    def share(self) -> Share:
+        """Which of the latents this rank holds."""
+        return Share(self.team.rank, self.team.world) if self.shards_latents else WHOLE
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same weights and take a part of the batch each."""
+        return 1 if self.config.shard_latents else self.team.world
+
+    @property
+    def in_parts(self) -> bool:
+        """Whether gradients of several parts of a batch are summed before a step."""
+        return self.replicas > 1 or self.config.accumulation > 1
+
+    def own_rows(self, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "part d_in"]:
+        """What this rank takes of a batch: a run of its rows, the same length on every rank."""
+        return batch.tensor_split(self.replicas)[self.team.rank] if self.replicas > 1 else batch
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the step with this zero-based index."""
@@ -110,9 +145,25 @@ def settings_differ(stored: dict[str, Any], wanted: dict[str, Any]) -> list[tupl
     return found
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+def _require_shareable(config: TrainConfig, shape: SaeShape, team: Ranks) -> None:
+    """Refuse parts of unequal size, for which sums in parts and over ranks would not be the same."""
+    if config.shard_latents and config.accumulation > 1:
+        raise ConfigError("--shard_latents takes every batch whole; leave --accumulation out")
+    if config.shard_latents and shape.d_sae % team.world:
+        near = (shape.d_sae // team.world + 1) * team.world
+        raise ConfigError(f"--shard_latents: {team.world} ranks cannot share d_sae={shape.d_sae}; try --d_sae {near}")
+    parts = config.accumulation * (1 if config.shard_latents else team.world)
+    if config.batch_size % parts:
+        near = (config.batch_size // parts + 1) * parts
+        raise ConfigError(
+            f"--batch_size {config.batch_size} does not fall into {parts} equal parts ({team.world} ranks, "
+            f"--accumulation {config.accumulation}); give a multiple of {parts}, as {near}"
+        )
+
+
+def _device(name: str, team: Ranks) -> torch.device:
+    if name == "auto" or (name == "cuda" and team.world > 1):
+        return torch.device(f"cuda:{team.local}" if team.world > 1 else "cuda") if torch.cuda.is_available() else _CPU
     try:
         device = torch.device(name)
     except RuntimeError:

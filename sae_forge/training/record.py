@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge.errors import NumericalError
+from sae_forge.data.stream import ActivationStream
+from sae_forge.errors import NumericalError, ResourceError
 from sae_forge.progress import Task
 
 FIGURES: tuple[str, ...] = ("loss", "fvu", "l0", "dead_share", "grad_norm")
@@ -36,10 +37,12 @@ class Record:
         log: Where lines go, or None. A run that is resumed appends; of two lines for a step the later holds.
         clipped: Whether the gradient norm belongs in the log.
         tokens: Tokens seen before the first step recorded here.
+        stream: Where the batches come from, to tell reading from computing.
     """
 
-    def __init__(self, task: Task, log: TextIO | None, *, clipped: bool, tokens: int) -> None:
-        self._task, self._log, self._clipped = task, log, clipped
+    def __init__(self, task: Task, log: TextIO | None, *, clipped: bool, tokens: int, stream: ActivationStream) -> None:
+        self._task, self._log, self._clipped, self._stream = task, log, clipped, stream
+        self._flushed_bytes, self._flushed_wait = stream.bytes_read, stream.seconds_waited
         self._waiting: list[_Step] = []
         self._flushed_tokens, self._flushed_at = tokens, time.perf_counter()
 
@@ -60,20 +63,36 @@ class Record:
         steps, self._waiting = self._waiting, []
         rows = torch.stack([done.figures for done in steps]).tolist()
         now = time.perf_counter()
-        rate = (steps[-1].tokens - self._flushed_tokens) / max(now - self._flushed_at, 1e-9)
+        seconds = max(now - self._flushed_at, 1e-9)
+        read, waited = self._stream.bytes_read, self._stream.seconds_waited
+        rates = {
+            "tokens_per_second": (steps[-1].tokens - self._flushed_tokens) / seconds,
+            "read_gb_per_second": (read - self._flushed_bytes) / seconds / 1e9,
+            "waited": min(1.0, (waited - self._flushed_wait) / seconds),
+        }
         self._flushed_tokens, self._flushed_at = steps[-1].tokens, now
+        self._flushed_bytes, self._flushed_wait = read, waited
         for done, row in zip(steps, rows, strict=True):
             figures = dict(zip(FIGURES, row, strict=True))
             _require_finite(done.step, figures)
-            self._write(done, figures, rate)
-        self._task.advance(len(steps), fvu=rows[-1][FIGURES.index("fvu")], tokens_per_second=rate)
+            self._write(done, figures, rates)
+        self._task.advance(
+            len(steps),
+            fvu=rows[-1][FIGURES.index("fvu")],
+            rate=f"{rates['tokens_per_second']:,.0f} tokens/s",
+            read=f"{rates['read_gb_per_second']:.2f} GB/s",
+            waited=f"{rates['waited']:.0%}",
+        )
 
-    def _write(self, done: _Step, figures: dict[str, float], rate: float) -> None:
+    def _write(self, done: _Step, figures: dict[str, float], rates: dict[str, float]) -> None:
         if self._log is None:
             return
         shown = {name: value for name, value in figures.items() if self._clipped or name != "grad_norm"}
-        line = {"step": done.step, "tokens": done.tokens, **shown, "lr": done.lr, "tokens_per_second": rate}
-        self._log.write(json.dumps(line) + "\n")
+        line = {"step": done.step, "tokens": done.tokens, **shown, "lr": done.lr, **rates}
+        try:
+            self._log.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise ResourceError(f"{self._log.name} cannot be written: {error.strerror}; free some space") from error
 
 
 def _require_finite(step: int, figures: dict[str, float]) -> None:

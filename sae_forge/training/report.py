@@ -14,6 +14,7 @@ from sae_forge.errors import CheckpointError
 from sae_forge.progress import Progress
 from sae_forge.sae.losses import FvuMeter
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.training.sharded import ShardedSAE
 
 REPORT = "report.json"
 MIN_WINDOW = 262_144
@@ -82,7 +83,7 @@ def measuring_window(rows_per_epoch: int, dead_after: int) -> int:
 
 @torch.no_grad()
 def measure(
-    sae: TopKSAE, batches: Iterator[Float[Tensor, "batch d_in"]], tokens: int, progress: Progress
+    sae: TopKSAE | ShardedSAE, batches: Iterator[Float[Tensor, "batch d_in"]], tokens: int, progress: Progress
 ) -> tuple[FvuMeter, float]:
     """FVU and L0 over the next ``tokens`` tokens, and the share of latents that fired on none of them."""
     meter = FvuMeter(sae.d_in, sae.W_dec.device)

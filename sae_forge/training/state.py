@@ -2,17 +2,21 @@
 
 A checkpoint is written under a scratch name, read back and compared, then renamed. Which one is the latest is found by
 looking and verifying, never by a pointer file.
+
+Where the latents are spread over ranks, each rank writes the file of its own, and ``state.json``, which makes the
+checkpoint one, comes last. A run may go on at any other number of ranks.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, cast
 
 import torch
 from jaxtyping import Int
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -20,6 +24,7 @@ from sae_forge import files
 from sae_forge.errors import CheckpointError, ResourceError
 from sae_forge.kernels.rows import Rows, Slot
 from sae_forge.progress import Progress
+from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.tensors import read_header, read_tensors
 
@@ -28,8 +33,24 @@ KEPT = 2
 
 STATE, PART = "state.json", "part of a training checkpoint"
 _FILES = ("weights.safetensors", "optim.safetensors")
+_MOST_SHARES = 4096
 _NAME = re.compile(r"step-(\d+)")
 _FACTS = {"step": int, "tokens": int, "scale": float, "aux_places": int}
+
+
+class Share(NamedTuple):
+    """Which of several equal runs of latents a state holds."""
+
+    number: int = 0
+    of: int = 1
+
+    def latents(self, d_sae: int) -> range:
+        """The latents of all ``d_sae`` that it holds."""
+        each = d_sae // self.of
+        return range(self.number * each, (self.number + 1) * each)
+
+
+WHOLE = Share()
 
 
 @dataclass
@@ -76,39 +97,89 @@ def _slot(weight: Tensor, product_dtype: torch.dtype | None) -> Slot:
     return Slot(weight, torch.zeros_like(weight), torch.zeros_like(weight), copy)
 
 
-def save_checkpoint(folder: Path, state: TrainState) -> Path:
+def save_checkpoint(folder: Path, state: TrainState, share: Share = WHOLE, team: Ranks = ALONE) -> Path:
     """Write the state as ``folder/step-<n>``, verified by re-reading, then drop all but the newest two.
+
+    Args:
+        share: What of it this rank holds. Of ranks that all hold the whole, only the first may call.
+        team: The ranks that hold the shares; they meet here.
 
     Raises:
         ResourceError: the disk is too small, or does not give back what was written.
     """
     target = folder / f"step-{state.step:06d}"
-    if target.exists():
+    if any(team.tell(target.exists())):
         return target
     parts = _tensors(state)
     files.require_disk(folder, sum(tensor.nbytes for part in parts.values() for tensor in part.values()))
-    with files.publish_folder(target) as scratch:
-        hashes = {name: _write_verified(scratch / name, tensors) for name, tensors in parts.items()}
-        facts = {"format": 1, "files": hashes} | {name: getattr(state, name) for name in _FACTS}
-        (scratch / STATE).write_bytes(files.sealed_json(facts))
-    for _, older in _checkpoints(folder)[:-KEPT]:
+    with _published(target, team) as scratch:
+        mine = {_file(name, share): _write_verified(scratch / _file(name, share), part) for name, part in parts.items()}
+        hashes = {name: sha256 for theirs in team.tell(mine) for name, sha256 in theirs.items()}
+        if team.leads:
+            _require_same(scratch, hashes, mine)
+            facts = {"format": 1, "files": hashes} | {name: getattr(state, name) for name in _FACTS}
+            (scratch / STATE).write_bytes(files.sealed_json(facts if share.of == 1 else facts | {"shares": share.of}))
+    for _, older in _checkpoints(folder)[:-KEPT] if team.leads else ():
         files.discard_folder(older)
     return target
 
 
-def load_checkpoint(folder: Path, sae: TopKSAE, progress: Progress) -> TrainState | None:
+@contextmanager
+def _published(target: Path, team: Ranks) -> Iterator[Path]:
+    """A scratch folder for all ranks, which becomes ``target`` when each has left the block."""
+    if team.leads:
+        with files.publish_folder(target) as scratch:
+            team.meet()
+            yield scratch
+    else:
+        team.meet()
+        yield files.scratch_of(target)
+    team.meet()
+
+
+def _require_same(scratch: Path, hashes: dict[str, str], known: Mapping[str, str]) -> None:
+    """Hash what other ranks have written, as this one's disk shows it."""
+    for name, sha256 in hashes.items():
+        if name not in known and files.file_sha256(scratch / name) != sha256:
+            raise ResourceError(f"{scratch / name} is not what its rank has written; all ranks need one --run_dir")
+
+
+def load_checkpoint(folder: Path, sae: TopKSAE, progress: Progress, share: Share = WHOLE) -> TrainState | None:
     """The newest state that verifies, or None; newer ones that do not are removed and said so.
 
     Args:
         sae: An SAE of the right shape; the stored weights are copied into it.
+        share: Which of the latents it has; how many shares the checkpoint was written in does not matter.
     """
     for _, path in reversed(_checkpoints(folder)):
         try:
-            return _restore(path, sae)
+            return _restore(path, sae, share)
         except CheckpointError as error:
             progress.say(f"{error}; going back to the checkpoint before it")
             files.discard_folder(path)
     return None
+
+
+def drop_damaged(folder: Path, progress: Progress) -> None:
+    """Remove the newest checkpoints as long as not all of their files verify, and say so."""
+    for _, path in reversed(_checkpoints(folder)):
+        try:
+            for name in (STATE, *_read_facts(path)["files"]):
+                verify_checkpoint(path, name)
+            return
+        except CheckpointError as error:
+            progress.say(f"{error}; going back to the checkpoint before it")
+            files.discard_folder(path)
+
+
+def load_weights(folder: Path, sae: TopKSAE) -> float:
+    """Copy the weights of the newest checkpoint, of all its shares, into ``sae``; returns the scale they work at."""
+    _, path = _checkpoints(folder)[-1]
+    facts = _read_facts(path)
+    _fill(
+        path, facts, _FILES[0], {name: getattr(sae, name).data for name in ("W_enc", "W_dec", "b_enc", "b_dec")}, WHOLE
+    )
+    return float(facts["scale"])
 
 
 def verify_checkpoint(path: Path, name: str) -> None:
@@ -149,7 +220,10 @@ def _as_stored(name: str, tensor: Tensor) -> Tensor:
 def _write_verified(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write, read back, compare every number; returns the file's sha256."""
     held = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(held, path)
+    try:
+        save_file(held, path)
+    except SafetensorError as error:  # its only way to say that the disk is full
+        raise OSError(str(error)) from error
     with safe_open(path, framework="pt") as file:
         for name, tensor in held.items():
             if not torch.equal(file.get_tensor(name), tensor):
@@ -171,14 +245,14 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in named)
 
 
-def _restore(path: Path, sae: TopKSAE) -> TrainState:
+def _restore(path: Path, sae: TopKSAE, share: Share) -> TrainState:
     """The state in this folder, refused unless every file has its hash and every tensor its shape."""
     facts = _read_facts(path)
     state = TrainState.start(sae, 1.0)
     for name, kind in _FACTS.items():
         setattr(state, name, kind(facts[name]))
     for name, tensors in _tensors(state).items():
-        _restore_file(path / name, facts["files"][name], tensors)
+        _fill(path, facts, name, tensors, share)
     for slot in state.slots.values():
         if slot.copy is not None:
             slot.copy.copy_(slot.weight)
@@ -187,33 +261,78 @@ def _restore(path: Path, sae: TopKSAE) -> TrainState:
 
 def _read_facts(path: Path) -> dict[str, Any]:
     """What ``state.json`` says: numbers that are possible, and the hash of each file, whose names are ours, not its."""
-    for name in (STATE, *_FILES):
-        if (path / name).is_symlink():
-            raise CheckpointError(f"{path / name} is a link; a checkpoint holds plain files")
+    files.require_plain(path / STATE, kind=CheckpointError, what=PART)
     facts = files.read_json(path / STATE, kind=CheckpointError, what="a training state")
-    hashes = facts.get("files") if isinstance(facts, dict) else None
-    if not isinstance(hashes, dict) or set(hashes) != set(_FILES):
+    if not isinstance(facts, dict):
+        raise CheckpointError(f"{path / STATE} is not a training state: it holds no facts")
+    shares = cast("Any", facts.get("shares", 1))
+    if not isinstance(shares, int) or not 1 <= shares <= _MOST_SHARES:
+        raise CheckpointError(f"{path / STATE} is not a training state: shares is {str(shares)[:40]}")
+    names = [_file(name, Share(number, shares)) for number in range(shares) for name in _FILES]
+    hashes = facts.get("files")
+    if (
+        not isinstance(hashes, dict)
+        or set(hashes) != set(names)
+        or not all(type(one) is str for one in hashes.values())
+    ):
         raise CheckpointError(
-            f"{path / STATE} is not a training state: it should hold the hashes of {', '.join(_FILES)}"
+            f"{path / STATE} is not a training state: it should hold the hashes of {', '.join(names[:4])}"
         )
+    for name in names:
+        files.require_plain(path / name, kind=CheckpointError, what=PART)
     for name in _FACTS:
-        if type(value := facts.get(name)) not in (int, float) or not 0 <= value < 2**63:
+        value = cast("Any", facts.get(name))
+        if type(value) not in (int, float) or not 0 <= value < 2**63:
             raise CheckpointError(f"{path / STATE} is not a training state: {name} is {str(value)[:40]}")
     return facts
 
 
+def _file(name: str, share: Share) -> str:
+    """The name of a share's file."""
+    stem, dot, ending = name.partition(".")
+    return name if share.of == 1 else f"{stem}-{share.number}-of-{share.of}{dot}{ending}"
+
+
 @torch.no_grad()
-def _restore_file(path: Path, expected_hash: str, tensors: dict[str, Tensor]) -> None:
-    """Copy the stored tensors over those given, in place."""
+def _fill(path: Path, facts: dict[str, Any], name: str, tensors: dict[str, Tensor], share: Share) -> None:
+    """Copy over these tensors, in place, what the stored shares hold of their latents."""
+    shares = facts.get("shares", 1)
+    here = len(tensors[next(n for n in tensors if n.endswith("W_dec"))])
+    d_sae = here * share.of
+    wanted = share.latents(d_sae)
+    for stored_share in (Share(number, shares) for number in range(shares)):
+        there = stored_share.latents(d_sae)
+        first, last = max(wanted.start, there.start), min(wanted.stop, there.stop)
+        if first >= last:
+            continue
+        file = path / _file(name, stored_share)
+        stored = _stored(file, facts["files"][file.name], tensors, len(there))
+        for key, tensor in tensors.items():
+            axis = _LATENT_AXIS[key.rpartition(".")[2]]
+            if axis is None:
+                tensor.copy_(stored[key])
+            else:
+                part = stored[key].narrow(axis, first - there.start, last - first)
+                tensor.narrow(axis, first - wanted.start, last - first).copy_(part)
+
+
+_LATENT_AXIS = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "tokens_since_fired": 0, "b_dec": None}
+"""Along which axis of each stored tensor the latents lie."""
+
+
+def _stored(path: Path, expected_hash: str, like: dict[str, Tensor], latents: int) -> dict[str, Tensor]:
+    """The tensors of one share, refused unless they are those of so many latents."""
     layout, _ = read_header(path, kind=CheckpointError, what=PART)
-    if {name: entry[:2] for name, entry in layout.items()} != {
-        n: (t.dtype, tuple(t.shape)) for n, t in tensors.items()
-    }:
+    expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
+    for name, tensor in like.items():
+        shape, axis = list(tensor.shape), _LATENT_AXIS[name.rpartition(".")[2]]
+        if axis is not None:
+            shape[axis] = latents
+        expected[name] = (tensor.dtype, tuple(shape))
+    if {name: entry[:2] for name, entry in layout.items()} != expected:
         raise CheckpointError(f"{path} holds other tensors than this SAE has")
     _require_hash(path, expected_hash)
-    stored = read_tensors(path, kind=CheckpointError, what=PART)
-    for name, tensor in tensors.items():
-        tensor.copy_(stored[name])
+    return read_tensors(path, kind=CheckpointError, what=PART)
 
 
 def _require_hash(path: Path, expected: str) -> None:

@@ -7,16 +7,24 @@ own gradient is a sum over tokens and one mat-vec.
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge.kernels.dispatch import decode_loss, latent_sums, row_gradients, rows_adam, topk_encode
+from sae_forge.kernels.dispatch import latent_sums, row_gradients, rows_adam
 from sae_forge.kernels.rows import Extra, Rates, RowGradients, Slopes, adam_, adam_rows_
 from sae_forge.kernels.transpose import Transpose, transpose
 from sae_forge.sae.losses import variance
 from sae_forge.training.auxk import auxk, dead_latents
+from sae_forge.training.parts import read_in_parts
 from sae_forge.training.plan import Plan
+from sae_forge.training.reading import look, touched_latents
+from sae_forge.training.sharded import step_sharded
 from sae_forge.training.state import TrainState
+
+COUNT_EVERY = 20
+"""Steps between two counts of the dead on a GPU."""
+_LEAST_ROOM = 64
+"""Dead latents that room is made for at least, where there are any."""
 
 
 class _Reading(NamedTuple):
@@ -40,7 +48,7 @@ def train_step(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan
     """
     make_room(state, plan)
     figures = step(state, batch.to(plan.device), plan, rates_of(state, plan))
-    count_step(state, len(batch))
+    count_step(state, len(batch) * plan.replicas)
     return figures
 
 
@@ -58,14 +66,11 @@ def make_room(state: TrainState, plan: Plan) -> None:
     config = plan.config
     if config.auxk_alpha == 0 or state.tokens < config.dead_after:
         state.aux_places = 0  # nothing can be dead yet
-    elif plan.device.type == "cpu" or state.step % LOOK_EVERY == 0:
+    elif plan.device.type == "cpu" or state.step % COUNT_EVERY == 0:
         dead = int((state.tokens_since_fired >= config.dead_after).sum())
-        state.aux_places = dead if plan.device.type == "cpu" else _roomy(dead, plan.d_sae)
-
-
-LOOK_EVERY = 20
-"""Steps between two counts of the dead on a GPU."""
-_LEAST_ROOM = 64
+        if plan.shards_latents:
+            dead = plan.team.largest(dead, plan.device)
+        state.aux_places = dead if plan.device.type == "cpu" else _roomy(dead, state.sae.d_sae)
 
 
 def _roomy(dead: int, d_sae: int) -> int:
@@ -76,20 +81,45 @@ def _roomy(dead: int, d_sae: int) -> int:
 @torch.no_grad()
 def step(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan, rates: Rates) -> Float[Tensor, "figures"]:
     """The part of a step that a device does alone: no number is fetched, no shape depends on one."""
+    if plan.shards_latents:
+        return step_sharded(state, batch, plan, rates)
+    if plan.in_parts:
+        return _step_in_parts(state, batch, plan, rates)
     reading = _read(state, batch, plan)
     finite = torch.isfinite(reading.loss + reading.b_dec.sum())
     rates = rates._replace(found_inf=(~finite).float())
     backend, norm = plan.config.backend, torch.zeros_like(reading.loss)
     if plan.config.max_grad_norm is None:
-        rows_adam(reading.slopes, reading.table, state.rows, rates, extra=reading.extra, backend=backend)
+        rows_adam(reading.slopes, reading.table, state.rows, rates, extra=reading.extra, backend=backend, trusted=True)
     else:
-        gradients = row_gradients(reading.slopes, reading.table, state.rows, extra=reading.extra, backend=backend)
+        gradients = row_gradients(
+            reading.slopes, reading.table, state.rows, extra=reading.extra, backend=backend, trusted=True
+        )
         norm = _clip_(gradients, reading.b_dec, plan.config.max_grad_norm)
         rates = rates._replace(found_inf=(~torch.isfinite(reading.loss + norm)).float())
         adam_rows_(state.rows, gradients, rates)
     adam_([state.b_dec], [reading.b_dec], rates)
-    dead_share = _count_fires(state, reading, plan)
+    touched = touched_latents(reading.slopes.indices, reading.fired, plan.d_sae)
+    dead_share = _count_fires(state, touched, len(batch), plan)
+    norm = torch.where(rates.found_inf > 0, torch.nan, norm)  # what moved nothing must not look like a step
     return torch.stack([reading.loss, reading.fvu, reading.fired.sum() / len(batch), dead_share, norm])
+
+
+def _step_in_parts(
+    state: TrainState, batch: Float[Tensor, "part d_in"], plan: Plan, rates: Rates
+) -> Float[Tensor, "figures"]:
+    """As :func:`step`, by gradients that exist as a whole because they are sums."""
+    whole = read_in_parts(state, batch, plan)
+    norm, checked = torch.zeros_like(whole.loss), whole.loss + whole.b_dec.sum()
+    if plan.config.max_grad_norm is not None:
+        norm = _clip_(whole.gradients, whole.b_dec, plan.config.max_grad_norm)
+        checked = whole.loss + norm
+    rates = rates._replace(found_inf=(~torch.isfinite(checked)).float())
+    adam_rows_(state.rows, whole.gradients, rates)
+    adam_([state.b_dec], [whole.b_dec], rates)
+    dead_share = _count_fires(state, whole.touched, whole.tokens, plan)
+    norm = torch.where(rates.found_inf > 0, torch.nan, norm)
+    return torch.stack([whole.loss, whole.fvu, whole.fires / whole.tokens, dead_share, norm])
 
 
 def count_step(state: TrainState, tokens: int) -> None:
@@ -101,9 +131,7 @@ def count_step(state: TrainState, tokens: int) -> None:
 def _read(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan) -> _Reading:
     """Encode, decode, and turn the residual into slopes."""
     rows, backend = state.rows, plan.config.backend
-    target = torch.add(-state.b_dec.weight, batch.float(), alpha=state.scale).to(rows.W_dec.product.dtype)
-    values, indices = topk_encode(target, rows.W_enc.product.T, rows.b_enc.weight, None, state.sae.k, backend=backend)
-    decoded = decode_loss(values, indices, rows.W_dec.product, target, backend=backend, trusted=True)
+    target, values, indices, decoded = look(state, batch, plan)
     spread = variance(target)
     fvu = decoded.squares.sum() / spread
     loss, extra = fvu, None
@@ -129,13 +157,7 @@ def _clip_(gradients: RowGradients, b_dec: Float[Tensor, "d_in"], most: float) -
     return norm
 
 
-def _count_fires(state: TrainState, reading: _Reading, plan: Plan) -> Float[Tensor, ""]:
-    """Put the counters of latents that fired back to zero; returns the share of latents that are dead now.
-
-    Entries that did not fire write to a spare last place.
-    """
-    indices: Int[Tensor, "tokens k"] = reading.slopes.indices
-    touched = torch.zeros(plan.d_sae + 1, dtype=torch.bool, device=indices.device)
-    touched.index_fill_(0, torch.where(reading.fired, indices, plan.d_sae).reshape(-1).long(), True)
-    state.tokens_since_fired.add_(len(indices)).masked_fill_(touched[:-1], 0)
+def _count_fires(state: TrainState, touched: Tensor, tokens: int, plan: Plan) -> Float[Tensor, ""]:
+    """Put the counters of latents that fired back to zero; returns the share of latents that are dead now."""
+    state.tokens_since_fired.add_(tokens).masked_fill_(touched, 0)
     return (state.tokens_since_fired >= plan.config.dead_after).float().mean()

@@ -3,24 +3,28 @@
 The loop owns what a step must not know: schedule, log, checkpoints, signals. A run stopped anywhere and started again
 goes on to the same weights, to the bit on a CPU, because a batch is a function of its index. Several SAEs share one
 read, and each comes out as if it had been trained alone.
+
+Over several ranks every one of them runs this loop. The first alone writes, but for checkpoints of latents that are
+spread over the ranks, of which each writes its own.
 """
 
 import shutil
 import time
-from collections.abc import Generator, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge import files
+from sae_forge import files, ranks
 from sae_forge.config import SaeShape, TrainConfig
 from sae_forge.data.stream import ActivationStream
-from sae_forge.errors import ConfigError
+from sae_forge.errors import ConfigError, NumericalError, ResourceError
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.rng import torch_seed
 from sae_forge.sae.store import Provenance, load_sae, save_sae
@@ -30,9 +34,17 @@ from sae_forge.training.initialisation import centre, input_scale, take_sample
 from sae_forge.training.plan import CONFIG, Plan, require_same_settings
 from sae_forge.training.record import Record
 from sae_forge.training.replay import Stepper
+from sae_forge.training.replicas import (
+    LOOK_EVERY,
+    asked_to_stop,
+    require_agreement,
+    require_same_weights,
+    start_together,
+)
 from sae_forge.training.report import TrainReport, load_report, measure, measuring_window, save_report
+from sae_forge.training.sharded import ShardedSAE, local_k
 from sae_forge.training.signals import held_signals
-from sae_forge.training.state import TrainState, load_checkpoint, save_checkpoint
+from sae_forge.training.state import TrainState, drop_damaged, load_checkpoint, load_weights, save_checkpoint
 
 CHECKPOINTS = "checkpoints"
 
@@ -81,40 +93,95 @@ def train_saes(
     """The report of each SAE in its folder: trained now, trained on from a checkpoint, or finished before.
 
     Args:
-        stream: Training batches, of ``config.batch_size`` tokens; read once for all.
+        stream: Training batches, of ``config.batch_size`` tokens; trained on in one read for all.
         held_out: Where the reports are measured; None takes the training rows in an order not yet seen.
 
     Raises:
         CheckpointError: another SAE is there, made under other settings (names the first that differs).
-        NumericalError: a loss or gradient is not finite; no weight was moved by it.
+        NumericalError: a loss or gradient is not finite; no weight was moved by it. Others from the same read are
+            finished first.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint from which the same call goes on.
+        ConfigError: several ranks were given different settings, or several SAEs.
+        PeerError: the ranks no longer hold the same weights.
     """
+    team = ranks.here()
+    if team.world > 1 and len(places) > 1:
+        raise ConfigError(f"{len(places)} SAEs from one read are trained in one process; over ranks ask for one")
     reports: dict[SaeShape, TrainReport] = {}
     open_runs: dict[SaeShape, _Run] = {}
     plans = {shape: Plan.make(config, shape, stream) for shape in places}
+    first_rows = cache(partial(_first_rows, stream))
     with ExitStack() as held:
+        held.enter_context(_current(next(iter(plans.values())).device))
         for shape, place in places.items():
-            if config.starts_over:
-                shutil.rmtree(place.folder, ignore_errors=True)
-            require_same_settings(place.folder, plans[shape].settings(provenance))
+            settings = plans[shape].settings(provenance)
+            require_agreement(plans[shape], stream, settings)
+            with team.led() as first:
+                if first:
+                    _open_folder(place.folder, config, settings, held)
             if (report := load_report(place.folder)) is not None:
                 load_sae(place.folder)  # a damaged SAE is not a finished one
                 progress.say(f"{place.folder} is trained already")
+                with team.led() as first:
+                    if first:  # a run killed at the very end leaves them
+                        files.discard_folder(place.folder / CHECKPOINTS)
                 reports[shape] = report
                 continue
-            held.enter_context(files.locked(place.folder / CHECKPOINTS))
-            files.publish_json(place.folder / CONFIG, plans[shape].settings(provenance))
-            open_runs[shape] = _Run(plans[shape], place, _begin(stream, plans[shape], place, progress))
+            team.connect(plans[shape].device)
+            open_runs[shape] = _Run(plans[shape], place, _begin(first_rows, plans[shape], place, progress))
         if open_runs:
             _train(stream, list(open_runs.values()), progress)
         for shape, run in open_runs.items():
-            folder = run.place.folder
-            save_sae(folder, run.state.sae.folded(run.state.scale), provenance)
-            report = _measure(held_out or stream, run, progress)
-            save_report(folder, report)
-            shutil.rmtree(folder / CHECKPOINTS)
-            reports[shape] = replace(report, tokens_per_second=run.rate)
+            if run.failure is not None:
+                continue
+            reports[shape] = replace(_finish(run, held_out or stream, provenance, progress), tokens_per_second=run.rate)
+    for run in open_runs.values():
+        if run.failure is not None:
+            raise NumericalError(f"{run.place.folder.name}, {run.failure}") from run.failure
     return {shape: reports[shape] for shape in places}
+
+
+@contextmanager
+def _current(device: torch.device) -> Iterator[None]:
+    """The device that kernels are launched on and graphs recorded on, which need not be the first GPU."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        yield
+
+
+def _open_folder(folder: Path, config: TrainConfig, settings: dict[str, Any], held: ExitStack) -> None:
+    """Hold the folder of an SAE that is not finished; one that is finished is only looked at."""
+    if config.starts_over:
+        shutil.rmtree(folder, ignore_errors=True)
+    require_same_settings(folder, settings)
+    if load_report(folder) is None:
+        held.enter_context(files.locked(folder / CHECKPOINTS))
+        files.publish_json(folder / CONFIG, settings)
+
+
+def _finish(run: "_Run", stream: ActivationStream, provenance: Provenance, progress: Progress) -> TrainReport:
+    """Publish the SAE and its report, which every rank returns."""
+    team, plan, folder = run.plan.team, run.plan, run.place.folder
+    report = None
+    with team.led() as first:
+        if first:
+            save_sae(folder, _whole_sae(run), provenance)
+    if first or plan.shards_latents:
+        report = _measure(stream, run, progress)
+    with team.led():
+        if first and report is not None:
+            save_report(folder, report)
+            files.discard_folder(folder / CHECKPOINTS)
+    report = report or load_report(folder)
+    assert report is not None
+    return report
+
+
+def _whole_sae(run: "_Run") -> TopKSAE:
+    """The SAE as it is saved: of latents spread over ranks, put together on the CPU from the last checkpoint."""
+    if not run.plan.shards_latents:
+        return run.state.sae.folded(run.state.scale)
+    sae = TopKSAE(run.plan.d_in, run.plan.d_sae, run.plan.k, seed=None)
+    return sae.folded(load_weights(run.place.folder / CHECKPOINTS, sae))
 
 
 # ---- loop ---------------------------------------------------------------------------------------
@@ -129,34 +196,53 @@ class _Run:
     state: TrainState
     rate: float | None = None
     """Tokens per second of this process, if any step was left to do."""
+    failure: NumericalError | None = None
+    """What ended it before its last step."""
 
     @property
     def unfinished(self) -> bool:
-        return self.state.step < self.plan.steps
+        return self.state.step < self.plan.steps and self.failure is None
 
 
 class _Loop:
     """What a run keeps while steps are taken."""
 
-    def __init__(self, run: _Run, task: Task, log: TextIO | None, progress: Progress) -> None:
+    def __init__(self, run: _Run, task: Task, log: TextIO | None, stream: ActivationStream) -> None:
         self.run = run
         self.first_tokens = run.state.tokens
-        self._step = Stepper(run.state, run.plan, progress)
+        self._step = Stepper(run.state, run.plan)
         clipped = run.plan.config.max_grad_norm is not None
-        self._record = Record(task, log, clipped=clipped, tokens=run.state.tokens)
+        self._record = Record(task, log, clipped=clipped, tokens=run.state.tokens, stream=stream)
 
     def take(self, batch: Float[Tensor, "batch d_in"]) -> None:
+        """One step, unless it was the run's last for its numbers are not finite."""
+        try:
+            self._take(batch)
+        except NumericalError as error:
+            self.run.failure = error
+
+    def _take(self, batch: Float[Tensor, "batch d_in"]) -> None:
         """One step, and a checkpoint where one is due; the last is there in case the measuring is interrupted."""
         state, plan = self.run.state, self.run.plan
+        plan.team.at = f"step {state.step + 1}"
         figures = self._step(batch)
         self._record.add(figures, step=state.step, tokens=state.tokens, lr=plan.lr_at(state.step - 1))
+        if state.step % LOOK_EVERY == 0:
+            require_same_weights(state, plan)
         if state.step % plan.config.checkpoint_every == 0 or not self.run.unfinished:
             self.save()
 
     def save(self) -> None:
         """A checkpoint of where the run is."""
         self._record.flush()  # refuses numbers that are not finite, which must not be saved
-        save_checkpoint(self.run.place.folder / CHECKPOINTS, self.run.state)
+        folder, state, plan = self.run.place.folder / CHECKPOINTS, self.run.state, self.run.plan
+        require_same_weights(state, plan)
+        if plan.shards_latents:
+            save_checkpoint(folder, state, plan.share, plan.team)
+            return
+        with plan.team.led() as first:
+            if first:
+                save_checkpoint(folder, state)
 
 
 def _train(stream: ActivationStream, runs: list[_Run], progress: Progress) -> None:
@@ -166,19 +252,24 @@ def _train(stream: ActivationStream, runs: list[_Run], progress: Progress) -> No
         pending = stack.enter_context(held_signals())
         task = stack.enter_context(progress.task("train", sum(run.plan.steps for run in runs), "step"))
         task.advance(sum(run.state.step for run in runs))
-        loops = [_Loop(run, task, _open_log(run.place.log, stack), progress) for run in runs]
+        plan, state = runs[0].plan, runs[0].state
+        logs = [_open_log(run.place.log if plan.team.leads else None, stack) for run in runs]
+        loops = [_Loop(run, task, log, stream) for run, log in zip(runs, logs, strict=True)]
         last = max(run.plan.steps for run in runs)
         index = min((run.state.step for run in runs if run.unfinished), default=last)
-        batches = stack.enter_context(_reading(stream, index, runs[0].plan.device))
-        while index < last and pending.signum is None:
+        batches = stack.enter_context(_reading(stream, index, plan.device, plan.own_rows))
+        while not (stopped := asked_to_stop(pending.signum is not None, state, plan)) and index < last:
+            if all(run.failure is not None for run in runs):
+                break
             batch = next(batches)
             for loop in loops:
                 if loop.run.state.step == index and loop.run.unfinished:
                     loop.take(batch)
             index += 1
-        if pending.signum is not None:
+        if stopped:
             for loop in loops:
-                loop.save()
+                if loop.run.failure is None:
+                    loop.save()
             progress.say(f"stopped after step {index} of {last}; the same command goes on from there")
     if any(run.unfinished for run in runs):
         raise KeyboardInterrupt  # whatever the signal's own handler did, these SAEs are not finished
@@ -188,30 +279,61 @@ def _train(stream: ActivationStream, runs: list[_Run], progress: Progress) -> No
             loop.run.rate = done / seconds
 
 
-def _begin(stream: ActivationStream, plan: Plan, place: Place, progress: Progress) -> TrainState:
+def _first_rows(stream: ActivationStream) -> Float[Tensor, "rows d_in"]:
+    """What training starts from, the same for every SAE of a read."""
+    with _reading(stream, 0, torch.device("cpu")) as batches:
+        return take_sample(batches, stream.d_in)
+
+
+def _begin(
+    first_rows: Callable[[], Float[Tensor, "rows d_in"]], plan: Plan, place: Place, progress: Progress
+) -> TrainState:
     """The newest checkpoint, or the state before the first step."""
-    config = plan.config
-    product_dtype = torch.bfloat16 if config.sae_dtype == "bf16" else None
-    seed = torch_seed(plan.seed, "sae weights")
-    sae = TopKSAE(plan.d_in, plan.d_sae, plan.k, seed=seed, backend=config.backend, product_dtype=product_dtype)
-    state = load_checkpoint(place.folder / CHECKPOINTS, sae.to(plan.device), progress)
+    config, folder, team = plan.config, place.folder / CHECKPOINTS, plan.team
+    if team.world > 1:  # all must find the same one
+        with team.led() as first:
+            if first:
+                drop_damaged(folder, progress)
+    sae = _new_sae(plan).to(plan.device)
+    state = load_checkpoint(folder, sae, progress, plan.share)
+    team.agree("checkpoints", {"step": state and state.step})
     if state is not None:
         progress.say(f"going on from step {state.step} of {plan.steps}")
         return state
-    with _reading(stream, 0, torch.device("cpu")) as batches:
-        sample = take_sample(batches, plan.d_in).to(plan.device)
+    sample = first_rows().to(plan.device)
     middle = centre(sample, config.b_dec_init)
     scale = input_scale(sample, middle)
     with torch.no_grad():
         sae.b_dec.copy_(middle * scale)
-    return TrainState.start(sae, scale)
+    state = TrainState.start(sae, scale)
+    start_together(state, plan)
+    return state
+
+
+def _new_sae(plan: Plan) -> TopKSAE:
+    """The SAE before its first step, or this rank's latents of it, on the CPU."""
+    config, seed = plan.config, torch_seed(plan.seed, "sae weights")
+    product_dtype = torch.bfloat16 if config.sae_dtype == "bf16" else None
+    whole = TopKSAE(plan.d_in, plan.d_sae, plan.k, seed=seed, backend=config.backend, product_dtype=product_dtype)
+    if not plan.shards_latents:
+        return whole
+    own = plan.share.latents(plan.d_sae)
+    part = slice(own.start, own.stop)
+    some = TopKSAE(plan.d_in, len(own), local_k(plan), seed=None, backend=config.backend, product_dtype=product_dtype)
+    with torch.no_grad():
+        for mine, every in ((some.W_enc.T, whole.W_enc.T), (some.W_dec, whole.W_dec), (some.b_enc, whole.b_enc)):
+            mine.copy_(every[part])
+    return some
 
 
 def _measure(stream: ActivationStream, run: _Run, progress: Progress) -> TrainReport:
     """The report of the SAE as it was saved, over rows that come once each, in the epoch after the last."""
     plan = run.plan
-    sae, _ = load_sae(run.place.folder, device=plan.device)
-    sae.backend = plan.config.backend
+    if plan.shards_latents:
+        sae = ShardedSAE(run.state, plan)
+    else:
+        sae, _ = load_sae(run.place.folder, device=plan.device)
+        sae.backend = plan.config.backend
     window = measuring_window(stream.batches_per_epoch * stream.batch_size, plan.config.dead_after)
     epochs = -(-plan.steps // stream.batches_per_epoch)
     with _reading(stream, epochs * stream.batches_per_epoch, plan.device) as batches:
@@ -221,12 +343,12 @@ def _measure(stream: ActivationStream, run: _Run, progress: Progress) -> TrainRe
 
 @contextmanager
 def _reading(
-    stream: ActivationStream, start: int, device: torch.device
+    stream: ActivationStream, start: int, device: torch.device, rows: Callable[[Tensor], Tensor] | None = None
 ) -> Iterator[Iterator[Float[Tensor, "batch d_in"]]]:
-    """Batches from ``start`` on, on the device; the thread that reads ahead ends with the block."""
+    """Batches from ``start`` on, on the device, or these ``rows`` of each; the reading thread ends with the block."""
     batches = stream.batches(start)
     try:
-        yield feed(batches, device)
+        yield feed(batches if rows is None else map(rows, batches), device)
     finally:
         if isinstance(batches, Generator):
             batches.close()
@@ -235,5 +357,8 @@ def _reading(
 def _open_log(log: Path | None, stack: ExitStack) -> TextIO | None:
     if log is None:
         return None
-    log.parent.mkdir(parents=True, exist_ok=True)
-    return stack.enter_context(log.open("a", encoding="utf-8"))
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return stack.enter_context(log.open("a", encoding="utf-8", buffering=1))  # a full disk is met line by line
+    except OSError as error:
+        raise ResourceError(f"{log} cannot be written: {error.strerror}; free some space") from error

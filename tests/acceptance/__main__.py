@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any
 
 SHIM = "ACCEPTANCE_SHIM"
-GROUPS = {"A": "durability", "B": "integrity", "C": "hostile", "D": "remote", "E": "distributed"}
+GROUPS = {"A": "durability", "B": "integrity", "C": "hostile", "D": "remote", "E": "ranks"}
 """Module of each group; a group is a function ``cases(ground)`` that yields :class:`harness.Result`."""
 
 

@@ -171,7 +171,7 @@ def limits(scale: Scale) -> Found:
     draw = partial(torch.randint, size=(tokens * k // 4,), device=scale.device)
     from_far, from_near = draw(len(far)), draw(len(near))
     other = torch.empty_like(copied)
-    pieces = sorted({min(tokens, rows) for rows in (encode_tokens(d_sae, device), 512, 1024, 2048, tokens)})
+    pieces = sorted({min(tokens, rows) for rows in (encode_tokens(d_sae, scale.device), 512, 1024, 2048, tokens)})
     products = {f"product of {rows} tokens": rows for rows in pieces}
     cases: dict[str, Callable[[], object]] = {
         **{name: partial(torch.mm, x[:rows], W_enc) for name, rows in products.items()},

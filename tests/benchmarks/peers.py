@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from sae_forge.config import Backend, TrainConfig
 from sae_forge.kernels.rows import BETAS, EPS
-from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.training.plan import Plan
 from sae_forge.training.replay import Stepper
@@ -101,7 +100,7 @@ class Ours:
         if given.dead is not None:
             self.state.tokens = DEAD_AFTER
             self.state.tokens_since_fired[given.dead] = DEAD_AFTER
-        self._take = Stepper(self.state, plan, SILENT) if played else partial(train_step, self.state, plan=plan)
+        self._take = Stepper(self.state, plan) if played else partial(train_step, self.state, plan=plan)
 
     def step(self, batch: Tensor) -> None:
         self.last_loss = self._take(batch)[0]

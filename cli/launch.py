@@ -1,0 +1,44 @@
+"""One command run by several processes: the launcher's environment says which of them this is."""
+
+import os
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from sae_forge.config import CollectConfig, ModelConfig
+from sae_forge.errors import ConfigError, ForgeError
+
+OVER_RANKS = ("collect", "train")
+"""Commands that know how to share their work out."""
+_ELSEWHERE = ("run_dir", "model_device", "sae_device", "device_map")
+"""Settings in which ranks may differ: where things are on their machine."""
+
+
+@contextmanager
+def as_rank(command: str, config: ModelConfig) -> Iterator[bool]:
+    """Be one of the processes the launcher has started; the value is whether this is the one that speaks."""
+    if os.environ.get("WORLD_SIZE", "1") == "1":
+        yield True
+        return
+    if command not in OVER_RANKS or not isinstance(config, CollectConfig):
+        raise ConfigError(
+            f"{command} runs in one process and WORLD_SIZE={os.environ['WORLD_SIZE']}; only {' and '.join(OVER_RANKS)} "
+            "run over ranks, so start it without torchrun or accelerate"
+        )
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told once, and in words
+    from sae_forge import ranks
+
+    facts = {name: value for name, value in config.settings().items() if name not in _ELSEWHERE}
+    with ranks.joined(config.dist_timeout, {"command": command, **facts}, _tell) as team:
+        yield team.leads
+
+
+def spoken_by() -> str:
+    """What an error of a rank that does not lead begins with."""
+    rank = os.environ.get("RANK", "0")
+    return "" if os.environ.get("WORLD_SIZE", "1") == "1" or rank == "0" else f"rank {rank}: "
+
+
+def _tell(error: ForgeError) -> None:
+    sys.stderr.write(f"error: {spoken_by()}{error}\n")
+    sys.stderr.flush()
