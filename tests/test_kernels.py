@@ -484,6 +484,7 @@ def test_the_encoder_product_is_the_same_by_either_library(onednn, monkeypatch):
     x, W, b = draw(7, 33, seed=1), draw(19, 33, seed=2), draw(19, seed=3)
     found = affine.affine(x.float(), W.float().T, b.float())
     assert error(found, x @ W.T + b) <= 1e-6
+    assert error(affine.product(x.float().T, found), x.T @ (x @ W.T + b)) <= 1e-6
 
 
 # ---- Triton without a GPU -----------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The encoder's dense product: the one part of a step that is as large as it looks."""
+"""Dense products, of which the encoder's is the one part of a step that is as large as it looks."""
 
 from functools import cache
 from pathlib import Path
@@ -19,6 +19,13 @@ def affine(
     if x.dtype == torch.float32 and x.device.type == "cpu" and W_enc.T.is_contiguous() and _onednn_is_faster():
         return torch.ops.mkldnn._linear_pointwise(x.contiguous(), W_enc.T, b_enc, "none", [], "")
     return torch.addmm(b_enc, x, W_enc)
+
+
+def product(a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]) -> Float[Tensor, "rows columns"]:
+    """``a @ b``, by the library that is faster here."""
+    if a.dtype == torch.float32 and a.device.type == "cpu" and _onednn_is_faster():
+        return torch.ops.mkldnn._linear_pointwise(a.contiguous(), b.T.contiguous(), None, "none", [], "")
+    return a @ b
 
 
 @cache

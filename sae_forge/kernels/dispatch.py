@@ -17,13 +17,18 @@ from torch.autograd.function import once_differentiable
 from sae_forge.config import Backend
 from sae_forge.errors import BackendError, ConfigError
 from sae_forge.kernels import reference
-from sae_forge.kernels.affine import affine
+from sae_forge.kernels.affine import affine, product
 from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
 from sae_forge.kernels.transpose import Transpose, transpose
 
 CROSSOVER = {"cpu": 16, "cuda": 184}
 """Beyond k = d_sae over this, dense products are faster than gathers. CPU: between what two sizes gave; CUDA: bf16 FLOP
 a second over the bytes a second of an H200, to be measured."""
+
+__all__ = [
+    "decode_loss", "encode_tokens", "latent_sums", "never_waits", "product", "row_gradients", "rows_adam",
+    "sparse_decode", "topk", "topk_encode", "triton_installed",
+]  # fmt: skip
 
 _MAX_ENCODE_TOKENS = 1024
 _MAX_CPU_NUMBERS = 6_500_000

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_forge.kernels.dispatch import encode_tokens
+from sae_forge.kernels.dispatch import encode_tokens, product
 from sae_forge.kernels.rows import Extra, Rows
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.losses import variance
@@ -88,17 +88,17 @@ def explain(
     for_bias = torch.zeros_like(bias)
     at_once = encode_tokens(places * team.world, target.device)
     for x, rest in zip(target.split(at_once), residual.split(at_once), strict=True):
-        acts = torch.addmm(bias.to(x.dtype), x, W_enc.T)
+        acts = product(x, W_enc.T).add_(bias.to(x.dtype))
         kept = _kept(acts, dead.present, half, team)
-        acts = acts * kept
-        rebuilt = acts @ W_dec
+        acts = acts.mul_(kept)
+        rebuilt = product(acts, W_dec)
         team.sum_(rebuilt)
         missing = rest + rebuilt  # the dead try to rebuild minus the residual
         left += missing.float().square().sum()
         grad = (slope * missing).to(x.dtype)
-        pre_acts = (grad @ W_dec.T) * kept
-        for_dec += acts.T @ grad
-        for_enc += pre_acts.T @ x
+        pre_acts = product(grad, W_dec.T).mul_(kept)
+        for_dec += product(acts.T, grad)
+        for_enc += product(pre_acts.T, x)
         for_bias += pre_acts.float().sum(dim=0)
     return left, Extra(dead.row_of, for_enc, for_dec, for_bias)
 
