@@ -222,9 +222,24 @@ def _connected(limit: float, *, keeps: bool = False) -> TCPStore:
     """A connection to the store; ``keeps``: the store is this process's own."""
     host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
     try:
+        if not keeps:
+            _knock(host, port, limit)
         return TCPStore(host, port, None, keeps, timedelta(seconds=limit), wait_for_workers=False)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         raise PeerError(f"rank 0 did not answer at {host}:{port} within {limit:.0f} s; look at its log") from error
+
+
+def _knock(host: str, port: int, limit: float) -> None:
+    """Wait until somebody listens there; the store's own waiting takes more than twice the time it is given."""
+    until = time.monotonic() + limit
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=limit).close()
+            return
+        except OSError:
+            if time.monotonic() > until:
+                raise
+            time.sleep(0.1)
 
 
 def _launcher_keeps_it() -> bool:
