@@ -110,7 +110,8 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
     try:
         found = TypeAdapter(wanted).validate_python(value)
     except ValidationError as error:
-        raise ConfigError(f"--{name} {_start(raw)}: {error.errors()[0]['msg'].lower()[:160]}") from error
+        said = error.errors()[0]["msg"].lower().replace("'", "")  # of a choice the possible ones, which are our own
+        raise ConfigError(f"--{name} {_start(raw)}: {said[:240]}") from error
     for part in found if isinstance(found, tuple) else (found,):
         if isinstance(part, int) and abs(part) > MAX_INTEGER:
             raise ConfigError(f"--{name} {_start(raw)}: give a number between -{MAX_INTEGER} and {MAX_INTEGER}")

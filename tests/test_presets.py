@@ -226,7 +226,10 @@ def test_a_paper_sets_only_what_there_is_and_names_its_files(name: str) -> None:
         ("dsg-cyber", {"p_ratio": 90.0, "num_features": (30,), "gate_percentile": 95.0, "gate_policy": "prompt"}),
         ("condclamp-prime", {"layer": (7,), "num_features": (5,), "clamp_value": (300.0,), "theta": 0.0}),
         ("condclamp-refusal", {"num_features": (10,), "theta": 0.05, "refusal_latent": 15864, "refusal_value": -500.0}),
-        ("inlp-llama2-7b", {"layer": (15,), "k": 8, "expansion_factor": 4, "ablation_scale": (-3.0,), "sae": None}),
+        (
+            "inlp-llama2-7b",
+            {"layer": (15,), "k": (8,), "expansion_factor": (4,), "ablation_scale": (-3.0,), "sae": None},
+        ),
     ],
 )
 def test_the_numbers_are_the_papers(name: str, expected: dict[str, Any]) -> None:

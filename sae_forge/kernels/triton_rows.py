@@ -176,7 +176,7 @@ def rows_kernel(
             square = tl.sum(tl.where(live, held * held, 0.0), axis=0)
             if TAIL > 0:
                 square += tl.sum(tl.where(live_rest, held_rest * held_rest, 0.0), axis=0)
-            norm = tl.maximum(tl.sqrt(square), 1.17549435e-38)  # a row of zeros stays one
+            norm = tl.where(square > 0.0, tl.sqrt(square), 1.0)  # a row of zeros stays one
             held = held / norm
             if TAIL > 0:
                 held_rest = held_rest / norm
