@@ -556,10 +556,11 @@ class NoWaiting(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
+@pytest.mark.parametrize("accumulation", [1, 2])
 @pytest.mark.parametrize("most", [None, 0.05])
-def test_a_step_never_waits_for_the_device(most, monkeypatch):
+def test_a_step_never_waits_for_the_device(most, accumulation, monkeypatch):
     monkeypatch.setattr(dispatch, "_choose_topk", lambda *given: lambda pre_acts, k: torch.topk(pre_acts, k))
-    settings = config(backend="dense", max_grad_norm=most, dead_after=BATCH)
+    settings = config(backend="dense", max_grad_norm=most, dead_after=BATCH, accumulation=accumulation)
     plan = Plan(
         config=settings, d_in=D_IN, k=K, d_sae=D_SAE, seed=0, steps=100, lr=0.01, device=torch.device("cpu")
     )  # fmt: skip

@@ -94,7 +94,7 @@ def _sums(state: TrainState, part: Float[Tensor, "part d_in"], plan: Plan, dead:
         left, extra = explain(state.rows, target, residual, dead, 2.0 * plan.config.auxk_alpha)
         of_dead = RowGradients(extra.W_enc, extra.W_dec, extra.b_enc)
     return Sums(
-        gradients=row_gradients(slopes, table, state.rows, backend=plan.config.backend),
+        gradients=row_gradients(slopes, table, state.rows, backend=plan.config.backend, trusted=True),
         dead=of_dead,
         left=left,
         target=Moments.of(target),

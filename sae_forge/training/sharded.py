@@ -52,9 +52,9 @@ def step_sharded(
     rates = rates._replace(found_inf=(~torch.isfinite(loss + b_dec.sum())).float())
     norm = torch.zeros_like(loss)
     if plan.config.max_grad_norm is None:
-        rows_adam(slopes, table, rows, rates, extra=extra, backend=backend)
+        rows_adam(slopes, table, rows, rates, extra=extra, backend=backend, trusted=True)
     else:
-        gradients = row_gradients(slopes, table, rows, extra=extra, backend=backend)
+        gradients = row_gradients(slopes, table, rows, extra=extra, backend=backend, trusted=True)
         squares = torch.stack([torch.linalg.vector_norm(part) for part in gradients]).square().sum()
         team.sum_(squares)
         norm = (squares + b_dec.square().sum()).sqrt()
