@@ -14,7 +14,7 @@ from sae_forge.data import sealed
 from sae_forge.errors import ConfigError, ShardError
 from sae_forge.tensors import DTYPES
 
-FORMAT = 1
+FORMAT = 2
 BLOCK_ROWS = 256
 """Rows that are hashed, read and shuffled as one piece; a shard's last block may be shorter."""
 
@@ -55,6 +55,10 @@ class Fingerprint:
     """Split of a ``datasets`` source."""
     text_field: str | None = None
     """Column asked for; None: the default one."""
+    first_batch: int = 0
+    """Forward batches of the corpus before the first of these: above 0 in a window of a corpus too large to keep."""
+    end_batch: int | None = None
+    """The forward batch before which these end; None: with the corpus."""
     format: int = FORMAT
     """Version of the layout on disk."""
 

@@ -110,8 +110,8 @@ class ShardWriter:
 
     @property
     def next_batch(self) -> int:
-        """The first forward batch not yet written: where to resume."""
-        return sum(shard.batches for shard in self._shards) + self._batches
+        """The first forward batch of the corpus not yet written: where to resume."""
+        return self.fingerprint.first_batch + sum(shard.batches for shard in self._shards) + self._batches
 
     @property
     def begun(self) -> int:
