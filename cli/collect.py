@@ -22,6 +22,7 @@ def register(app: typer.Typer) -> None:
         sae-forge collect --model tiny-llama
         sae-forge collect --model google/gemma-2-2b --layer 3,7 --forget bio.jsonl --retain wiki.parquet
         sae-forge collect --layer 15 --forget saga.txt --quantize 4bit --max_tokens 200000
+        sae-forge collect --model google/gemma-2-2b --shards_dir s3://bucket/gemma
         """,
     )
     def collect(config: CollectConfig, screen: "Screen") -> "Outcome":

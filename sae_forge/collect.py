@@ -17,7 +17,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -26,9 +25,10 @@ from torch import Tensor
 
 import sae_forge
 from sae_forge import files, ranks
-from sae_forge.collect_plan import Job, describe, plan
+from sae_forge.collect_plan import Job, describe, plan, require_few_shards
 from sae_forge.config import CollectConfig
 from sae_forge.data.corpus import PackedBatch, Tokenizer, iter_packed, iter_texts
+from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter
 from sae_forge.errors import ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
@@ -36,13 +36,14 @@ from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.progress import SILENT, Progress, Task
+from sae_forge.remote import AnyPath, RemotePath
 from sae_forge.runs import Run
 from sae_forge.tensors import DTYPES
 
 _SETTINGS = ("text_field", "split", "max_tokens", "ctx_len", "bos", "model_batch_size", "storage_dtype", "shard_rows")
 """What ``config.json`` repeats of the config: no path, and nothing that leaves the bytes as they are."""
 
-_TOKENS_AHEAD = 2**19
+_TOKENS_AHEAD, _BATCHES_AHEAD = 2**19, 512
 """Tokens that may wait for the model: tokenizers take many texts at once, so batches come in bursts."""
 
 
@@ -56,11 +57,13 @@ class CollectReport:
     """Size of all shards."""
     shards: int
     dropped: dict[str, int]
-    """Tokens without a row: ``nonfinite`` rows over all hook points, ``special`` tokens of the corpora."""
+    """Tokens without a row: ``nan`` and ``infinite`` rows over all hook points, ``special`` tokens of the corpora."""
+    rounding_fvu: float | None
+    """Share of the variance of a folder's rows that rounding to int8 took, the largest of all folders; else None."""
     collected: int = field(compare=False)
     """Tokens this call ran through the model; 0 when everything was there already."""
     seconds: float = field(compare=False)
-    folders: tuple[Path, ...]
+    folders: tuple[AnyPath, ...]
 
     @property
     def tokens_per_second(self) -> float:
@@ -69,7 +72,11 @@ class CollectReport:
 
     def summary(self) -> str:
         """One sentence."""
-        lost = f"; dropped {self.dropped['nonfinite']:,} non-finite rows" if self.dropped["nonfinite"] else ""
+        bad = {name: count for name, count in self.dropped.items() if count and name != "special"}
+        lost = "; dropped rows: " + ", ".join(f"{count:,} {name}" for name, count in bad.items()) if bad else ""
+        if self.rounding_fvu is not None:
+            most = "at most " if len(self.folders) > 1 else ""
+            lost += f"; int8 rounding leaves {most}{self.rounding_fvu:.2g} of the variance unexplained"
         rate = f", {self.tokens_per_second:,.0f} tokens/s" if self.collected else ", all there already"
         return f"{self.tokens:,} tokens in {self.shards} shards, {self.bytes / 1e9:.3f} GB{rate}{lost}"
 
@@ -81,6 +88,7 @@ class CollectReport:
             "shards": self.shards,
             "tokens_per_second": round(self.tokens_per_second, 1),
             "dropped": self.dropped,
+            "rounding_fvu": self.rounding_fvu,
         }
 
 
@@ -105,10 +113,12 @@ def collect(
     started = time.monotonic()
     team = ranks.here()
     jobs = plan(config, lm, corpora)
+    require_few_shards(config, jobs)
     team.meet()  # before any of them changes what another looks at
     describe(config, lm, jobs, progress)
-    files.require_disk(config.run_folder, sum(job.bytes_to_write for job in jobs))
-    run = Run(config.run_folder)
+    run = Run(config.run_folder, config.shards_dir)
+    if not isinstance(run.shards, RemotePath):
+        files.require_disk(run.shards, sum(job.bytes_to_write for job in jobs))
     with team.led() as first:
         if first:
             run.open(config.model)
@@ -148,24 +158,48 @@ def _run_batches(
     config: CollectConfig, lm: LanguageModel, job: Job, writers: dict[HookPoint, ShardWriter], task: Task
 ) -> int:
     """Run every batch that some writer lacks; returns the real tokens seen."""
-    started, seen = time.monotonic(), 0
+    start = min(writer.next_batch for writer in writers.values())
+    with closing(forward_batches(config, lm, job.source, start)) as batches:
+        return fill(config, lm, batches, writers, task)
+
+
+def forward_batches(
+    config: CollectConfig, lm: LanguageModel, source: str, start: int = 0
+) -> Generator[PackedBatch, None, None]:
+    """A corpus's forward batches from ``start`` on, made ahead by a thread, which ends with the iterator."""
     batches = iter_packed(
-        iter_texts(job.source, text_field=config.text_field, split=config.split),
+        iter_texts(source, text_field=config.text_field, split=config.split),
         cast("Tokenizer", lm.tokenizer),
         ctx_len=config.ctx_len,
         batch_size=config.model_batch_size,
         bos=config.bos,
         max_tokens=config.max_tokens,
-        start=min(writer.next_batch for writer in writers.values()),
+        start=start,
     )
-    count = max(1, _TOKENS_AHEAD // (config.ctx_len * config.model_batch_size))
-    with closing(_made_ahead(batches, count)) as ready:
-        for found in _read_all(lm, ready, writers, config):
-            tokens = _store(found, writers)
-            seen += tokens
-            held = sum(writer.rows for writer in writers.values()) * lm.d_model * DTYPES[config.storage_dtype].itemsize
-            rate = seen / (time.monotonic() - started)
-            task.advance(tokens, rate=f"{rate:,.0f} tokens/s", stored=f"{held / 1e9:.3f} GB")
+    ahead = _TOKENS_AHEAD // (config.ctx_len * config.model_batch_size)
+    return _made_ahead(batches, min(max(1, ahead), _BATCHES_AHEAD))
+
+
+def fill(
+    config: CollectConfig,
+    lm: LanguageModel,
+    batches: Iterator[PackedBatch],
+    writers: dict[HookPoint, ShardWriter],
+    task: Task,
+) -> int:
+    """Run the model on these batches and hand each writer the rows it lacks; returns the real tokens seen.
+
+    Raises:
+        ResourceError: a batch does not fit into the device's memory.
+        NumericalError: more than 0.1 % of the activations are not finite.
+    """
+    started, seen = time.monotonic(), 0
+    for found in _read_all(lm, batches, writers, config):
+        tokens = _store(found, writers)
+        seen += tokens
+        held = sum(writer.rows for writer in writers.values()) * lm.d_model * STORED[config.storage_dtype].itemsize
+        rate = seen / (time.monotonic() - started)
+        task.advance(tokens, rate=f"{rate:,.0f} tokens/s", stored=f"{held / 1e9:.3f} GB")
     return seen
 
 
@@ -205,7 +239,7 @@ def _read_all(
         points = [point for point, writer in writers.items() if writer.next_batch <= batch.index]
         real = real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)
         if behind.is_own(shard):
-            under_way.append(_read(lm, batch, real, points, DTYPES[config.storage_dtype]))
+            under_way.append(_read(lm, batch, real, points, DTYPES.get(config.storage_dtype)))
         else:
             under_way.append(_Found(batch, real, {}, (), tuple(points)))
         rows += int(real.sum())
@@ -221,7 +255,7 @@ def _read(
     batch: PackedBatch,
     real: Bool[Tensor, "batch ctx"],
     points: Sequence[HookPoint],
-    dtype: torch.dtype,
+    dtype: torch.dtype | None,
 ) -> _Found:
     """Begin to read one batch, without waiting for a CUDA device."""
     kept = real.flatten().nonzero().squeeze(1)  # found here: a device would have to be waited for
@@ -243,10 +277,14 @@ def _mark(device: torch.device) -> torch.cuda.Event:
     return event
 
 
-def _rows(x: Float[Tensor, "batch ctx d_in"], kept: Int[Tensor, " rows"], dtype: torch.dtype) -> Tensor:
-    """Some rows, from a CUDA device on their way to pinned memory in the precision they are stored in."""
+def _rows(x: Float[Tensor, "batch ctx d_in"], kept: Int[Tensor, " rows"], dtype: torch.dtype | None) -> Tensor:
+    """Some rows, from a CUDA device on their way to pinned memory in the precision they are stored in.
+
+    Args:
+        dtype: None: in the model's own, for rows that are rounded in memory.
+    """
     rows = x.flatten(0, 1).index_select(0, kept.to(x.device, non_blocking=True))
-    return rows.to(dtype).to("cpu", non_blocking=True) if x.is_cuda else rows
+    return rows.to(dtype or x.dtype).to("cpu", non_blocking=True) if x.is_cuda else rows
 
 
 def _store(found: _Found, writers: dict[HookPoint, ShardWriter]) -> int:
@@ -269,10 +307,10 @@ def _store(found: _Found, writers: dict[HookPoint, ShardWriter]) -> int:
     return tokens
 
 
-def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Fingerprint, folder: Path) -> None:
+def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Fingerprint, folder: AnyPath) -> None:
     """Write ``config.json``, or check that the shards there were computed in the same arithmetic."""
     path, model = folder / "config.json", lm.fingerprint()
-    if path.exists() and not config.starts_over:
+    if files.is_there(path) and not config.starts_over:
         found = files.read_json(path, kind=ShardError, what="the settings of a shard folder")
         recorded = found.get("model") if isinstance(found, dict) else None
         for name in ("dtype", "quantize"):
@@ -305,13 +343,14 @@ def _report(
     every = [manifest for corpus in manifests for manifest in corpus.values()]
     first = [next(iter(corpus.values())) for corpus in manifests]
     return CollectReport(
-        tokens=sum(manifest.rows + manifest.dropped["nonfinite"] for manifest in first),
+        tokens=sum(manifest.rows + manifest.dropped["nan"] + manifest.dropped["infinite"] for manifest in first),
         bytes=sum(shard.bytes for manifest in every for shard in manifest.shards),
         shards=sum(len(manifest.shards) for manifest in every),
         dropped={
-            "nonfinite": sum(manifest.dropped["nonfinite"] for manifest in every),
+            **{name: sum(manifest.dropped[name] for manifest in every) for name in ("nan", "infinite")},
             "special": sum(manifest.dropped["special"] for manifest in first),
         },
+        rounding_fvu=max((fvu for manifest in every if (fvu := manifest.rounding_fvu) is not None), default=None),
         collected=collected,
         seconds=seconds,
         folders=tuple(folder for job in jobs for folder in job.folders.values()),

@@ -8,18 +8,17 @@ from pathlib import Path
 from sae_forge import builtin
 from sae_forge.config import CollectConfig
 from sae_forge.data.corpus import corpus_identity, corpus_name, iter_texts
-from sae_forge.data.shards import Fingerprint, buffer_bytes, complete
+from sae_forge.data.shards import MAX_SHARDS, Fingerprint, buffer_bytes, complete, row_bytes
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import check_points
 from sae_forge.models.loading import LanguageModel, parameter_bytes
 from sae_forge.progress import Progress
-from sae_forge.tensors import DTYPES
+from sae_forge.remote import AnyPath, RemotePath
+from sae_forge.runs import Run
 
 _SAMPLE = 64
 """Documents tokenised beforehand to learn how many characters a token takes."""
-_ORIGIN_BYTES = 16
-"""What a row takes beside its activation: its sequence, position and token id."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +28,7 @@ class Job:
     name: str
     """Role and corpus, as its folder is called: ``forget-wizards``."""
     source: str
-    folders: dict[HookPoint, Path]
+    folders: dict[HookPoint, AnyPath]
     fingerprints: dict[HookPoint, Fingerprint]
     pending: tuple[HookPoint, ...]
     """Hook points whose folder is not complete."""
@@ -41,9 +40,8 @@ class Job:
         """Bytes still to be written, about; 0 when the number of tokens is unknown."""
         total = 0
         for point in self.pending:
-            row = self.fingerprints[point].d_in * DTYPES[self.fingerprints[point].storage_dtype].itemsize
             present = sum(shard.stat().st_size for shard in self.folders[point].glob("shard-*.safetensors"))
-            total += max(0, (self.expected or 0) * (row + _ORIGIN_BYTES) - present)
+            total += max(0, (self.expected or 0) * row_bytes(self.fingerprints[point]) - present)
         return total
 
 
@@ -86,10 +84,26 @@ def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], prog
     known = all(job.expected is not None for job in todo)
     disk = f"{sum(job.bytes_to_write for job in todo) / 1e9:.3f} GB" if known else "an unknown amount (no --max_tokens)"
     model, buffers = peak_bytes(config, lm, todo)
+    place = Run(config.run_folder, config.shards_dir).shards
+    where = f"to {place}" if isinstance(place, RemotePath) else "of disk"
     progress.say(
-        f"plan: {', '.join(parts)} at {points}; {disk} of disk; peak memory about {model / 1e9:.2f} GB on {lm.device} "
+        f"plan: {', '.join(parts)} at {points}; {disk} {where}; peak memory about {model / 1e9:.2f} GB on {lm.device} "
         f"for model and batch, {buffers / 1e9:.2f} GB of RAM for shards"
     )
+
+
+def require_few_shards(config: CollectConfig, jobs: Sequence[Job]) -> None:
+    """Refuse at once what would be refused after so many shards.
+
+    Raises:
+        ConfigError: names the least ``--shard_rows`` that will do.
+    """
+    for job in jobs:
+        if (shards := (job.expected or 0) // config.shard_rows) > MAX_SHARDS:
+            raise ConfigError(
+                f"--shard_rows {config.shard_rows} makes {shards:,} shards of {job.name}, and there may be "
+                f"{MAX_SHARDS:,}; give {-(-(job.expected or 0) // MAX_SHARDS):,} or more"
+            )
 
 
 def peak_bytes(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job]) -> tuple[int, int]:
@@ -112,7 +126,8 @@ def peak_bytes(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job]) ->
 
 def _job(config: CollectConfig, lm: LanguageModel, role: str, source: str, points: Sequence[HookPoint]) -> Job:
     name, identity = f"{role}-{corpus_name(source)}", corpus_identity(source)
-    folders = {point: config.run_folder / "shards" / name / str(point) for point in points}
+    place = Run(config.run_folder, config.shards_dir).shards
+    folders = {point: place / name / str(point) for point in points}
     pending = tuple(point for point in points if config.starts_over or not complete(folders[point]))
     return Job(
         name=name,

@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint, Site
+from sae_forge.remote import check_url, is_url
 
-StorageDtype = Literal["bf16", "fp16", "fp32"]
+StorageDtype = Literal["bf16", "fp16", "fp32", "int8"]
 ModelDtype = Literal["auto", "bf16", "fp16", "fp32"]
 Quantize = Literal["none", "8bit", "4bit"]
 BosPolicy = Literal["row", "document", "none"]
@@ -159,8 +160,13 @@ class CollectConfig(TextConfig):
     retain: Annotated[tuple[str, ...], "Text to keep: one source or several, separated by commas."] = DEFAULT_RETAIN
     max_tokens: Annotated[int | None, "Tokens to take from each corpus at most."] = 1_000_000
     model_batch_size: Annotated[int, "Sequences a forward pass takes."] = 8
-    storage_dtype: Annotated[StorageDtype, "Precision of stored activations."] = "bf16"
+    storage_dtype: Annotated[
+        StorageDtype, "Precision of stored activations; int8 keeps a scale a row and says what rounding lost."
+    ] = "bf16"
     shard_rows: Annotated[int, "Tokens a shard holds, rounded up to whole forward batches."] = 65_536
+    shards_dir: Annotated[
+        str | None, "Where shards go: a folder or an fsspec URL (s3://…). Unset: shards/ in the run folder."
+    ] = None
     dist_timeout: Annotated[float, "Seconds a rank of a job of several may be silent before the job ends."] = 45.0
     resume: Annotated[bool, "Continue what is there; --no_resume is --fresh."] = True
     fresh: Annotated[bool, "Start over, deleting what is there."] = False
@@ -170,9 +176,12 @@ class CollectConfig(TextConfig):
         self.require(
             model_batch_size=(self.model_batch_size >= 1, "give at least 1 sequence"),
             shard_rows=(self.shard_rows >= 1, "give at least 1 token"),
+            shards_dir=(self.shards_dir != "", "give a folder or a URL"),
             dist_timeout=(self.dist_timeout >= 1, "give at least 1 second"),
             max_tokens=(self.max_tokens is None or self.max_tokens >= 1, "give at least 1 token"),
         )
+        if self.shards_dir is not None and is_url(self.shards_dir):
+            check_url(self.shards_dir, "--shards_dir")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,6 +197,10 @@ class TrainConfig(CollectConfig, HeldOutConfig):
     epochs: Annotated[int, "Passes over the shards."] = 1
     max_steps: Annotated[int | None, "Stop after this many optimizer steps; overrides --epochs."] = None
     batch_size: Annotated[int, "Tokens an optimizer step takes."] = 4096
+    shuffle_gb: Annotated[
+        float,
+        "GB of RAM the loader may take in each process. Tokens are shuffled within it, so it decides their order.",
+    ] = 2.0
     lr: Annotated[float | None, "Peak learning rate of Adam. Unset: 2e-4 / sqrt(d_sae / 16384)."] = None
     lr_warmup: Annotated[float, "Share of the steps over which the rate rises from 0."] = 0.05
     lr_decay: Annotated[float, "Share of the steps over which it falls to 0 at the end."] = 0.2
@@ -203,6 +216,10 @@ class TrainConfig(CollectConfig, HeldOutConfig):
     accumulation: Annotated[
         int, "Parts a batch is taken in, one after the other, to save memory; gradients are summed."
     ] = 1
+    max_disk_gb: Annotated[
+        float | None,
+        "For more tokens than disk: collect a window of at most so many GB, train on it, delete it, and so on.",
+    ] = None
     shard_latents: Annotated[bool, "Over several ranks: each holds a part of the latents, not of the batch."] = False
 
     def __post_init__(self) -> None:
@@ -218,6 +235,7 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             epochs=(self.epochs >= 1, "give at least 1"),
             max_steps=(self.max_steps is None or self.max_steps >= 1, "give at least 1"),
             batch_size=(self.batch_size >= 2, "give at least 2 tokens; one has no variance to explain"),
+            shuffle_gb=(0 < self.shuffle_gb < inf, "give more than 0 GB"),
             lr=(self.lr is None or self.lr > 0, "give a rate above 0"),
             lr_warmup=(0 <= self.lr_warmup <= 1, "give a share between 0 and 1"),
             lr_decay=(0 <= self.lr_decay <= 1 - self.lr_warmup, "warm-up and decay together must not exceed 1"),
@@ -226,6 +244,11 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             max_grad_norm=(self.max_grad_norm is None or self.max_grad_norm > 0, "give a norm above 0"),
             checkpoint_every=(self.checkpoint_every >= 1, "give at least 1 step"),
             accumulation=(self.accumulation >= 1, "give at least 1 part"),
+            max_disk_gb=(self.max_disk_gb is None or self.max_disk_gb > 0, "give more than 0 GB"),
+            shards_dir=(
+                self.shards_dir is None or self.max_disk_gb is None,
+                "with --max_disk_gb shards come and go in --run_dir; leave one of the two out",
+            ),
         )
         if self.d_sae is not None:
             _ = self.saes(1)  # more latents a token than there are is refused here
@@ -478,6 +501,12 @@ class RunConfig(TrainConfig, FeaturesConfig, EvalConfig):
                 name: (given is None or len(given) == 1, f"run takes one {name}; train takes several")
                 for name, given in several.items()
             }
+        )
+        self.require(
+            max_disk_gb=(
+                self.max_disk_gb is None,
+                "run keeps its activations; give it to train, then go on with features and a smaller --max_tokens",
+            )
         )
 
 

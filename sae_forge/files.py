@@ -6,6 +6,8 @@ rename, fsync the folder. A process killed at any point leaves either the old fi
 JSON that is published opens with a seal: a line of blanks and tabs that spells the xxh3_64 of what follows. Every
 reader of JSON passes over it, so it fits files whose keys others decide; :func:`read_json` refuses a file that its seal
 contradicts. A file without one, from an older version or another hand, is read as it is.
+
+On a store that fsspec reaches there is no rename: a file is made on this machine and uploaded under its final name.
 """
 
 import fcntl
@@ -23,6 +25,7 @@ from typing import Any
 import xxhash
 
 from sae_forge.errors import ConfigError, ForgeError, ResourceError
+from sae_forge.remote import AnyPath, RemotePath, beside, cut_short
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 32
@@ -37,14 +40,20 @@ _SEAL_BYTES = 65
 
 
 @contextmanager
-def publish(path: Path) -> Iterator[Path]:
+def publish(path: AnyPath) -> Iterator[Path]:
     """Yield a part file to write; it becomes ``path`` durably when the block ends without an error.
 
-    On an error or an interrupt the part file is removed and ``path`` keeps what it had.
+    On an error or an interrupt the part file is removed and ``path`` keeps what it had; on a store that makes a name
+    before the whole file is there, ``path`` may be cut short.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
+        RemoteError: the store did not take it.
     """
+    if isinstance(path, RemotePath):
+        with _uploaded(path) as part:
+            yield part
+        return
     _make_folder(path.parent)
     part = path.with_name(f".{path.name}.part")
     try:
@@ -58,6 +67,19 @@ def publish(path: Path) -> Iterator[Path]:
     except BaseException:
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def _uploaded(path: RemotePath) -> Iterator[Path]:
+    part = path.local.with_name(f".{path.name}.part")
+    _make_folder(part.parent)
+    try:
+        yield part
+        path.put(part)
+    except OSError as error:
+        raise _resource_error(part, error) from error
+    finally:
+        part.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -92,21 +114,28 @@ def scratch_of(path: Path) -> Path:
 
 
 def discard_folder(path: Path) -> None:
-    """Remove a published folder, or the rest of one: it is gone under its name before the first of its files is."""
+    """Remove a published folder, or the rest of one: it is gone under its name before the first of its files is.
+
+    Raises:
+        ResourceError: the system did not do it.
+    """
     part = path.with_name(f".{path.name}.part")
     shutil.rmtree(part, ignore_errors=True)
-    if path.exists():
-        path.rename(part)
-        shutil.rmtree(part)
+    try:
+        if path.exists():
+            path.rename(part)
+            shutil.rmtree(part)
+    except OSError as error:
+        raise _resource_error(path, error) from error
 
 
-def publish_bytes(path: Path, content: bytes) -> None:
+def publish_bytes(path: AnyPath, content: bytes) -> None:
     """Write ``content`` so that ``path`` is never seen half-written."""
     with publish(path) as part:
         part.write_bytes(content)
 
 
-def publish_json(path: Path, value: Any) -> None:
+def publish_json(path: AnyPath, value: Any) -> None:
     """Write ``value`` as :func:`sealed_json`."""
     publish_bytes(path, sealed_json(value))
 
@@ -151,7 +180,7 @@ def _resource_error(path: Path, error: OSError) -> ResourceError:
 # ---- strict JSON --------------------------------------------------------------------------------
 
 
-def read_json(path: Path, *, kind: type[ForgeError], what: str) -> Any:
+def read_json(path: AnyPath, *, kind: type[ForgeError], what: str) -> Any:
     """Read JSON that may come from anyone: capped in size and depth, no duplicate keys, no NaN.
 
     Args:
@@ -159,11 +188,12 @@ def read_json(path: Path, *, kind: type[ForgeError], what: str) -> Any:
         what: What the file should be ("a shard manifest"), for that message.
     """
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
+        found = path.stat()
+        if not stat.S_ISREG(found.st_mode):
             raise kind(f"{path} is not a regular file, so it cannot be {what}")
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if found.st_size > MAX_JSON_BYTES:
             raise kind(f"{path} is larger than {MAX_JSON_BYTES} bytes, so it cannot be {what}")
-        content = path.read_bytes()
+        content = path.read_bytes() if isinstance(path, Path) else path.read(0, found.st_size)
         is_sealed(content)
         return parse_json(content)
     except FileNotFoundError:
@@ -213,9 +243,20 @@ def is_sealed(content: bytes) -> bool:
     return True
 
 
-def require_plain(path: Path, *, kind: type[ForgeError], what: str) -> None:
+def is_there(record: AnyPath) -> bool:
+    """Whether a JSON object was published under this name; one that an upload was cut off in was not."""
+    if isinstance(record, Path):
+        return record.exists()
+    try:
+        size = record.stat().st_size
+        return size > MAX_JSON_BYTES or not cut_short(record.read(0, size))  # a giant is for its reader to refuse
+    except FileNotFoundError:
+        return False
+
+
+def require_plain(path: AnyPath, *, kind: type[ForgeError], what: str) -> None:
     """Refuse what a link points to, for files that are only ever written here, where they lie."""
-    if path.is_symlink():
+    if isinstance(path, Path) and path.is_symlink():  # of a store, read_json sees it
         raise kind(f"{path} is a link; {what} is a plain file where it was written")
 
 
@@ -271,13 +312,17 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold ``folder`` for one writer; a killed holder's lock vanishes with its process.
+def locked(place: AnyPath) -> Iterator[None]:
+    """Hold a folder for one writer; a killed holder's lock vanishes with its process.
+
+    A store knows no locks: there it is the folder beside it that is held, so only processes that share the run folder
+    notice one another.
 
     Raises:
         ConfigError: another process is writing there.
         ResourceError: nothing can be written there.
     """
+    folder = beside(place)
     _make_folder(folder)
     try:
         handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
@@ -287,7 +332,7 @@ def locked(folder: Path) -> Iterator[None]:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
-        raise ConfigError(f"another process is writing {folder}; wait for it or choose another --run_dir") from None
+        raise ConfigError(f"another process is writing {place}; wait for it or choose another --run_dir") from None
     try:
         yield
     finally:
@@ -310,5 +355,5 @@ def require_disk(folder: Path, need: int) -> None:
     if free < need:
         raise ResourceError(
             f"{folder} needs {need / 1e9:.2f} GB and the disk has {free / 1e9:.2f} GB free ({need} and {free} bytes); "
-            "lower --max_tokens, use --storage_dtype bf16, or choose another --run_dir"
+            "lower --max_tokens, use --storage_dtype bf16 or int8, or choose another --run_dir"
         )

@@ -1,9 +1,10 @@
 """What a verb hands to whoever called it: where its artefacts are, its numbers, and what to do next."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
+from sae_forge.remote import AnyPath
 from sae_forge.runs import Run
 
 
@@ -21,7 +22,7 @@ class Outcome:
     """The result of one command."""
 
     run: Run
-    outputs: dict[str, Path]
+    outputs: Mapping[str, AnyPath]
     """Artefacts by name."""
     metrics: dict[str, Any]
     """JSON-ready numbers, in the shape the command line promises."""

@@ -1,6 +1,7 @@
 """The run folder: which artefact lives where, and which run or artefact is the newest."""
 
 import json
+import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -8,12 +9,15 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge import files
-from sae_forge.errors import CheckpointError, DataError, ResourceError, ShardError
+from sae_forge.errors import CheckpointError, ConfigError, DataError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.remote import AnyPath, connect, is_url
 
 CHECKPOINTS = Path("checkpoints")
 POINTER = "source.json"
 """Stands in an SAE's folder in place of its weights, and says where those are: an SAE made elsewhere."""
+PLACE = "place.json"
+"""Stands in ``shards/`` and says where the shards are, when they are not there."""
 
 
 @dataclass(frozen=True)
@@ -21,6 +25,54 @@ class Run:
     """Paths of one model's artefacts; nothing here exists until a verb makes it."""
 
     folder: Path
+    shards_dir: str | None = None
+    """Where the user says its shards are, a folder or a URL; None: where a pointer says, else in ``shards/``."""
+
+    @property
+    def shards(self) -> AnyPath:
+        """The folder that holds a folder for each corpus; every later command finds it without being told.
+
+        Raises:
+            ConfigError: the user names another place than the one where the shards of this run are.
+            ShardError: the pointer to that place is damaged.
+        """
+        own, noted = self.folder / "shards", self._noted()
+        asked = None if self.shards_dir is None else self._place(self.shards_dir)
+        if asked == own.resolve():
+            asked = own
+        if asked is not None and (noted is not None or self.corpora) and asked != (noted or own):
+            raise ConfigError(
+                f"--shards_dir {asked}: the shards of {self.folder} are in {noted or own}; leave the flag out, or "
+                "choose another --run_dir"
+            )
+        return noted or asked or own
+
+    def note_shards(self) -> None:
+        """Leave a pointer to the shards in the run folder, unless they are in it."""
+        if self.shards_dir is None or self._noted() is not None:
+            return
+        place, own = self.shards, self.folder / "shards"
+        if place == own:
+            return
+        if isinstance(place, Path):
+            place = Path(os.path.relpath(place, own.resolve()))  # no absolute path stands outside logs/
+        files.publish_json(own / PLACE, {"shards_dir": str(place)})
+
+    def _noted(self) -> AnyPath | None:
+        path = self.folder / "shards" / PLACE
+        if not path.exists():
+            return None
+        value = files.read_json(path, kind=ShardError, what="a pointer to a run's shards")
+        if not isinstance(value, dict) or set(value) != {"shards_dir"} or not isinstance(value["shards_dir"], str):
+            raise ShardError(f"{path} does not say where the shards are; delete it and repeat --shards_dir")
+        named = value["shards_dir"]
+        return self._place(named if is_url(named) else str(path.parent.resolve() / named))
+
+    def _place(self, named: str) -> AnyPath:
+        """A folder or URL as somebody named it."""
+        if is_url(named):
+            return connect(named, self.folder / "shards")
+        return Path(named).expanduser().resolve()
 
     @property
     def corpora(self) -> list[str]:
@@ -42,6 +94,10 @@ class Run:
     def sae(self, point: HookPoint, *, k: int, d_sae: int, seed: int) -> Path:
         """Where the SAE of these sizes goes."""
         return self.folder / "saes" / str(point) / f"k{k}-d{d_sae}-s{seed}"
+
+    def windows(self, point: HookPoint) -> Path:
+        """Where shards of corpora that are never on disk whole come and go."""
+        return self.folder / "windows" / str(point)
 
     def newest_sae(self, point: HookPoint | None, command: str) -> Path:
         """The SAE to use when none was named.
@@ -115,6 +171,7 @@ class Run:
             raise DataError(
                 f"{self.folder} is a run of {self.model}, not of {model}; choose another --run_dir or that --model"
             )
+        self.note_shards()
 
     def log(self, command: str, facts: dict[str, Any]) -> None:
         """Append one line about a finished command; also what makes this run the newest."""

@@ -1,5 +1,6 @@
 """Safetensors files read with suspicion and written durably; nothing here ever unpickles."""
 
+import stat
 import struct
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,27 +13,29 @@ from torch import Tensor
 
 from sae_forge import files
 from sae_forge.errors import ForgeError
+from sae_forge.remote import AnyPath, beside
 
 DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-"""Storage dtypes by the name the command line uses."""
+"""Precisions by the name the command line uses."""
 
 Layout = dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]
 """For each tensor of a file: dtype, shape, first byte, byte after the last."""
 
 _TORCH_DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 
 
-def publish_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def publish_tensors(path: AnyPath, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Write tensors so that ``path`` is never seen half-written.
 
     Raises:
         ResourceError: the disk is full or the folder cannot be written.
+        RemoteError: the store did not take it.
     """
     contiguous = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    for stale in path.parent.glob(".tmp??????"):  # safetensors writes there first; a killed save leaves it behind
+    for stale in beside(path).parent.glob(".tmp??????"):  # safetensors writes there; a killed save leaves it behind
         stale.unlink(missing_ok=True)
     with files.publish(path) as part:
         try:
@@ -56,7 +59,7 @@ def read_tensors(path: Path, *, kind: type[ForgeError], what: str) -> dict[str, 
 
 
 def read_header(
-    path: Path, *, kind: type[ForgeError], what: str, max_header: int = 64 * 1024, max_tensors: int = 16
+    path: AnyPath, *, kind: type[ForgeError], what: str, max_header: int = 64 * 1024, max_tensors: int = 16
 ) -> tuple[Layout, int]:
     """Parse and bound a safetensors header before any library sees the file.
 
@@ -64,6 +67,8 @@ def read_header(
         For each tensor its dtype, shape, and byte range in the file; and the file's exact length in bytes.
     """
     try:
+        if isinstance(path, Path) and not stat.S_ISREG(path.stat().st_mode):  # opening a pipe would wait for ever
+            raise kind(f"{path} is not a regular file, so it cannot be {what}")
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)

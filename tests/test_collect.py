@@ -116,8 +116,8 @@ def test_report_and_folders(tiny_model, corpora, tmp_path):
     assert report.tokens == manifests[0].rows + manifests[2].rows
     sequences = [int(rows(folder)["seq_ids"].max()) + 1 for folder in report.folders[::2]]
     separators = 12 + 6
-    assert report.dropped == {"nonfinite": 0, "special": sum(sequences) + separators}
-    assert set(report.to_json()) == {"tokens", "bytes", "shards", "tokens_per_second", "dropped"}
+    assert report.dropped == {"nan": 0, "infinite": 0, "special": sum(sequences) + separators}
+    assert set(report.to_json()) == {"tokens", "bytes", "shards", "tokens_per_second", "dropped", "rounding_fvu"}
     assert report.tokens_per_second > 0
     assert f"{report.tokens:,} tokens" in report.summary()
     for name, content in tree(tmp_path).items():
@@ -306,6 +306,16 @@ def test_the_plan_follows_the_cap(tiny_llama, corpora, tmp_path):
     assert [job.expected for job in jobs] == [70, 70]
     more = make_config(tmp_path, model_batch_size=64)
     assert peak_bytes(more, tiny_llama, jobs)[0] > peak_bytes(make_config(tmp_path), tiny_llama, jobs)[0]
+
+
+def test_more_shards_than_there_may_be_are_refused_before_the_first(tiny_llama, corpora, tmp_path, monkeypatch):
+    monkeypatch.setattr("sae_forge.collect_plan.MAX_SHARDS", 3)
+    with pytest.raises(
+        ConfigError, match=r"--shard_rows 20 makes \d+ shards of forget-saga, .* give \d+ or more"
+    ) as refused:
+        collect(make_config(tmp_path, shard_rows=20), tiny_llama, corpora)
+    enough = int(str(refused.value).split("give ")[1].split(" ")[0].replace(",", ""))
+    assert collect(make_config(tmp_path, shard_rows=enough), tiny_llama, corpora).shards
 
 
 def test_a_disk_that_is_too_small_is_refused_before_anything_is_written(tiny_llama, corpora, tmp_path, monkeypatch):

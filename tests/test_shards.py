@@ -24,8 +24,9 @@ from safetensors.torch import load_file
 from sae_forge import files
 from sae_forge.data import sealed
 from sae_forge.data import writer as writer_module
-from sae_forge.data.finite import finite_rows
-from sae_forge.data.manifest import Fingerprint, Manifest
+from sae_forge.data.finite import largest
+from sae_forge.data.manifest import MAX_SHARDS, Fingerprint, Manifest, ShardInfo, shard_name
+from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import BLOCK_ROWS, ShardReader, ShardWriter, buffer_bytes, complete, find_shards
 from sae_forge.errors import ConfigError, DataError, NumericalError, ResourceError, ShardError
 from sae_forge.tensors import DTYPES
@@ -72,9 +73,10 @@ def read_everything(folder: Path) -> dict[str, torch.Tensor]:
     return {name: torch.cat([getattr(block, name) for block in blocks]) for name in blocks[0]._fields[:-1]}
 
 
-def abandon(folder: Path, after: int) -> None:
+def abandon(folder: Path, after: int, fingerprint: Fingerprint | None = None) -> None:
     """Leave a folder as a run leaves it that was interrupted after so many batches."""
-    with pytest.raises(KeyboardInterrupt), ShardWriter(folder, make_fingerprint(), shard_rows=SHARD_ROWS) as writer:
+    writing = ShardWriter(folder, fingerprint or make_fingerprint(), shard_rows=SHARD_ROWS)
+    with pytest.raises(KeyboardInterrupt), writing as writer:
         for index in range(after):
             batch = make_batch(index)
             writer.write_batch(index, **batch, special=128 - len(batch["acts"]))
@@ -103,7 +105,8 @@ def test_rows_come_back_in_order_and_to_the_bit_in_the_dtype_asked_for(tmp_path:
         assert found[name].dtype == kind
         assert torch.equal(found[name].long(), torch.cat([batch[name] for batch in written]))
     assert manifest.rows == len(found["acts"])
-    assert manifest.dropped == {"nonfinite": 0, "special": 128 * BATCHES - manifest.rows}
+    assert manifest.dropped == {"nan": 0, "infinite": 0, "special": 128 * BATCHES - manifest.rows}
+    assert manifest.rounding is manifest.rounding_fvu is None
 
 
 def test_a_shard_holds_whole_batches_and_is_cut_as_soon_as_it_is_full(whole: Path) -> None:
@@ -379,7 +382,10 @@ def test_a_corpus_without_a_real_token_is_refused(tmp_path: Path) -> None:
 
 # ---- other settings -----------------------------------------------------------------------------
 
-OTHER = {"d_in": 38, "storage_dtype": "fp16", "ctx_len": 33, "batch_size": 5, "max_tokens": 9, "format": 2}
+OTHER = {
+    "d_in": 38, "storage_dtype": "fp16", "ctx_len": 33, "batch_size": 5, "max_tokens": 9, "first_batch": 3,
+    "end_batch": 40, "format": 1,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("field", [field.name for field in fields(Fingerprint)])
@@ -417,7 +423,7 @@ def test_a_folder_that_is_not_complete_says_what_to_run(tmp_path: Path) -> None:
 
 
 def test_settings_that_cannot_be_are_refused() -> None:
-    for changes in ({"d_in": 0}, {"ctx_len": 0}, {"storage_dtype": "int8"}):
+    for changes in ({"d_in": 0}, {"ctx_len": 0}, {"storage_dtype": "int4"}):
         with pytest.raises(ConfigError, match=next(iter(changes))):
             make_fingerprint(**changes)
 
@@ -428,16 +434,21 @@ def test_settings_that_cannot_be_are_refused() -> None:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_bit_test_is_right_for_every_16_bit_number(dtype: torch.dtype) -> None:
     every = torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
-    assert np.array_equal(finite_rows(every[:, None]), every.isfinite().numpy())
+    found = largest(every[:, None])
+    assert found.dtype == dtype
+    assert torch.equal(found.isnan(), every.isnan())
+    assert torch.equal(found[~found.isnan()], every.abs()[~every.isnan()])
 
 
 @settings(deadline=None)
 @given(st.integers(0, 2**32 - 1), st.integers(1, 200), st.integers(1, 5))
-def test_the_bit_test_agrees_with_isfinite_on_random_bits(seed: int, rows: int, d_in: int) -> None:
+def test_the_bit_test_agrees_with_torch_on_random_bits(seed: int, rows: int, d_in: int) -> None:
     bits = np.random.default_rng(seed).integers(0, 2**32, (rows, d_in), np.uint32)
     bits |= np.random.default_rng(seed + 1).choice([0, 0x7F80_0000], (rows, d_in), p=[0.8, 0.2]).astype(np.uint32)
     acts = torch.from_numpy(bits.view(np.float32))
-    assert np.array_equal(finite_rows(acts), acts.isfinite().all(1).numpy())
+    found, nan = largest(acts), acts.isnan().any(1)  # a row with both is NaN
+    assert torch.equal(found.isnan(), nan)
+    assert torch.equal(found[~nan], acts[~nan].abs().amax(1))
 
 
 def plant(rows: int, bad: dict[int, float]) -> torch.Tensor:
@@ -456,15 +467,19 @@ def write_planted(folder: Path, acts: torch.Tensor, dtype: str, shard_rows: int 
         return writer.finish()
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_rows_that_are_not_finite_are_dropped_and_counted(tmp_path: Path, dtype: str) -> None:
-    bad = {7: torch.nan, 1208: torch.inf, 2599: -torch.inf} | ({99: 7e4} if dtype == "fp16" else {})
+@pytest.mark.parametrize("dtype", STORED)
+def test_rows_that_are_not_finite_are_dropped_and_counted_by_reason(tmp_path: Path, dtype: str) -> None:
+    bad = {7: torch.nan, 1208: torch.inf, 2599: -torch.inf, 4001: torch.nan} | ({99: 7e4} if dtype == "fp16" else {})
     acts = plant(5030, bad)
+    acts[4001, 4001 % 5 - 1] = torch.inf  # a row of both counts once
     manifest = write_planted(tmp_path, acts, dtype)
     kept = torch.tensor([row for row in range(5030) if row not in bad])
     found = read_everything(tmp_path)
-    assert manifest.dropped["nonfinite"] == len(bad)
-    assert torch.equal(found["acts"], acts[kept].to(DTYPES[dtype]))
+    assert manifest.dropped == {"nan": 2, "infinite": len(bad) - 2, "special": 0}
+    if dtype == "int8":
+        assert ((found["acts"] - acts[kept]).abs() <= acts[kept].abs().amax(1, keepdim=True) / 253).all()
+    else:
+        assert torch.equal(found["acts"], acts[kept].to(DTYPES[dtype]))
     for name in ("seq_ids", "positions", "token_ids"):
         assert torch.equal(found[name].long(), kept)
 
@@ -666,3 +681,25 @@ def test_a_manifest_is_the_sum_of_its_shards(whole: Path) -> None:
     assert stored["fingerprint"] == asdict(make_fingerprint())
     with pytest.raises(ValueError, match="does not follow"):
         replace(manifest, shards=manifest.shards[1:])
+
+
+def test_the_longest_manifest_there_may_be_is_read_back(tmp_path: Path) -> None:
+    rows, digest = 10**9, "f" * 64
+    infos = tuple(
+        ShardInfo(
+            file=shard_name(index), rows=rows, first_row=index * rows, batches=10**6, first_batch=index * 10**6,
+            bytes=10**13, nan=10**6, infinite=10**6, special=10**9, hashes=digest,
+        )
+        for index in range(MAX_SHARDS)
+    )  # fmt: skip
+    manifest = Manifest(make_fingerprint(), infos)
+    manifest.publish(tmp_path)
+    assert Manifest.read(tmp_path) == manifest
+
+
+def test_more_shards_than_a_manifest_lists_are_refused_as_they_come(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(writer_module, "MAX_SHARDS", 1)
+    with pytest.raises(ShardError, match=r"holds 1 shards, the most there may be.*--shard_rows"):
+        write_all(tmp_path)

@@ -1,5 +1,7 @@
 """The stream: every row once an epoch, the same order from any starting point, and a thread that ends with it."""
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -13,19 +15,19 @@ from hypothesis import strategies as st
 from sae_forge.data import stream as stream_module
 from sae_forge.data.shards import BLOCK_ROWS, Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.stream import ActivationStream
-from sae_forge.errors import DataError, ShardError
+from sae_forge.errors import ConfigError, DataError, ShardError
 
 SIZES = {"gnomes": 2000, "elves": 701}
 ROWS = sum(SIZES.values())
 
 
-def make_shards(folder: Path, first: int, rows: int, **changes) -> ShardReader:
+def make_shards(folder: Path, first: int, rows: int, shard_rows: int = 600, **changes) -> ShardReader:
     """Shards of rows that hold their own number, three wide; ragged blocks in the middle and at the end."""
     settings = {"model": "tiny", "weights": "0", "tokenizer": "1", "hook_point": "blocks.1.hook_resid_post", "d_in": 3}
     settings |= {"storage_dtype": "fp32", "ctx_len": 32, "bos": "row", "batch_size": 4, "max_tokens": None}
     fingerprint = Fingerprint(**{**settings, "corpus": "c", "source": "c", "role": "retain", **changes})
     numbers = torch.arange(first, first + rows)
-    with ShardWriter(folder, fingerprint, shard_rows=600) as writer:
+    with ShardWriter(folder, fingerprint, shard_rows=shard_rows) as writer:
         for index, part in enumerate(numbers.split(100)):
             writer.write_batch(index, part[:, None].expand(-1, fingerprint.d_in).float(), part, part, part)
         writer.finish()
@@ -47,6 +49,19 @@ def take(stream: ActivationStream, count: int, start: int = 0) -> list[list[int]
     return [batch[:, 0].long().tolist() for batch in found]
 
 
+def stream_of(
+    readers: list[ShardReader], *, batch_size: int, pool_rows: int, seed: int = 0, cached: bool | None = None
+) -> ActivationStream:
+    """A stream with as much memory as pools of so many rows take."""
+    pool_rows = max(pool_rows, 2 * batch_size, 2 * BLOCK_ROWS)
+    blocks = -(-pool_rows // BLOCK_ROWS)
+    plain = ActivationStream(readers, batch_size=batch_size, seed=seed)
+    gigabytes = plain._held_bytes(blocks * BLOCK_ROWS) / 1e9
+    stream = ActivationStream(readers, batch_size=batch_size, seed=seed, shuffle_gb=gigabytes, cached=cached)
+    assert stream._pools == -(-sum(reader.block_count for reader in readers) // blocks)
+    return stream
+
+
 def flat(batches: list[list[int]]) -> list[int]:
     return [row for batch in batches for row in batch]
 
@@ -54,7 +69,7 @@ def flat(batches: list[list[int]]) -> list[int]:
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch_size=st.integers(1, ROWS), pool_rows=st.integers(1, 4000), seed=st.integers(0, 2**40))
 def test_no_row_is_lost_or_repeated_in_an_epoch(readers, batch_size: int, pool_rows: int, seed: int) -> None:
-    stream = ActivationStream(readers, batch_size=batch_size, seed=seed, pool_rows=pool_rows)
+    stream = stream_of(readers, batch_size=batch_size, seed=seed, pool_rows=pool_rows)
     assert stream.batches_per_epoch == ROWS // batch_size
     epochs = take(stream, 2 * stream.batches_per_epoch)
     for epoch in (epochs[: stream.batches_per_epoch], epochs[stream.batches_per_epoch :]):
@@ -63,23 +78,24 @@ def test_no_row_is_lost_or_repeated_in_an_epoch(readers, batch_size: int, pool_r
         assert set(rows) <= set(range(ROWS))
 
 
-@pytest.mark.parametrize("pool_rows", [100, 700, 10_000])
+@pytest.mark.parametrize("pool_rows", [512, 700, 10_000])
 def test_from_any_start_come_exactly_the_batches_an_unbroken_run_gives(readers, pool_rows: int) -> None:
-    stream = ActivationStream(readers, batch_size=97, seed=3, pool_rows=pool_rows)
+    stream = stream_of(readers, batch_size=97, seed=3, pool_rows=pool_rows)
     count = 2 * stream.batches_per_epoch + 5
     unbroken = take(stream, count)
     for start in range(count):
         assert take(stream, min(4, count - start), start) == unbroken[start : start + 4]
-    again = ActivationStream(
-        [ShardReader(reader.folder) for reader in readers], batch_size=97, seed=3, pool_rows=pool_rows
-    )
+    opened = [ShardReader(reader.folder) for reader in readers]
+    again = stream_of(opened, batch_size=97, seed=3, pool_rows=pool_rows)
     assert take(again, 7, start=stream.batches_per_epoch - 3) == unbroken[stream.batches_per_epoch - 3 :][:7]
 
 
-def test_a_batch_larger_than_a_pool_is_still_whole(readers) -> None:
-    stream = ActivationStream(readers, batch_size=1300, seed=0, pool_rows=BLOCK_ROWS)
-    rows = flat(take(stream, 2))
-    assert len(set(rows)) == 2600
+def test_a_batch_larger_than_a_pool_of_short_blocks_is_still_whole(tmp_path: Path) -> None:
+    reader = make_shards(tmp_path, 0, 1200, shard_rows=100)
+    stream = stream_of([reader], batch_size=250, pool_rows=2 * BLOCK_ROWS)
+    assert max(len(pool.places) for pool, _ in zip(stream._plan(0), range(6), strict=False)) * 100 < 250
+    rows = flat(take(stream, 4))
+    assert len(set(rows)) == 1000
     assert take(stream, 3, start=1) == take(stream, 4)[1:]
 
 
@@ -114,7 +130,7 @@ def test_no_more_than_two_pools_are_ever_read_ahead(readers, monkeypatch: pytest
     monkeypatch.setattr(
         ActivationStream, "_load", lambda self, *given: loads.append(len(given[0].places)) or load(self, *given)
     )
-    stream = ActivationStream(readers, batch_size=100, seed=0, pool_rows=2 * BLOCK_ROWS)
+    stream = stream_of(readers, batch_size=100, pool_rows=2 * BLOCK_ROWS)
     batches = stream.batches()
     for step in range(3 * stream.batches_per_epoch):
         next(batches)
@@ -145,7 +161,7 @@ def test_the_reading_thread_ends_with_the_iterator(readers) -> None:
 
 def test_reading_past_the_page_cache_gives_the_same_batches(readers) -> None:
     through, past = (
-        ActivationStream(readers, batch_size=97, seed=3, pool_rows=700, cached=cached) for cached in (True, False)
+        stream_of(readers, batch_size=97, seed=3, pool_rows=700, cached=cached) for cached in (True, False)
     )
     assert take(through, 40) == take(past, 40)
 
@@ -162,7 +178,7 @@ def test_the_stream_counts_what_it_read_and_how_long_it_kept_its_consumer_waitin
 
 
 def test_a_batch_that_is_kept_keeps_its_numbers_and_others_leave_their_room(readers) -> None:
-    stream = ActivationStream(readers, batch_size=50, seed=0, pool_rows=2 * BLOCK_ROWS)
+    stream = stream_of(readers, batch_size=50, pool_rows=2 * BLOCK_ROWS)
     batches = stream.batches()
     kept = [next(batches) for _ in range(60)]
     copies = take(stream, 60)
@@ -182,7 +198,7 @@ def test_damage_is_raised_where_the_batches_are_used(tmp_path: Path) -> None:
     content = bytearray(path.read_bytes())
     content[-6000] ^= 4
     path.write_bytes(content)
-    stream = ActivationStream([reader], batch_size=100, seed=0, pool_rows=BLOCK_ROWS)
+    stream = stream_of([reader], batch_size=100, pool_rows=2 * BLOCK_ROWS)
     before = reading_threads()
     with pytest.raises(ShardError, match=r"shard-00002\.safetensors is damaged"):
         for _ in stream.batches():
@@ -206,3 +222,85 @@ def test_corpora_of_different_kinds_are_not_mixed(readers, tmp_path: Path, field
     other = make_shards(tmp_path, 0, 300, **{field: value})
     with pytest.raises(ShardError, match=f"{field} expected .*, found {value!r}"):
         ActivationStream([readers[0], other], batch_size=10, seed=0)
+
+
+@pytest.mark.parametrize(("threads", "cores"), [(1, 1), (3, 2), (8, 64)])
+def test_the_order_is_the_same_with_any_number_of_threads_and_cores(
+    readers, monkeypatch: pytest.MonkeyPatch, threads: int, cores: int
+) -> None:
+    given = {"batch_size": 97, "seed": 3, "shuffle_gb": 0.000_15}
+    stream = ActivationStream(readers, **given)
+    assert stream._pools > 2
+    expected = take(stream, 2 * stream.batches_per_epoch)
+    monkeypatch.setattr(stream_module, "_THREADS", threads)
+    monkeypatch.setattr(stream_module.os, "cpu_count", lambda: cores)
+    assert take(ActivationStream(readers, **given), len(expected)) == expected
+
+
+def test_too_little_memory_is_refused_with_the_least_that_will_do(readers) -> None:
+    given = {"batch_size": 1300, "seed": 0}
+    said = r"--shuffle_gb 1e-05 .* batches of 1300 tokens, 3 wide in float32"
+    with pytest.raises(ConfigError, match=said) as refused:
+        ActivationStream(readers, **given, shuffle_gb=1e-5)
+    least = float(str(refused.value).split("give ")[1].split(" or more")[0])
+    stream = ActivationStream(readers, **given, shuffle_gb=least)
+    assert stream._pool_rows(least) >= 2 * 1300
+    with pytest.raises(ConfigError):
+        ActivationStream(readers, **given, shuffle_gb=least - 0.001)
+
+
+def test_a_pool_is_never_larger_than_an_epoch(readers) -> None:
+    stream = ActivationStream(readers, batch_size=97, seed=0, shuffle_gb=1.0)
+    assert stream._room_rows == ROWS
+    assert stream.held_bytes < 1e6
+
+
+PEAK = """
+import sys
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+from sae_forge.data.shards import ShardReader
+from sae_forge.data.stream import ActivationStream
+
+def status(field):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+reader = ShardReader(Path(sys.argv[1]))
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
+before = status("VmRSS")
+given, cached = float(sys.argv[2]), sys.argv[3] == "True"
+stream = ActivationStream([reader], batch_size=1024, seed=0, shuffle_gb=given, cached=cached)
+with closing(stream.batches()) as batches:
+    for _ in islice(batches, stream.batches_per_epoch + 10):
+        pass
+print(status("VmHWM") - before, stream.held_bytes)
+"""
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A third of a GB of rows."""
+    folder = tmp_path_factory.mktemp("wide")
+    fingerprint = Fingerprint(
+        model="tiny", weights="0", tokenizer="1", hook_point="blocks.1.hook_resid_post", d_in=1024,
+        storage_dtype="bf16", ctx_len=32, bos="row", batch_size=128, max_tokens=None, corpus="c", source="c",
+        role="retain",
+    )  # fmt: skip
+    acts, places = torch.randn(4096, 1024), torch.arange(4096)
+    with ShardWriter(folder, fingerprint, shard_rows=65_536) as writer:
+        for index in range(40):
+            writer.write_batch(index, acts, places, places, places)
+        writer.finish()
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from /proc")
+@pytest.mark.parametrize(("gigabytes", "cached"), [(0.1, True), (0.15, False)])
+def test_memory_stays_within_a_tenth_of_the_flag(wide: Path, gigabytes: float, cached: bool) -> None:
+    command = [sys.executable, "-c", PEAK, str(wide), str(gigabytes), str(cached)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    peak, held = map(int, ended.stdout.split())
+    assert held <= gigabytes * 1e9
+    assert 0.9 < peak / (gigabytes * 1e9) < 1.1

@@ -331,6 +331,7 @@ def test_fresh_starts_over_and_gets_the_same(stream, tmp_path):
         ({"lr": 0.02}, "lr expected 0.02, found 0.01"),
         ({"max_steps": 15}, "steps expected 15, found 14"),
         ({"seed": 1}, "seed expected 1, found 0"),
+        ({"shuffle_gb": 1.0}, "shuffle_gb expected 1.0, found 2.0"),
         ({"max_grad_norm": 1.0}, "max_grad_norm expected 1.0, found None"),
     ],
 )

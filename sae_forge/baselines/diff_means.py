@@ -139,7 +139,8 @@ def matching_strength(direction: Direction, readers: Sequence[ShardReader], *, m
 
 def _projections(direction: Direction, reader: ShardReader) -> np.ndarray:
     along = direction.W_dec[0].double().cpu()
-    return torch.cat([reader.read_acts(block).double() @ along for block in range(reader.block_count)]).numpy()
+    blocks = reader.iter_acts(range(reader.block_count), reader.make_scratch())
+    return torch.cat([acts.double() @ along for acts in blocks]).numpy()
 
 
 def _mean(readers: Sequence[ShardReader], role: str) -> Float[Tensor, " d_in"]:
@@ -148,8 +149,8 @@ def _mean(readers: Sequence[ShardReader], role: str) -> Float[Tensor, " d_in"]:
         raise DataError(f"a difference in means needs {role} tokens; collect a {role} corpus")
     total = torch.zeros(readers[0].d_in, dtype=torch.float64)
     for reader in readers:
-        for block in range(reader.block_count):
-            total += reader.read_acts(block).double().sum(0)
+        for acts in reader.iter_acts(range(reader.block_count), reader.make_scratch()):
+            total += acts.double().sum(0)
     return total / rows
 
 

@@ -11,14 +11,19 @@ from typing import Any
 
 from sae_forge import files
 from sae_forge.data import sealed
+from sae_forge.data.rounding import STORED, Rounding, is_rounded
 from sae_forge.errors import ConfigError, ShardError
-from sae_forge.tensors import DTYPES
+from sae_forge.remote import AnyPath
 
 FORMAT = 2
 BLOCK_ROWS = 256
 """Rows that are hashed, read and shuffled as one piece; a shard's last block may be shorter."""
 
 MANIFEST = "manifest.json"
+MAX_SHARDS = 2**15
+"""Shards of a folder: their list must stay within what any JSON file here may hold (``files.MAX_JSON_BYTES``)."""
+REASONS = ("nan", "infinite", "special")
+"""Why a token may have no row; counts of these names stand in :class:`ShardInfo`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +41,7 @@ class Fingerprint:
     d_in: int
     """Width of a row."""
     storage_dtype: str
-    """bf16, fp16 or fp32."""
+    """bf16, fp16, fp32, or int8 with a scale a row."""
     ctx_len: int
     """Tokens a packed sequence holds."""
     bos: str
@@ -63,8 +68,9 @@ class Fingerprint:
     """Version of the layout on disk."""
 
     def __post_init__(self) -> None:
-        if self.storage_dtype not in DTYPES:
-            raise ConfigError(f"storage_dtype={self.storage_dtype!r} is unknown; choose one of {', '.join(DTYPES)}")
+        if self.storage_dtype not in STORED:
+            named = self.storage_dtype[:40]  # it may come from a file
+            raise ConfigError(f"storage_dtype={named!r} is unknown; choose one of {', '.join(STORED)}")
         for name in ("d_in", "ctx_len", "batch_size"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
@@ -89,8 +95,10 @@ class ShardInfo:
     """Forward batches of the shards before it."""
     bytes: int
     """Length of the file."""
-    nonfinite: int
-    """Rows dropped because a number in them was NaN or infinite as stored."""
+    nan: int
+    """Rows dropped because a number in them was NaN."""
+    infinite: int
+    """Rows dropped because a number in them was infinite and none was NaN: as stored, or, for int8, before rounding."""
     special: int
     """Tokens not stored because they are no real tokens."""
     hashes: str
@@ -104,7 +112,7 @@ class Hashes:
     header: str
     """The safetensors header with its length prefix."""
     acts: tuple[str, ...]
-    """``acts`` of each block."""
+    """``acts`` of each block, and its ``scales`` after them where there are any."""
     origins: tuple[str, ...]
     """``seq_ids``, ``positions`` and ``token_ids`` of each block, one after the other."""
 
@@ -116,13 +124,15 @@ class Sidecar:
     fingerprint: Fingerprint
     shard: ShardInfo
     hashes: Hashes
+    rounding: Rounding | None = None
+    """What rounding its rows to int8 did; None where they were not."""
 
-    def publish(self, folder: Path) -> None:
+    def publish(self, folder: AnyPath) -> None:
         """Write it; from here on the shard counts as whole."""
         sealed.publish(sidecar_path(folder, self.shard.file), asdict(self))
 
     @classmethod
-    def read(cls, folder: Path, index: int) -> "Sidecar":
+    def read(cls, folder: AnyPath, index: int) -> "Sidecar":
         """The sidecar of shard ``index``.
 
         Raises:
@@ -131,11 +141,12 @@ class Sidecar:
         path = sidecar_path(folder, shard_name(index))
         body = sealed.read(path, "the sidecar of a shard", _names(cls))
         try:
-            lists = {name: tuple(_strings(body["hashes"], name)) for name in ("acts", "origins")}
+            fingerprint = _fingerprint(body["fingerprint"])
             sidecar = cls(
-                _fingerprint(body["fingerprint"]),
+                fingerprint,
                 sealed.record(ShardInfo, body["shard"]),
-                sealed.record(Hashes, {**body["hashes"], **lists}),
+                sealed.record(Hashes, body["hashes"]),
+                _rounding(body["rounding"], fingerprint),
             )
             blocks = -(-sidecar.shard.rows // BLOCK_ROWS)
             if not len(sidecar.hashes.acts) == len(sidecar.hashes.origins) == blocks:
@@ -153,6 +164,8 @@ class Manifest:
 
     fingerprint: Fingerprint
     shards: tuple[ShardInfo, ...]
+    rounding: Rounding | None = None
+    """What rounding to int8 did to all rows: the sum of what the sidecars say; None where nothing was rounded."""
 
     def __post_init__(self) -> None:
         check_chain(self.shards)
@@ -165,33 +178,39 @@ class Manifest:
     @property
     def dropped(self) -> dict[str, int]:
         """Tokens that were seen and not stored, by reason."""
-        return {reason: sum(getattr(shard, reason) for shard in self.shards) for reason in ("nonfinite", "special")}
+        return {reason: sum(getattr(shard, reason) for shard in self.shards) for reason in REASONS}
+
+    @property
+    def rounding_fvu(self) -> float | None:
+        """Share of the variance about the mean row that rounding took; None where nothing was, or all rows are one."""
+        return self.rounding and self.rounding.unexplained(self.rows)
 
     @property
     def sha256(self) -> str:
         """Names this content: it changes with any setting, any count and any stored byte."""
         return files.digest(self._body())
 
-    def publish(self, folder: Path) -> None:
+    def publish(self, folder: AnyPath) -> None:
         """Write it; from here on the folder counts as complete."""
         sealed.publish(folder / MANIFEST, self._body())
 
     @classmethod
-    def read(cls, folder: Path) -> "Manifest":
+    def read(cls, folder: AnyPath) -> "Manifest":
         """The manifest of a complete folder.
 
         Raises:
             ShardError: the folder is missing, unfinished, altered, or something else.
         """
         path = folder / MANIFEST
-        if not path.exists():
+        if not files.is_there(path):
             raise ShardError(_why_incomplete(folder))
         body = sealed.read(path, "a shard manifest", {*_names(cls), "rows", "dropped"})
         try:
             if not isinstance(body["shards"], list):
                 raise ValueError("it lists no shards")
             shards = tuple(sealed.record(ShardInfo, shard) for shard in body["shards"])
-            manifest = cls(_fingerprint(body["fingerprint"]), shards)
+            fingerprint = _fingerprint(body["fingerprint"])
+            manifest = cls(fingerprint, shards, _rounding(body["rounding"], fingerprint))
             if files.canonical(manifest._body()) != files.canonical(body):  # to Python, False == 0 == 0.0
                 raise ValueError("its totals are not those of its shards")
         except (ValueError, ConfigError) as error:
@@ -203,6 +222,7 @@ class Manifest:
         return {
             "fingerprint": asdict(self.fingerprint),
             "shards": shards,
+            "rounding": self.rounding and asdict(self.rounding),
             "rows": self.rows,
             "dropped": self.dropped,
         }
@@ -216,22 +236,28 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
-def sidecar_path(folder: Path, shard: str) -> Path:
+def sidecar_path(folder: AnyPath, shard: str) -> AnyPath:
     """The sidecar that stands beside a shard."""
     return (folder / shard).with_suffix(".json")
 
 
-def complete(folder: Path) -> bool:
+def complete(folder: AnyPath) -> bool:
     """Whether collecting into this folder was finished."""
-    return (folder / MANIFEST).is_file()
+    path = folder / MANIFEST
+    return path.is_file() and files.is_there(path)
 
 
-def find_shards(run_folder: Path, point: str | None = None) -> list[Path]:
-    """The complete shard folders of a run, in order of name: of one hook point, or of all."""
-    return sorted(path for path in run_folder.glob(f"shards/*/{point or '*'}") if complete(path))
+def find_shards(run_folder: Path, point: str | None = None, *, shards: AnyPath | None = None) -> list[AnyPath]:
+    """The complete shard folders of a run, in order of name: of one hook point, or of all.
+
+    Args:
+        shards: Where they are, unless in the run's own ``shards/``.
+    """
+    place = run_folder / "shards" if shards is None else shards
+    return sorted((path for path in place.glob(f"*/{point or '*'}") if complete(path)), key=str)
 
 
-def require_match(folder: Path, expected: Fingerprint, found: Fingerprint) -> None:
+def require_match(folder: AnyPath, expected: Fingerprint, found: Fingerprint) -> None:
     """Refuse shards made under other settings.
 
     Raises:
@@ -246,18 +272,27 @@ def require_match(folder: Path, expected: Fingerprint, found: Fingerprint) -> No
         )
 
 
+def total_rounding(sidecars: Iterable[Sidecar]) -> Rounding | None:
+    """What rounding did to the rows of all these shards; None where nothing was rounded."""
+    found = (sidecar.rounding for sidecar in sidecars)
+    total = next(found, None)
+    for rounding in found:
+        total = total and rounding and total + rounding
+    return total
+
+
 def check_chain(shards: Iterable[ShardInfo]) -> None:
     """Raise ValueError unless these shards follow one another from row and batch 0 without a gap."""
     rows = batches = 0
     for index, shard in enumerate(shards):
         if (shard.file, shard.first_row, shard.first_batch) != (shard_name(index), rows, batches):
             raise ValueError(f"{shard.file[:40]} does not follow the shards before it")
-        if min(shard.rows, shard.bytes, shard.nonfinite, shard.special) < 0 or shard.batches < 1:
+        if min(shard.rows, shard.bytes, *(getattr(shard, reason) for reason in REASONS)) < 0 or shard.batches < 1:
             raise ValueError(f"{shard.file} claims counts that are impossible")
         rows, batches = rows + shard.rows, batches + shard.batches
 
 
-def _why_incomplete(folder: Path) -> str:
+def _why_incomplete(folder: AnyPath) -> str:
     begun = len(list(folder.glob("shard-*.json"))) if folder.is_dir() else 0
     if begun:
         return (
@@ -273,6 +308,16 @@ def _fingerprint(value: Any) -> Fingerprint:
     return sealed.record(Fingerprint, value)
 
 
+def _rounding(value: Any, fingerprint: Fingerprint) -> Rounding | None:
+    """What rounding did, from its JSON; raises ValueError where rows of this kind have more or less to say of it."""
+    if (value is None) == is_rounded(fingerprint.storage_dtype):
+        raise ValueError(f"its rounding is not that of rows stored as {fingerprint.storage_dtype}")
+    rounding = None if value is None else sealed.record(Rounding, value)
+    if rounding and len(rounding.sums) != fingerprint.d_in:
+        raise ValueError(f"its rounding sums rows {len(rounding.sums)} wide, not {fingerprint.d_in}")
+    return rounding
+
+
 def _brief(value: Any) -> str:
     """Long enough for a sha256 and too short to fill a screen."""
     return text if len(text := repr(value)) <= 80 else f"{text[:80]}…"
@@ -280,11 +325,3 @@ def _brief(value: Any) -> str:
 
 def _names(kind: type) -> set[str]:
     return {field.name for field in fields(kind)}
-
-
-def _strings(value: Any, name: str) -> list[str]:
-    if not isinstance(value, dict) or not isinstance(value.get(name), list):
-        raise ValueError(f"its hashes have no list {name!r}")
-    if not all(isinstance(item, str) for item in value[name]):
-        raise ValueError(f"a hash of {name!r} is not text")
-    return value[name]

@@ -1,6 +1,7 @@
 """Shards read with suspicion: every block is copied into memory we own and hashed before anyone sees it.
 
 Nothing is mapped: a file that shrinks or a disk that fails becomes an error with the file's name, not a SIGBUS.
+Shards on a store are read by the same steps, only that ``stretches.py`` stands where the system's handle would.
 """
 
 import errno
@@ -10,11 +11,11 @@ import sys
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from itertools import groupby
 from mmap import mmap
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -24,23 +25,38 @@ from torch import Tensor
 
 from sae_forge.data.manifest import (
     BLOCK_ROWS,
+    MANIFEST,
     Fingerprint,
     Manifest,
     Sidecar,
     require_match,
     sidecar_path,
+    total_rounding,
 )
+from sae_forge.data.rounding import STORED, dequantise, handed_out, is_rounded
+from sae_forge.data.stretches import Stretches, stretches_of
 from sae_forge.errors import ShardError
-from sae_forge.tensors import DTYPES, read_header
+from sae_forge.remote import AnyPath, RemotePath
+from sae_forge.tensors import read_header
 
 ORIGINS = {"seq_ids": torch.int64, "positions": torch.int32, "token_ids": torch.int32}
 """What each row keeps of where it came from, and its dtype on disk."""
+SCALE = torch.float32
+"""Dtype on disk of a row's scale, where rows have one."""
 
 _ALIGN = 4096
 """What reading past the page cache wants offsets, lengths and memory to be multiples of."""
 _PAST_CACHE = getattr(os, "O_DIRECT", 0)
+_TOGETHER = 8 * 2**20
+"""Bytes of blocks that are asked of a store at once."""
+_ORIGINS_TOGETHER = 64
+"""Blocks whose origins are read at once where nothing else is done with them."""
+_OPENED_AT_ONCE = 16
+"""Shards of a store whose sidecars and headers are asked for at the same time."""
 
 
+_Handle = int | Stretches
+"""What a shard is read from: the system's handle, or what a thread has in memory of one on a store."""
 _Shapes = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
 """Tensors of a file by name."""
 
@@ -61,13 +77,15 @@ class Block(NamedTuple):
 class ShardFile:
     """One shard whose header is what its sidecar says; its blocks are checked as they are read."""
 
-    def __init__(self, folder: Path, sidecar: Sidecar) -> None:
+    def __init__(self, folder: AnyPath, sidecar: Sidecar) -> None:
         self.path = folder / sidecar.shard.file
         self.rows, self.first_row = sidecar.shard.rows, sidecar.shard.first_row
         self._hashes = sidecar.hashes
-        self._dtype, self._d_in = DTYPES[sidecar.fingerprint.storage_dtype], sidecar.fingerprint.d_in
-        self._row_bytes = self._d_in * self._dtype.itemsize
-        self._begins = self._check_header(sidecar.shard.bytes)
+        self._dtype, self._d_in = STORED[sidecar.fingerprint.storage_dtype], sidecar.fingerprint.d_in
+        self._rounded = is_rounded(sidecar.fingerprint.storage_dtype)
+        self._row_bytes = {"acts": self._d_in * self._dtype.itemsize, "scales": SCALE.itemsize}
+        self._size = sidecar.shard.bytes
+        self._begins = self._check_header(self._size)
 
     @property
     def block_count(self) -> int:
@@ -81,49 +99,118 @@ class ShardFile:
     def read_acts(self, block: int, out: Float[Tensor, "rows d_in"]) -> Float[Tensor, "rows d_in"]:
         """Fill ``out`` with the activations of one block."""
         with self._opened() as handle:
-            self._fill(handle, "acts", block, out)
-        self._verify_acts(block, as_bytes(out))
-        return out
+            return self._read_acts(handle, block, out)
+
+    def iter_blocks(self, blocks: Iterable[int]) -> Iterator[Block]:
+        """These blocks with the origin of their rows.
+
+        From two handles, because the system reads ahead for each of them: a new one for every block makes it begin
+        anew, and one for acts and origins alike would jump to and fro.
+        """
+        with self._opened() as handle, self._opened() as beside:
+            for block in blocks:
+                yield self._read_block(handle, beside, block)  # under no name here: it would take new memory each time
+
+    def _read_block(self, handle: _Handle, beside: _Handle, block: int) -> Block:
+        out = torch.empty(self.block_rows(block), self._d_in, dtype=torch.float32 if self._rounded else self._dtype)
+        acts, origins = self._read_acts(handle, block, out), self._read_origins(beside, block)
+        return Block(acts=acts, **origins, first_row=self.first_row + block * BLOCK_ROWS)
+
+    def _read_acts(self, handle: _Handle, block: int, out: Tensor) -> Tensor:
+        if not self._rounded:
+            self._read_stored(handle, block, out)
+            return out
+        stored = torch.empty(out.shape, dtype=self._dtype)
+        return dequantise(stored, self._read_stored(handle, block, stored), out)
+
+    def _read_stored(self, handle: _Handle, block: int, acts: Tensor) -> Tensor:
+        """Fill ``acts`` with those of one block as they are on disk; returns the scales, none where rows have none."""
+        scales = torch.empty(len(acts) if self._rounded else 0, dtype=SCALE)
+        self._fill(handle, "acts", block, acts)
+        if self._rounded:
+            self._fill(handle, "scales", block, scales)
+        self._verify_acts(block, as_bytes(acts), as_bytes(scales))
+        return scales
 
     def iter_acts(
         self, blocks: Iterable[int], scratch: memoryview, *, cached: bool
     ) -> Iterator[Float[Tensor, "rows d_in"]]:
         """The activations of each of these blocks, each in the memory of the one before."""
+        blocks, together = list(blocks), max(1, _TOGETHER // (BLOCK_ROWS * self._row_bytes["acts"]))
         with self._opened(0 if cached else _PAST_CACHE) as handle:
-            for block in blocks:
-                begin, size = self._span(block)
-                skip = begin % _ALIGN
-                self._read_aligned(handle, scratch, begin - skip, skip + size)
-                self._verify_acts(block, scratch[skip : skip + size])
-                rows = self.block_rows(block)
-                acts = torch.frombuffer(scratch, dtype=self._dtype, count=rows * self._d_in, offset=skip)
-                yield acts.view(rows, self._d_in)
+            for index, block in enumerate(blocks):
+                if isinstance(handle, Stretches) and index % together == 0:
+                    stored = [name for name in self._row_bytes if name in self._begins]
+                    coming = blocks[index : index + together]
+                    handle.fetch(self._span(name, block) for name in stored for block in coming)
+                if self._rounded:
+                    yield self._take_rounded(handle, block, scratch)
+                    continue
+                content = self._take(handle, "acts", block, scratch)
+                self._verify_acts(block, content)
+                yield torch.frombuffer(content, dtype=self._dtype).view(-1, self._d_in)
+
+    def _take_rounded(self, handle: _Handle, block: int, scratch: memoryview) -> Float[Tensor, "rows d_in"]:
+        """One block as fp32 at the beginning of ``scratch``, made from what is read into the rest of it."""
+        parts, rows = _parts(self._d_in), self.block_rows(block)
+        content = self._take(handle, "acts", block, scratch[parts[0] :])
+        factors = self._take(handle, "scales", block, scratch[parts[0] + parts[1] :])
+        self._verify_acts(block, content, factors)
+        out = torch.frombuffer(scratch, dtype=torch.float32, count=rows * self._d_in).view(rows, self._d_in)
+        stored = torch.frombuffer(content, dtype=self._dtype).view(rows, self._d_in)
+        return dequantise(stored, torch.frombuffer(factors, dtype=SCALE), out)
+
+    def _take(self, handle: _Handle, name: str, block: int, scratch: memoryview) -> memoryview:
+        """What one tensor holds of a block, read into ``scratch``."""
+        begin, size = self._span(name, block)
+        skip = begin % _ALIGN
+        self._read_aligned(handle, scratch, begin - skip, skip + size)
+        return scratch[skip : skip + size]
 
     def announce_acts(self, blocks: Iterable[int]) -> None:
         """Let the disk begin with blocks that will be read soon, where the system can be told so."""
-        if sys.platform != "linux":
+        if sys.platform != "linux" or isinstance(self.path, RemotePath):
             return
         with self._opened() as handle, suppress(OSError):
+            assert isinstance(handle, int)
             for block in blocks:
-                os.posix_fadvise(handle, *self._span(block), os.POSIX_FADV_WILLNEED)
+                os.posix_fadvise(handle, *self._span("acts", block), os.POSIX_FADV_WILLNEED)
 
     def read_origins(self, block: int) -> dict[str, Tensor]:
         """``seq_ids``, ``positions`` and ``token_ids`` of one block."""
+        with self._opened() as handle:
+            return self._read_origins(handle, block)
+
+    def _read_origins(self, handle: _Handle, block: int) -> dict[str, Tensor]:
         found = {name: torch.empty(self.block_rows(block), dtype=dtype) for name, dtype in ORIGINS.items()}
         hasher = xxhash.xxh3_64()
-        with self._opened() as handle:
-            for name, out in found.items():
-                self._fill(handle, name, block, out)
-                hasher.update(as_bytes(out))
+        for name, out in found.items():
+            self._fill(handle, name, block, out)
+            hasher.update(as_bytes(out))
         self._check(self._hashes.origins[block], hasher, block)
         return found
 
     def verify(self) -> None:
         """Read every byte; raises ShardError at the first block that is not what was written."""
         scratch = torch.empty(BLOCK_ROWS, self._d_in, dtype=self._dtype)
-        for block in range(self.block_count):
-            self.read_acts(block, scratch[: self.block_rows(block)])
-            self.read_origins(block)
+        with self._opened() as handle:
+            for block in range(self.block_count):
+                self._read_stored(handle, block, scratch[: self.block_rows(block)])
+        with self._opened() as handle:
+            for first in range(0, self.block_count, _ORIGINS_TOGETHER):
+                self._verify_origins(handle, first)
+
+    def _verify_origins(self, handle: _Handle, first: int) -> None:
+        """Read those of some blocks from ``first`` on: of a block alone they are so few that asking costs more."""
+        rows = min(_ORIGINS_TOGETHER * BLOCK_ROWS, self.rows - first * BLOCK_ROWS)
+        found = [torch.empty(rows, dtype=dtype) for dtype in ORIGINS.values()]
+        for name, out in zip(ORIGINS, found, strict=True):
+            self._fill(handle, name, first, out)
+        for block, parts in enumerate(zip(*(out.split(BLOCK_ROWS) for out in found), strict=True), first):
+            hasher = xxhash.xxh3_64()
+            for part in parts:
+                hasher.update(as_bytes(part))
+            self._check(self._hashes.origins[block], hasher, block)
 
     def _check_header(self, size: int) -> dict[str, int]:
         """Where each tensor begins in the file, once names, dtypes, shapes and length are all as expected."""
@@ -131,7 +218,8 @@ class ShardFile:
             raise ShardError(f"{self.path} is missing or not a plain file; restore it or collect again with --fresh")
         layout, found = read_header(self.path, kind=ShardError, what="a shard of activations")
         expected = {"acts": (self._dtype, (self.rows, self._d_in))}
-        expected |= {name: (dtype, (self.rows,)) for name, dtype in ORIGINS.items()}
+        vectors = ORIGINS | ({"scales": SCALE} if self._rounded else {})
+        expected |= {name: (dtype, (self.rows,)) for name, dtype in vectors.items()}
         shapes = {name: entry[:2] for name, entry in layout.items()}
         if found != size or shapes != expected:
             raise ShardError(
@@ -142,13 +230,17 @@ class ShardFile:
             raise ShardError(f"{self.path} is damaged in its header; restore it or collect again with --fresh")
         return {name: entry[2] for name, entry in layout.items()}
 
-    def _span(self, block: int) -> tuple[int, int]:
-        """Where the activations of a block begin in the file, and how many bytes they are."""
-        return self._begins["acts"] + block * BLOCK_ROWS * self._row_bytes, self.block_rows(block) * self._row_bytes
+    def _span(self, name: str, block: int) -> tuple[int, int]:
+        """Where the activations of a block, or their scales, begin in the file, and how many bytes they are."""
+        row_bytes = self._row_bytes[name]
+        return self._begins[name] + block * BLOCK_ROWS * row_bytes, self.block_rows(block) * row_bytes
 
     @contextmanager
-    def _opened(self, flags: int = 0) -> Iterator[int]:
+    def _opened(self, flags: int = 0) -> Iterator[_Handle]:
         """A handle for one read; kept no longer, so that a thousand shards need no thousand handles."""
+        if isinstance(self.path, RemotePath):
+            yield stretches_of(self, self.path, self._size)
+            return
         try:
             handle = self._open(flags)
         except OSError as error:
@@ -160,30 +252,30 @@ class ShardFile:
 
     def _open(self, flags: int) -> int:
         try:
-            return os.open(self.path, os.O_RDONLY | os.O_NOFOLLOW | flags)
+            return os.open(str(self.path), os.O_RDONLY | os.O_NOFOLLOW | flags)
         except OSError as error:
             if not flags or error.errno != errno.EINVAL:
                 raise
             return self._open(0)  # a file system that knows no way past the page cache
 
-    def _read_aligned(self, handle: int, scratch: memoryview, offset: int, need: int) -> None:
+    def _read_aligned(self, handle: _Handle, scratch: memoryview, offset: int, need: int) -> None:
         """Read ``need`` bytes, and what follows up to the next boundary, from a boundary of the file on."""
         end, got = -(-need // _ALIGN) * _ALIGN, 0
         while got < need:
             try:
-                count = os.preadv(handle, [scratch[got:end]], offset + got)
+                count = _pread(handle, scratch[got:end], offset + got)
             except OSError as error:
                 raise ShardError(f"{self.path} cannot be read: {error.strerror}") from error
             if got + count < need and count < _ALIGN:
                 raise self._ends_early(offset + got + count)
             got += count if got + count >= need else count // _ALIGN * _ALIGN
 
-    def _fill(self, handle: int, name: str, block: int, out: Tensor) -> None:
+    def _fill(self, handle: _Handle, name: str, block: int, out: Tensor) -> None:
         target, row_bytes = as_bytes(out), out[:1].nbytes
         offset = self._begins[name] + block * BLOCK_ROWS * row_bytes
         while target:
             try:
-                count = os.preadv(handle, [target], offset)
+                count = _pread(handle, target, offset)
             except OSError as error:
                 raise ShardError(f"{self.path} cannot be read: {error.strerror}") from error
             if count == 0:
@@ -193,8 +285,11 @@ class ShardFile:
     def _ends_early(self, byte: int) -> ShardError:
         return ShardError(f"{self.path} ends early, at byte {byte}; it was cut short after it was opened")
 
-    def _verify_acts(self, block: int, content: memoryview) -> None:
-        self._check(self._hashes.acts[block], xxhash.xxh3_64(content), block)
+    def _verify_acts(self, block: int, content: memoryview, scales: memoryview | None = None) -> None:
+        hasher = xxhash.xxh3_64(content)
+        if scales is not None:
+            hasher.update(scales)
+        self._check(self._hashes.acts[block], hasher, block)
 
     def _check(self, expected: str, hasher: "xxhash.xxh3_64", block: int) -> None:
         if hasher.hexdigest() != expected:
@@ -218,11 +313,13 @@ class ShardReader:
         ShardError: the folder is missing, unfinished or damaged, or was made under other settings.
     """
 
-    def __init__(self, folder: Path, *, expect: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, folder: AnyPath, *, expect: Mapping[str, Any] | None = None) -> None:
         self.folder = folder
         self.manifest = Manifest.read(folder)
         require_match(folder, replace(self.fingerprint, **expect or {}), self.fingerprint)
-        self._shards = [self._open(index) for index in range(len(self.manifest.shards))]
+        self._shards: list[ShardFile] = []
+        if total_rounding(self._open_all()) != self.manifest.rounding:
+            raise ShardError(f"{folder / MANIFEST} and the sidecars disagree on rounding; collect again with --fresh")
         self._first_blocks = [0]
         for shard in self._shards:
             self._first_blocks.append(self._first_blocks[-1] + shard.block_count)
@@ -245,8 +342,8 @@ class ShardReader:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Precision of a row, as stored."""
-        return DTYPES[self.fingerprint.storage_dtype]
+        """Precision of a row as it is handed out: as stored, and fp32 where it is stored as int8."""
+        return handed_out(self.fingerprint.storage_dtype)
 
     @property
     def block_count(self) -> int:
@@ -266,7 +363,7 @@ class ShardReader:
         return shard.read_acts(local, out)
 
     def iter_acts(
-        self, blocks: Sequence[int], scratch: memoryview, *, cached: bool = True
+        self, blocks: Iterable[int], scratch: memoryview, *, cached: bool = True
     ) -> Iterator[Float[Tensor, "rows d_in"]]:
         """The activations of each of these blocks, all in ``scratch``: each stands there until the next is asked for.
 
@@ -281,7 +378,9 @@ class ShardReader:
 
     def make_scratch(self) -> memoryview:
         """Memory that any block fits into, on a page boundary."""
-        return memoryview(mmap(-1, -(-BLOCK_ROWS * self.d_in * self.dtype.itemsize // _ALIGN) * _ALIGN + 2 * _ALIGN))
+        if is_rounded(self.fingerprint.storage_dtype):
+            return memoryview(mmap(-1, sum(_parts(self.d_in))))
+        return memoryview(mmap(-1, _room(BLOCK_ROWS * self.d_in * self.dtype.itemsize)))
 
     def announce(self, blocks: Sequence[int]) -> None:
         """Let the disk begin with the activations of blocks that will be read soon."""
@@ -300,13 +399,13 @@ class ShardReader:
             ShardError: its bytes are not those that were written; names the file and the rows.
         """
         shard, local = self._locate(block)
-        return Block(
-            acts=self.read_acts(block), **shard.read_origins(local), first_row=shard.first_row + local * BLOCK_ROWS
-        )
+        (found,) = shard.iter_blocks([local])
+        return found
 
     def iter_blocks(self) -> Iterator[Block]:
         """Every block in the order of the corpus."""
-        return map(self.read_block, range(self.block_count))
+        for shard in self._shards:
+            yield from shard.iter_blocks(range(shard.block_count))
 
     def _locate(self, block: int) -> tuple[ShardFile, int]:
         if not 0 <= block < self.block_count:
@@ -314,18 +413,30 @@ class ShardReader:
         shard = bisect_right(self._first_blocks, block) - 1
         return self._shards[shard], block - self._first_blocks[shard]
 
-    def _by_shard(self, blocks: Sequence[int]) -> Iterator[tuple[ShardFile, list[int]]]:
+    def _by_shard(self, blocks: Iterable[int]) -> Iterator[tuple[ShardFile, list[int]]]:
         """Blocks in their order, those together that follow one another in one shard; numbered within it."""
         located = map(self._locate, blocks)
         for shard, group in groupby(located, key=lambda place: place[0]):
             yield shard, [local for _, local in group]
 
-    def _open(self, index: int) -> ShardFile:
+    def _open_all(self) -> Iterator[Sidecar]:
+        """Make the list of shards that can be read; yields what stands beside each."""
+        numbers = range(len(self.manifest.shards))
+        opened = map(self._open, numbers)
+        if isinstance(self.folder, RemotePath):
+            with ThreadPoolExecutor(_OPENED_AT_ONCE) as asking:
+                opened = list(asking.map(self._open, numbers))
+        for sidecar, shard in opened:
+            self._shards.append(shard)
+            yield sidecar
+
+    def _open(self, index: int) -> tuple[Sidecar, ShardFile]:
+        """A shard, and what stands beside it."""
         sidecar, info = Sidecar.read(self.folder, index), self.manifest.shards[index]
         if (sidecar.shard, sidecar.fingerprint) != (info, self.fingerprint):
             path = sidecar_path(self.folder, info.file)
             raise ShardError(f"{path} is not the one the manifest describes; restore it or collect again with --fresh")
-        return ShardFile(self.folder, sidecar)
+        return sidecar, ShardFile(self.folder, sidecar)
 
     def _warn_of_strays(self) -> None:
         known = {shard.file for shard in self.manifest.shards}
@@ -338,13 +449,29 @@ def as_bytes(tensor: Tensor) -> memoryview:
     return memoryview(tensor.view(torch.uint8).numpy().reshape(-1))  # pyright: ignore[reportArgumentType]
 
 
-def hash_header(path: Path, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...], int, int]]) -> str:
+def _room(size: int) -> int:
+    """Bytes that so many fit into when they are read from boundary to boundary."""
+    return -(-size // _ALIGN) * _ALIGN + 2 * _ALIGN
+
+
+def _parts(d_in: int) -> tuple[int, int, int]:
+    """How a scratch for int8 is divided: rows as fp32, rows as stored, their scales."""
+    rows = BLOCK_ROWS * d_in
+    return _room(rows * torch.float32.itemsize), _room(rows), _room(BLOCK_ROWS * SCALE.itemsize)
+
+
+def hash_header(path: AnyPath, layout: Mapping[str, tuple[torch.dtype, tuple[int, ...], int, int]]) -> str:
     """xxh3_64 of the bytes before the first tensor."""
     with path.open("rb") as file:
         return xxhash.xxh3_64_hexdigest(file.read(min(begin for _, _, begin, _ in layout.values())))
 
 
-def _is_plain(path: Path) -> bool:
+def _pread(handle: _Handle, memory: memoryview, offset: int) -> int:
+    """Fill memory from a place of the file; returns how many bytes that gave."""
+    return os.preadv(handle, [memory], offset) if isinstance(handle, int) else handle.pread(memory, offset)
+
+
+def _is_plain(path: AnyPath) -> bool:
     try:
         return stat.S_ISREG(path.lstat().st_mode)
     except OSError:

@@ -1,21 +1,21 @@
 """JSON that proves itself: a record is written with the sha256 of its own canonical form, and refused without it."""
 
 from collections.abc import Set
-from pathlib import Path
-from typing import Any, TypeVar, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
 from sae_forge import files
 from sae_forge.errors import ShardError
+from sae_forge.remote import AnyPath
 
 Record = TypeVar("Record")
 
 
-def publish(path: Path, body: dict[str, Any]) -> None:
+def publish(path: AnyPath, body: dict[str, Any]) -> None:
     """Write ``body`` and its seal, whole or not at all."""
     files.publish_json(path, {**body, "sha256": files.digest(body)})
 
 
-def read(path: Path, what: str, names: Set[str]) -> dict[str, Any]:
+def read(path: AnyPath, what: str, names: Set[str]) -> dict[str, Any]:
     """The body that was published.
 
     Args:
@@ -40,12 +40,22 @@ def read(path: Path, what: str, names: Set[str]) -> dict[str, Any]:
 
 
 def record(kind: type[Record], value: Any) -> Record:
-    """A dataclass of strings, integers and tuples from its JSON object; raises ValueError when it is another's."""
+    """A dataclass of strings, numbers and tuples of them from its JSON object; raises ValueError when it is another's.
+
+    A number is of the kind its field declares: no integer passes for a float, and no float for an integer.
+    """
     hints = get_type_hints(kind)
     if not isinstance(value, dict) or set(value) != set(hints):
         raise ValueError(f"its {kind.__name__} has other fields")
+    found = {name: tuple(item) if isinstance(item, list) else item for name, item in value.items()}
     for name, hint in hints.items():
-        allowed = tuple if get_origin(hint) is tuple else hint
-        if not isinstance(value[name], allowed) or isinstance(value[name], bool):
+        whole = get_origin(hint) is tuple
+        items, allowed = (found[name], get_args(hint)[0]) if whole else ((found[name],), hint)
+        if whole != isinstance(found[name], tuple) or not all(_is(item, allowed) for item in items):
             raise ValueError(f"{name} is of the wrong type")
-    return kind(**value)
+    return kind(**found)
+
+
+def _is(value: Any, allowed: Any) -> bool:
+    """Whether a value of JSON is of this type; to Python, True is an integer."""
+    return isinstance(value, allowed) and not isinstance(value, bool)

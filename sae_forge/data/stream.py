@@ -13,6 +13,7 @@ import math
 import os
 import time
 import weakref
+from bisect import bisect_right
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from threading import Event, Lock
@@ -26,10 +27,16 @@ from torch import Tensor
 from sae_forge import rng
 from sae_forge.data.reader import ShardReader
 from sae_forge.data.shards import BLOCK_ROWS
-from sae_forge.errors import DataError, ShardError
+from sae_forge.errors import ConfigError, DataError, ShardError
 
-_THREADS = min(8, 2 * (os.cpu_count() or 1))
+_MOST_THREADS = 8
+_THREADS = min(_MOST_THREADS, 2 * (os.cpu_count() or 1))
 """Threads that read and hash blocks: two a core, since one of them mostly waits for the disk."""
+_BATCHES = 4
+"""Batches there is memory for beside the pools: one cut from two pools, the last of a pool, what that one left over,
+and one that is still held or on its way to a GPU."""
+_PLACE_BYTES = 8
+"""What a row takes beside its activations while its pool is read: its place in the pool."""
 _STRETCH_BYTES = 4 * 2**20
 """What a thread reads before it looks for more."""
 _AHEAD = 8
@@ -62,9 +69,10 @@ class _Stretch(NamedTuple):
 
 
 class _Rooms:
-    """Memory for pools, given out again once no batch that was cut from it is held.
+    """Memory for pools or batches, given out again once nothing that was cut from it is held.
 
-    Asking the system for new memory each time made warm reading a third slower: every page is zeroed first.
+    Asking the system for new memory each time made warm reading a third slower: every page is zeroed first. It also
+    took more of it: of batches that come and go, malloc keeps one or two that nobody holds.
     """
 
     def __init__(self, rows: int, row_bytes: int) -> None:
@@ -81,6 +89,16 @@ class _Rooms:
         return taken
 
 
+class Part(NamedTuple):
+    """Consecutive batches of training that come from one set of shards."""
+
+    stream: "ActivationStream"
+    first: int
+    """Number of the batch that is the stream's first."""
+    end: int | None
+    """Batch from which on another part is read; None: there is no other."""
+
+
 class ActivationStream:
     """Rows of several corpora mixed in proportion to their size.
 
@@ -88,13 +106,17 @@ class ActivationStream:
 
     Args:
         batch_size: Rows of a batch.
-        pool_rows: Rows shuffled together. Two pools are in memory: the one handed out and the one being read.
+        shuffle_gb: GB of memory for all that is held at once: two pools of rows shuffled together, the one handed out
+            and the one being read, what the threads read into, and a few batches. Decides the order, and with it the
+            readers' widths and precisions, the batch size, and how many rows there are; nothing of the machine does.
+        first_order: Number of the first epoch's order; the epochs after it have the orders after it.
         cached: Read through the page cache. None: if all shards fit into half the memory of the machine; larger ones
             would never be found there again, and reading past it costs a fraction of the processor's time.
 
     Raises:
         ShardError: the readers' widths, precisions, models or hook points differ.
         DataError: together they hold less than one batch.
+        ConfigError: two batches, or two blocks, do not fit into a pool; names the least ``shuffle_gb`` that will do.
     """
 
     def __init__(
@@ -103,17 +125,20 @@ class ActivationStream:
         *,
         batch_size: int,
         seed: int,
-        pool_rows: int = 131_072,
+        shuffle_gb: float = 2.0,
+        first_order: int = 0,
         cached: bool | None = None,
     ) -> None:
         if not readers:
             raise DataError("no shards to train on; make some with: sae-forge collect")
         self._readers, self.batch_size, self._seed = tuple(readers), batch_size, seed
+        self._first_order = first_order
         self._require_alike()
         self.rows = sum(reader.rows for reader in readers)
         self.d_in, self.dtype = readers[0].d_in, readers[0].dtype
         self.bytes_read = 0
-        """Bytes of activations read so far, by all iterators; some of them lie ahead of what was handed out."""
+        """Bytes of activations read so far, by all iterators, in the precision they are handed out in; some of them lie
+        ahead of what was handed out."""
         self.seconds_waited = 0.0
         """Time that whoever took the batches spent waiting for a pool to arrive."""
         self.batches_per_epoch = self.rows // batch_size
@@ -122,17 +147,47 @@ class ActivationStream:
                 f"the shards hold {self.rows} tokens, less than one batch of {batch_size}; "
                 "lower --batch_size or raise --max_tokens"
             )
-        self._blocks = [(reader, block) for reader in self._readers for block in range(reader.block_count)]
-        self._block_rows = np.array([reader.block_rows(block) for reader, block in self._blocks])
-        self._pools = math.ceil(len(self._blocks) / max(1, pool_rows // BLOCK_ROWS))
+        self._begins = [0, *itertools.accumulate(reader.block_count for reader in readers)]
+        """Blocks before those of each reader, and in all."""
+        sizes = (reader.block_rows(block) for reader in readers for block in range(reader.block_count))
+        self._block_rows = np.fromiter(sizes, np.int16, self._begins[-1])  # small: there may be a million in memory
         self._row_bytes = self.d_in * self.dtype.itemsize
-        self._cached = self.rows * self._row_bytes <= _memory() // 2 if cached is None else cached
+        self._scratch_bytes = len(readers[0].make_scratch())
+        self._pools = math.ceil(self._begins[-1] / (self._pool_rows(shuffle_gb) // BLOCK_ROWS))
+        stored = sum(shard.bytes for reader in readers for shard in reader.manifest.shards)
+        self._cached = stored <= _memory() // 2 if cached is None else cached
         self._counting = Lock()
 
     @property
-    def pool_bytes(self) -> int:
-        """Memory of the two pools; beside them there are scratch blocks and two batches."""
-        return 2 * self._room_rows * self._row_bytes
+    def held_bytes(self) -> int:
+        """Memory that reading takes at its peak; what the page cache holds is not counted."""
+        return self._held_bytes(self._room_rows)
+
+    def _held_bytes(self, pool_rows: int) -> int:
+        """The same with pools of so many rows."""
+        beside = _BATCHES * self.batch_size * self._row_bytes + _MOST_THREADS * self._scratch_bytes
+        return pool_rows * (2 * self._row_bytes + _PLACE_BYTES) + beside
+
+    def _pool_rows(self, shuffle_gb: float) -> int:
+        """The rows of a pool, in whole blocks, with which so much is held."""
+        least = max(2, math.ceil(2 * self.batch_size / BLOCK_ROWS)) * BLOCK_ROWS
+        given = round(shuffle_gb * 1e9)
+        if (needed := self._held_bytes(least)) > given:
+            raise ConfigError(
+                f"--shuffle_gb {shuffle_gb:g} is too little for two pools of two batches of {self.batch_size} tokens, "
+                f"{self.d_in} wide in {str(self.dtype)[6:]}; give {math.ceil(needed / 1e6) / 1e3:g} or more, or lower "
+                "--batch_size"
+            )
+        fit = (given - self._held_bytes(0)) // (2 * self._row_bytes + _PLACE_BYTES)
+        return fit // BLOCK_ROWS * BLOCK_ROWS
+
+    def part(self, batch: int) -> Part:
+        """Where this batch comes from: all come from here."""
+        del batch
+        return Part(self, 0, None)
+
+    def leave(self, part: Part) -> None:
+        """Nothing: shards that are read in every epoch stay."""
 
     def batches(self, start: int = 0) -> Iterator[Float[Tensor, "batch d_in"]]:
         """Batches ``start``, ``start + 1``, … without end, contiguous, in the dtype of the shards.
@@ -143,6 +198,7 @@ class ActivationStream:
             ShardError: a shard is damaged.
         """
         stop, rooms = Event(), _Rooms(self._room_rows, self._row_bytes)
+        copies = _Rooms(self.batch_size, self._row_bytes)
         leading = ThreadPoolExecutor(1, thread_name_prefix="activation-stream")
         reading = ThreadPoolExecutor(_THREADS, thread_name_prefix="activation-stream")
         try:
@@ -152,7 +208,7 @@ class ActivationStream:
             for pool in plan:
                 rows = self._arrived(coming)  # lets go of the pool before, whose room the next one takes
                 coming = leading.submit(self._load, pool, rooms, reading, stop)
-                rest = yield from self._cut(rest, rows)
+                rest = yield from self._cut(rest, rows, copies)
         finally:
             stop.set()
             leading.shutdown(wait=True, cancel_futures=True)
@@ -166,11 +222,11 @@ class ActivationStream:
         finally:
             self.seconds_waited += time.perf_counter() - asked
 
-    def _cut(self, rest: Tensor, rows: Tensor) -> Generator[Tensor, None, Tensor]:
+    def _cut(self, rest: Tensor, rows: Tensor, copies: "_Rooms") -> Generator[Tensor, None, Tensor]:
         """Yield the whole batches of ``rest`` and ``rows``; return what is left over."""
         if len(rest):
             missing = self.batch_size - len(rest)
-            rest, rows = torch.cat([rest, rows[:missing]]), rows[missing:]
+            rest, rows = self._copied(copies, rest, rows[:missing]), rows[missing:]
             if len(rest) < self.batch_size:
                 return rest
             yield rest
@@ -178,15 +234,20 @@ class ActivationStream:
         shared = max(0, whole - self.batch_size)
         yield from rows[:shared].split(self.batch_size) if shared else ()
         if whole:  # a copy: who still holds it when asking for the next does not keep the pool's room
-            yield rows[shared:whole].clone()
-        return rows[whole:].clone()
+            yield self._copied(copies, rows[shared:whole])
+        return self._copied(copies, rows[whole:])
+
+    def _copied(self, copies: "_Rooms", *parts: Tensor) -> Tensor:
+        """Rows one after the other in memory of their own."""
+        found = torch.from_numpy(copies.take(sum(map(len, parts)))).view(self.dtype)
+        return torch.cat(parts, out=found)
 
     def _plan(self, start: int) -> Iterator[_Pool]:
         """The pools that batch ``start`` and all after it are cut from, epoch after epoch."""
         epoch, step = divmod(start, self.batches_per_epoch)
         consumed, used = step * self.batch_size, self.batches_per_epoch * self.batch_size
-        for number in itertools.count(epoch):
-            order = rng.generator(self._seed, "block order", number).permutation(len(self._blocks))
+        for number in itertools.count(self._first_order + epoch):
+            order = rng.generator(self._seed, "block order", number).permutation(self._begins[-1])
             first = 0
             for index, places in enumerate(np.array_split(order, self._pools)):
                 rows = int(self._block_rows[places].sum())
@@ -199,7 +260,7 @@ class ActivationStream:
     @property
     def _room_rows(self) -> int:
         """Rows that any pool of any epoch fits into."""
-        return min(self.rows, math.ceil(len(self._blocks) / self._pools) * BLOCK_ROWS)
+        return min(self.rows, math.ceil(self._begins[-1] / self._pools) * BLOCK_ROWS)
 
     def _load(self, pool: _Pool, rooms: "_Rooms", reading: ThreadPoolExecutor, stop: Event) -> Tensor:
         """Read a pool's blocks in the order of the files, each row straight to its shuffled place."""
@@ -239,7 +300,8 @@ class ActivationStream:
         longest = max(1, _STRETCH_BYTES // (BLOCK_ROWS * self._row_bytes))
         found: list[_Stretch] = []
         for index in places.argsort():
-            reader, block = self._blocks[places[index]]
+            corpus = bisect_right(self._begins, places[index]) - 1
+            reader, block = self._readers[corpus], int(places[index]) - self._begins[corpus]
             if not found or found[-1].reader is not reader or len(found[-1].blocks) == longest:
                 found.append(_Stretch(reader, [], []))
             found[-1].blocks.append(block)

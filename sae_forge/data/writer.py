@@ -8,10 +8,11 @@ Several ranks may fill one folder, each the shards whose turn is its own. A shar
 whoever fills that, so what is on disk is at any time what one process would have left.
 """
 
+import itertools
+from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, replace
-from pathlib import Path
 from threading import Event
 
 import numpy as np
@@ -21,10 +22,12 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_forge import files
-from sae_forge.data.finite import finite_rows
+from sae_forge.data.finite import largest
 from sae_forge.data.manifest import (
     BLOCK_ROWS,
     MANIFEST,
+    MAX_SHARDS,
+    REASONS,
     Fingerprint,
     Hashes,
     Manifest,
@@ -35,10 +38,13 @@ from sae_forge.data.manifest import (
     require_match,
     shard_name,
     sidecar_path,
+    total_rounding,
 )
-from sae_forge.data.reader import ORIGINS, ShardFile, as_bytes, hash_header
+from sae_forge.data.reader import ORIGINS, SCALE, ShardFile, as_bytes, hash_header
+from sae_forge.data.rounding import STORED, Rounding, is_rounded, quantise
 from sae_forge.errors import DataError, NumericalError, ShardError
 from sae_forge.ranks import ALONE, Ranks
+from sae_forge.remote import AnyPath, RemotePath, beside
 from sae_forge.tensors import DTYPES, publish_tensors, read_header
 
 MAX_NONFINITE = 0.001
@@ -47,9 +53,14 @@ MAX_NONFINITE = 0.001
 
 def buffer_bytes(fingerprint: Fingerprint, shard_rows: int) -> int:
     """Memory a writer needs: the shard being filled and the one being written, each with room for a forward batch."""
-    itemsize = DTYPES[fingerprint.storage_dtype].itemsize
-    row = fingerprint.d_in * itemsize + sum(dtype.itemsize for dtype in ORIGINS.values())
-    return 2 * (shard_rows + fingerprint.batch_size * fingerprint.ctx_len) * row
+    return 2 * (shard_rows + fingerprint.batch_size * fingerprint.ctx_len) * row_bytes(fingerprint)
+
+
+def row_bytes(fingerprint: Fingerprint) -> int:
+    """What a row takes in a shard, with where it came from."""
+    acts = fingerprint.d_in * STORED[fingerprint.storage_dtype].itemsize
+    scale = SCALE.itemsize if is_rounded(fingerprint.storage_dtype) else 0
+    return acts + scale + sum(dtype.itemsize for dtype in ORIGINS.values())
 
 
 class ShardWriter:
@@ -71,14 +82,16 @@ class ShardWriter:
     """
 
     def __init__(
-        self, folder: Path, fingerprint: Fingerprint, *, shard_rows: int, fresh: bool = False, team: Ranks = ALONE
+        self, folder: AnyPath, fingerprint: Fingerprint, *, shard_rows: int, fresh: bool = False, team: Ranks = ALONE
     ) -> None:
         self.folder, self.fingerprint, self.shard_rows = folder, fingerprint, shard_rows
         self.manifest: Manifest | None = None
         """Set once the folder is complete."""
         self._fresh, self._team = fresh, team
         self._shards: list[ShardInfo] = []
-        self._rows = self._batches = self._nonfinite = self._special = 0  # of the shard being filled
+        self._rows = self._batches = 0  # of the shard being filled, as all up to ``_rounding``
+        self._dropped = dict.fromkeys(REASONS, 0)
+        self._rounding = self._no_rounding()
         self._buffers: dict[str, Tensor] = {}  # being filled
         self._others: dict[str, Tensor] = {}  # being written, or done with
         self._behind: Future[ShardInfo] | None = None  # the last of this rank's shards, while it is being written
@@ -126,7 +139,7 @@ class ShardWriter:
     @property
     def nonfinite(self) -> int:
         """Rows dropped so far because they were not finite."""
-        return sum(shard.nonfinite for shard in self._shards) + self._nonfinite
+        return sum(shard.nan + shard.infinite for shard in self._shards) + self._nonfinite
 
     def write_batch(
         self,
@@ -138,7 +151,9 @@ class ShardWriter:
         *,
         special: int = 0,
     ) -> None:
-        """Take the real tokens of one forward batch, on any device; rows not finite as stored are dropped.
+        """Take the real tokens of one forward batch, on any device; rows that are not finite are dropped and counted.
+
+        A row counts as it is stored, so that a number too large for fp16 is infinite there; for int8, as it comes.
 
         Args:
             index: Must be ``next_batch``: batches come in order, each once.
@@ -151,12 +166,14 @@ class ShardWriter:
         if self._behind is not None and self._behind.done():
             self._settle()
         begin, end = self._rows, self._rows + len(acts)
-        for name, rows in {"acts": acts, "seq_ids": seq_ids, "positions": positions, "token_ids": token_ids}.items():
+        for name, rows in {"seq_ids": seq_ids, "positions": positions, "token_ids": token_ids}.items():
             self._buffers[name][begin:end].copy_(rows)
-        finite = finite_rows(self._buffers["acts"][begin:end])
+        peaks = self._fill(begin, end, acts)
+        finite = peaks.isfinite().numpy()
         self._rows = end if finite.all() else self._keep(begin, end, finite)
-        self._nonfinite += end - self._rows
-        self._special += special
+        self._dropped["nan"] += int(peaks.isnan().sum())
+        self._dropped["infinite"] += int(peaks.isinf().sum())
+        self._dropped["special"] += special
         self._batches += 1
         # Early on, few rows were seen: some bad ones must not count as a large share of the run to come.
         self._require_finite(of=self.fingerprint.max_tokens or self.shard_rows)
@@ -194,12 +211,18 @@ class ShardWriter:
             self._team.meet()
             self._shards = [Sidecar.read(self.folder, number).shard for number in range(len(self._shards))]
             self._require_finite()
-        manifest = Manifest(self.fingerprint, tuple(self._shards))
+        manifest = Manifest(self.fingerprint, tuple(self._shards), self._total_rounding())
         with self._team.led() as first:
             if first:
                 manifest.publish(self.folder)
         self.manifest = manifest
         return manifest
+
+    def _total_rounding(self) -> Rounding | None:
+        """As the sidecars have it, so that it does not matter who wrote them, and when."""
+        if not is_rounded(self.fingerprint.storage_dtype):
+            return None
+        return total_rounding(Sidecar.read(self.folder, number) for number in range(len(self._shards)))
 
     # ---- filling --------------------------------------------------------------------------------
 
@@ -217,9 +240,30 @@ class ShardWriter:
             )
         if not self._buffers:
             rows = self.shard_rows + capacity
-            shape, dtype = (rows, self.fingerprint.d_in), DTYPES[self.fingerprint.storage_dtype]
+            shape, dtype = (rows, self.fingerprint.d_in), STORED[self.fingerprint.storage_dtype]
             self._buffers = {"acts": torch.empty(shape, dtype=dtype)}
+            if is_rounded(self.fingerprint.storage_dtype):
+                self._buffers["scales"] = torch.empty(rows, dtype=SCALE)
             self._buffers |= {name: torch.empty(rows, dtype=dtype) for name, dtype in ORIGINS.items()}
+
+    def _fill(self, begin: int, end: int, acts: Float[Tensor, "rows d_in"]) -> Float[Tensor, " rows"]:
+        """Store activations in the precision asked for; returns the largest magnitude of each, finite where it is."""
+        stored = self._buffers["acts"][begin:end]
+        if self._rounding is None:
+            stored.copy_(acts)
+            return largest(stored)
+        given = acts.cpu().contiguous()
+        peaks = largest(given if given.dtype in DTYPES.values() else given.float())
+        self._rounding += quantise(given, peaks, stored, self._buffers["scales"][begin:end])
+        return peaks
+
+    def _no_rounding(self) -> Rounding | None:
+        """What rounding did to no row at all, where rows are rounded."""
+        return Rounding.none(self.fingerprint.d_in) if is_rounded(self.fingerprint.storage_dtype) else None
+
+    @property
+    def _nonfinite(self) -> int:
+        return self._dropped["nan"] + self._dropped["infinite"]
 
     def _keep(self, begin: int, end: int, finite: np.ndarray) -> int:
         """Close the gaps that rows which are not finite leave; returns the new end."""
@@ -232,9 +276,10 @@ class ShardWriter:
         """Raise once too many rows are bad even for a run of ``of`` rows, or for those seen."""
         seen = self.rows + self.nonfinite
         if self.nonfinite > MAX_NONFINITE * max(seen, of):
+            where = "before rounding" if self._rounding else f"in {self.fingerprint.storage_dtype}"
             raise NumericalError(
                 f"{self.nonfinite} of {seen} activations at {self.fingerprint.hook_point} of {self.fingerprint.corpus} "
-                f"are NaN or infinite in {self.fingerprint.storage_dtype}, more than {MAX_NONFINITE:.1%}; "
+                f"are NaN or infinite {where}, more than {MAX_NONFINITE:.1%}; "
                 "collect with --storage_dtype bf16 or --dtype fp32, and check the model"
             )
 
@@ -245,6 +290,10 @@ class ShardWriter:
     def _cut(self) -> None:
         """Hand the rows held to the thread that writes, once it has written those before."""
         done, own = self._shards, self.is_own(len(self._shards))
+        if len(done) == MAX_SHARDS:
+            raise ShardError(
+                f"{self.folder} holds {MAX_SHARDS} shards, the most there may be; collect again with more --shard_rows"
+            )
         if own:
             self._settle()
         info = ShardInfo(
@@ -254,19 +303,21 @@ class ShardWriter:
             batches=self._batches,
             first_batch=sum(shard.batches for shard in done),
             bytes=0,  # and its hashes: known once it is written
-            nonfinite=self._nonfinite,
-            special=self._special,
+            **self._dropped,
             hashes="",
         )
         if own:
             tensors = {name: rows[: self._rows] for name, rows in self._buffers.items()}
-            files.require_disk(self.folder, sum(rows.nbytes for rows in tensors.values()) + 64 * 1024)
-            self._behind, self._behind_number = self._writing.submit(self._publish, info, tensors), len(done)
+            files.require_disk(beside(self.folder), sum(rows.nbytes for rows in tensors.values()) + 64 * 1024)
+            self._behind = self._writing.submit(self._publish, info, tensors, self._rounding)
+            self._behind_number = len(done)
             self._buffers, self._others = self._others, self._buffers
         self._shards.append(info)
-        self._rows = self._batches = self._nonfinite = self._special = 0
+        self._rows = self._batches = 0
+        self._dropped = dict.fromkeys(REASONS, 0)
+        self._rounding = self._no_rounding()
 
-    def _publish(self, info: ShardInfo, tensors: dict[str, Tensor]) -> ShardInfo:
+    def _publish(self, info: ShardInfo, tensors: dict[str, Tensor], rounding: Rounding | None) -> ShardInfo:
         """Put a shard on disk, and its sidecar after it; returns what the sidecar says of it."""
         if self._team.world > 1:
             info = replace(info, first_row=self._rows_before(info))
@@ -275,7 +326,7 @@ class ShardWriter:
         layout, size = read_header(path, kind=ShardError, what="the shard just written")
         hashes = _hash(tensors, hash_header(path, layout))
         info = replace(info, bytes=size, hashes=files.digest(asdict(hashes)))
-        Sidecar(self.fingerprint, info, hashes).publish(self.folder)
+        Sidecar(self.fingerprint, info, hashes, rounding).publish(self.folder)
         return info
 
     def _settle(self) -> None:
@@ -290,7 +341,7 @@ class ShardWriter:
         if number == 0:
             return 0
         while not self._stands(number - 1):
-            if self._given_up.wait(0.02):
+            if self._given_up.wait(0.5 if isinstance(self.folder, RemotePath) else 0.02):
                 raise ShardError(f"{self.folder / info.file} was not written: the work has ended before its turn")
         before = Sidecar.read(self.folder, number - 1).shard
         return before.first_row + before.rows
@@ -327,25 +378,29 @@ class ShardWriter:
 
     def _stands(self, index: int) -> bool:
         shard = self.folder / shard_name(index)
-        return shard.exists() and sidecar_path(self.folder, shard.name).exists()
+        return shard.exists() and files.is_there(sidecar_path(self.folder, shard.name))
 
     def _remove_leftovers(self) -> None:
         whole = {shard.file for shard in self._shards}
         keep = whole | {sidecar_path(self.folder, name).name for name in whole}
         for pattern in ("shard-*.json", "shard-*.safetensors", ".shard-*.part", f".{MANIFEST}.part"):
-            for path in self.folder.glob(pattern):
+            for path in itertools.chain(self.folder.glob(pattern), beside(self.folder).glob(pattern)):
                 if path.name not in keep:
-                    path.unlink()
+                    path.unlink(missing_ok=True)
 
 
 def _hash(tensors: dict[str, Tensor], header: str) -> Hashes:
     blocks = range(0, len(tensors["acts"]), BLOCK_ROWS)
-    acts = tuple(xxhash.xxh3_64_hexdigest(as_bytes(tensors["acts"][i : i + BLOCK_ROWS])) for i in blocks)
-    return Hashes(header=header, acts=acts, origins=tuple(_hash_origins(tensors, first) for first in blocks))
+    acts = [name for name in ("acts", "scales") if name in tensors]
+    return Hashes(
+        header=header,
+        acts=tuple(_hash_block(tensors, acts, first) for first in blocks),
+        origins=tuple(_hash_block(tensors, ORIGINS, first) for first in blocks),
+    )
 
 
-def _hash_origins(tensors: dict[str, Tensor], first: int) -> str:
+def _hash_block(tensors: dict[str, Tensor], names: Iterable[str], first: int) -> str:
     hasher = xxhash.xxh3_64()
-    for name in ORIGINS:
+    for name in names:
         hasher.update(as_bytes(tensors[name][first : first + BLOCK_ROWS]))
     return hasher.hexdigest()

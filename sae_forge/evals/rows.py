@@ -51,7 +51,7 @@ def item_rows(suite: Suite, method: str, settings: Row, seed: int | None, found:
 def publish_rows(path: Path, rows: list[Row]) -> None:
     """Write the rows as one parquet file, whole or not at all."""
     with files.publish(path) as part:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=SCHEMA), part)
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=SCHEMA), part, write_page_checksum=True)
 
 
 def _asked(suite: Suite, found: Measurement) -> Iterator[Row]:

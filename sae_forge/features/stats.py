@@ -9,6 +9,7 @@ firing, so at most ``8 * k`` bytes a token of those sequences.
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import tee
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -216,16 +217,24 @@ def iter_rows(reader: ShardReader, *, every: int = 1) -> Iterator[tuple[Tensor, 
     Blocks that hold none of these sequences cost 16 bytes a row, since their activations are not read.
     """
     held: list[tuple[Tensor, Tensor, Tensor]] = []
-    for number in range(reader.block_count):
-        seq_ids = reader.read_origins(number)["seq_ids"]
-        kept = (seq_ids % every == 0).nonzero()[:, 0]
-        if len(kept):
-            held.append((reader.read_acts(number)[kept], seq_ids[kept], number * BLOCK_ROWS + kept))
+    chosen, numbers = tee(_chosen(reader, every))
+    blocks = reader.iter_acts((number for number, _, _ in numbers), reader.make_scratch())
+    for (number, seq_ids, kept), acts in zip(chosen, blocks, strict=True):
+        held.append((acts[kept], seq_ids, number * BLOCK_ROWS + kept))
         if sum(len(acts) for acts, _, _ in held) + BLOCK_ROWS > ROWS:
             yield _joined(held)
             held = []
     if held:
         yield _joined(held)
+
+
+def _chosen(reader: ShardReader, every: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Each block that holds some of every ``every``-th sequence: its number, and their sequence numbers and rows."""
+    for number in range(reader.block_count):
+        seq_ids = reader.read_origins(number)["seq_ids"]
+        kept = (seq_ids % every == 0).nonzero()[:, 0]
+        if len(kept):
+            yield number, seq_ids[kept], kept
 
 
 def require_width(reader: ShardReader, sae: Dictionary, title: str) -> None:

@@ -24,7 +24,7 @@ class Bench:
 
     def __init__(self, config: ModelConfig, progress: Progress = SILENT) -> None:
         self.config, self.progress = config, progress
-        self.run = Run(config.run_folder)
+        self.run = Run(config.run_folder, getattr(config, "shards_dir", None))
 
     def under(self, config: ModelConfig) -> "Bench":
         """The same bench under other settings of the same model; what is loaded stays loaded."""

@@ -30,7 +30,7 @@ _DECIDING = {
 
 def readers(run: Run, point: HookPoint) -> list[ShardReader]:
     """Every complete corpus of activations at ``point``."""
-    return [ShardReader(folder) for folder in find_shards(run.folder, str(point))]
+    return [ShardReader(folder) for folder in find_shards(run.folder, str(point), shards=run.shards)]
 
 
 def require_spelled(config: CollectConfig, found: Sequence[ShardReader]) -> None:

@@ -46,6 +46,7 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     """
     named = bench.sae(config.sae)
     corpora = _corpora(config, bench, named.point)
+    bench.run.note_shards()
     folder = bench.run.selections(named.folder)
     paths = {
         method: folder
@@ -127,6 +128,8 @@ def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora
     wanted = missing(config, found)
     if config.forget and not _in_role("forget", found):
         wanted = [*wanted, ("forget", config.forget)]
+    if not found:  # as after training on windows, which leaves none
+        wanted += [("retain", source) for source in config.retain if source]
     if config.refusal_text and _refusal(config.refusal_text, found) is None:
         wanted = [*wanted, (REFUSAL, config.refusal_text)]
     if wanted:

@@ -1,13 +1,14 @@
-"""``train``: an SAE at every hook point, on shards that are collected first where they are missing."""
+"""``train``: an SAE at every hook point, on shards that are collected first where they are missing, or on windows."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from sae_forge import ranks
 from sae_forge.config import TrainConfig
-from sae_forge.data.shards import ShardReader
+from sae_forge.data.shards import Fingerprint, ShardReader
 from sae_forge.data.stream import ActivationStream
+from sae_forge.data.windows import Stream
 from sae_forge.errors import CheckpointError, DataError
 from sae_forge.evals.language_modeling import load_corpus
 from sae_forge.evals.recovered import ce_recovered
@@ -16,6 +17,7 @@ from sae_forge.outcome import Outcome
 from sae_forge.pipeline import collected
 from sae_forge.pipeline.bench import Bench, device_of
 from sae_forge.pipeline.collect import collect
+from sae_forge.pipeline.streaming import windowed
 from sae_forge.runs import Run
 from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.training.report import TrainReport, save_report
@@ -23,7 +25,31 @@ from sae_forge.training.trainer import Place, train_saes
 
 
 def train(config: TrainConfig, bench: Bench) -> Outcome:
-    """One SAE at every hook point, on shards that are collected first where they are missing."""
+    """One SAE or several at every hook point.
+
+    The shards are collected first where they are missing; with ``max_disk_gb`` they come and go, one window at a time.
+    """
+    if config.max_disk_gb is None:
+        _collect_missing(config, bench)
+    else:
+        _require_k(config, bench)
+    with ranks.here().led() as first:
+        if first:
+            bench.run.open(config.model)
+    train_at = _train_at if config.max_disk_gb is None else _train_in_windows
+    trained = {name: done for point in bench.points for name, done in train_at(point, config, bench).items()}
+    metrics = {name: report.to_json() for name, (_, report) in trained.items()}
+    return Outcome(
+        run=bench.run,
+        outputs={name: folder for name, (folder, _) in trained.items()},
+        metrics=next(iter(metrics.values())) if len(metrics) == 1 else metrics,
+        summary="\n".join(f"{folder}: {report.summary()}" for folder, report in trained.values()),
+        then=bench.next("features"),
+    )
+
+
+def _collect_missing(config: TrainConfig, bench: Bench) -> None:
+    """Have every corpus that was named at every hook point."""
     for point in bench.points:
         collected.require_spelled(config, _shards(bench.run, point))
     if absent := [str(point) for point in bench.points if not _collected(bench.run, point)]:
@@ -35,18 +61,6 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
         if named := collected.missing(config, found):
             bench.progress.say(f"no activations of {', '.join(source for _, source in named)} at {point}: collecting")
             collected.gather(named, point, config, bench, found)
-    with ranks.here().led() as first:
-        if first:
-            bench.run.open(config.model)
-    trained = {name: done for point in bench.points for name, done in _train_at(point, config, bench).items()}
-    metrics = {name: report.to_json() for name, (_, report) in trained.items()}
-    return Outcome(
-        run=bench.run,
-        outputs={name: folder for name, (folder, _) in trained.items()},
-        metrics=next(iter(metrics.values())) if len(metrics) == 1 else metrics,
-        summary="\n".join(f"{folder}: {report.summary()}" for folder, report in trained.values()),
-        then=bench.next("features"),
-    )
 
 
 def _collected(run: Run, point: HookPoint) -> bool:
@@ -61,19 +75,36 @@ def _require_k(config: TrainConfig, bench: Bench) -> None:
     _ = config.saes(bench.lm.d_model)
 
 
-def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> dict[str, tuple[Path, TrainReport]]:
-    """Folder and report of each SAE at ``point``, by the point's name and, of several, the SAE's."""
+def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained":
+    """Train on the shards that are there."""
     readers = _shards(bench.run, point)
     if not config.include_forget:
         readers = [reader for reader in readers if reader.fingerprint.role != "forget"]
     if not readers:
         raise DataError(f"--no_include_forget leaves no activations at {point}; collect text to keep with --retain")
+    shards = {reader.manifest.sha256: reader.fingerprint for reader in readers}
+    stream = ActivationStream(readers, batch_size=config.batch_size, seed=config.seed, shuffle_gb=config.shuffle_gb)
+    return _train_on(stream, _provenance(shards, bench), point, config, bench)
+
+
+def _train_in_windows(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained":
+    """Train on shards that come and go."""
+    with windowed(point, config, bench) as (stream, plan):
+        shards = {f"{plan.sha256} {name}": cut.fingerprint for name, cut in plan.cuts.items()}
+        return _train_on(stream, _provenance(shards, bench), point, config, bench)
+
+
+_Trained = dict[str, tuple[Path, TrainReport]]
+"""Folder and report of each SAE at a hook point, by the point's name and, of several, the SAE's."""
+
+
+def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: TrainConfig, bench: Bench) -> _Trained:
+    """Every SAE asked for, trained and measured."""
     places = {}
-    for shape in config.saes(readers[0].d_in):
+    for shape in config.saes(stream.d_in):
         folder = bench.run.sae(point, **shape._asdict())
         places[shape] = Place(folder=folder, log=bench.run.logs / f"train-{point}-{folder.name}.jsonl")
-    stream = ActivationStream(readers, batch_size=config.batch_size, seed=config.seed)
-    reports = train_saes(stream, config, places, _provenance(readers, bench), progress=bench.progress)
+    reports = train_saes(stream, config, places, provenance, progress=bench.progress)
     found = {}
     for shape, report in reports.items():
         folder = places[shape].folder
@@ -90,15 +121,19 @@ def _shards(run: Run, point: HookPoint) -> list[ShardReader]:
     return [reader for reader in collected.readers(run, point) if reader.fingerprint.role != collected.REFUSAL]
 
 
-def _provenance(readers: Sequence[ShardReader], bench: Bench) -> Provenance:
-    """What the SAE of these shards may be used for; shards of two models or two ways of reading are refused."""
-    first = readers[0].fingerprint
-    for reader in readers[1:]:
+def _provenance(shards: Mapping[str, Fingerprint], bench: Bench) -> Provenance:
+    """What an SAE may be used for; shards of two models or two ways of reading are refused.
+
+    Args:
+        shards: Settings of each corpus by what names its content.
+    """
+    first, *others = shards.values()
+    for other in others:
         for name in ("model", "weights", "tokenizer", "ctx_len", "bos"):
-            expected, found = getattr(first, name), getattr(reader.fingerprint, name)
+            expected, found = getattr(first, name), getattr(other, name)
             if expected != found:
                 raise CheckpointError(
-                    f"the corpora {first.corpus} and {reader.fingerprint.corpus} were collected apart: {name} expected "
+                    f"the corpora {first.corpus} and {other.corpus} were collected apart: {name} expected "
                     f"{expected}, found {found}; collect both again with --fresh"
                 )
     point = HookPoint.parse(first.hook_point)
@@ -108,10 +143,10 @@ def _provenance(readers: Sequence[ShardReader], bench: Bench) -> Provenance:
         hf_hook_name=f"{bench.lm.family.layers}.{point.layer}" if point.site == "resid_post" else None,
         ctx_len=first.ctx_len,
         bos=first.bos,
-        datasets=tuple(reader.fingerprint.source for reader in readers),
+        datasets=tuple(corpus.source for corpus in shards.values()),
         tokenizer=first.tokenizer,
         weights=first.weights,
-        shards=tuple(reader.manifest.sha256 for reader in readers),
+        shards=tuple(shards),
     )
 
 

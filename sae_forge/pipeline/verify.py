@@ -19,10 +19,11 @@ import pyarrow.parquet
 from sae_forge import files
 from sae_forge.data.manifest import MANIFEST, Manifest, Sidecar, shard_name, sidecar_path
 from sae_forge.data.reader import ShardFile
-from sae_forge.errors import CheckpointError, DataError, ForgeError, ShardError
+from sae_forge.errors import CheckpointError, DataError, ForgeError, RemoteError, ShardError
 from sae_forge.features.selection import Selection
 from sae_forge.outcome import Outcome
 from sae_forge.progress import SILENT, Progress
+from sae_forge.remote import AnyPath
 from sae_forge.runs import Run
 from sae_forge.sae.store import CFG, WEIGHTS, load_sae
 from sae_forge.training.state import STATE, verify_checkpoint
@@ -42,7 +43,7 @@ class _UnprovenError(Exception):
 class Check:
     """One file, and what raises unless it is whole."""
 
-    path: Path
+    path: AnyPath
     read: Callable[[], object]
 
     @property
@@ -55,7 +56,7 @@ class Check:
 class Finding:
     """What is known of one file after reading it."""
 
-    path: Path
+    path: AnyPath
     verdict: Verdict
     reason: str = ""
     """One line that names the file, unless it is whole."""
@@ -66,6 +67,7 @@ def verify(run: Run, progress: Progress = SILENT) -> Outcome:
 
     Raises:
         DataError: there is no such folder, or nothing in it.
+        RemoteError: the store that holds its shards does not answer.
     """
     checks = list(iter_checks(run.folder))
     if not checks:
@@ -86,7 +88,7 @@ def verify(run: Run, progress: Progress = SILENT) -> Outcome:
             "files": len(checks),
             "bytes": total,
             **{
-                name: [{"file": str(found.path.relative_to(run.folder)), "reason": found.reason} for found in listed]
+                name: [{"file": _shown(found.path, run.folder), "reason": found.reason} for found in listed]
                 for name, listed in (("damaged", damaged), ("unproven", unproven))
             },
         },
@@ -97,11 +99,20 @@ def verify(run: Run, progress: Progress = SILENT) -> Outcome:
 
 
 def iter_checks(folder: Path) -> Iterator[Check]:
-    """A check for every file of a run folder, those that are missing included; ``logs/`` and locks apart."""
+    """A check for every file of a run, those that are missing included; ``logs/`` and locks apart."""
+    yield from _checks_in(folder)
+    with suppress(ShardError):  # a pointer that is damaged is a finding of its own
+        shards = Run(folder).shards
+        if shards != folder / "shards":
+            yield from _checks_elsewhere(shards)
+
+
+def _checks_in(folder: Path) -> Iterator[Check]:
+    """A check for every file that lies in the run folder."""
     for path in sorted(folder.rglob("*")):
         inside = path.relative_to(folder).parts
         if path.is_dir() and not path.is_symlink():
-            if inside[0] == "shards" and len(inside) == 3:
+            if _holds_shards(inside):
                 yield from _shard_checks(path)
             elif inside[0] == "saes" and len(inside) == 3 and (path / CFG).exists() and not (path / WEIGHTS).exists():
                 yield Check(path / WEIGHTS, lambda at=path: _weights(at))
@@ -114,11 +125,17 @@ def _find(check: Check) -> Finding:
         check.read()
     except _UnprovenError as doubt:
         return Finding(check.path, "unproven", f"{check.path} {doubt}")
+    except RemoteError:  # says nothing of the file
+        raise
     except ForgeError as error:
         return Finding(check.path, "damaged", " ".join(str(error).split()))
     except (OSError, ValueError, pyarrow.ArrowException) as error:
         return Finding(check.path, "damaged", f"{check.path} is damaged: {' '.join(str(error).split())[:200]}")
     return Finding(check.path, "whole")
+
+
+def _shown(path: AnyPath, folder: Path) -> str:
+    return str(path.relative_to(folder) if isinstance(path, Path) and path.is_relative_to(folder) else path)
 
 
 # ---- what proves a file -------------------------------------------------------------------------
@@ -140,7 +157,7 @@ def _reader(path: Path, inside: tuple[str, ...]) -> Callable[[], object]:
     return lambda: readers.get(path.suffix, _unknown)(path)
 
 
-def _sealed_json(path: Path) -> None:
+def _sealed_json(path: AnyPath) -> None:
     files.read_json(path, kind=DataError, what="a record of a run")
     if not files.is_sealed(path.read_bytes()):
         raise _UnprovenError("has no seal: another version or another program wrote it")
@@ -206,27 +223,40 @@ def _refuse(words: str) -> None:
 # ---- shards -------------------------------------------------------------------------------------
 
 
+def _holds_shards(inside: tuple[str, ...]) -> bool:
+    """Whether a folder is that of a corpus at a hook point, or of a window of it."""
+    return (*inside[:1], len(inside)) in (("shards", 3), ("windows", 5))
+
+
 def _in_shard_folder(inside: tuple[str, ...]) -> bool:
     """Whether a file is one that :func:`_shard_checks` answers for."""
-    of_shards = inside[0] == "shards" and len(inside) == 4
-    return of_shards and (inside[3] == MANIFEST or _SHARD.fullmatch(inside[3]) is not None)
+    return _holds_shards(inside[:-1]) and (inside[-1] == MANIFEST or _SHARD.fullmatch(inside[-1]) is not None)
 
 
-def _shard_checks(folder: Path) -> Iterator[Check]:
+def _checks_elsewhere(shards: AnyPath) -> Iterator[Check]:
+    """A check for every file of the corpora that a pointer leads to."""
+    for folder in sorted(shards.glob("*/*"), key=str):
+        if folder.is_dir():
+            yield from _shard_checks(folder)
+            yield from (Check(path, lambda at=path: _sealed_json(at)) for path in folder.glob("config.json"))
+
+
+def _shard_checks(folder: AnyPath) -> Iterator[Check]:
     """Manifest, sidecars and shards of one corpus at one hook point: those that are there and those that should be."""
-    manifest = None
+    manifest, there = None, {path.name: path for path in folder.iterdir()}
     if (folder / MANIFEST).exists():
         yield Check(folder / MANIFEST, lambda: Manifest.read(folder))
         with suppress(ShardError):
             manifest = Manifest.read(folder)
-    found = {int(match[1]) for path in folder.iterdir() if (match := _SHARD.fullmatch(path.name))}
+    found = {int(match[1]) for name in there if (match := _SHARD.fullmatch(name))}
     for index in sorted(found | set(range(len(manifest.shards) if manifest else 0))):
         shard = folder / shard_name(index)
-        yield Check(sidecar_path(folder, shard.name), lambda at=index: _sidecar(folder, at, manifest))
-        yield Check(shard, lambda at=index: _shard(folder, at, manifest))
+        sidecar = sidecar_path(folder, shard.name)
+        yield Check(there.get(sidecar.name, sidecar), lambda at=index: _sidecar(folder, at, manifest))
+        yield Check(there.get(shard.name, shard), lambda at=index: _shard(folder, at, manifest))
 
 
-def _sidecar(folder: Path, index: int, manifest: Manifest | None) -> None:
+def _sidecar(folder: AnyPath, index: int, manifest: Manifest | None) -> None:
     path = sidecar_path(folder, shard_name(index))
     _require_known(index, manifest)
     if not path.exists() and manifest is None and not (folder / MANIFEST).exists():
@@ -236,7 +266,7 @@ def _sidecar(folder: Path, index: int, manifest: Manifest | None) -> None:
         raise ShardError(f"{path} is not the one the manifest describes; restore it or collect again with --fresh")
 
 
-def _shard(folder: Path, index: int, manifest: Manifest | None) -> None:
+def _shard(folder: AnyPath, index: int, manifest: Manifest | None) -> None:
     """Every block against the hashes in the sidecar; a sidecar that is damaged itself says nothing of its shard."""
     _require_known(index, manifest)
     try:

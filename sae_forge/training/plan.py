@@ -10,7 +10,7 @@ from torch import Tensor
 
 from sae_forge import files, ranks
 from sae_forge.config import SaeShape, TrainConfig
-from sae_forge.data.stream import ActivationStream
+from sae_forge.data.windows import Stream
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.store import Provenance
@@ -23,6 +23,7 @@ _CPU = torch.device("cpu")
 
 DECIDING = (
     "batch_size",
+    "shuffle_gb",
     "lr_warmup",
     "lr_decay",
     "auxk_alpha",
@@ -30,6 +31,7 @@ DECIDING = (
     "b_dec_init",
     "max_grad_norm",
     "sae_dtype",
+    "max_disk_gb",
 )
 """Settings that, as given, decide which SAE comes out; device, backend and checkpoint interval do not."""
 
@@ -51,7 +53,7 @@ class Plan:
     team: Ranks = ALONE
 
     @classmethod
-    def make(cls, config: TrainConfig, shape: SaeShape, stream: ActivationStream) -> "Plan":
+    def make(cls, config: TrainConfig, shape: SaeShape, stream: Stream) -> "Plan":
         """Decide what the config leaves to the shards and the machine.
 
         Args:
@@ -134,9 +136,9 @@ def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def settings_differ(stored: dict[str, Any], wanted: dict[str, Any]) -> list[tuple[str, Any, Any]]:
-    """Each setting whose value is not the stored one, as (name, stored, wanted); nested ones by dotted name."""
+    """Each setting whose value is not the stored one, as (name, stored, wanted); nested ones last, by dotted name."""
     found: list[tuple[str, Any, Any]] = []
-    for name in sorted({*stored, *wanted}):
+    for name in sorted({*stored, *wanted}, key=lambda name: (isinstance(stored.get(name), dict), name)):
         before, now = stored.get(name), wanted.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
             found += [(f"{name}.{inner}", old, new) for inner, old, new in settings_differ(before, now)]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge.data.stream import ActivationStream
+from sae_forge.data.windows import Stream
 from sae_forge.errors import NumericalError, ResourceError
 from sae_forge.progress import Task
 
@@ -40,7 +40,7 @@ class Record:
         stream: Where the batches come from, to tell reading from computing.
     """
 
-    def __init__(self, task: Task, log: TextIO | None, *, clipped: bool, tokens: int, stream: ActivationStream) -> None:
+    def __init__(self, task: Task, log: TextIO | None, *, clipped: bool, tokens: int, stream: Stream) -> None:
         self._task, self._log, self._clipped, self._stream = task, log, clipped, stream
         self._flushed_bytes, self._flushed_wait = stream.bytes_read, stream.seconds_waited
         self._waiting: list[_Step] = []

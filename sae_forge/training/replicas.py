@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_forge.data.stream import ActivationStream
+from sae_forge.data.windows import Stream
 from sae_forge.errors import PeerError
 from sae_forge.kernels.rows import Slot
 from sae_forge.training.plan import Plan
@@ -17,7 +17,7 @@ GPU_STOP_STEPS = 20
 """Steps between two looks at whether a rank was asked to stop, where a look waits for the device."""
 
 
-def require_agreement(plan: Plan, stream: ActivationStream, settings: dict[str, Any]) -> None:
+def require_agreement(plan: Plan, stream: Stream, settings: dict[str, Any]) -> None:
     """Refuse to begin unless every rank is to do the same on as many batches.
 
     Raises:

@@ -23,7 +23,8 @@ from torch import Tensor
 
 from sae_forge import files, ranks
 from sae_forge.config import SaeShape, TrainConfig
-from sae_forge.data.stream import ActivationStream
+from sae_forge.data.stream import ActivationStream, Part
+from sae_forge.data.windows import Stream
 from sae_forge.errors import ConfigError, NumericalError, ResourceError
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.rng import torch_seed
@@ -43,7 +44,7 @@ from sae_forge.training.replicas import (
 )
 from sae_forge.training.report import TrainReport, load_report, measure, measuring_window, save_report
 from sae_forge.training.sharded import ShardedSAE, local_k
-from sae_forge.training.signals import held_signals
+from sae_forge.training.signals import Pending, held_signals
 from sae_forge.training.state import TrainState, drop_damaged, load_checkpoint, load_weights, save_checkpoint
 
 CHECKPOINTS = "checkpoints"
@@ -60,14 +61,14 @@ class Place:
 
 
 def train_sae(
-    stream: ActivationStream,
+    stream: Stream,
     config: TrainConfig,
     folder: Path,
     provenance: Provenance,
     *,
     progress: Progress = SILENT,
     log: Path | None = None,
-    held_out: ActivationStream | None = None,
+    held_out: Stream | None = None,
 ) -> TrainReport:
     """The report of the one SAE that ``config`` asks for; see :func:`train_saes`.
 
@@ -82,13 +83,13 @@ def train_sae(
 
 
 def train_saes(
-    stream: ActivationStream,
+    stream: Stream,
     config: TrainConfig,
     places: Mapping[SaeShape, Place],
     provenance: Provenance,
     *,
     progress: Progress = SILENT,
-    held_out: ActivationStream | None = None,
+    held_out: Stream | None = None,
 ) -> dict[SaeShape, TrainReport]:
     """The report of each SAE in its folder: trained now, trained on from a checkpoint, or finished before.
 
@@ -158,7 +159,7 @@ def _open_folder(folder: Path, config: TrainConfig, settings: dict[str, Any], he
         files.publish_json(folder / CONFIG, settings)
 
 
-def _finish(run: "_Run", stream: ActivationStream, provenance: Provenance, progress: Progress) -> TrainReport:
+def _finish(run: "_Run", stream: Stream, provenance: Provenance, progress: Progress) -> TrainReport:
     """Publish the SAE and its report, which every rank returns."""
     team, plan, folder = run.plan.team, run.plan, run.place.folder
     report = None
@@ -207,7 +208,7 @@ class _Run:
 class _Loop:
     """What a run keeps while steps are taken."""
 
-    def __init__(self, run: _Run, task: Task, log: TextIO | None, stream: ActivationStream) -> None:
+    def __init__(self, run: _Run, task: Task, log: TextIO | None, stream: Stream) -> None:
         self.run = run
         self.first_tokens = run.state.tokens
         self._step = Stepper(run.state, run.plan)
@@ -245,43 +246,55 @@ class _Loop:
                 save_checkpoint(folder, state)
 
 
-def _train(stream: ActivationStream, runs: list[_Run], progress: Progress) -> None:
-    """Every run to its last step."""
+def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
+    """Every run to its last step, from one part of the stream after the other."""
     started = time.perf_counter()
     with ExitStack() as stack:
-        pending = stack.enter_context(held_signals())
         task = stack.enter_context(progress.task("train", sum(run.plan.steps for run in runs), "step"))
         task.advance(sum(run.state.step for run in runs))
-        plan, state = runs[0].plan, runs[0].state
-        logs = [_open_log(run.place.log if plan.team.leads else None, stack) for run in runs]
+        logs = [_open_log(run.place.log if run.plan.team.leads else None, stack) for run in runs]
         loops = [_Loop(run, task, log, stream) for run, log in zip(runs, logs, strict=True)]
-        last = max(run.plan.steps for run in runs)
-        index = min((run.state.step for run in runs if run.unfinished), default=last)
-        batches = stack.enter_context(_reading(stream, index, plan.device, plan.own_rows))
-        while not (stopped := asked_to_stop(pending.signum is not None, state, plan)) and index < last:
-            if all(run.failure is not None for run in runs):
-                break
-            batch = next(batches)
-            for loop in loops:
-                if loop.run.state.step == index and loop.run.unfinished:
-                    loop.take(batch)
-            index += 1
-        if stopped:
-            for loop in loops:
-                if loop.run.failure is None:
-                    loop.save()
-            progress.say(f"stopped after step {index} of {last}; the same command goes on from there")
-    if any(run.unfinished for run in runs):
-        raise KeyboardInterrupt  # whatever the signal's own handler did, these SAEs are not finished
+        while behind := [run.state.step for run in runs if run.unfinished]:
+            part = stream.part(min(behind))
+            with held_signals() as pending:
+                step, stopped = _train_on(part, min(behind), loops, pending)
+                unfinished = any(run.unfinished for run in runs)
+                for loop in loops if unfinished else ():
+                    if loop.run.failure is None:
+                        loop.save()
+                if stopped and unfinished:
+                    last = max(run.plan.steps for run in runs)
+                    progress.say(f"stopped after step {step} of {last}; the same command goes on from there")
+            if stopped and unfinished:
+                raise KeyboardInterrupt  # whatever the signal's own handler did, these SAEs are not finished
+            if unfinished:
+                stream.leave(part)
     seconds = time.perf_counter() - started
     for loop in loops:
         if done := loop.run.state.tokens - loop.first_tokens:
             loop.run.rate = done / seconds
 
 
-def _first_rows(stream: ActivationStream) -> Float[Tensor, "rows d_in"]:
+def _train_on(part: Part, index: int, loops: list[_Loop], pending: Pending) -> tuple[int, bool]:
+    """Every step from ``index`` on whose batch comes from this part; the next one, and whether to stop before it."""
+    plan, state = loops[0].run.plan, loops[0].run.state
+    last = max(loop.run.plan.steps for loop in loops)
+    end = last if part.end is None else min(last, part.end)
+    with _reading(part.stream, index - part.first, plan.device, plan.own_rows) as batches:
+        while not (stopped := asked_to_stop(pending.signum is not None, state, plan)) and index < end:
+            if all(loop.run.failure is not None for loop in loops):
+                break
+            batch = next(batches)
+            for loop in loops:
+                if loop.run.state.step == index and loop.run.unfinished:
+                    loop.take(batch)
+            index += 1
+    return index, stopped
+
+
+def _first_rows(stream: Stream) -> Float[Tensor, "rows d_in"]:
     """What training starts from, the same for every SAE of a read."""
-    with _reading(stream, 0, torch.device("cpu")) as batches:
+    with _reading(stream.part(0).stream, 0, torch.device("cpu")) as batches:
         return take_sample(batches, stream.d_in)
 
 
@@ -326,17 +339,19 @@ def _new_sae(plan: Plan) -> TopKSAE:
     return some
 
 
-def _measure(stream: ActivationStream, run: _Run, progress: Progress) -> TrainReport:
-    """The report of the SAE as it was saved, over rows that come once each, in the epoch after the last."""
+def _measure(stream: Stream, run: _Run, progress: Progress) -> TrainReport:
+    """The report of the SAE as it was saved, over rows that come once each, in the next order of the last part."""
     plan = run.plan
     if plan.shards_latents:
         sae = ShardedSAE(run.state, plan)
     else:
         sae, _ = load_sae(run.place.folder, device=plan.device)
         sae.backend = plan.config.backend
-    window = measuring_window(stream.batches_per_epoch * stream.batch_size, plan.config.dead_after)
-    epochs = -(-plan.steps // stream.batches_per_epoch)
-    with _reading(stream, epochs * stream.batches_per_epoch, plan.device) as batches:
+    part = stream.part(plan.steps - 1)
+    epoch = part.stream.batches_per_epoch
+    window = measuring_window(epoch * part.stream.batch_size, plan.config.dead_after)
+    seen = -(-(plan.steps - part.first) // epoch) * epoch
+    with _reading(part.stream, seen, plan.device) as batches:
         meter, dead_share = measure(sae, batches, window, progress)
     return TrainReport(steps=run.state.step, tokens=run.state.tokens, fvu=meter.fvu, l0=meter.l0, dead_share=dead_share)
 

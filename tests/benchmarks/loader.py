@@ -41,14 +41,14 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         reader = _shards(options, options.folder or Path(scratch))
         stream = ActivationStream(
-            [reader], batch_size=options.batch_size, seed=0, pool_rows=_pool_rows(options), cached=options.cached
+            [reader], batch_size=options.batch_size, seed=0, shuffle_gb=options.shuffle_gb, cached=options.cached
         )
         _check(reader, stream)
         sizes = {name: value for name, value in vars(options).items() if name not in ("json", "folder", "gigabytes")}
         found: dict[str, Any] = {
             "sizes": sizes | {"rows": reader.rows, "bytes": _bytes(reader), "shards": len(reader.manifest.shards)},
             "conditions": conditions(torch.device("cpu")),
-            "memory": _memory(stream),
+            "memory": _memory(stream, options.shuffle_gb),
         }
         for name in ("cold", "warm"):
             found[name] = _rounds(reader, stream, options.rounds, cold=name == "cold")
@@ -68,7 +68,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--storage_dtype", choices=DTYPES, default="bf16")
     parser.add_argument("--shard_rows", type=int, default=65_536)
     parser.add_argument("--batch_size", type=int, default=4096, help="rows of a batch")
-    parser.add_argument("--shuffle_gb", type=float, help="memory of the pools; unset: the stream's own default")
+    parser.add_argument("--shuffle_gb", type=float, default=1.2, help="memory the stream may take")
     parser.add_argument(
         "--cached",
         action=argparse.BooleanOptionalAction,
@@ -111,12 +111,6 @@ def _shards(options: argparse.Namespace, folder: Path) -> ShardReader:
                 writer.write_batch(index, acts, numbers // CTX_LEN, numbers % CTX_LEN, numbers % CTX_LEN)
             writer.finish()
     return ShardReader(folder, expect={"d_in": options.d_in, "storage_dtype": options.storage_dtype})
-
-
-def _pool_rows(options: argparse.Namespace) -> int:
-    if options.shuffle_gb is None:
-        return 131_072
-    return round(options.shuffle_gb * 1e9 / (2 * options.d_in * DTYPES[options.storage_dtype].itemsize))
 
 
 def _files(reader: ShardReader) -> list[Path]:
@@ -223,13 +217,13 @@ def _forget(reader: ShardReader) -> None:
             os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _memory(stream: ActivationStream) -> dict[str, int]:
-    """Resident bytes that an epoch added at its peak, beside those the pools are said to take."""
+def _memory(stream: ActivationStream, shuffle_gb: float) -> dict[str, int]:
+    """Resident bytes that an epoch added at its peak, beside those it was said to take and those it may take."""
     Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
     before = _status("VmRSS")
     for _ in _epoch(stream):
         pass
-    return {"peak": _status("VmHWM") - before, "pools": stream.pool_bytes}
+    return {"peak": _status("VmHWM") - before, "held": stream.held_bytes, "given": round(shuffle_gb * 1e9)}
 
 
 def _status(field: str) -> int:
@@ -255,8 +249,10 @@ def _remarks(seconds: Seconds) -> str:
 
 
 def _shown(memory: dict[str, int]) -> str:
-    peak, pools = memory["peak"], memory["pools"]
-    return f"an epoch added {peak / 1e9:.3f} GB at its peak; its pools take {pools / 1e9:.3f} GB ({peak / pools:.3f})"
+    peak, held, given = (memory[name] / 1e9 for name in ("peak", "held", "given"))
+    return (
+        f"an epoch added {peak:.3f} GB at its peak, of {held:.3f} expected and {given:.3f} given ({peak / given:.3f})"
+    )
 
 
 if __name__ == "__main__":

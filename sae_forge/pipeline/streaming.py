@@ -1,0 +1,242 @@
+"""``train --max_disk_gb``: more tokens than the disk holds, because collecting and training take turns.
+
+A window of every corpus is collected, trained on and deleted, then the next. The text is tokenised once beforehand, to
+know where the windows end. Taking turns wastes nothing as long as both can have all devices, and leaves at any moment
+what one ``collect`` or one ``train`` would have left, so a stopped run goes on like theirs: the checkpoint says which
+window is needed, and one that is gone or unfinished is collected again, the same bytes.
+"""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, replace
+from functools import partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sae_forge import files, ranks
+from sae_forge.collect import fill, forward_batches
+from sae_forge.collect_plan import Job, plan
+from sae_forge.config import TrainConfig
+from sae_forge.data.corpus import PackedBatch
+from sae_forge.data.shards import Fingerprint, Manifest, ShardReader, ShardWriter, row_bytes
+from sae_forge.data.stream import ActivationStream
+from sae_forge.data.windows import WindowedStream, WindowPlan, plan_windows
+from sae_forge.errors import ShardError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tokens import real_token_mask
+from sae_forge.pipeline.bench import Bench
+
+PLAN, RECORD = "plan.json", "collected.json"
+_WINDOW = "window-*"
+
+
+@contextmanager
+def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tuple[WindowedStream, WindowPlan]]:
+    """Training batches of every corpus the config names, and the plan of their windows; none is left after the block.
+
+    Raises:
+        ConfigError: another process trains on windows at this hook point, or a window would hold less than a batch.
+        DataError: a corpus is missing, empty, or has no text field.
+        ResourceError: the disk cannot hold a window.
+        ShardError: windows of a run under other settings are still there.
+    """
+    config = replace(config, layer=(point.layer,), site=point.site)
+    team = ranks.here()
+    jobs = {job.name: job for job in plan(config, bench.lm, _corpora(config))}
+    with ExitStack() as held:
+        folder = bench.run.windows(point)
+        asked = _asked(config, bench.lm, jobs, point)
+        with team.led() as first:
+            if first:
+                held.enter_context(files.locked(folder))
+                _require_free(folder, asked, config)
+                _make_plan(folder / files.short_hash(asked), config, bench, jobs, point)
+        folder /= files.short_hash(asked)
+        found = WindowPlan.read(folder / PLAN)
+        collector = held.enter_context(_Collector(folder, found, config, bench, jobs))
+        _describe(found, point, bench)
+        stream_of = partial(_stream_of, config)
+        yield WindowedStream(found, collector, batch_size=config.batch_size, stream_of=stream_of), found
+        collector.discard()
+
+
+def _stream_of(config: TrainConfig, readers: Sequence[ShardReader], order: int) -> ActivationStream:
+    return ActivationStream(
+        readers,
+        batch_size=config.batch_size,
+        seed=config.seed,
+        shuffle_gb=config.shuffle_gb,
+        first_order=order,
+    )
+
+
+def _corpora(config: TrainConfig) -> list[tuple[str, str]]:
+    forget = [("forget", config.forget)] if config.forget and config.include_forget else []
+    return [*forget, *(("retain", source) for source in config.retain)]
+
+
+# ---- plan ---------------------------------------------------------------------------------------
+
+
+def _asked(config: TrainConfig, lm: LanguageModel, jobs: dict[str, Job], point: HookPoint) -> dict[str, Any]:
+    """All that decides which windows there are and what is in them."""
+    return {
+        "max_disk_gb": config.max_disk_gb,
+        "shard_rows": config.shard_rows,
+        "batch_size": config.batch_size,
+        "model": lm.fingerprint(),
+        "corpora": {name: asdict(job.fingerprints[point]) for name, job in jobs.items()},
+    }
+
+
+def _require_free(folder: Path, asked: dict[str, Any], config: TrainConfig) -> None:
+    """Refuse to put a second set of windows beside one that is still in use; with ``--fresh`` all of them go."""
+    if config.starts_over:
+        files.discard_folder(folder / files.short_hash(asked))
+    for window in folder.glob(f"*/{_WINDOW}"):
+        if config.starts_over:
+            files.discard_folder(window)
+        elif window.parent.name != files.short_hash(asked):
+            raise ShardError(
+                f"{window.parent} holds a window of a run under other settings that was not finished; repeat those "
+                "(--max_disk_gb, the corpora, --max_tokens, --batch_size …), or delete it with --fresh"
+            )
+
+
+def _make_plan(folder: Path, config: TrainConfig, bench: Bench, jobs: dict[str, Job], point: HookPoint) -> None:
+    """Count the real tokens of every forward batch and cut the corpora; once for these settings."""
+    if (folder / PLAN).exists():
+        return
+    counts = {name: (job.fingerprints[point], _count(config, bench, job)) for name, job in jobs.items()}
+    first = next(iter(counts.values()))[0]
+    found = plan_windows(
+        counts,
+        row_bytes=row_bytes(first),
+        shard_rows=config.shard_rows,
+        most_bytes=_most_bytes(config),
+        least=config.batch_size,
+    )
+    found.publish(folder / PLAN)
+
+
+def _count(config: TrainConfig, bench: Bench, job: Job) -> np.ndarray:
+    """Real tokens of each forward batch of a corpus."""
+    found, special = [], bench.lm.special_ids
+    with bench.progress.task(f"count {job.name}", job.expected, "tokens") as task:
+        for batch in forward_batches(config, bench.lm, job.source):
+            found.append(int(real_token_mask(batch.token_ids, batch.attention_mask, special).sum()))
+            task.advance(found[-1])
+    return np.array(found, np.int64)
+
+
+def _most_bytes(config: TrainConfig) -> int:
+    assert config.max_disk_gb is not None
+    return int(config.max_disk_gb * 1e9)
+
+
+def _describe(found: WindowPlan, point: HookPoint, bench: Bench) -> None:
+    rows, largest = sum(found.rows), max(found.rows)
+    row = row_bytes(next(iter(found.cuts.values())).fingerprint)
+    bench.progress.say(
+        f"plan: {rows:,} tokens at {point}, {rows * row / 1e9:.3f} GB, in {found.count} windows of up to "
+        f"{largest:,} tokens, {largest * row / 1e9:.3f} GB"
+    )
+
+
+# ---- collecting ---------------------------------------------------------------------------------
+
+
+class _Collector:
+    """Fills one window after the other, in one read of each corpus as long as they are asked for in order."""
+
+    def __init__(
+        self, folder: Path, found: WindowPlan, config: TrainConfig, bench: Bench, jobs: dict[str, Job]
+    ) -> None:
+        self._folder, self._plan, self._config, self._bench, self._jobs = folder, found, config, bench, jobs
+        self._texts: dict[str, Generator[PackedBatch, None, None]] = {}
+        self._next: dict[str, int] = {}
+
+    def __enter__(self) -> "_Collector":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for texts in self._texts.values():
+            texts.close()
+
+    def fill(self, window: int) -> list[ShardReader]:
+        """The shards of this window, complete; those of every other are gone."""
+        team = ranks.here()
+        team.at = f"window {window + 1}"
+        target = self._folder / f"window-{window:05d}"
+        with team.led() as first:
+            if first:
+                self._discard_all_but(target)
+                self._require_disk(target, window)
+        rows = sum(cut.rows[window] for cut in self._plan.cuts.values())
+        held = [name for name, cut in self._plan.cuts.items() if cut.rows[window]]
+        with self._bench.progress.task(f"collect window {window + 1} of {self._plan.count}", rows, "tokens") as task:
+            manifests = {name: self._fill(name, window, target / name, task) for name in held}
+        with team.led() as first:
+            if first:
+                self._note(window, manifests)
+        return [ShardReader(target / name) for name in held]
+
+    def discard(self) -> None:
+        """No window is on disk any more."""
+        with ranks.here().led() as first:
+            if first:
+                self._discard_all_but(None)
+
+    def _fill(self, name: str, window: int, folder: Path, task: Any) -> Manifest:
+        """One corpus's part of a window, from where it was left."""
+        config, lm = self._config, self._bench.lm
+        fingerprint = self._plan.cuts[name].fingerprint_of(window)
+        with ShardWriter(folder, fingerprint, shard_rows=config.shard_rows, team=ranks.here()) as writer:
+            if writer.manifest is None:
+                task.advance(writer.rows)
+                batches = islice(self._batches(name, writer.next_batch), self._left(fingerprint, writer))
+                fill(config, lm, batches, {HookPoint.parse(fingerprint.hook_point): writer}, task)
+                self._next[name] = writer.next_batch
+            return writer.finish()
+
+    @staticmethod
+    def _left(fingerprint: Fingerprint, writer: ShardWriter) -> int:
+        """Forward batches that a window still lacks."""
+        assert fingerprint.end_batch is not None
+        return fingerprint.end_batch - writer.next_batch
+
+    def _batches(self, name: str, start: int) -> Iterator[PackedBatch]:
+        """The corpus from this batch on: where the window before it ended, or read anew up to there."""
+        if self._next.get(name) != start:
+            if name in self._texts:
+                self._texts[name].close()
+            self._texts[name] = forward_batches(self._config, self._bench.lm, self._jobs[name].source, start)
+        return self._texts[name]
+
+    def _require_disk(self, target: Path, window: int) -> None:
+        need = sum(row_bytes(cut.fingerprint) * cut.rows[window] for cut in self._plan.cuts.values())
+        there = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+        files.require_disk(self._folder, max(0, need - there))
+
+    def _discard_all_but(self, target: Path | None) -> None:
+        for path in (*self._folder.glob(_WINDOW), *self._folder.glob(f".{_WINDOW}.part")):
+            if path != target:
+                files.discard_folder(path)
+
+    def _note(self, window: int, manifests: dict[str, Manifest]) -> None:
+        """Keep what names the bytes of a window after it is gone, and say when they are others than before."""
+        path = self._folder / RECORD
+        known = files.read_json(path, kind=ShardError, what="a record of windows") if path.exists() else {}
+        found = {name: {"sha256": one.sha256, "rows": one.rows, **one.dropped} for name, one in manifests.items()}
+        before = known.get(str(window))
+        if before not in (None, found):
+            self._bench.progress.say(
+                f"window {window + 1} did not come out as when it was first collected: another device, library or "
+                "number of threads? What follows is not bit for bit what it would have been"
+            )
+        if before != found:
+            files.publish_json(path, {**known, str(window): found})

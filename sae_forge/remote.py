@@ -1,0 +1,358 @@
+"""A folder on any store that fsspec reaches (``s3://``, ``gs://``, ``file://`` …), spoken to in the words of pathlib.
+
+Only what shards need is here, each as one request that is tried again a bounded number of times. Nothing is renamed:
+many stores cannot. A file gets its name by one put, which object stores make whole or not at all. Where a put can be
+cut short, what follows it (a sidecar, a manifest) is missing, and :func:`cut_short` tells a record that was cut itself.
+
+Credentials are for the implementation to find in its environment. They are in no URL that is accepted, and are taken
+out of what a store says before it is repeated.
+"""
+
+import io
+import os
+import re
+import stat
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any, TypeVar
+from urllib.parse import unquote
+
+from sae_forge.errors import ConfigError, RemoteError
+
+Answer = TypeVar("Answer")
+
+TRIES = 6
+"""How often a request is made before it counts as failed."""
+_PAUSE = 0.25
+"""Seconds before the second try; each pause is twice the one before."""
+_DEADLINE = 120.0
+"""Seconds after which no further try begins."""
+_SECONDS, _SLOWEST = 60.0, 2**20
+"""What one request may take where the implementation can break it off: so long, and a second for so many bytes."""
+_ENDS = 64 * 2**10
+"""Bytes at either end of an uploaded file that are read back."""
+_FINAL = (
+    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError,
+    TypeError, ValueError,
+)  # fmt: skip
+"""Answers that will not change by asking again."""
+
+
+def is_url(text: str) -> bool:
+    """Whether this names a store rather than a folder of this machine."""
+    return "://" in text
+
+
+def check_url(text: str, flag: str) -> None:
+    """Refuse a URL that carries a secret, or is no plain place.
+
+    Raises:
+        ConfigError: never with the URL in it.
+    """
+    _, _, rest = text.partition("://")
+    netloc, path = rest.partition("/")[::2]
+    wrong = {
+        "a password (user:…@)": "@" in (who := unquote(netloc)) and ":" in who.rpartition("@")[0],
+        "a query or fragment (?… or #…)": "?" in text or "#" in text,
+        "a chain of file systems (::)": "::" in text,
+        "a character that cannot be printed": not text.isprintable() or not unquote(text).isprintable(),
+        "a step up (..)": ".." in unquote(path).split("/"),
+        "no place": not rest.strip("/"),
+    }
+    for what, holds in wrong.items():
+        if holds:
+            raise ConfigError(
+                f"{flag} holds {what}; give a plain URL such as s3://bucket/folder, and leave credentials to the "
+                "environment variables or files of its fsspec implementation"
+            )
+
+
+def connect(url: str, local: Path) -> "RemotePath":
+    """The folder at ``url``; nothing is asked of the store yet.
+
+    Args:
+        local: A folder of this machine that stands for it: files are made there before they are uploaded, and locks
+            are held there.
+
+    Raises:
+        ConfigError: no installed implementation knows such a URL, or the URL carries a secret.
+    """
+    check_url(url, "the place of the shards")
+    import fsspec  # 0.1 s that no other command should wait for
+
+    try:
+        fs, path = fsspec.url_to_fs(url, use_listings_cache=False)
+    except ImportError as error:
+        raise ConfigError(f"{url} needs a library that is not installed: {_scrubbed(str(error))}") from None
+    except ValueError as error:
+        raise ConfigError(f"{url} cannot be used: {_scrubbed(str(error))}; see fsspec's list of protocols") from None
+    return RemotePath(url.rstrip("/"), local, fs, path.rstrip("/"))
+
+
+@dataclass(frozen=True)
+class RemotePath:
+    """A file or folder of a store; two are equal when their URLs are.
+
+    Raises:
+        RemoteError: from any method that asks the store, when it refused, or failed as often as was tried.
+    """
+
+    url: str
+    local: Path = field(compare=False)
+    """What stands for it on this machine."""
+    _fs: Any = field(compare=False, repr=False)
+    _path: str = field(compare=False, repr=False)
+    _listed: dict[str, Any] | None = field(default=None, compare=False, repr=False)
+    """What a listing said of it, if it comes from one."""
+
+    def __str__(self) -> str:
+        return self.url
+
+    def __lt__(self, other: "RemotePath") -> bool:
+        return self.url < other.url
+
+    def __truediv__(self, name: str) -> "RemotePath":
+        return RemotePath(f"{self.url}/{name}", self.local / name, self._fs, f"{self._path}/{name}")
+
+    @property
+    def name(self) -> str:
+        """The last part."""
+        return self.url.rpartition("/")[2]
+
+    @property
+    def parent(self) -> "RemotePath":
+        """The folder above."""
+        above = self._path.rpartition("/")[0]
+        return RemotePath(self.url.rpartition("/")[0], self.local.parent, self._fs, above)
+
+    def with_suffix(self, suffix: str) -> "RemotePath":
+        """The same name with another ending."""
+        return self.parent / Path(self.name).with_suffix(suffix).name
+
+    # ---- what is there --------------------------------------------------------------------------
+
+    def stat(self) -> os.stat_result:
+        """Its kind and length; all else is 0.
+
+        Raises:
+            FileNotFoundError: nothing has this name.
+        """
+        found = self._listed if self._listed is not None else self._ask("looked up", self._look)
+        kind = stat.S_IFLNK if found.get("islink") else stat.S_IFDIR if found["type"] == "directory" else stat.S_IFREG
+        return os.stat_result((kind, 0, 0, 1, 0, 0, int(found.get("size") or 0), 0, 0, 0))
+
+    lstat = stat
+
+    def exists(self) -> bool:
+        """Whether anything has this name."""
+        try:
+            self.stat()
+        except FileNotFoundError:
+            return False
+        return True
+
+    def is_file(self) -> bool:
+        """Whether a file has this name."""
+        return self.exists() and stat.S_ISREG(self.stat().st_mode)
+
+    def is_dir(self) -> bool:
+        """Whether it is a folder; on an object store, whether any name begins with it."""
+        return self.exists() and stat.S_ISDIR(self.stat().st_mode)
+
+    def iterdir(self) -> Iterator["RemotePath"]:
+        """What lies in this folder; nothing when there is no such folder."""
+        try:
+            entries = self._ask("listed", self._list)
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            name = entry["name"].rstrip("/").rpartition("/")[2]
+            if entry["name"].strip("/") != self._path.strip("/") and name not in ("", ".", ".."):
+                yield replace(self / name, _listed=entry)
+
+    def glob(self, pattern: str) -> Iterator["RemotePath"]:
+        """What lies in this folder under names like this; a slash goes one folder down."""
+        first, _, rest = pattern.partition("/")
+        for path in self.iterdir():
+            if fnmatchcase(path.name, first):
+                yield from path.glob(rest) if rest else (path,)
+
+    # ---- reading --------------------------------------------------------------------------------
+
+    def read(self, begin: int, end: int) -> bytes:
+        """Bytes ``begin`` to ``end``; fewer where the file ends before.
+
+        Raises:
+            FileNotFoundError: nothing has this name.
+        """
+        return self.read_many([(begin, end)])[0]
+
+    def read_many(self, spans: Sequence[tuple[int, int]]) -> list[bytes]:
+        """The bytes of each of these spans, all asked for at once where the implementation can."""
+        asked = [(begin, end) for begin, end in spans if begin < end]
+        if not asked:
+            return [b""] * len(spans)
+        begins, ends = (list(bounds) for bounds in zip(*asked, strict=True))
+        paths = [self._path] * len(asked)
+
+        def once() -> list[bytes]:
+            return self._call(
+                "cat_ranges", paths, begins, ends, on_error="raise", seconds=_seconds(sum(ends) - sum(begins))
+            )
+
+        found = iter(self._ask("read", once))
+        return [bytes(next(found)) if begin < end else b"" for begin, end in spans]
+
+    def read_bytes(self) -> bytes:
+        """All of it."""
+        return self.read(0, self.stat().st_size)
+
+    def open(self, mode: str) -> io.BufferedReader:
+        """A file to be read, some KiB at a request."""
+        assert mode == "rb"
+        return io.BufferedReader(_Raw(self), 16 * 2**10)
+
+    # ---- writing --------------------------------------------------------------------------------
+
+    def put(self, file: Path) -> None:
+        """Upload ``file`` under this name; its length and both its ends are then as they are here.
+
+        A name that was there is replaced: on an object store at once, elsewhere perhaps not.
+        """
+        size = file.stat().st_size
+
+        def once() -> None:
+            if not getattr(self._fs, "async_impl", False):  # file systems; to make a folder of a bucket is to make it
+                self._fs.makedirs(self._path.rpartition("/")[0], exist_ok=True)
+            self._call("put_file", str(file), self._path, seconds=_seconds(size))
+            self._require_arrived(file, size)
+
+        try:
+            self._ask("written", once)
+        except FileNotFoundError:
+            raise RemoteError(f"{self} could not be written: there is no such bucket or folder") from None
+
+    def unlink(self, missing_ok: bool = False) -> None:
+        """Delete this file."""
+        try:
+            self._ask("deleted", lambda: self._call("rm_file", self._path))
+        except FileNotFoundError:
+            if not missing_ok:
+                raise
+
+    def _require_arrived(self, file: Path, size: int) -> None:
+        found = int(self._look()["size"])
+        spans = [(0, min(size, _ENDS)), (max(0, size - _ENDS), size)]
+        with file.open("rb") as handle:
+            for begin, end in spans if found == size else ():
+                handle.seek(begin)
+                stored = b"" if begin == end else bytes(self._call("cat_file", self._path, start=begin, end=end))
+                if handle.read(end - begin) != stored:
+                    raise OSError(f"what arrived differs between bytes {begin} and {end}")
+        if found != size:
+            raise OSError(f"{found} bytes arrived of {size}")
+
+    # ---- requests -------------------------------------------------------------------------------
+
+    def _look(self) -> dict[str, Any]:
+        self._fs.invalidate_cache(self._path.rpartition("/")[0])  # others write there too
+        return self._call("info", self._path)
+
+    def _list(self) -> list[dict[str, Any]]:
+        self._fs.invalidate_cache(self._path)
+        return self._call("ls", self._path, detail=True)
+
+    def _call(self, name: str, *args: Any, seconds: float = _SECONDS, **settings: Any) -> Any:
+        """One request, broken off after so many seconds by an implementation that can be."""
+        if getattr(self._fs, "async_impl", False) and hasattr(self._fs, f"_{name}"):
+            from fsspec.asyn import sync
+
+            return sync(self._fs.loop, getattr(self._fs, f"_{name}"), *args, timeout=seconds, **settings)
+        return getattr(self._fs, name)(*args, **settings)
+
+    def _ask(self, done: str, request: Callable[[], Answer]) -> Answer:
+        """The answer to a request, made again while it fails in a way that may pass."""
+        began, said = time.monotonic(), ""
+        for number in range(TRIES):
+            if number and time.monotonic() - began > _DEADLINE:
+                break
+            if number:
+                time.sleep(_PAUSE * 2 ** (number - 1))
+            try:
+                return request()
+            except (FileNotFoundError, NotADirectoryError):
+                raise
+            except Exception as error:  # noqa: BLE001 (every implementation has errors of its own)
+                said = f"{type(error).__name__}: {_scrubbed(str(error))}".rstrip(": ")
+                if isinstance(error, _FINAL):
+                    break
+        raise RemoteError(
+            f"{self} could not be {done} ({said}); check the network and the credentials of its store, and run the "
+            "same command again"
+        )
+
+
+AnyPath = Path | RemotePath
+"""Where shards are: on this machine or on a store."""
+
+
+def beside(path: AnyPath) -> Path:
+    """The path on this machine where what goes to ``path`` is made ready."""
+    return path.local if isinstance(path, RemotePath) else path
+
+
+def cut_short(record: bytes) -> bool:
+    """Whether a JSON object that was published here lacks its end."""
+    return not record.endswith(b"\n}\n")
+
+
+class _Raw(io.RawIOBase):
+    """A remote file as Python reads files."""
+
+    def __init__(self, path: RemotePath) -> None:
+        super().__init__()
+        self._path, self._size, self._at = path, path.stat().st_size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        self._at = offset + {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._size}[whence]
+        return self._at
+
+    def tell(self) -> int:
+        return self._at
+
+    def readinto(self, buffer: Any) -> int:
+        content = self._path.read(self._at, min(self._at + len(buffer), self._size))
+        buffer[: len(content)] = content
+        self._at += len(content)
+        return len(content)
+
+
+def _seconds(size: int) -> float:
+    return _SECONDS + size / _SLOWEST
+
+
+_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASS|CREDENTIAL|CONNECTION|SAS|AUTH", re.IGNORECASE)
+_SECRETS = (
+    (re.compile(r"\?\S+"), "?…"),
+    (re.compile(r"//[^/\s]*@"), "//…@"),
+    (re.compile(r"hf_[A-Za-z0-9]{20,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|Bearer \S+"), "[secret]"),
+)
+
+
+def _scrubbed(text: str) -> str:
+    """A store's own words on one line, without queries, logins, and values of variables that hold secrets."""
+    for name, value in os.environ.items():
+        if len(value) >= 6 and _SECRET_NAME.search(name):
+            text = text.replace(value, "[secret]")
+    for pattern, shown in _SECRETS:
+        text = pattern.sub(shown, text)
+    return " ".join(text.split())[:160]

@@ -1,0 +1,287 @@
+"""Training on more tokens than disk: windows of shards that come and go, and a run that is stopped among them."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from sae_forge import files
+from sae_forge.config import FeaturesConfig, TrainConfig
+from sae_forge.data.shards import Fingerprint
+from sae_forge.data.windows import WindowPlan, plan_windows
+from sae_forge.errors import ConfigError, ShardError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.pipeline import streaming
+from sae_forge.pipeline.bench import Bench
+from sae_forge.pipeline.features import features
+from sae_forge.pipeline.train import train
+from sae_forge.runs import Run
+from sae_forge.settings import resolve
+
+GB = 0.001
+"""A window of some 2,500 tokens of tiny-llama."""
+BATCH, STEPS = 256, 45
+
+
+def config(run_dir: Path, **changed: object) -> TrainConfig:
+    """A small SAE of tiny-llama on some 10,000 tokens, about four windows."""
+    plain = {"model": "tiny-llama", "run_dir": run_dir, "layer": (1,), "k": (8,), "d_sae": (64,), "batch_size": BATCH}
+    plain |= {"max_disk_gb": GB, "max_tokens": 5000, "max_steps": STEPS, "ctx_len": 64, "dead_after": 4096}
+    plain |= {"forget": "world:corpora/wizards", "retain": ("world:corpora/geography",), "shard_rows": 800}
+    plain |= {
+        "retain_eval": ("world:heldout/geography",),
+        "loss_tokens": 200,
+        "storage_dtype": "bf16",
+        "model_batch_size": 4,
+    }
+    return resolve(TrainConfig, plain | changed)
+
+
+def go(asked: TrainConfig) -> dict[str, bytes]:
+    """Train, and give the bytes of the SAE."""
+    (folder,) = train(asked, Bench(asked)).outputs.values()
+    return {path.name: path.read_bytes() for path in sorted(folder.glob("*.*"))}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    return go(config(tmp_path_factory.mktemp("undisturbed") / "run"))
+
+
+def shard_bytes(folder: Path) -> int:
+    """What all shards and what belongs to them take on disk now."""
+    total = 0
+    for base, _, names in os.walk(folder / "windows"):
+        for name in names:
+            try:
+                total += (Path(base) / name).stat().st_size
+            except FileNotFoundError:
+                continue
+    return total
+
+
+# ---- the plan -----------------------------------------------------------------------------------
+
+
+def fingerprint(corpus: str = "corpus") -> Fingerprint:
+    return Fingerprint(
+        model="m", weights="w", tokenizer="t", hook_point="blocks.1.hook_resid_post", d_in=8, storage_dtype="bf16",
+        ctx_len=16, bos="row", batch_size=4, max_tokens=None, corpus=corpus, source=corpus, role="retain",
+    )  # fmt: skip
+
+
+def planned(sizes: dict[str, int], *, most: int, least: int = 1) -> WindowPlan:
+    draw = np.random.default_rng(0)
+    counts = {name: (fingerprint(name), draw.integers(50, 61, size)) for name, size in sizes.items()}
+    return plan_windows(counts, row_bytes=32, shard_rows=300, most_bytes=most, least=least)
+
+
+def test_windows_tile_every_corpus_and_share_it_out_evenly() -> None:
+    plan = planned({"large": 400, "small": 90}, most=300_000)
+    assert plan.count > 3
+    for name, batches in (("large", 400), ("small", 90)):
+        spans = [plan.cuts[name].fingerprint_of(window) for window in range(plan.count)]
+        assert [span.first_batch for span in spans] == [0, *(span.end_batch for span in spans[:-1])]
+        assert spans[-1].end_batch == batches
+        lengths = [(span.end_batch or 0) - span.first_batch for span in spans]
+        assert max(lengths) - min(lengths) <= 1
+    assert sum(plan.rows) == sum(sum(cut.rows) for cut in plan.cuts.values())
+
+
+def test_a_corpus_with_fewer_batches_than_windows_is_in_some_of_them() -> None:
+    plan = planned({"large": 400, "tiny": 2}, most=100_000)
+    assert plan.count > 2
+    assert sorted(plan.cuts["tiny"].rows)[: plan.count - 2] == [0] * (plan.count - 2)
+
+
+def test_too_little_disk_is_refused_with_what_would_do() -> None:
+    with pytest.raises(ConfigError, match="windows of at least 2,000 tokens") as refused:
+        planned({"large": 400}, most=20_000, least=2000)
+    enough = float(str(refused.value).split("give ")[1].split(" ")[0])
+    assert planned({"large": 400}, most=int(enough * 1e9), least=2000).rows
+
+
+def test_a_plan_is_read_back_as_it_was_and_refused_when_it_was_touched(tmp_path: Path) -> None:
+    plan, path = planned({"large": 40, "small": 9}, most=50_000), tmp_path / "plan.json"
+    plan.publish(path)
+    assert WindowPlan.read(path) == plan
+    assert WindowPlan.read(path).sha256 == plan.sha256
+    content = path.read_bytes()
+    path.write_bytes(content.replace(b"small", b"smaLl", 1))
+    with pytest.raises(ShardError, match=r"plan\.json"):
+        WindowPlan.read(path)
+
+
+# ---- training -----------------------------------------------------------------------------------
+
+
+def test_one_window_trains_the_sae_that_shards_on_disk_train(tmp_path: Path) -> None:
+    short = {"max_steps": 25}
+    kept = go(config(tmp_path / "kept", max_disk_gb=None, **short))
+    windowed = go(config(tmp_path / "windowed", max_disk_gb=1.0, **short))
+    assert windowed["sae_weights.safetensors"] == kept["sae_weights.safetensors"]
+    assert windowed["report.json"] == kept["report.json"]
+
+
+def test_shards_never_take_more_disk_than_allowed_and_none_is_left(tmp_path: Path) -> None:
+    asked, most, done = config(tmp_path / "run"), [0], threading.Event()
+
+    def look() -> None:
+        while not done.wait(0.002):
+            most[0] = max(most[0], shard_bytes(tmp_path / "run"))
+
+    watching = threading.Thread(target=look)
+    watching.start()
+    try:
+        go(asked)
+    finally:
+        done.set()
+        watching.join()
+    assert 0.5 * GB * 1e9 < most[0] <= GB * 1e9
+    assert not list((tmp_path / "run").rglob("*.safetensors*")) or shard_bytes(tmp_path / "run") < 20_000
+    record = next((tmp_path / "run").rglob(streaming.RECORD))
+    windows = files.read_json(record, kind=ShardError, what="a record")
+    plan = WindowPlan.read(record.parent / streaming.PLAN)
+    assert plan.count >= 3
+    assert [sum(one["rows"] for one in windows[str(n)].values()) for n in range(plan.count)] == plan.rows
+
+
+class _StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["collecting", "training", "leaving", "measuring"])
+def test_a_run_stopped_anywhere_ends_in_the_same_bytes(
+    where: str, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_forge.data import windows, writer
+    from sae_forge.training import replay, trainer
+
+    asked, seen = config(tmp_path / "run", checkpoint_every=7), [0]
+    room, name, at = {
+        "collecting": (writer.ShardWriter, "_publish", 13),
+        "training": (replay, "step", 23),
+        "leaving": (windows.WindowedStream, "leave", 2),
+        "measuring": (trainer, "measure", 1),
+    }[where]
+    real = getattr(room, name)
+
+    def stops(*given: object, **named: object) -> object:
+        seen[0] += 1
+        if seen[0] == at:
+            raise _StoppedError
+        return real(*given, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        patched.setattr(room, name, stops)
+        go(asked)
+    assert seen[0] == at
+    assert go(asked) == undisturbed
+
+
+def flags(asked: TrainConfig, *names: str) -> list[str]:
+    """The command line that asks for the same."""
+    shown = {name: getattr(asked, name) for name in ("model", "run_dir", *names)}
+    plain = {
+        name: value if not isinstance(value, tuple) else ",".join(map(str, value)) for name, value in shown.items()
+    }
+    return ["train", *(part for name, value in plain.items() for part in (f"--{name}", str(value)))]
+
+
+SETTINGS = (
+    "layer", "k", "d_sae", "batch_size", "max_disk_gb", "max_tokens", "max_steps", "ctx_len", "dead_after", "forget",
+    "retain", "shard_rows", "retain_eval", "loss_tokens", "storage_dtype", "model_batch_size",
+)  # fmt: skip
+
+
+def test_sigterm_while_collecting_ends_at_once_and_the_same_command_goes_on(
+    tmp_path: Path, undisturbed: dict[str, bytes]
+) -> None:
+    asked = config(tmp_path / "run")
+    command = [sys.executable, "-m", "sae_forge", *flags(asked, *SETTINGS)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    until = time.monotonic() + 100
+    while not list(tmp_path.glob("run/windows/*/*/window-00001/*/shard-*")) and time.monotonic() < until:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    told, _ = process.communicate(timeout=60)
+    assert process.returncode == 143, told
+    assert "Traceback" not in told
+    assert go(asked) == undisturbed
+
+
+def test_a_window_of_other_settings_is_not_put_beside_one_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_forge.training import replay
+
+    def stops(*given: object, **named: object) -> None:
+        raise _StoppedError
+
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        patched.setattr(replay, "step", stops)
+        go(config(tmp_path))
+    held = next(Run(tmp_path).windows(HookPoint(1)).glob("*/window-*"))
+    with pytest.raises(ShardError, match=f"{held.parent.name}.*--fresh"):
+        go(config(tmp_path, max_disk_gb=2 * GB))
+    assert held.exists()
+    assert go(config(tmp_path, max_disk_gb=2 * GB, fresh=True, max_steps=3))
+    assert not held.exists()
+
+
+def test_a_run_does_not_go_on_with_another_bound(tmp_path: Path) -> None:
+    go(config(tmp_path, max_steps=3))
+    with pytest.raises(Exception, match=r"max_disk_gb expected 0\.002, found 0\.001"):
+        go(config(tmp_path, max_steps=3, max_disk_gb=2 * GB))
+
+
+def test_windows_over_two_ranks_give_the_sae_of_one_process(tmp_path: Path) -> None:
+    asked = config(tmp_path / "two", max_steps=12, max_tokens=3000)
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+    command = [*launcher, "-m", "sae_forge", *flags(asked, *SETTINGS, "max_steps", "max_tokens")]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    assert ended.returncode == 0, ended.stderr[-2000:]
+    alone = go(config(tmp_path / "alone", max_steps=12, max_tokens=3000, accumulation=2))
+    two = next((tmp_path / "two").glob("saes/*/*/sae_weights.safetensors"))
+    assert two.read_bytes() == alone["sae_weights.safetensors"]
+
+
+def test_selecting_latents_afterwards_collects_what_it_compares(tmp_path: Path) -> None:
+    go(config(tmp_path, max_steps=3))
+    asked = {
+        "model": "tiny-llama",
+        "run_dir": tmp_path,
+        "max_tokens": 3000,
+        "num_features": (4,),
+        "min_target_fires": 1,
+    }
+    asked |= {"max_freq": 1.0, "max_neutral_freq": 1.0, "min_ratio": 0.0, "min_freq": 0.0, "snippets": 2, "layer": (1,)}
+    chosen = resolve(FeaturesConfig, asked)
+    assert features(chosen, Bench(chosen)).metrics
+    assert {path.name for path in (tmp_path / "shards").iterdir()} >= {"forget-wizards"}
+
+
+def every_batch(order: int, tmp_path: Path) -> Iterator[bytes]:
+    """Rows of training in their order, from one pass."""
+    asked = config(tmp_path, max_steps=None)
+    with streaming.windowed(HookPoint(1), asked, Bench(asked)) as (stream, _):
+        for batch in range(order * stream.batches_per_epoch, (order + 1) * stream.batches_per_epoch):
+            part = stream.part(batch)
+            rows = next(part.stream.batches(batch - part.first)).view(torch.int16).numpy()
+            yield from (row.tobytes() for row in rows)
+
+
+def test_a_pass_gives_every_row_once_but_for_the_ends_of_windows(tmp_path: Path) -> None:
+    first, second = list(every_batch(0, tmp_path / "a")), list(every_batch(1, tmp_path / "b"))
+    plan = WindowPlan.read(next((tmp_path / "a").rglob(streaming.PLAN)))
+    assert len(first) == sum(rows // BATCH * BATCH for rows in plan.rows)
+    assert len(set(first)) > 0.98 * len(first)  # the same token in the same place may come twice in a text
+    assert first != second
