@@ -17,10 +17,8 @@ from sae_forge.data import sealed
 from sae_forge.data.manifest import Fingerprint
 from sae_forge.data.reader import ShardReader
 from sae_forge.data.stream import ActivationStream, Part
+from sae_forge.data.writer import shard_bytes
 from sae_forge.errors import ConfigError, ShardError
-
-_SHARD_BYTES, _BLOCK_BYTES = 4096, 64
-"""What a shard takes on disk beside its rows, and each of its blocks: header, sidecar, hashes."""
 
 
 @dataclass(frozen=True)
@@ -89,18 +87,12 @@ class WindowPlan:
 
 
 def plan_windows(
-    counts: Mapping[str, tuple[Fingerprint, np.ndarray]],
-    *,
-    row_bytes: int,
-    shard_rows: int,
-    most_bytes: int,
-    least: int,
+    counts: Mapping[str, tuple[Fingerprint, np.ndarray]], *, shard_rows: int, most_bytes: int, least: int
 ) -> WindowPlan:
     """The fewest windows of which none takes more than ``most_bytes`` of disk.
 
     Args:
         counts: For each corpus its fingerprint and the real tokens of every forward batch.
-        row_bytes: What a row takes in a shard.
         shard_rows: Rows after which a shard is cut.
         least: Rows that every window must hold: a batch of training.
 
@@ -116,9 +108,9 @@ def plan_windows(
         return np.stack([np.diff(sums[name][at]) for name, at in bounds(windows).items()])
 
     def size(windows: int) -> int:
-        held = rows(windows)
-        shards = np.where(held > 0, held // shard_rows + 2, 0)
-        return int((held * row_bytes + shards * _SHARD_BYTES + (held // 256 + shards) * _BLOCK_BYTES).sum(0).max())
+        held = zip((fingerprint for fingerprint, _ in counts.values()), rows(windows), strict=True)
+        each = [[_disk_bytes(fingerprint, int(n), shard_rows) for n in own] for fingerprint, own in held]
+        return max(map(sum, zip(*each, strict=True)))
 
     total = sum(int(total[-1]) for total in sums.values())
     most = max(1, min(total // max(1, least), max(len(total) - 1 for total in sums.values())))
@@ -127,7 +119,7 @@ def plan_windows(
         fits = next(n for n in range(most, 0, -1) if n == 1 or rows(n).sum(0).min() >= least)
         raise ConfigError(
             f"--max_disk_gb {most_bytes / 1e9:g} is too little for windows of at least {least:,} tokens, a batch of "
-            f"training; give {size(fits) / 1e9 * 1.001:.3g} or more, or lower --batch_size, --model_batch_size or "
+            f"training; give {size(fits) / 1e9 * 1.01:.3g} or more, or lower --batch_size, --model_batch_size or "
             "--ctx_len"
         )
     ends, held = bounds(found), rows(found)
@@ -137,6 +129,12 @@ def plan_windows(
             for (name, (fingerprint, _)), own in zip(counts.items(), held, strict=True)
         }
     )
+
+
+def _disk_bytes(fingerprint: Fingerprint, rows: int, shard_rows: int) -> int:
+    """What so many rows take on disk at most; a shard is cut after the forward batch that fills it."""
+    shards = -(-rows // shard_rows)
+    return shards and shard_bytes(fingerprint, rows) + (shards - 1) * shard_bytes(fingerprint, 0)
 
 
 @runtime_checkable

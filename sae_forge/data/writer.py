@@ -63,6 +63,13 @@ def row_bytes(fingerprint: Fingerprint) -> int:
     return acts + scale + sum(dtype.itemsize for dtype in ORIGINS.values())
 
 
+def shard_bytes(fingerprint: Fingerprint, rows: int) -> int:
+    """What a shard of so many rows takes on disk at most: itself, its sidecar, and its line in the manifest."""
+    sums = 2 * 32 * fingerprint.d_in if is_rounded(fingerprint.storage_dtype) else 0
+    hashes = 64 * (rows // BLOCK_ROWS + 1)
+    return rows * row_bytes(fingerprint) + hashes + sums + 4096
+
+
 class ShardWriter:
     """The one writer of a folder, inside a ``with`` block; what it leaves is resumable, and complete after ``finish``.
 

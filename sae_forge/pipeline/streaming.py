@@ -112,14 +112,9 @@ def _make_plan(folder: Path, config: TrainConfig, bench: Bench, jobs: dict[str, 
     if (folder / PLAN).exists():
         return
     counts = {name: (job.fingerprints[point], _count(config, bench, job)) for name, job in jobs.items()}
-    first = next(iter(counts.values()))[0]
-    found = plan_windows(
-        counts,
-        row_bytes=row_bytes(first),
-        shard_rows=config.shard_rows,
-        most_bytes=_most_bytes(config),
-        least=config.batch_size,
-    )
+    assert config.max_disk_gb is not None
+    most_bytes = int(config.max_disk_gb * 1e9)
+    found = plan_windows(counts, shard_rows=config.shard_rows, most_bytes=most_bytes, least=config.batch_size)
     found.publish(folder / PLAN)
 
 
@@ -131,11 +126,6 @@ def _count(config: TrainConfig, bench: Bench, job: Job) -> np.ndarray:
             found.append(int(real_token_mask(batch.token_ids, batch.attention_mask, special).sum()))
             task.advance(found[-1])
     return np.array(found, np.int64)
-
-
-def _most_bytes(config: TrainConfig) -> int:
-    assert config.max_disk_gb is not None
-    return int(config.max_disk_gb * 1e9)
 
 
 def _describe(found: WindowPlan, point: HookPoint, bench: Bench) -> None:
