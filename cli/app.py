@@ -1,5 +1,8 @@
 """The Typer app; every verb is one file beside this one."""
 
+import signal
+from typing import NoReturn
+
 import typer
 
 from cli import collect, evaluate, features, generate, push, report, run, train, verify
@@ -23,5 +26,12 @@ for command in (run, collect, train, features, evaluate, push, generate, report,
 
 
 def main() -> None:
-    """Run the command line."""
+    """Run the command line; Ctrl-C before a verb has begun ends it as one that comes later does."""
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, _leave)
     app()
+
+
+def _leave(number: int, frame: object) -> NoReturn:
+    del frame
+    raise SystemExit(128 + number)

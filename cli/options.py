@@ -90,6 +90,8 @@ class Call:
     def run(self, values: dict[str, Any], *, machine: bool, debug: bool) -> None:
         """Do the work and print the outcome; a ForgeError becomes one line and its own exit code."""
         signal.signal(signal.SIGTERM, _terminate)
+        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:  # as a shell has it for what runs behind it
+            signal.signal(signal.SIGINT, signal.default_int_handler)
         started = time.monotonic()
         try:
             work = self._configs(values)

@@ -10,6 +10,7 @@ import json
 import socket
 import struct
 import threading
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -82,6 +83,8 @@ class FakeHub:
         self.lfs = lfs
         self.objects: dict[str, bytes] = {}
         """The store of large files, by sha256."""
+        self.slow = 0.0
+        """Seconds over which the store takes a file, a little at a time."""
         self.repos: dict[str, Repo] = {}
         self.requests: list[Request] = []
         self.faults: list[Fault] = []
@@ -148,7 +151,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _serve(self) -> None:
         hub = self.server_hub
         url = urlsplit(self.path)
-        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        body = self._body(hub.slow if url.path.startswith("/store/") else 0.0)
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         query = {key: values[0] for key, values in parse_qs(url.query).items()}
         step, answer = self._route(parts, query, body)
@@ -159,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
             if isinstance(fault.kind, int):
                 return self._send(fault.kind, {"error": fault.message}, fault.headers)
             if fault.kind == "silent":
-                hub.closing.wait(30)
+                hub.closing.wait()
                 return self._reset()
             if fault.kind == "drip":
                 return self._drip()
@@ -175,6 +178,14 @@ class _Handler(BaseHTTPRequestHandler):
         if fault is not None and fault.kind == "garbage":
             return self._send(200, b"<html>a proxy's page</html>", {})
         return self._send(status, value, headers)
+
+    def _body(self, seconds: float) -> bytes:
+        size, pieces = int(self.headers.get("Content-Length") or 0), 200 if seconds else 1
+        found = b""
+        for piece in range(pieces):
+            time.sleep(seconds / pieces)
+            found += self.rfile.read(size * (piece + 1) // pieces - len(found))
+        return found
 
     def _route(self, parts: list[str], query: dict[str, str], body: bytes) -> tuple[str, Callable[[], Any]]:
         if parts[:3] == ["api", "repos", "create"]:

@@ -12,7 +12,10 @@ import argparse
 import importlib
 import importlib.util
 import json
+import multiprocessing
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -20,12 +23,37 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 SHIM = "ACCEPTANCE_SHIM"
 GROUPS = {"A": "durability", "B": "integrity", "C": "hostile", "D": "remote", "E": "ranks"}
-"""Module of each group; a group is a function ``cases(ground)`` that yields :class:`harness.Result`."""
+"""Module of each group; a group is a function ``kinds(ground)`` of what gives the cases of each kind."""
+IDLE = ("D5", "D2 six", "E5", "E7")
+"""Kinds that wait for a limit to pass: in full runs they go beside the others, in a process of their own."""
+ALONE = ("B8", "C3")
+"""Kinds that are held to times so short that nothing else may run beside them; they come last."""
+LONG = ("A7", "A2", "C1 command", "C1 fuzz", "E4", "A6", "A5", "A1")
+"""Kinds to begin with, so that no process is left with a long one when the others are done."""
+TITLES = {
+    "A1": "collect killed at random moments", "A2": "killed on entering every write, fsync and rename",
+    "A3": "order of write, fsync, rename, fsync of the folder", "A4": "train killed at random moments",
+    "A5": "resumed from every step", "A6": "disk full", "A7": "EIO and ENOSPC from every call",
+    "A8": "SIGTERM, SIGINT twice", "A9": "collect and train in turns, killed at random moments",
+    "B1": "a flip in every file", "B2": "random flips", "B3": "every length of a shard",
+    "B4": "shards of other settings", "B5": "shards of other tensors", "B6": "shards missing, doubled, swapped, stray",
+    "B7": "rows that are not finite", "B8": "cost of checking", "C1": "fuzz", "C2": "hostile names", "C3": "bombs",
+    "C4": "code execution", "C5": "what the package may not import", "C6": "links", "C7": "secrets",
+    "D1": "push: one failure of each kind", "D2": "push: one commit, killed or slow", "D3": "push: lost response",
+    "D4": "push: someone else commits", "D5": "push: silent server", "D6": "push: planted files",
+    "D7": "push: round trip", "E1": "two ranks against one", "E2": "four ranks against one",
+    "E3": "latents spread over ranks", "E4": "a rank killed", "E5": "a rank frozen", "E6": "ranks told apart",
+    "E7": "a rank that never comes", "E8": "other numbers of ranks", "E9": "a rank killed in a save",
+    "E10": "collected by several ranks",
+}  # fmt: skip
+
+Record = dict[str, Any]
 
 
 def main() -> int:
@@ -33,9 +61,10 @@ def main() -> int:
     here = [group for group, module in GROUPS.items() if importlib.util.find_spec(f"{__package__}.{module}")]
     parser = argparse.ArgumentParser(prog="python -m tests.acceptance", description=__doc__)
     parser.add_argument("--groups", default=",".join(here), help="letters, separated by commas (default: %(default)s)")
-    parser.add_argument("--cases", help="run only cases whose name begins with one of these, as A2,B5")
+    parser.add_argument("--cases", default="", help="run only cases whose name begins with one of these, as A2,B5")
     parser.add_argument("--smoke", action="store_true", help="a few cases of each kind, for the suite")
     parser.add_argument("--keep_going", action="store_true", help="do not stop at the first case that fails")
+    parser.add_argument("--jobs", type=int, default=2, help="kinds of cases that run side by side (default: 2)")
     parser.add_argument("--log", type=Path, help="append the JSON lines to this file too")
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random here")
     parser.add_argument("--summary", type=Path, metavar="LOG", help="print the table of a log and do nothing else")
@@ -46,7 +75,7 @@ def main() -> int:
     if unknown := sorted(set(asked.groups.split(",")) - set(here)):
         parser.error(f"there is no group {unknown[0]} here; there are {', '.join(here)}")
     preload_faults()
-    with tempfile.TemporaryDirectory(prefix="acceptance-") as folder:
+    with tempfile.TemporaryDirectory(prefix="acceptance-", ignore_cleanup_errors=True) as folder:
         records = list(run(asked, Path(folder)))
     if SHIM in os.environ:
         shutil.rmtree(Path(os.environ[SHIM]).parent, ignore_errors=True)
@@ -66,55 +95,114 @@ def preload_faults() -> None:
         os.execv(sys.executable, [sys.executable, "-m", "tests.acceptance", *sys.argv[1:]])
 
 
-def run(asked: argparse.Namespace, folder: Path) -> Iterator[dict[str, Any]]:
-    """The record of each case as it ends."""
+def run(asked: argparse.Namespace, folder: Path) -> Iterator[Record]:
+    """The record of each case as it ends; ``at`` is the second of the run in which it did."""
     from tests.acceptance.harness import Ground
 
-    ground = Ground(folder, smoke=asked.smoke, seed=asked.seed, only=tuple((asked.cases or "").split(",")))
+    began = time.monotonic()
+    ground = Ground(folder, smoke=asked.smoke, seed=asked.seed, only=tuple(asked.cases.split(",")))
+    kinds = {}
     for group in asked.groups.split(","):
-        module = importlib.import_module(f"{__package__}.{GROUPS[group]}")
-        for record in _group(group, module.cases(ground)):
-            line = json.dumps(record)
-            print(line, flush=True)
-            if asked.log:
-                with asked.log.open("a") as log:
-                    log.write(line + "\n")
-            yield record
-            if record["result"] == "failed" and not asked.keep_going:
-                return
+        found = importlib.import_module(f"{__package__}.{GROUPS[group]}").kinds(ground)
+        kinds |= {kind: work for kind, work in found.items() if ground.wanted(kind)}
+    if asked.jobs > 1 and any(kind[0] != "D" for kind in kinds):
+        ground.prepare()
+    for record in _records(kinds, ground, asked.jobs):
+        record["at"] = round(time.monotonic() - began, 1)
+        line = json.dumps(record, ensure_ascii=False)
+        print(line, flush=True)
+        if asked.log:
+            with asked.log.open("a") as log:
+                log.write(line + "\n")
+        yield record
+        if record["result"] == "failed" and not asked.keep_going:
+            return
 
 
-def _group(group: str, results: Iterator[Any]) -> Iterator[dict[str, Any]]:
-    """Records of one group; a case that raises instead of answering has failed, and its group ends with it."""
+def _records(kinds: dict[str, Any], ground: Any, jobs: int) -> Iterator[Record]:
+    """Records of all kinds, of those that can be side by side in the order in which they end."""
+    if jobs == 1:
+        for kind, work in kinds.items():
+            yield from _kind(kind, ground.run(kind, work))
+        return
+    alone = [kind for kind in kinds if kind.startswith(ALONE)]
+    idle = [kind for kind in kinds if kind.startswith(IDLE) and not ground.smoke]
+    rest = [kind for kind in kinds if kind not in (*alone, *idle)]
+    rest.sort(key=lambda kind: next((at for at, name in enumerate(LONG) if kind.startswith(name)), len(LONG)))
+    yield from _side_by_side(kinds, ground, [rest] * jobs + [idle])
+    yield from _side_by_side(kinds, ground, [alone])
+
+
+def _side_by_side(kinds: dict[str, Any], ground: Any, queues: list[list[str]]) -> Iterator[Record]:
+    """A fork of this process a queue; those with the same queue share its kinds, each taking the next when it is free.
+
+    When nobody wants more records, the forks and what they run are killed.
+    """
+    forking = multiprocessing.get_context("fork")
+    records, taken = forking.SimpleQueue(), {id(queue): forking.Value("i", 0) for queue in queues}
+
+    def work(queue: list[str], count: Any) -> None:
+        os.setsid()
+        while True:
+            with count:
+                at, count.value = count.value, count.value + 1
+            if at >= len(queue):
+                return records.put(None)
+            for record in _kind(queue[at], ground.run(queue[at], kinds[queue[at]])):
+                records.put(record)
+
+    lanes = [forking.Process(target=work, args=(queue, taken[id(queue)])) for queue in queues if queue]
+    for lane in lanes:
+        lane.start()
+    try:
+        left = len(lanes)
+        while left:
+            if (record := records.get()) is None:
+                left -= 1
+            else:
+                yield record
+    finally:
+        for lane in lanes:
+            with suppress(ProcessLookupError):
+                os.killpg(lane.pid or 0, signal.SIGKILL)
+            lane.join()
+
+
+def _kind(kind: str, results: Iterator[Any]) -> Iterator[Record]:
+    """Records of one kind; one that raises instead of answering has failed, and ends with it."""
     began = time.monotonic()
     try:
         for result in results:
             took = time.monotonic() - began
-            yield {"group": group, **result.to_json(), "seconds": round(took, 2)}
+            yield {"group": kind[0], **result.to_json(), "seconds": round(took, 2)}
             began = time.monotonic()
     except Exception as error:  # noqa: BLE001 (whatever it is, it is the reason)
         traceback.print_exc(file=sys.stderr)
-        reason = f"the protocol itself stopped: {type(error).__name__}: {error}"
-        yield {"group": group, "case": f"{group}?", "result": "failed", "reason": reason, "seconds": 0.0}
+        reason = " ".join(f"the protocol itself stopped: {type(error).__name__}: {error}".split())
+        yield {"group": kind[0], "case": f"{kind}?", "result": "failed", "reason": reason, "seconds": 0.0}
 
 
-def table(records: list[dict[str, Any]]) -> str:
+def table(records: list[Record]) -> str:
     """Counts by kind of case, as Markdown; a claim may only be made of the cases that ran."""
-    kinds: dict[str, list[dict[str, Any]]] = {}
+    kinds: dict[str, list[Record]] = {}
     for record in records:
-        kinds.setdefault(record["case"].split(" ")[0].split(".")[0], []).append(record)
-    lines = ["| case | passed | failed | skipped | seconds | notes |", "|---|---|---|---|---|---|"]
-    for kind, found in sorted(kinds.items()):
+        name = re.match(r"[A-Z]\d*", record["case"])
+        kinds.setdefault(name[0] if name else record["case"], []).append(record)
+    lines = ["| case | what | passed | failed | skipped | seconds | notes |", "|---|---|---|---|---|---|---|"]
+    for kind, found in sorted(kinds.items(), key=lambda one: (one[0][0], int(one[0][1:] or 0))):
         counts = Counter(record["result"] for record in found)
-        notes = {record["reason"] for record in found if record["result"] != "passed" and record["reason"]}
-        notes |= {record["note"] for record in found if record.get("note")}
-        seconds = sum(record["seconds"] for record in found)
-        row = [kind, *(counts[name] for name in ("passed", "failed", "skipped")), f"{seconds:.0f}"]
-        lines.append("| " + " | ".join(map(str, [*row, "; ".join(sorted(notes))])) + " |")
+        notes = [record["reason"] for record in found if record["result"] != "passed" and record["reason"]]
+        notes += [record["note"] for record in found if record.get("note")]
+        numbers = [str(counts[name]) for name in ("passed", "failed", "skipped")]
+        took = f"{sum(record['seconds'] for record in found):.0f}"
+        told = "; ".join(dict.fromkeys(notes)).replace("|", "\\|")
+        lines.append("| " + " | ".join([kind, TITLES.get(kind, ""), *numbers, took, told]) + " |")
     total = Counter(record["result"] for record in records)
     told = ", ".join(f"{total[name]} {name}" for name in ("passed", "failed", "skipped"))
     seconds = sum(record["seconds"] for record in records)
-    return "\n".join([*lines, "", f"{len(records)} cases: {told}; {seconds / 60:.1f} minutes."])
+    wall = max((record.get("at", 0) for record in records), default=0)
+    took = f"{wall / 60:.1f} minutes from the first to the last, {seconds / 60:.1f} of work side by side"
+    return "\n".join([*lines, "", f"{len(records)} cases: {told}; {took}."])
 
 
 if __name__ == "__main__":

@@ -6,16 +6,23 @@ import os
 import shutil
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
+from tests.acceptance import windows
 from tests.acceptance.harness import (
+    BRIEF,
+    EACH,
     FEW,
     RENAMES,
     STEPS,
+    TRIES,
     Call,
     Ended,
     Ground,
+    Kind,
     Point,
     Result,
     Watch,
@@ -30,24 +37,48 @@ from tests.acceptance.harness import (
     leftovers,
     mount,
     points,
+    require_whole_checkpoints,
     traced,
     tree,
 )
 
-TRIES = 40
-"""Lives after which a run that is killed again and again is given up."""
-EACH = ("--checkpoint_every", "1")
+AT_ONCE = 2.0
+"""Seconds in which a second Ctrl-C has ended a process."""
+SHORTLY = 0.01
+"""Seconds within which it follows the first."""
+STAGES: dict[str, tuple[Callable[[Ground], Path | None], Callable[[Ground], Path]]] = {
+    "collect": (lambda ground: None, lambda ground: ground.collected),
+    "train": (lambda ground: ground.collected, lambda ground: ground.trained),
+    "features": (lambda ground: ground.trained, lambda ground: ground.selected),
+    "report": (lambda ground: ground.selected, lambda ground: ground.reported),
+}
+"""Run folders before and after each verb that was never disturbed."""
 
 
-def cases(ground: Ground) -> Iterator[Result]:
-    """Every case of the group."""
-    for name, work in {
-        "A1": collect_killed_at_random, "A2": killed_at_every_sync_and_rename, "A3": order_of_calls,
-        "A4": train_killed_at_random, "A5": resumed_from_every_step, "A6": disk_full, "A7": every_call_refused,
-        "A8": signals,
-    }.items():  # fmt: skip
-        if ground.wanted(name):
-            yield from work(ground)
+def kinds(ground: Ground) -> dict[str, Kind]:
+    """The cases of the group, by kind."""
+    found: dict[str, Kind] = {
+        "A1": partial(collect_killed_at_random, ground),
+        "A1.int8": partial(collect_of_int8_killed, ground),
+        "A1.spawned": partial(spawned, ground, "A1", "collect"),
+        "A3": partial(order_of_calls, ground),
+        "A4": partial(train_killed_at_random, ground),
+        "A4.spawned": partial(spawned, ground, "A4", "train"),
+        "A5": partial(resumed_from_every_step, ground),
+        "A9": partial(windows.killed_at_random, ground),
+    }
+    for verb in ("collect", "train"):
+        found[f"A2.{verb}"] = partial(killed_at_every_call, ground, verb)
+        for number in (errno.EIO, errno.ENOSPC):
+            found[f"A7.{verb} {errno.errorcode[number]}"] = partial(every_call_refused, ground, verb, number)
+        found[f"A2.{verb} by safetensors"] = partial(renames_by_safetensors, ground, verb, "A2", "signal=SIGKILL")
+        for error in ("EIO", "ENOSPC"):
+            kind = f"A7.{verb} {error} by safetensors"
+            found[kind] = partial(renames_by_safetensors, ground, verb, "A7", f"error={error}")
+        found[f"A8.{verb}"] = partial(signals, ground, verb)
+    for verb in STAGES:
+        found[f"A6.{verb}"] = partial(disk_full, ground, verb)
+    return found
 
 
 # ---- A1, A4: kills at random times --------------------------------------------------------------
@@ -55,15 +86,27 @@ def cases(ground: Ground) -> Iterator[Result]:
 
 def collect_killed_at_random(ground: Ground) -> Iterator[Result]:
     """50 SIGKILLs at times drawn uniformly over a run, at least 10 of them in the middle of a write."""
-    reference = ground.collected
-    wanted, in_a_write = (4, 0) if ground.smoke else (50, 10)
+    yield from _collect_killed(ground, "A1", (4, 0) if ground.smoke else (50, 10))
+
+
+def collect_of_int8_killed(ground: Ground) -> Iterator[Result]:
+    """The same with rows stored as int8 and a scale: a few kills, some of them mid-write."""
+    yield from _collect_killed(ground, "A1.int8", (1, 0) if ground.smoke else (10, 2), "--storage_dtype", "int8")
+
+
+def _collect_killed(ground: Ground, case: str, wanted: tuple[int, int], *more: str) -> Iterator[Result]:
+    """Three hook points a corpus, so that a part file stands for much of a run."""
+
+    def arguments(folder: Path) -> list[str]:
+        return ground.arguments("collect", folder, "--layer", "0,1,2", *more)
 
     def kill(folder: Path) -> tuple[int, int, Ended]:
-        return _until_done(ground, lambda: ground.arguments("collect", folder), folder, ground.collect_seconds)
+        return _until_done(ground, arguments(folder), folder, seconds)
 
-    yield from _kills(ground, "A1", wanted, in_a_write, kill, lambda folder: _collected_flaws(folder, reference))
-    if not ground.smoke:
-        yield _spawned(ground, "A1.spawned", "collect", ground.fresh(), reference)
+    reference = ground.fresh()
+    ground.finish(arguments(reference))
+    seconds = ground.finish(arguments(ground.fresh())).seconds
+    yield from _kills(ground, case, *wanted, kill, lambda folder: _collected_flaws(folder, reference))
 
 
 def train_killed_at_random(ground: Ground) -> Iterator[Result]:
@@ -76,15 +119,13 @@ def train_killed_at_random(ground: Ground) -> Iterator[Result]:
         shutil.copytree(ground.collected, folder)
         watch = watches[folder] = Watch(ground.root / f"{folder.name}.ledger")
         return _until_done(
-            ground, lambda: ground.arguments("train", folder, *EACH), folder, ground.train_seconds, before=watch.begin
+            ground, ground.arguments("train", folder, *EACH), folder, ground.train_seconds, before=watch.begin
         )
 
     def flaws(folder: Path) -> list[str]:
-        return differences(folder, reference) + _training_flaws(ground, watches[folder])
+        return differences(folder, reference) + watches[folder].unlike(ground.watch)
 
     yield from _kills(ground, "A4", wanted, in_a_write, kill, flaws)
-    if not ground.smoke:
-        yield _spawned(ground, "A4.spawned", "train", ground.fresh(ground.collected), reference)
 
 
 def _kills(
@@ -112,7 +153,7 @@ def _kills(
 
 def _until_done(
     ground: Ground,
-    arguments: Callable[[], list[str]],
+    arguments: list[str],
     folder: Path,
     seconds: float,
     before: Callable[[], object] = lambda: None,
@@ -120,36 +161,27 @@ def _until_done(
     """Start again and again, killed each time at a moment of the whole run's length, until it ends by itself."""
     kills = mid_write = 0
     for life in range(TRIES):
-        verb = ground.start(arguments(), before=before)
+        verb = ground.start(arguments, before=before)
         if life < TRIES - 1 and verb.sleep(ground.draw.uniform(0, seconds)):
             verb.signal(signal.SIGKILL)
             ended = verb.wait()
             kills += 1
             mid_write += bool(folder.exists() and leftovers(folder))
-            _require_whole_checkpoints(folder)
+            require_whole_checkpoints(folder)
         else:
             ended = verb.wait()
             break
     return kills, mid_write, ended
 
 
-def _require_whole_checkpoints(folder: Path) -> None:
-    """Whatever stands under a checkpoint's name after a kill is whole; while the last are removed, none need be."""
-    from sae_forge.training.state import STATE, verify_checkpoint
-
-    for sae in folder.glob("saes/*/*"):
-        for checkpoint in () if (sae / "report.json").exists() else sae.glob("checkpoints/step-*"):
-            for name in (STATE, *(path.name for path in checkpoint.iterdir())):
-                verify_checkpoint(checkpoint, name)
-
-
-def _spawned(ground: Ground, case: str, verb: str, folder: Path, reference: Path) -> Result:
+def spawned(ground: Ground, case: str, verb: str) -> Iterator[Result]:
     """A handful of kills of ``python -m sae_forge``, imports and all."""
+    if ground.smoke:
+        return
+    folder, reference = ground.fresh(STAGES[verb][0](ground)), STAGES[verb][1](ground)
     whole = ground.spawn(ground.arguments(verb, folder)).wait()
     found, kills = [*whole.flaws(0), *differences(folder, reference)], 0
-    shutil.rmtree(folder)
-    if verb == "train":
-        shutil.copytree(ground.collected, folder)
+    folder = ground.fresh(STAGES[verb][0](ground))
     for _ in range(5):
         process = ground.spawn(ground.arguments(verb, folder))
         if process.sleep(ground.draw.uniform(0.5, 1.0) * whole.seconds):
@@ -158,7 +190,7 @@ def _spawned(ground: Ground, case: str, verb: str, folder: Path, reference: Path
         process.wait()
     ended = ground.spawn(ground.arguments(verb, folder)).wait()
     found += [*ended.flaws(0), *differences(folder, reference)]
-    return judge(case, found, mechanism="SIGKILL of python -m sae_forge", kills=kills)
+    yield judge(f"{case}.spawned", found, mechanism="SIGKILL of python -m sae_forge", kills=kills)
 
 
 def _collected_flaws(folder: Path, reference: Path) -> list[str]:
@@ -186,66 +218,72 @@ def _places(reader) -> list[tuple[int, int, int]]:
     ]
 
 
-def _training_flaws(ground: Ground, watch: Watch) -> list[str]:
-    """Where the rows of a step, or a checkpoint (weights, moments, counters, step), are not the reference's."""
-    try:
-        steps = watch.steps()
-    except AssertionError as error:
-        return [str(error)]
-    found = [] if steps == ground.ledger else [f"{len(steps)} steps of other rows than the reference's {STEPS}"]
-    mine = watch.checkpoints()
-    other = [name for name, hashes in mine.items() if hashes != ground.checkpoints.get(name)]
-    return found + ([f"checkpoints of other bytes: {', '.join(other)}"] if other else [])
-
-
 # ---- A2, A7: every call -------------------------------------------------------------------------
 
 
-def killed_at_every_sync_and_rename(ground: Ground) -> Iterator[Result]:
-    """SIGKILL on entering each fsync, rename and write of a run, collect and train."""
+def killed_at_every_call(ground: Ground, verb: str) -> Iterator[Result]:
+    """SIGKILL on entering each fsync, rename and write of a run."""
     if why := cannot_inject():
-        yield Result("A2", "skipped", why)
+        yield Result(f"A2.{verb}", "skipped", why)
         return
-    for verb in ("collect", "train"):
-        for point in _some(ground, _points(ground, verb)):
-            folder = _begun(ground, verb)
-            died = _at(ground, verb, folder, point)
-            alive = f"exit {died.code} instead of death: {died.output[-200:]}"
-            found = [] if died.code == 128 + signal.SIGKILL else [alive]
-            found += _resumes(ground, verb, folder)
-            yield judge(f"A2.{verb} {point}", found, mechanism="preloaded faults.c, SIGKILL on entry")
-            shutil.rmtree(folder)
+    for point in _some(ground, _points(ground, verb)):
+        folder = _begun(ground, verb)
+        died = _at(ground, verb, folder, point)
+        alive = f"exit {died.code} instead of death: {died.output[-200:]}"
+        found = [] if died.code == 128 + signal.SIGKILL else [alive]
+        found += _resumes(ground, verb, folder)
+        yield judge(f"A2.{verb} {point}", found, mechanism="preloaded faults.c, SIGKILL on entry")
+        shutil.rmtree(folder)
 
 
-def every_call_refused(ground: Ground) -> Iterator[Result]:
-    """EIO and ENOSPC from each write, fsync and rename in the run folder: an error is said, a resume is identical."""
+def every_call_refused(ground: Ground, verb: str, number: int) -> Iterator[Result]:
+    """An error from each write, fsync and rename in the run folder: it is said in one line, a resume is identical."""
+    kind = f"A7.{verb} {errno.errorcode[number]}"
     if why := cannot_inject():
-        yield Result("A7", "skipped", why)
+        yield Result(kind, "skipped", why)
         return
-    for verb in ("collect", "train"):
-        for number in (errno.EIO, errno.ENOSPC):
-            for point in _some(ground, _points(ground, verb)):
-                folder = _begun(ground, verb)
-                refused = _at(ground, verb, folder, point, number)
-                found = ["it ended with 0 although a call failed"] if refused.code == 0 else refused.flaws(4)
-                found += _resumes(ground, verb, folder)
-                case = f"A7.{verb} {errno.errorcode[number]} {point}"
-                yield judge(case, found, mechanism="preloaded faults.c", said=refused.error[:200])
-                shutil.rmtree(folder)
+    for point in _some(ground, _points(ground, verb)):
+        folder = _begun(ground, verb)
+        refused = _at(ground, verb, folder, point, number)
+        found = ["it ended with 0 although a call failed"] if refused.code == 0 else refused.flaws(4)
+        found += _resumes(ground, verb, folder)
+        yield judge(f"{kind} {point}", found, mechanism="preloaded faults.c", said=refused.error[:200])
+        shutil.rmtree(folder)
+
+
+def renames_by_safetensors(ground: Ground, verb: str, case: str, what: str) -> Iterator[Result]:
+    """The same for the renames by which safetensors makes our part files: they are no calls of the C library."""
+    kind = f"{case}.{verb} {what.removeprefix('signal=').removeprefix('error=')} rename by safetensors"
+    if why := cannot_inject() or cannot_trace():
+        yield Result(kind, "skipped", why)
+        return
+    written = [point for point in _points(ground, verb) if point.name == "fsync" and ".safetensors" in point.path]
+    for point in _some(ground, written):
+        folder, log = _begun(ground, verb), ground.root / "inject.strace"
+        verb_ = ground.start(ground.arguments(verb, folder, *_short(verb)), stopped=True)
+        inject = ("-P", str(folder / point.path), "-e", f"trace={RENAMES}", "-e", f"inject={RENAMES}:{what}:when=1")
+        ended = traced(verb_, *inject, log=log)
+        if case == "A2":
+            found = [] if ended.code == 128 + signal.SIGKILL else [f"exit {ended.code}: {ended.output[-200:]}"]
+        else:
+            found = ended.flaws(4)
+        found += _resumes(ground, verb, folder)
+        yield judge(f"{kind} {point.path}", found, mechanism="strace, injected", said=ended.error[:200])
+        shutil.rmtree(folder)
 
 
 def _some(ground: Ground, found: list[Point]) -> list[Point]:
-    return ground.draw.sample(found, 3) if ground.smoke else found
+    return ground.draw.sample(found, min(3, len(found))) if ground.smoke else found
 
 
 def _begun(ground: Ground, verb: str) -> Path:
     """A run folder in which this verb has nothing done yet."""
-    return ground.fresh(ground.collected) if verb == "train" else ground.fresh()
+    return ground.fresh(STAGES[verb][0](ground))
 
 
 def _short(verb: str) -> list[str]:
-    """Fewer shards and checkpoints where each call is a case."""
-    return ["--checkpoint_every", str(STEPS // 2)] if verb == "train" else [*FEW]
+    """Fewer shards, steps and checkpoints where each call is a case."""
+    return [*BRIEF] if verb == "train" else [*FEW]
 
 
 def _at(ground: Ground, verb: str, folder: Path, point: Point, error: int = 0) -> Ended:
@@ -256,7 +294,7 @@ def _at(ground: Ground, verb: str, folder: Path, point: Point, error: int = 0) -
 def _resumes(ground: Ground, verb: str, folder: Path) -> list[str]:
     """Flaws of the same command run again."""
     ended = ground.start(ground.arguments(verb, folder, *_short(verb))).wait()
-    return ended.flaws(0) + differences(folder, ground.trained if verb == "train" else ground.few)
+    return ended.flaws(0) + differences(folder, ground.brief if verb == "train" else ground.few)
 
 
 def _points(ground: Ground, verb: str) -> list[Point]:
@@ -278,7 +316,7 @@ def _log(ground: Ground, verb: str) -> list[Call]:
     if verb == "train":
         shutil.copytree(ground.collected, folder)
     watched = "trace=mkdir,mkdirat,write,pwrite64,writev,ftruncate,fsync,fdatasync," + RENAMES
-    ended = traced(ground, ground.arguments(verb, folder, *_short(verb)), "-e", watched, log=log)
+    ended = traced(ground.start(ground.arguments(verb, folder, *_short(verb)), stopped=True), "-e", watched, log=log)
     assert ended.code == 0, ended.output
     return calls(log)
 
@@ -354,7 +392,7 @@ def _inside(path: str, run: str) -> str:
 
 def resumed_from_every_step(ground: Ground) -> Iterator[Result]:
     """From the checkpoint of each step of a run; and from some of them, killed once more on the way."""
-    reference, expected = ground.trained, ground.checkpoints
+    reference, expected = ground.trained, ground.watch.checkpoints()
     steps, sae = sorted(expected), next(reference.glob("saes/*/*")).relative_to(reference)
     yield judge("A5 a checkpoint a step", [] if len(steps) == STEPS else [f"{len(steps)} checkpoints of {STEPS} steps"])
     for number, step in enumerate(ground.draw.sample(steps, 2) if ground.smoke else steps):
@@ -380,35 +418,36 @@ def resumed_from_every_step(ground: Ground) -> Iterator[Result]:
 # ---- A6 -----------------------------------------------------------------------------------------
 
 
-def disk_full(ground: Ground) -> Iterator[Result]:
+def disk_full(ground: Ground, verb: str) -> Iterator[Result]:
     """A disk of 10 sizes below what a run needs: a refusal with numbers, nothing half-written, then the same bytes."""
     shares = (0.5,) if ground.smoke else tuple(0.3 + 0.65 * step / 9 for step in range(10))
-    ground.trained  # noqa: B018 (made out here, where there is room)
-    lines = ground.root / "disk.jsonl"
+    for made in STAGES[verb]:
+        made(ground)  # out here, where there is room
+    lines = ground.root / f"disk-{verb}.jsonl"
 
     def work() -> None:
         enter_own_mounts()
-        for verb in ("collect", "train"):
-            need = _need(ground, verb)
-            for share in shares:
-                with lines.open("a") as out:
-                    out.write(json.dumps(_on_small_disk(ground, verb, need, share).to_json()) + "\n")
+        need = _need(ground, verb)
+        for share in shares:
+            with lines.open("a") as out:
+                out.write(json.dumps(_on_small_disk(ground, verb, need, share).to_json()) + "\n")
 
-    ended = fork(work, ground.root / "disk.txt").wait()
+    ended = fork(work, ground.root / f"disk-{verb}.txt").wait()
     if ended.code and not lines.exists():
         reason = ended.output.strip().splitlines()[-1][:200]
-        yield Result("A6", "skipped", f"no mount of a small disk here: {reason}")
+        yield Result(f"A6.{verb}", "skipped", f"no mount of a small disk here: {reason}")
         return
     for line in lines.read_text().splitlines():
         record = json.loads(line)
         yield Result(**{name: record.pop(name) for name in ("case", "result", "reason")}, facts=record)
     if ended.code:
-        yield Result("A6", "failed", f"the protocol itself stopped: {ended.output[-300:]}")
+        yield Result(f"A6.{verb}", "failed", f"the protocol itself stopped: {ended.output[-300:]}")
 
 
 def _on_small_disk(ground: Ground, verb: str, need: int, share: float) -> Result:
     """One command on a disk with room for this share of what it takes at its most."""
-    given = _taken(ground.collected) if verb == "train" else 0
+    before, after = STAGES[verb]
+    given = _taken(before(ground))
     disk, folder = _disk(ground, verb, given + int(share * need))
     ended = ground.start(ground.arguments(verb, folder)).wait()
     found = ended.flaws(4, str(folder)) if ended.code else []
@@ -416,7 +455,7 @@ def _on_small_disk(ground: Ground, verb: str, need: int, share: float) -> Result
         found += [f"half a file: {name}" for name in _damaged(folder)]
     mount(disk, 4 * (given + need), again=True)
     again = ground.start(ground.arguments(verb, folder)).wait()
-    found += again.flaws(0) + differences(folder, ground.trained if verb == "train" else ground.collected)
+    found += again.flaws(0) + differences(folder, after(ground))
     subprocess.run(["umount", str(disk)], check=False)
     facts = {"mechanism": "tmpfs in a user namespace", "fitted": ended.code == 0, "said": ended.error[:300]}
     return judge(f"A6.{verb} {share:.2f}", found, **facts)
@@ -428,8 +467,8 @@ def _disk(ground: Ground, verb: str, size: int) -> tuple[Path, Path]:
     disk.mkdir()
     mount(disk, size // 4096 * 4096)
     folder = disk / "run"
-    if verb == "train":
-        shutil.copytree(ground.collected, folder)
+    if before := STAGES[verb][0](ground):
+        shutil.copytree(before, folder)
     return disk, folder
 
 
@@ -450,9 +489,10 @@ def _in_use(disk: Path) -> int:
     return (found.f_blocks - found.f_bfree) * found.f_frsize
 
 
-def _taken(folder: Path) -> int:
-    """Bytes of a tree on a disk, a page more for each name."""
-    return sum(-(-path.lstat().st_size // 4096) * 4096 for path in folder.rglob("*") if path.is_file())
+def _taken(folder: Path | None) -> int:
+    """Bytes of a tree on a disk, in whole pages."""
+    found = folder.rglob("*") if folder else ()
+    return sum(-(-path.lstat().st_size // 4096) * 4096 for path in found if path.is_file())
 
 
 def _damaged(folder: Path) -> list[str]:
@@ -466,31 +506,39 @@ def _damaged(folder: Path) -> list[str]:
 # ---- A8 -----------------------------------------------------------------------------------------
 
 
-def signals(ground: Ground) -> Iterator[Result]:
+def signals(ground: Ground, verb: str) -> Iterator[Result]:
     """SIGTERM at 10 points, SIGINT twice at 3: out in 30 seconds with the signal's code, then the same bytes."""
-    for verb in ("collect", "train"):
-        ground.collected, ground.trained  # noqa: B018 (their times are needed)
-        length = ground.train_seconds if verb == "train" else ground.collect_seconds
-        terms, interrupts = (1, 1) if ground.smoke else (10, 3)
-        kinds = [(signal.SIGTERM, 1)] * terms + [(signal.SIGINT, 2)] * interrupts
-        for number, (signum, times) in enumerate(kinds):
-            folder = _begun(ground, verb)
-            process, sent = ground.start(ground.arguments(verb, folder)), 0
-            for _ in range(times):
-                if process.sleep(ground.draw.uniform(0.2, 0.9) * length / times):
-                    process.signal(signum)
-                    sent += 1
-            began = process.sleep(30.0)
-            ended = process.wait()
-            found = ["it went on for 30 seconds"] if began else []
-            if sent and ended.code not in (128 + signum, 0):
-                found.append(f"exit {ended.code} after {signum.name}: {ended.output[-300:]}")
-            found += _resumes_plain(ground, verb, folder)
-            code = f"exit {ended.code}"
-            yield judge(f"A8.{verb} {signum.name} {number}", found, sent=sent, said=f"{code}, {ended.output[-60:]}")
-            shutil.rmtree(folder)
-
-
-def _resumes_plain(ground: Ground, verb: str, folder: Path) -> list[str]:
-    ended = ground.start(ground.arguments(verb, folder)).wait()
-    return ended.flaws(0) + differences(folder, ground.trained if verb == "train" else ground.collected)
+    ground.collected, ground.trained  # noqa: B018 (their times are needed)
+    length = ground.train_seconds if verb == "train" else ground.collect_seconds
+    terms, interrupts = (1, 1) if ground.smoke else (10, 3)
+    asked = [(signal.SIGTERM, 1)] * terms + [(signal.SIGINT, 2)] * interrupts
+    stopped = both = 0
+    for number, (signum, times) in enumerate(asked):
+        folder = _begun(ground, verb)
+        watch = Watch(ground.root / f"{folder.name}.ledger")
+        arguments = ground.arguments(verb, folder, *(EACH if verb == "train" else ()))
+        process, sent = ground.start(arguments, before=watch.begin), 0
+        waits = [ground.draw.uniform(0.2, 0.9) * length, ground.draw.uniform(0, SHORTLY)]
+        for wait in waits[:times]:  # the second while the first is being obeyed
+            if process.sleep(wait):
+                process.signal(signum)
+                sent += 1
+        began = time.monotonic()
+        found = ["it went on for 30 seconds"] if process.sleep(30.0) else []
+        took = time.monotonic() - began
+        ended = process.wait()
+        if sent and ended.code not in (128 + signum, 0):
+            found.append(f"exit {ended.code} after {signum.name}: {ended.output[-300:]}")
+        stopped, both = stopped + (ended.code == 128 + signum), both + (sent == 2)
+        if sent > 1 and took > AT_ONCE:
+            found.append(f"it took {took:.1f} s after the second {signum.name}")
+        again = ground.start(arguments, before=watch.begin).wait()
+        found += again.flaws(0) + differences(folder, STAGES[verb][1](ground))
+        if verb == "train" and signum == signal.SIGTERM and watch.taken() != STEPS:
+            found.append(f"{watch.taken()} steps were taken where {STEPS} were left: no checkpoint at the signal")
+        said = f"exit {ended.code}, {ended.output[-60:]}"
+        yield judge(f"A8.{verb} {signum.name} {number}", found, sent=sent, took=round(took, 2), said=said)
+        shutil.rmtree(folder)
+    few = [f"only {stopped} of {len(asked)} were stopped by a signal"] if stopped < len(asked) / 2 else []
+    note = f"{verb} was stopped in {stopped} of {len(asked)} cases, {both} of {interrupts} met a second Ctrl-C"
+    yield judge(f"A8.{verb} total", few, note=note)

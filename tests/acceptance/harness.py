@@ -1,15 +1,19 @@
 """What every group stands on: verbs as processes that can be killed, a run to compare with, and faults from strace.
 
-A verb is run in a fork of this process, which has imported everything, so that a fault lands in its work and not in
-ten seconds of imports; ``spawned`` runs are ``python -m sae_forge`` from nothing. Both are processes that die for good.
+A verb is run in a fork of this process, which has imported everything and loaded the model once, so that a fault lands
+in its work and not in ten seconds of imports; ``spawned`` runs are ``python -m sae_forge`` from nothing. Both are
+processes that die for good.
 """
 
 import ctypes
+import gc
 import hashlib
 import json
 import os
 import random
 import re
+import resource
+import select
 import shutil
 import signal
 import subprocess
@@ -22,17 +26,29 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
+import matplotlib.backends.backend_agg
+import matplotlib.figure  # noqa: F401 (this and others here would else be imported by every fork)
 import torch
 import transformers.models.llama.modeling_llama  # noqa: F401
+import typer._adapters  # noqa: F401
 
+import cli.launch
+import cli.screen  # noqa: F401
+import sae_forge.kernels.cpu  # noqa: F401
 from cli.app import main as command_line
-from sae_forge.pipeline import collect, features, report, train, verify  # noqa: F401 (imported before any fork)
+from sae_forge.models.loading import load_model
+from sae_forge.pipeline import collect, features, generate, push, report, train, verify  # noqa: F401
 
 ROOT = Path(__file__).parents[2]
 CTX, BATCH, ROWS, STEPS, EVERY = 24, 4, 240, 50, 5
 LAYER = 1
-FEW = ("--shard_rows", "800")
+FEW = ("--shard_rows", "1000")
 """What makes two shards of each corpus."""
+BRIEF = ("--max_steps", "12", "--checkpoint_every", "6")
+"""What makes two checkpoints of a training, and a write of its log for each of twelve steps."""
+EACH = ("--checkpoint_every", "1")
+TRIES = 40
+"""Lives after which a run that is killed again and again is given up."""
 PATIENCE = 120.0
 """Seconds after which a verb counts as hanging."""
 
@@ -53,6 +69,17 @@ class Result:
         return {"case": self.case, "result": self.result, "reason": self.reason, **self.facts}
 
 
+Kind = Callable[[], Iterator[Result]]
+"""What gives the cases of one kind, one after another."""
+
+
+def chosen(ground: "Ground", kinds: dict[str, Kind]) -> Iterator[Result]:
+    """The cases of those kinds that were asked for, in this process."""
+    for kind, work in kinds.items():
+        if ground.wanted(kind):
+            yield from ground.run(kind, work)
+
+
 def judge(case: str, flaws: Sequence[str], **facts: Any) -> Result:
     """Passed without a flaw."""
     return Result(case, "failed" if flaws else "passed", " ".join("; ".join(flaws).split())[:600], facts)
@@ -69,6 +96,8 @@ class Ended:
     """Exit code; 128 + n for a death by signal n."""
     output: str
     seconds: float
+    grown: int
+    """Bytes of memory at its most, beyond those of the process it was forked from."""
 
     @property
     def error(self) -> str:
@@ -90,7 +119,7 @@ class Verb:
     """A verb under way."""
 
     def __init__(self, pid: int, output: Path) -> None:
-        self.pid, self._output, self._started = pid, output, time.monotonic()
+        self.pid, self._output, self._started, self._before = pid, output, time.monotonic(), resident()
 
     def signal(self, number: int) -> None:
         os.kill(self.pid, number)
@@ -101,18 +130,26 @@ class Verb:
 
     def sleep(self, seconds: float) -> bool:
         """Wait so long or until it ends; whether it is still running."""
-        until = time.monotonic() + seconds
-        while self.running() and time.monotonic() < until:
-            time.sleep(min(0.0005, max(0.0, until - time.monotonic())))
+        handle = os.pidfd_open(self.pid)
+        try:
+            select.select([handle], [], [], max(0.0, seconds))
+        finally:
+            os.close(handle)
         return self.running()
 
     def wait(self) -> Ended:
         """Its end; one that takes too long is killed and counts as death by SIGKILL."""
         if self.sleep(PATIENCE):
             self.signal(signal.SIGKILL)
-        _, status = os.waitpid(self.pid, 0)
-        code = os.waitstatus_to_exitcode(status)
-        return Ended(code if code >= 0 else 128 - code, self._output.read_text(), time.monotonic() - self._started)
+        _, status, used = os.wait4(self.pid, 0)
+        seconds, code = time.monotonic() - self._started, os.waitstatus_to_exitcode(status)
+        grown = max(0, 1024 * used.ru_maxrss - self._before)
+        return Ended(code if code >= 0 else 128 - code, self._output.read_text(), seconds, grown)
+
+
+def resident() -> int:
+    """Bytes of memory that this process has in use."""
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
 
 
 def fork(work: Callable[[], object], output: Path, *, stopped: bool = False) -> Verb:
@@ -128,6 +165,7 @@ def fork(work: Callable[[], object], output: Path, *, stopped: bool = False) -> 
         for stream in (1, 2):
             os.dup2(sink, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs behind it ignore Ctrl-C
         if stopped:
             os.kill(os.getpid(), signal.SIGSTOP)
         work()
@@ -152,12 +190,21 @@ class Ground:
     """A scratch folder with a model, two corpora and reference runs, each made once."""
 
     def __init__(self, root: Path, *, smoke: bool, seed: int, only: tuple[str, ...]) -> None:
-        self.root, self.smoke, self._only, self._count = root, smoke, only, 0
+        self.root, self.smoke, self._seed, self._only, self._count = root, smoke, seed, only, 0
         self.draw = random.Random(seed)
 
-    def wanted(self, case: str) -> bool:
-        """Whether a kind of case was asked for."""
-        return any(case.startswith(prefix) for prefix in self._only)
+    def wanted(self, kind: str) -> bool:
+        """Whether a kind of case was asked for: by how its name begins, but E1 is not E10."""
+        return any(kind.startswith(asked) and not kind[len(asked) :][:1].isdigit() for asked in self._only)
+
+    def run(self, kind: str, work: "Kind") -> Iterator[Result]:
+        """The cases of a kind; what is random in them does not depend on what ran before."""
+        self.draw = random.Random(f"{self._seed} {kind}")
+        yield from work()
+
+    def prepare(self) -> None:
+        """Make everything that several kinds stand on, so that forks of this process share it."""
+        self.few, self.brief, self.whole  # noqa: B018
 
     def fresh(self, source: Path | None = None) -> Path:
         """A run folder nobody has used: empty, or a copy."""
@@ -170,8 +217,12 @@ class Ground:
     @cached_property
     def model(self) -> Path:
         """A saved Llama of random weights."""
-        self._made("model", lambda: _save_model(self.root / "tiny"))
-        return self.root / "tiny"
+        folder = self.root / "tiny"
+        self._made("model", lambda: _save_model(folder))
+        load_model(str(folder), device="cpu")  # forks find the tables that transformers makes for the first one
+        gc.collect()
+        gc.freeze()  # else each fork goes through everything imported here, and copies it by that
+        return folder
 
     @cached_property
     def corpora(self) -> list[str]:
@@ -186,14 +237,19 @@ class Ground:
             (self.root / f"{name}.jsonl").write_text(text)
         return ["--forget", str(self.root / "forget.jsonl"), "--retain", str(self.root / "retain.jsonl")]
 
+    @property
+    def collects(self) -> list[str]:
+        """Flags of what is collected."""
+        shape = ["--ctx_len", str(CTX), "--model_batch_size", str(BATCH), "--shard_rows", str(ROWS)]
+        return [*shape, "--storage_dtype", "fp32", *self.corpora]
+
     def arguments(self, verb: str, run: Path, *more: str) -> list[str]:
         """The command line of a verb on a run folder."""
         found = [verb, "--model", str(self.model), "--run_dir", str(run)]
         if verb != "report":
             found += ["--layer", str(LAYER), "--model_device", "cpu", "--sae_device", "cpu"]
-        collects = ["--ctx_len", str(CTX), "--model_batch_size", str(BATCH), "--shard_rows", str(ROWS)]
         if verb == "collect":
-            found += [*collects, "--storage_dtype", "fp32", *self.corpora]
+            found += self.collects
         if verb == "train":
             found += ["--k", "4", "--d_sae", "96", "--batch_size", "64", "--max_steps", str(STEPS), "--lr", "0.01"]
             found += ["--checkpoint_every", str(EVERY), "--dead_after", "640", "--retain_eval", self.corpora[-1]]
@@ -256,27 +312,48 @@ class Ground:
         return folder
 
     @cached_property
+    def brief(self) -> Path:
+        """A short training that was never disturbed, for the same cases; not to be changed."""
+        folder = self.root / "reference-brief"
+        shutil.copytree(self.collected, folder)
+        self.finish(self.arguments("train", folder, *BRIEF))
+        return folder
+
+    @cached_property
     def trained(self) -> Path:
         """The same run with an SAE whose training was never disturbed; not to be changed.
 
-        Its rows are kept in ``ledger``, the checkpoint after each step in ``store``, its hashes in ``checkpoints``.
+        ``watch`` has its rows and hashes, ``store`` the checkpoint after each step.
         """
         folder, self.store = self.root / "reference-trained", self.root / "reference-checkpoints"
         shutil.copytree(self.collected, folder)
-        watch, each = Watch(self.root / "reference-ledger", self.store), ("--checkpoint_every", "1")
-        self.finish(self.arguments("train", folder, *each), before=watch.begin)
+        self.watch, each = Watch(self.root / "reference-ledger", self.store), ("--checkpoint_every", "1")
+        self.finish(self.arguments("train", folder, *each), before=self.watch.begin)
         again = self.arguments("train", self.fresh(self.collected), *each)
         self.train_seconds = self.finish(again, before=Watch(self.root / "unused").begin).seconds
-        self.ledger, self.checkpoints = watch.steps(), watch.checkpoints()
+        return folder
+
+    @cached_property
+    def selected(self) -> Path:
+        """The same run with a selection of latents; not to be changed."""
+        folder = self.root / "reference-selected"
+        shutil.copytree(self.trained, folder)
+        self.finish(self.arguments("features", folder))
+        return folder
+
+    @cached_property
+    def reported(self) -> Path:
+        """The same run with a page; not to be changed."""
+        folder = self.root / "reference-reported"
+        shutil.copytree(self.selected, folder)
+        self.finish(self.arguments("report", folder))
         return folder
 
     @cached_property
     def whole(self) -> Path:
-        """The same run with a selection, a page, and two checkpoints of an SAE in training; not to be changed."""
+        """The same run with two checkpoints of an SAE in training; not to be changed."""
         folder = self.root / "reference-whole"
-        shutil.copytree(self.trained, folder)
-        self.finish(self.arguments("features", folder))
-        self.finish(self.arguments("report", folder))
+        shutil.copytree(self.reported, folder)
         self.half_trained(folder)
         return folder
 
@@ -335,6 +412,16 @@ def leftovers(folder: Path) -> list[str]:
     return [path.name for path in folder.rglob(".*") if path.name.endswith(".part") or path.name.startswith(".tmp")]
 
 
+def require_whole_checkpoints(folder: Path) -> None:
+    """Whatever stands under a checkpoint's name after a kill is whole; while the last are removed, none need be."""
+    from sae_forge.training.state import STATE, verify_checkpoint
+
+    for sae in folder.glob("saes/*/*"):
+        for checkpoint in () if (sae / "report.json").exists() else sae.glob("checkpoints/step-*"):
+            for name in (STATE, *(path.name for path in checkpoint.iterdir())):
+                verify_checkpoint(checkpoint, name)
+
+
 class Watch:
     """A ledger of a training run, kept from within: each step with the hash of its rows, each checkpoint with its own.
 
@@ -391,6 +478,20 @@ class Watch:
                 found.append(line["rows"])
         return found
 
+    def unlike(self, reference: "Watch") -> list[str]:
+        """Steps of other rows than the reference's, and checkpoints (weights, moments, counters) of other bytes."""
+        try:
+            found = [] if self.steps() == reference.steps() else ["steps of other rows"]
+        except AssertionError as error:
+            return [str(error)]
+        expected = reference.checkpoints()
+        other = [name for name, hashes in self.checkpoints().items() if hashes != expected.get(name)]
+        return found + ([f"checkpoints of other bytes: {', '.join(other)}"] if other else [])
+
+    def taken(self) -> int:
+        """Steps that were begun, those begun again included."""
+        return sum("step" in line for line in self._lines())
+
     def checkpoints(self) -> dict[str, dict[str, str]]:
         """Hashes of the files of each checkpoint, by its name; the last to be written under it."""
         return {line["checkpoint"]: line["files"] for line in self._lines() if "checkpoint" in line}
@@ -401,7 +502,7 @@ class Watch:
 RENAMES = "rename,renameat,renameat2"
 SHIM = "ACCEPTANCE_SHIM"
 """Variable that names the library of ``faults.c`` when it was preloaded into this process."""
-_CALL = re.compile(r"(?P<pid>\d+) +(?P<name>\w+)\((?P<rest>.*)\)\s+= (?P<result>-?\d+|\?)")
+_CALL = re.compile(r"(?P<pid>\d+) +(?P<name>\w+)\((?P<rest>.*)\)\s+= (?P<result>-?\d+|\?)(?:<(?P<opened>.*?)>)?")
 
 
 def cannot_inject() -> str:
@@ -455,6 +556,8 @@ class Call:
     name: str
     arguments: str
     result: int | None
+    opened: str = ""
+    """Path of the file descriptor that it gave."""
 
     @property
     def file(self) -> str:
@@ -468,9 +571,8 @@ class Call:
         return re.findall(r'"((?:[^"\\]|\\.)*)"', self.arguments)
 
 
-def traced(ground: Ground, arguments: Sequence[str], *options: str, log: Path) -> Ended:
-    """A verb under strace with these options, from its first call on."""
-    verb = ground.start(arguments, stopped=True)
+def traced(verb: Verb, *options: str, log: Path) -> Ended:
+    """A process that was started stopped, under strace with these options from its first call on."""
     os.waitid(os.P_PID, verb.pid, os.WSTOPPED)
     command = ["strace", "-f", "-y", "-s", "4096", "-o", str(log), "-p", str(verb.pid), *options]
     tracer = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -497,7 +599,7 @@ def calls(log: Path) -> list[Call]:
             line = f"{pid} {begun.pop(pid)}{rest.partition('resumed>')[2]}"
         if match := _CALL.match(line):
             result = None if match["result"] == "?" else int(match["result"])
-            found.append(Call(match["name"], match["rest"], result))
+            found.append(Call(match["name"], match["rest"], result, match["opened"] or ""))
     return found
 
 

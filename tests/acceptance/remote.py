@@ -28,7 +28,7 @@ from sae_forge.hub import wire
 from sae_forge.hub.push import PushReport, push
 from sae_forge.sae.store import WEIGHTS, Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
-from tests.acceptance.harness import Ground, Result, fork, judge
+from tests.acceptance.harness import Ground, Kind, Result, chosen, fork, judge
 from tests.acceptance.specimens import POINT
 from tests.fakehub import TOKEN, FakeHub, Fault
 
@@ -51,8 +51,8 @@ _REPORT = {
 """The least that a card can be made of."""
 
 
-def cases(ground: Ground) -> Iterator[Result]:
-    """Every case of the group."""
+def kinds(ground: Ground) -> dict[str, Kind]:
+    """The cases of the group, by kind."""
     found: dict[str, Callable[[Path], None]] = {
         f"D1 {step} {kind}": partial(retries, step, kind)
         for step in ("preupload", "upload", "commit")
@@ -66,20 +66,24 @@ def cases(ground: Ground) -> Iterator[Result]:
     found |= {"D6 allow-list": allow_list, "D7 round trip": round_trip}
     if not ground.smoke:
         found |= {"D2 six minutes": six_minutes}
-    for name, work in found.items():
-        if ground.wanted(name):
-            yield tried(name, partial(work, ground.fresh()))
+    return {name: partial(tried, name, partial(work, ground.fresh())) for name, work in found.items()}
 
 
-def tried(name: str, work: Callable[[], None]) -> Result:
+def cases(ground: Ground) -> Iterator[Result]:
+    """Every case of the group, in this process."""
+    return chosen(ground, kinds(ground))
+
+
+def tried(name: str, work: Callable[[], None]) -> Iterator[Result]:
     """What a case came to."""
     try:
         work()
     except AssertionError as error:
-        return judge(name, [str(error) or "an assertion failed"])
+        yield judge(name, [str(error) or "an assertion failed"])
     except RemoteError as error:
-        return judge(name, [f"the push failed: {error}"])
-    return judge(name, [])
+        yield judge(name, [f"the push failed: {error}"])
+    else:
+        yield judge(name, [])
 
 
 # ---- what is pushed, and where to ---------------------------------------------------------------
@@ -106,9 +110,9 @@ def hub(*, silence: float = 0.5) -> Iterator[FakeHub]:
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
 
 
-def artefacts(folder: Path, plots: int = 1) -> Path:
+def artefacts(folder: Path, plots: int = 1, sae: TopKSAE | None = None) -> Path:
     """An SAE and a report with so many plots."""
-    save_sae(folder / "sae", TopKSAE(7, 23, 3), Provenance(model="tiny-llama", hook_point=str(POINT)))
+    save_sae(folder / "sae", sae or TopKSAE(7, 23, 3), Provenance(model="tiny-llama", hook_point=str(POINT)))
     weights = files.file_sha256(folder / "sae" / WEIGHTS)
     files.publish_json(folder / "eval" / "eval.json", {**_REPORT, "protocol": {"sae_weights": weights}})
     (folder / "eval" / "plots").mkdir()
@@ -255,12 +259,15 @@ def unending(kind: str, silence: float, scratch: Path) -> None:
 
 
 def six_minutes(scratch: Path) -> None:
-    """The Hub takes six minutes to take the weights, and then has a moment's trouble: one commit."""
-    folder = artefacts(scratch)
-    with hub(silence=400.0) as running:
-        running.faults.append(Fault("upload", "late", before=lambda: time.sleep(360)))
+    """The Hub takes the weights so slowly that it lasts six minutes, and then has a moment's trouble: one commit."""
+    folder = artefacts(scratch, sae=TopKSAE(256, 16384, 3))
+    with hub(silence=120.0) as running:
+        running.slow = 360.0
         running.faults.append(Fault("commit", 503))
+        started = time.monotonic()
         publish(folder)
+        assert time.monotonic() - started >= 360.0, "it was no slow upload"
+        assert running.steps().count("upload") == 1, "it was uploaded more than once"
         require_one_commit(running, folder)
 
 
