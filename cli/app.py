@@ -29,7 +29,10 @@ def main() -> None:
     """Run the command line; Ctrl-C before a verb has begun ends it as one that comes later does."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
-    app()
+    try:
+        app()
+    except KeyboardInterrupt:  # a second one, while the first was being obeyed
+        raise SystemExit(128 + signal.SIGINT) from None
 
 
 def _leave(number: int, frame: object) -> NoReturn:

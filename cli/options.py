@@ -111,6 +111,7 @@ class Call:
                 raise
             _fail(ResourceError(f"{error}; lower --model_batch_size or --batch_size, or use --quantize"), debug)
         except KeyboardInterrupt as interrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)  # it is being obeyed; another would only add a traceback
             typer.echo("stopped; the same command continues from here", err=True)
             raise typer.Exit(143 if isinstance(interrupt, Terminated) else 130) from None
         if not first:

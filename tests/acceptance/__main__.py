@@ -195,7 +195,7 @@ def table(records: list[Record]) -> str:
         notes += [record["note"] for record in found if record.get("note")]
         numbers = [str(counts[name]) for name in ("passed", "failed", "skipped")]
         took = f"{sum(record['seconds'] for record in found):.0f}"
-        told = "; ".join(dict.fromkeys(notes)).replace("|", "\\|")
+        told = "; ".join(dict.fromkeys(note[:160] for note in notes)).replace("|", "\\|")
         lines.append("| " + " | ".join([kind, TITLES.get(kind, ""), *numbers, took, told]) + " |")
     total = Counter(record["result"] for record in records)
     told = ", ".join(f"{total[name]} {name}" for name in ("passed", "failed", "skipped"))

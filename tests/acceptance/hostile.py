@@ -90,26 +90,30 @@ def tried(name: str, work: Callable[[], dict[str, Any]]) -> Iterator[Result]:
 # ---- C1: spoilt files ---------------------------------------------------------------------------
 
 
-def fuzz(kind: str, count: int, scratch: Path) -> dict[str, int]:
+def fuzz(kind: str, count: int, scratch: Path) -> dict[str, Any]:
     """Read ``count`` spoilt files, half of them spoilt knowingly; how many were refused."""
     specimen = KINDS[kind](scratch / kind)
     whole = {path: path.read_bytes() for path in specimen.folder.rglob("*") if path.is_file()}
     for path in specimen.files:
         assert _told(partial(specimen.read, path)) is None, f"{path} is whole and was refused"
     verdicts: Counter[str] = Counter()
+    slowest, largest = 0.0, 0
     for number in range(count):
         draw = Random(f"{kind} {number}")
         path = draw.choice(specimen.files)
         specimen.spoil(path, draw, knowingly=bool(number % 2))
-        verdicts[_attempt(specimen, path, f"{kind} {number}")] += 1
+        verdict, seconds, grown = _attempt(specimen, path, f"{kind} {number}")
+        verdicts[verdict], slowest, largest = verdicts[verdict] + 1, max(slowest, seconds), max(largest, grown)
         for file, content in whole.items():
             if not file.exists() or file.read_bytes() != content:
                 file.write_bytes(content)
     assert verdicts["refused"] > count // 3, f"most spoilt files are still a {kind}: {dict(verdicts)}"
-    return dict(verdicts)
+    note = f"{kind}: {verdicts['refused']} of {count} refused, {slowest:.2f} s and {largest / 1e6:.0f} MB at most"
+    return {**verdicts, "note": note}
 
 
-def _attempt(specimen: Specimen, path: Path, number: str) -> str:
+def _attempt(specimen: Specimen, path: Path, number: str) -> tuple[str, float, int]:
+    """Whether it was refused or accepted, and the seconds and bytes that took."""
     before = _peak_from_here()
     started = time.monotonic()
     try:
@@ -120,11 +124,11 @@ def _attempt(specimen: Specimen, path: Path, number: str) -> str:
     assert seconds < SECONDS, f"{number}: {path.name} took {seconds:.1f} s"
     assert extra < BYTES, f"{number}: {path.name} took {extra / 1e6:.0f} MB"
     if told is None:
-        return "accepted"
+        return "accepted", seconds, extra
     check_line(told, specimen.folder, f"{number}: {path.name}")
     named = {file.name for file in specimen.folder.rglob("*")} | set(specimen.names)
     assert any(name in told for name in named), f"{number}: no file is named in {told!r}"
-    return "refused"
+    return "refused", seconds, extra
 
 
 def _told(read: Callable[[], object]) -> str | None:
@@ -165,7 +169,7 @@ def _status(name: str) -> int:
 # ---- C1: the same through the command line ------------------------------------------------------
 
 
-def command_line(ground: Ground, kind: str, scratch: Path, *, count: int) -> dict[str, int]:
+def command_line(ground: Ground, kind: str, scratch: Path, *, count: int) -> dict[str, Any]:
     """Spoilt files named to a verb: an exit code, one line, no traceback."""
     forge = {"shard": forge_shard, "manifest": forge_record, "checkpoint": forge_sae, "features": forge_json}
     codes: Counter[int] = Counter()
@@ -197,7 +201,7 @@ def command_line(ground: Ground, kind: str, scratch: Path, *, count: int) -> dic
         codes[ended.code] += 1
         shutil.rmtree(run)
     assert codes[2] > count // 3, f"most spoilt files pass: {dict(codes)}"
-    return {"refused": codes[2], "accepted": codes[0]}
+    return {"refused": codes[2], "accepted": codes[0], "note": f"command line, {kind}: {codes[2]} of {count}"}
 
 
 def _named(ground: Ground, kind: str, run: Path, draw: Random) -> tuple[Path, list[str]]:

@@ -30,7 +30,7 @@ PHASES = ("collecting", "training", "deleting")
 def killed_at_random(ground: Ground) -> Iterator[Result]:
     """20 SIGKILLs of training on windows, some in each phase: the same bytes and rows, and never more disk than given.
 
-    Every third life is ended as soon as a window is being deleted, which is too short a moment to be met by chance.
+    A third of the first lives end as soon as a window is being deleted, too short a moment to be met by chance.
     """
     wanted, each = (3, 0) if ground.smoke else (20, 3)
     reference, watch = ground.fresh(), Watch(ground.root / "reference-windows")
@@ -44,7 +44,8 @@ def killed_at_random(ground: Ground) -> Iterator[Result]:
         most = 0
         while ended is None or ended.code == 128 + signal.SIGKILL:
             lives += 1
-            stop = _when_deleting(folder) if lives % 3 == 0 else _at_random(ground, seconds)
+            aimed = lives % 3 == 0 and phases["deleting"] < 2 * each
+            stop = _when_deleting(folder) if aimed else _at_random(ground, seconds)
             ended, used = _in_turns(ground, folder, mine, stop)
             most = max(most, used)
             if ended.code == 128 + signal.SIGKILL:

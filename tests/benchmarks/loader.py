@@ -31,7 +31,7 @@ from sae_forge.tensors import DTYPES
 PLAIN, ORDER, ORDER_BARE = "files end to end", "blocks in order", "blocks in order, not verified"
 STREAM, STREAM_BARE, BUSY = "stream", "stream, not verified", "stream, busy consumer"
 HEAD = ("reading", "GB/s median / best", "k rows/s median", "share of the plain read")
-READ_BYTES = 8 * 2**20
+READ_BYTES = 2**20
 CTX_LEN = 1024
 
 
