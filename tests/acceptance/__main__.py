@@ -30,8 +30,8 @@ from typing import Any
 SHIM = "ACCEPTANCE_SHIM"
 GROUPS = {"A": "durability", "B": "integrity", "C": "hostile", "D": "remote", "E": "ranks"}
 """Module of each group; a group is a function ``kinds(ground)`` of what gives the cases of each kind."""
-IDLE = ("D5", "D2 six", "E5", "E7")
-"""Kinds that wait for a limit to pass: in full runs they go beside the others, in a process of their own."""
+IDLE = ("D2 six", "D5", "E5", "E7")
+"""Kinds that wait for a limit to pass: in full runs they go beside the others, in two processes more."""
 ALONE = ("B8", "C3")
 """Kinds that are held to times so short that nothing else may run beside them; they come last."""
 LONG = ("A7", "A2", "C1 command", "C1 fuzz", "E4", "A6", "A5", "A1")
@@ -75,6 +75,7 @@ def main() -> int:
     if unknown := sorted(set(asked.groups.split(",")) - set(here)):
         parser.error(f"there is no group {unknown[0]} here; there are {', '.join(here)}")
     preload_faults()
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # by way of what kills the other processes
     with tempfile.TemporaryDirectory(prefix="acceptance-", ignore_cleanup_errors=True) as folder:
         records = list(run(asked, Path(folder)))
     if SHIM in os.environ:
@@ -125,12 +126,18 @@ def _records(kinds: dict[str, Any], ground: Any, jobs: int) -> Iterator[Record]:
         for kind, work in kinds.items():
             yield from _kind(kind, ground.run(kind, work))
         return
-    alone = [kind for kind in kinds if kind.startswith(ALONE)]
-    idle = [kind for kind in kinds if kind.startswith(IDLE) and not ground.smoke]
-    rest = [kind for kind in kinds if kind not in (*alone, *idle)]
-    rest.sort(key=lambda kind: next((at for at, name in enumerate(LONG) if kind.startswith(name)), len(LONG)))
-    yield from _side_by_side(kinds, ground, [rest] * jobs + [idle])
+    alone = _first(ALONE, [kind for kind in kinds if kind.startswith(ALONE)])
+    idle = _first(IDLE, [kind for kind in kinds if kind.startswith(IDLE) and not ground.smoke])
+    rest = _first(LONG, [kind for kind in kinds if kind not in (*alone, *idle)])
+    yield from _side_by_side(kinds, ground, [rest] * jobs + [idle] * 2)
     yield from _side_by_side(kinds, ground, [alone])
+
+
+def _first(names: tuple[str, ...], kinds: list[str]) -> list[str]:
+    """Kinds in the order of the names they begin with, then those that begin with none."""
+    return sorted(
+        kinds, key=lambda kind: next((at for at, name in enumerate(names) if kind.startswith(name)), len(names))
+    )
 
 
 def _side_by_side(kinds: dict[str, Any], ground: Any, queues: list[list[str]]) -> Iterator[Record]:

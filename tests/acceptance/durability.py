@@ -67,10 +67,11 @@ def kinds(ground: Ground) -> dict[str, Kind]:
         "A5": partial(resumed_from_every_step, ground),
         "A9": partial(windows.killed_at_random, ground),
     }
-    for verb in ("collect", "train"):
+    for verb in ("collect", "train", "windows"):
         found[f"A2.{verb}"] = partial(killed_at_every_call, ground, verb)
         for number in (errno.EIO, errno.ENOSPC):
             found[f"A7.{verb} {errno.errorcode[number]}"] = partial(every_call_refused, ground, verb, number)
+    for verb in ("collect", "train"):
         found[f"A2.{verb} by safetensors"] = partial(renames_by_safetensors, ground, verb, "A2", "signal=SIGKILL")
         for error in ("EIO", "ENOSPC"):
             kind = f"A7.{verb} {error} by safetensors"
@@ -226,12 +227,13 @@ def killed_at_every_call(ground: Ground, verb: str) -> Iterator[Result]:
     if why := cannot_inject():
         yield Result(f"A2.{verb}", "skipped", why)
         return
-    for point in _some(ground, _points(ground, verb)):
+    found_points, reference = _points(ground, verb)
+    for point in _some(ground, found_points):
         folder = _begun(ground, verb)
         died = _at(ground, verb, folder, point)
         alive = f"exit {died.code} instead of death: {died.output[-200:]}"
         found = [] if died.code == 128 + signal.SIGKILL else [alive]
-        found += _resumes(ground, verb, folder)
+        found += _resumes(ground, verb, folder, reference)
         yield judge(f"A2.{verb} {point}", found, mechanism="preloaded faults.c, SIGKILL on entry")
         shutil.rmtree(folder)
 
@@ -242,11 +244,12 @@ def every_call_refused(ground: Ground, verb: str, number: int) -> Iterator[Resul
     if why := cannot_inject():
         yield Result(kind, "skipped", why)
         return
-    for point in _some(ground, _points(ground, verb)):
+    found_points, reference = _points(ground, verb)
+    for point in _some(ground, found_points):
         folder = _begun(ground, verb)
         refused = _at(ground, verb, folder, point, number)
         found = ["it ended with 0 although a call failed"] if refused.code == 0 else refused.flaws(4)
-        found += _resumes(ground, verb, folder)
+        found += _resumes(ground, verb, folder, reference)
         yield judge(f"{kind} {point}", found, mechanism="preloaded faults.c", said=refused.error[:200])
         shutil.rmtree(folder)
 
@@ -257,17 +260,18 @@ def renames_by_safetensors(ground: Ground, verb: str, case: str, what: str) -> I
     if why := cannot_inject() or cannot_trace():
         yield Result(kind, "skipped", why)
         return
-    written = [point for point in _points(ground, verb) if point.name == "fsync" and ".safetensors" in point.path]
+    found_points, reference = _points(ground, verb)
+    written = [point for point in found_points if point.name == "fsync" and ".safetensors" in point.path]
     for point in _some(ground, written):
         folder, log = _begun(ground, verb), ground.root / "inject.strace"
-        verb_ = ground.start(ground.arguments(verb, folder, *_short(verb)), stopped=True)
+        verb_ = ground.start(_brief(ground, verb, folder), stopped=True)
         inject = ("-P", str(folder / point.path), "-e", f"trace={RENAMES}", "-e", f"inject={RENAMES}:{what}:when=1")
         ended = traced(verb_, *inject, log=log)
         if case == "A2":
             found = [] if ended.code == 128 + signal.SIGKILL else [f"exit {ended.code}: {ended.output[-200:]}"]
         else:
             found = ended.flaws(4)
-        found += _resumes(ground, verb, folder)
+        found += _resumes(ground, verb, folder, reference)
         yield judge(f"{kind} {point.path}", found, mechanism="strace, injected", said=ended.error[:200])
         shutil.rmtree(folder)
 
@@ -278,32 +282,32 @@ def _some(ground: Ground, found: list[Point]) -> list[Point]:
 
 def _begun(ground: Ground, verb: str) -> Path:
     """A run folder in which this verb has nothing done yet."""
-    return ground.fresh(STAGES[verb][0](ground))
+    return ground.fresh(STAGES[verb][0](ground) if verb in STAGES else None)
 
 
-def _short(verb: str) -> list[str]:
-    """Fewer shards, steps and checkpoints where each call is a case."""
-    return [*BRIEF] if verb == "train" else [*FEW]
+def _brief(ground: Ground, verb: str, folder: Path) -> list[str]:
+    """A command with few shards, steps and checkpoints, for where each call is a case."""
+    if verb == "windows":
+        return ground.arguments("train", folder, *ground.collects, "--max_disk_gb", "0.00008", *BRIEF)
+    return ground.arguments(verb, folder, *(BRIEF if verb == "train" else FEW))
 
 
 def _at(ground: Ground, verb: str, folder: Path, point: Point, error: int = 0) -> Ended:
-    arguments = ground.arguments(verb, folder, *_short(verb))
-    return ground.start(arguments, before=lambda: arm(folder, point=point, error=error)).wait()
+    return ground.start(_brief(ground, verb, folder), before=lambda: arm(folder, point=point, error=error)).wait()
 
 
-def _resumes(ground: Ground, verb: str, folder: Path) -> list[str]:
+def _resumes(ground: Ground, verb: str, folder: Path, reference: Path) -> list[str]:
     """Flaws of the same command run again."""
-    ended = ground.start(ground.arguments(verb, folder, *_short(verb))).wait()
-    return ended.flaws(0) + differences(folder, ground.brief if verb == "train" else ground.few)
+    ended = ground.start(_brief(ground, verb, folder)).wait()
+    return ended.flaws(0) + differences(folder, reference)
 
 
-def _points(ground: Ground, verb: str) -> list[Point]:
-    """Every call of an undisturbed run that can be made its last."""
+def _points(ground: Ground, verb: str) -> tuple[list[Point], Path]:
+    """Every call of an undisturbed run that can be made its last; and what that run came to."""
     folder = _begun(ground, verb)
     log = ground.root / f"{folder.name}.points"
-    arguments = ground.arguments(verb, folder, *_short(verb))
-    ground.finish(arguments, before=lambda: arm(folder, log=log))
-    return points(log, folder)
+    ground.finish(_brief(ground, verb, folder), before=lambda: arm(folder, log=log))
+    return points(log, folder), folder
 
 
 def _log_folder(ground: Ground, verb: str) -> Path:
@@ -316,7 +320,7 @@ def _log(ground: Ground, verb: str) -> list[Call]:
     if verb == "train":
         shutil.copytree(ground.collected, folder)
     watched = "trace=mkdir,mkdirat,write,pwrite64,writev,ftruncate,fsync,fdatasync," + RENAMES
-    ended = traced(ground.start(ground.arguments(verb, folder, *_short(verb)), stopped=True), "-e", watched, log=log)
+    ended = traced(ground.start(_brief(ground, verb, folder), stopped=True), "-e", watched, log=log)
     assert ended.code == 0, ended.output
     return calls(log)
 
@@ -329,7 +333,7 @@ def order_of_calls(ground: Ground) -> Iterator[Result]:
     if why := cannot_trace():
         yield Result("A3", "skipped", why)
         return
-    for verb in ("collect", "train"):
+    for verb in ("collect", "train", "windows"):
         log, run = _log(ground, verb), str(_log_folder(ground, verb))
         flaws, published = order_flaws(log, run)
         there = {str(path.relative_to(run)) for path in Path(run).rglob("*") if path.is_file()}
@@ -514,15 +518,19 @@ def signals(ground: Ground, verb: str) -> Iterator[Result]:
     asked = [(signal.SIGTERM, 1)] * terms + [(signal.SIGINT, 2)] * interrupts
     stopped = both = 0
     for number, (signum, times) in enumerate(asked):
-        folder = _begun(ground, verb)
-        watch = Watch(ground.root / f"{folder.name}.ledger")
-        arguments = ground.arguments(verb, folder, *(EACH if verb == "train" else ()))
-        process, sent = ground.start(arguments, before=watch.begin), 0
-        waits = [ground.draw.uniform(0.2, 0.9) * length, ground.draw.uniform(0, SHORTLY)]
-        for wait in waits[:times]:  # the second while the first is being obeyed
-            if process.sleep(wait):
-                process.signal(signum)
-                sent += 1
+        share, sent = ground.draw.uniform(0.2, 0.9), 0
+        while not sent:
+            folder = _begun(ground, verb)
+            watch = Watch(ground.root / f"{folder.name}.ledger")
+            arguments = ground.arguments(verb, folder, *(EACH if verb == "train" else ()))
+            process = ground.start(arguments, before=watch.begin)
+            waits = [share * length, ground.draw.uniform(0, SHORTLY)]
+            for wait in waits[:times]:  # the second while the first is being obeyed
+                if process.sleep(wait):
+                    process.signal(signum)
+                    sent += 1
+            if not sent:  # it ended before: the machine is less busy than when its length was taken
+                length = process.wait().seconds
         began = time.monotonic()
         found = ["it went on for 30 seconds"] if process.sleep(30.0) else []
         took = time.monotonic() - began

@@ -166,6 +166,7 @@ def fork(work: Callable[[], object], output: Path, *, stopped: bool = False) -> 
             os.dup2(sink, stream)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell has what it runs behind it ignore Ctrl-C
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         if stopped:
             os.kill(os.getpid(), signal.SIGSTOP)
         work()
@@ -204,7 +205,7 @@ class Ground:
 
     def prepare(self) -> None:
         """Make everything that several kinds stand on, so that forks of this process share it."""
-        self.few, self.brief, self.whole  # noqa: B018
+        self.whole  # noqa: B018
 
     def fresh(self, source: Path | None = None) -> Path:
         """A run folder nobody has used: empty, or a copy."""
@@ -302,21 +303,6 @@ class Ground:
         folder = self.root / "reference-collected"
         self.finish(self.arguments("collect", folder))
         self.collect_seconds = self.finish(self.arguments("collect", self.fresh())).seconds
-        return folder
-
-    @cached_property
-    def few(self) -> Path:
-        """The same texts in four shards, for cases that are as many as there are calls; not to be changed."""
-        folder = self.root / "reference-few"
-        self.finish(self.arguments("collect", folder, *FEW))
-        return folder
-
-    @cached_property
-    def brief(self) -> Path:
-        """A short training that was never disturbed, for the same cases; not to be changed."""
-        folder = self.root / "reference-brief"
-        shutil.copytree(self.collected, folder)
-        self.finish(self.arguments("train", folder, *BRIEF))
         return folder
 
     @cached_property
