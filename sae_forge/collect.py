@@ -28,6 +28,7 @@ from sae_forge import files, ranks
 from sae_forge.collect_plan import Job, describe, plan, require_few_shards
 from sae_forge.config import CollectConfig
 from sae_forge.data.corpus import PackedBatch, Tokenizer, iter_packed, iter_texts
+from sae_forge.data.manifest import require_match
 from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter
 from sae_forge.errors import ResourceError, ShardError
@@ -60,6 +61,8 @@ class CollectReport:
     """Tokens without a row: ``nan`` and ``infinite`` rows over all hook points, ``special`` tokens of the corpora."""
     rounding_fvu: float | None
     """Share of the variance of a folder's rows that rounding to int8 took, the largest of all folders; else None."""
+    unmeasured: int
+    """Folders in int8 whose rows vary by less than can be told, so that nobody knows what rounding took."""
     collected: int = field(compare=False)
     """Tokens this call ran through the model; 0 when everything was there already."""
     seconds: float = field(compare=False)
@@ -77,6 +80,8 @@ class CollectReport:
         if self.rounding_fvu is not None:
             most = "at most " if len(self.folders) > 1 else ""
             lost += f"; int8 rounding leaves {most}{self.rounding_fvu:.2g} of the variance unexplained"
+        if self.unmeasured:
+            lost += f"; rows of {self.unmeasured} folders do not vary measurably: use bf16 or fp32 for them"
         rate = f", {self.tokens_per_second:,.0f} tokens/s" if self.collected else ", all there already"
         return f"{self.tokens:,} tokens in {self.shards} shards, {self.bytes / 1e9:.3f} GB{rate}{lost}"
 
@@ -87,7 +92,7 @@ class CollectReport:
             "bytes": self.bytes,
             "shards": self.shards,
             "tokens_per_second": round(self.tokens_per_second, 1),
-            "dropped": self.dropped,
+            "dropped": {**self.dropped, "nonfinite": self.dropped["nan"] + self.dropped["infinite"]},
             "rounding_fvu": self.rounding_fvu,
         }
 
@@ -104,9 +109,10 @@ def collect(
         corpora: (role, source) of each; the role is ``forget`` or ``retain``.
 
     Raises:
-        ConfigError: a layer beyond the model, a context longer than it takes, or a corpus given twice.
+        ConfigError: a layer beyond the model, a context longer than it takes, a corpus given twice, or one that another
+            run collected and ``fresh`` would delete.
         DataError: a corpus is missing, empty, or has no text field.
-        ShardError: a folder holds shards of other settings; names the field.
+        ShardError: a folder holds shards of other settings; names the field. Or the run's pointer leads to nothing.
         ResourceError: the disk cannot hold what is to come, or the device's memory a batch.
         NumericalError: more than 0.1 % of a corpus's activations are not finite.
     """
@@ -117,15 +123,27 @@ def collect(
     team.meet()  # before any of them changes what another looks at
     describe(config, lm, jobs, progress)
     run = Run(config.run_folder, config.shards_dir)
+    run.require_place()
     if not isinstance(run.shards, RemotePath):
         files.require_disk(run.shards, sum(job.bytes_to_write for job in jobs))
     with team.led() as first:
         if first:
+            run.begin([name for job in jobs for name in job.folder_names], fresh=config.starts_over)
+            if run.elsewhere and not config.starts_over:
+                _require_match(jobs)
             run.open(config.model)
             run.plan_corpora(job.name for job in jobs)
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
     manifests = [found for _, found in done]
     return _report(jobs, manifests, sum(tokens for tokens, _ in done), time.monotonic() - started)
+
+
+def _require_match(jobs: Sequence[Job]) -> None:
+    """Refuse what other runs collected under other settings before this run is tied to the place where it is."""
+    for job in jobs:
+        for point, folder in job.folders.items():
+            if point not in job.pending:
+                require_match(folder, job.fingerprints[point], Manifest.read(folder).fingerprint)
 
 
 def _collect_corpus(
@@ -318,7 +336,7 @@ def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Finger
             if was != model[name]:
                 raise ShardError(
                     f"{folder} was collected under other settings: {name} expected {model[name]!r}, found {was!r}. "
-                    "Repeat those settings, choose another --run_dir, or start over with --fresh"
+                    "Repeat those settings, choose another --run_dir or --shards_dir, or start over with --fresh"
                 )
         return
     settings = config.settings()
@@ -351,6 +369,7 @@ def _report(
             "special": sum(manifest.dropped["special"] for manifest in first),
         },
         rounding_fvu=max((fvu for manifest in every if (fvu := manifest.rounding_fvu) is not None), default=None),
+        unmeasured=sum(manifest.rounding is not None and manifest.rounding_fvu is None for manifest in every),
         collected=collected,
         seconds=seconds,
         folders=tuple(folder for job in jobs for folder in job.folders.values()),

@@ -36,6 +36,11 @@ class Job:
     """Tokens it will give, about; None when nothing is pending or nobody can know."""
 
     @property
+    def folder_names(self) -> list[str]:
+        """Its folders, as they are called below the place of all shards."""
+        return [f"{self.name}/{point}" for point in self.folders]
+
+    @property
     def bytes_to_write(self) -> int:
         """Bytes still to be written, about; 0 when the number of tokens is unknown."""
         total = 0

@@ -40,6 +40,8 @@ GatePolicy = Literal["prompt", "streaming", "per_token"]
 ValueUnits = Literal["absolute", "relative"]
 ControlKind = Literal["latents", "isotropic", "places", "direction"]
 
+MAX_GB = 1e6
+"""What a limit in GB may be: no machine has more, and so many bytes are still a whole number."""
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 DEFAULT_RETAIN = ("Salesforce/wikitext:wikitext-2-raw-v1", "roneneldan/TinyStories")
 
@@ -235,7 +237,7 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             epochs=(self.epochs >= 1, "give at least 1"),
             max_steps=(self.max_steps is None or self.max_steps >= 1, "give at least 1"),
             batch_size=(self.batch_size >= 2, "give at least 2 tokens; one has no variance to explain"),
-            shuffle_gb=(0 < self.shuffle_gb < inf, "give more than 0 GB"),
+            shuffle_gb=(0 < self.shuffle_gb <= MAX_GB, f"give more than 0 and at most {MAX_GB:g} GB"),
             lr=(self.lr is None or self.lr > 0, "give a rate above 0"),
             lr_warmup=(0 <= self.lr_warmup <= 1, "give a share between 0 and 1"),
             lr_decay=(0 <= self.lr_decay <= 1 - self.lr_warmup, "warm-up and decay together must not exceed 1"),
@@ -244,7 +246,10 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             max_grad_norm=(self.max_grad_norm is None or self.max_grad_norm > 0, "give a norm above 0"),
             checkpoint_every=(self.checkpoint_every >= 1, "give at least 1 step"),
             accumulation=(self.accumulation >= 1, "give at least 1 part"),
-            max_disk_gb=(self.max_disk_gb is None or self.max_disk_gb > 0, "give more than 0 GB"),
+            max_disk_gb=(
+                self.max_disk_gb is None or 0 < self.max_disk_gb <= MAX_GB,
+                f"give more than 0 and at most {MAX_GB:g} GB",
+            ),
             shards_dir=(
                 self.shards_dir is None or self.max_disk_gb is None,
                 "with --max_disk_gb shards come and go in --run_dir; leave one of the two out",

@@ -25,7 +25,7 @@ from typing import Any
 import xxhash
 
 from sae_forge.errors import ConfigError, ForgeError, ResourceError
-from sae_forge.remote import AnyPath, RemotePath, beside, cut_short
+from sae_forge.remote import AnyPath, RemotePath, beside
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 32
@@ -174,7 +174,9 @@ def _umask() -> int:
 
 def _resource_error(path: Path, error: OSError) -> ResourceError:
     reason = error.strerror or str(error)
-    return ResourceError(f"could not write {path}: {reason}; free some space or choose another --run_dir")
+    return ResourceError(
+        f"could not write {path}: {reason}; free some space, or choose another --run_dir (for shards --shards_dir)"
+    )
 
 
 # ---- strict JSON --------------------------------------------------------------------------------
@@ -252,6 +254,11 @@ def is_there(record: AnyPath) -> bool:
         return size > MAX_JSON_BYTES or not cut_short(record.read(0, size))  # a giant is for its reader to refuse
     except FileNotFoundError:
         return False
+
+
+def cut_short(record: bytes) -> bool:
+    """Whether a JSON object as :func:`sealed_json` writes it lacks its end."""
+    return not record.endswith(b"\n}\n")
 
 
 def require_plain(path: AnyPath, *, kind: type[ForgeError], what: str) -> None:

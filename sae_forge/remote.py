@@ -2,7 +2,7 @@
 
 Only what shards need is here, each as one request that is tried again a bounded number of times. Nothing is renamed:
 many stores cannot. A file gets its name by one put, which object stores make whole or not at all. Where a put can be
-cut short, what follows it (a sidecar, a manifest) is missing, and :func:`cut_short` tells a record that was cut itself.
+cut short, what follows it (a sidecar, a manifest) is missing, and ``files.is_there`` knows a record that was cut.
 
 Credentials are for the implementation to find in its environment. They are in no URL that is accepted, and are taken
 out of what a store says before it is repeated.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote
+from urllib.parse import quote, unquote
 
 from sae_forge.errors import ConfigError, RemoteError
 
@@ -35,15 +35,20 @@ _SECONDS, _SLOWEST = 60.0, 2**20
 _ENDS = 64 * 2**10
 """Bytes at either end of an uploaded file that are read back."""
 _FINAL = (
-    FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, NotImplementedError, ImportError,
-    TypeError, ValueError,
+    FileNotFoundError, PermissionError, FileExistsError, IsADirectoryError, NotADirectoryError, NotImplementedError,
+    ImportError, TypeError, ValueError, KeyError, AttributeError, RecursionError,
 )  # fmt: skip
 """Answers that will not change by asking again."""
+
+_SCHEME = re.compile(r"[a-z][a-z0-9+.:-]*://", re.IGNORECASE)
+"""How a URL begins; a chain of them is one too, to be refused."""
+_KINDS = {"link": stat.S_IFLNK, "directory": stat.S_IFDIR, "file": stat.S_IFREG}
+"""What stores call what lies there; a pipe or a device has another name, and is none of these."""
 
 
 def is_url(text: str) -> bool:
     """Whether this names a store rather than a folder of this machine."""
-    return "://" in text
+    return _SCHEME.match(text) is not None
 
 
 def check_url(text: str, flag: str) -> None:
@@ -52,15 +57,18 @@ def check_url(text: str, flag: str) -> None:
     Raises:
         ConfigError: never with the URL in it.
     """
-    _, _, rest = text.partition("://")
+    scheme, _, rest = text.partition("://")
     netloc, path = rest.partition("/")[::2]
     wrong = {
-        "a password (user:…@)": "@" in (who := unquote(netloc)) and ":" in who.rpartition("@")[0],
+        "a password (user:…@)": re.search(":.*@", plain := unquote(rest), re.DOTALL) is not None,
+        "a colon that no port follows": re.search(r":(?!\d+$)", unquote(netloc)) is not None,
+        "a parameter (;…)": ";" in plain,
         "a query or fragment (?… or #…)": "?" in text or "#" in text,
         "a chain of file systems (::)": "::" in text,
         "a character that cannot be printed": not text.isprintable() or not unquote(text).isprintable(),
         "a step up (..)": ".." in unquote(path).split("/"),
-        "no place": not rest.strip("/"),
+        "no place": not rest.strip("/."),
+        "a relative folder (file:///… is an absolute one)": scheme.lower() in ("file", "local") and netloc != "",
     }
     for what, holds in wrong.items():
         if holds:
@@ -84,12 +92,21 @@ def connect(url: str, local: Path) -> "RemotePath":
     from fsspec.core import url_to_fs  # 0.1 s that no other command should wait for
 
     try:
-        fs, path = url_to_fs(url, use_listings_cache=False)
+        fs, path = url_to_fs(url := _plain(url))  # and no setting: some pass theirs on to libraries that know none
     except ImportError as error:
         raise ConfigError(f"{url} needs a library that is not installed: {_scrubbed(str(error))}") from None
-    except ValueError as error:
-        raise ConfigError(f"{url} cannot be used: {_scrubbed(str(error))}; see fsspec's list of protocols") from None
-    return RemotePath(url.rstrip("/"), local, fs, path.rstrip("/"))
+    except OSError as error:  # some ask their server for a session
+        raise RemoteError(f"{url} could not be reached ({_told(error)}); check the URL and the network") from None
+    except Exception as error:  # noqa: BLE001 (every implementation has errors of its own)
+        raise ConfigError(f"{url} cannot be used ({_told(error)}); see fsspec's list of protocols") from None
+    return RemotePath(url, local, fs, path.rstrip("/"))
+
+
+def _plain(url: str) -> str:
+    """The one spelling of a place: no empty steps, and none that stay."""
+    scheme, _, rest = url.partition("://")
+    host, *steps = rest.split("/")
+    return "/".join([f"{scheme.lower()}://{host}", *(step for step in steps if step not in ("", "."))])
 
 
 @dataclass(frozen=True)
@@ -110,9 +127,6 @@ class RemotePath:
 
     def __str__(self) -> str:
         return self.url
-
-    def __lt__(self, other: "RemotePath") -> bool:
-        return self.url < other.url
 
     def __truediv__(self, name: str) -> "RemotePath":
         return RemotePath(f"{self.url}/{name}", self.local / name, self._fs, f"{self._path}/{name}")
@@ -141,8 +155,8 @@ class RemotePath:
             FileNotFoundError: nothing has this name.
         """
         found = self._listed if self._listed is not None else self._ask("looked up", self._look)
-        kind = stat.S_IFLNK if found.get("islink") else stat.S_IFDIR if found["type"] == "directory" else stat.S_IFREG
-        return os.stat_result((kind, 0, 0, 1, 0, 0, int(found.get("size") or 0), 0, 0, 0))
+        kind = stat.S_IFLNK if found.get("islink") else _KINDS.get(found["type"], stat.S_IFIFO)
+        return os.stat_result((kind, 0, 0, 1, 0, 0, found.get("size") or 0, 0, 0, 0))
 
     lstat = stat
 
@@ -169,12 +183,12 @@ class RemotePath:
         """What lies in this folder; nothing when there is no such folder."""
         try:
             entries = self._ask("listed", self._list)
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return
         for entry in entries:
             name = entry["name"].rstrip("/").rpartition("/")[2]
             if entry["name"].strip("/") != self._path.strip("/") and name not in ("", ".", ".."):
-                yield replace(self / name, _listed=entry)
+                yield replace(self / name, _listed=entry if _says_all(entry) else None)
 
     def glob(self, pattern: str) -> Iterator["RemotePath"]:
         """What lies in this folder under names like this; a slash goes one folder down."""
@@ -186,7 +200,7 @@ class RemotePath:
     # ---- reading --------------------------------------------------------------------------------
 
     def read(self, begin: int, end: int) -> bytes:
-        """Bytes ``begin`` to ``end``; fewer where the file ends before.
+        """Bytes ``begin`` to ``end``; fewer only where the file ends before.
 
         Raises:
             FileNotFoundError: nothing has this name.
@@ -202,12 +216,19 @@ class RemotePath:
         paths = [self._path] * len(asked)
 
         def once() -> list[bytes]:
-            return self._call(
-                "cat_ranges", paths, begins, ends, on_error="raise", seconds=_seconds(sum(ends) - sum(begins))
-            )
+            seconds = _seconds(sum(ends) - sum(begins))
+            found = self._call("cat_ranges", paths, begins, ends, on_error="raise", seconds=seconds)
+            return [self._part(part, *span) for part, span in zip(found, asked, strict=True)]
 
         found = iter(self._ask("read", once))
-        return [bytes(next(found)) if begin < end else b"" for begin, end in spans]
+        return [next(found) if begin < end else b"" for begin, end in spans]
+
+    def _part(self, answer: Any, begin: int, end: int) -> bytes:
+        """What was answered when these bytes were asked for, if it is they."""
+        content = _content(answer)[: end - begin]
+        if begin + len(content) < end <= (size := self._look()["size"]):
+            raise OSError(f"{len(content)} bytes came of {end - begin} at {begin}, in a file of {size}")
+        return content
 
     def read_bytes(self) -> bytes:
         """All of it."""
@@ -223,9 +244,15 @@ class RemotePath:
     def put(self, file: Path) -> None:
         """Upload ``file`` under this name; its length and both its ends are then as they are here.
 
-        A name that was there is replaced: on an object store at once, elsewhere perhaps not.
+        A file that was there is replaced: on an object store at once, elsewhere perhaps not. What is no file is not:
+        a store would write through a link.
         """
         size = file.stat().st_size
+        if (mode := self._mode()) and not stat.S_ISREG(mode):
+            raise RemoteError(
+                f"{self} is a link, a folder or a device, and no file that could be replaced; remove it, or choose "
+                "another --shards_dir"
+            )
 
         def once() -> None:
             if not getattr(self._fs, "async_impl", False):  # file systems; to make a folder of a bucket is to make it
@@ -247,26 +274,33 @@ class RemotePath:
                 raise
 
     def _require_arrived(self, file: Path, size: int) -> None:
-        found = int(self._look()["size"])
-        spans = [(0, min(size, _ENDS)), (max(0, size - _ENDS), size)]
+        if (found := self._look()["size"]) != size:
+            raise OSError(f"{found} bytes arrived of {size}")
         with file.open("rb") as handle:
-            for begin, end in spans if found == size else ():
+            for begin, end in ((0, min(size, _ENDS)), (max(0, size - _ENDS), size)):
                 handle.seek(begin)
-                stored = b"" if begin == end else bytes(self._call("cat_file", self._path, start=begin, end=end))
+                stored = b"" if begin == end else _content(self._call("cat_file", self._path, start=begin, end=end))
                 if handle.read(end - begin) != stored:
                     raise OSError(f"what arrived differs between bytes {begin} and {end}")
-        if found != size:
-            raise OSError(f"{found} bytes arrived of {size}")
 
     # ---- requests -------------------------------------------------------------------------------
 
     def _look(self) -> dict[str, Any]:
-        self._fs.invalidate_cache(self._path.rpartition("/")[0])  # others write there too
-        return self._call("info", self._path)
+        for listed in (self._path, self._path.rpartition("/")[0]):  # others write there too
+            self._fs.invalidate_cache(listed)
+        if (is_link := getattr(self._fs, "islink", None)) is not None and is_link(self._path):
+            return {"type": "link", "size": 0}  # of one that leads nowhere, info says that nothing is there
+        found = self._call("info", self._path)
+        if not _says_all(found):
+            raise OSError("the store did not say what it is and how long")
+        return found
 
     def _list(self) -> list[dict[str, Any]]:
         self._fs.invalidate_cache(self._path)
-        return self._call("ls", self._path, detail=True)
+        entries = self._call("ls", self._path, detail=True)
+        if not isinstance(entries, list) or not all(map(_is_named, entries)):
+            raise TypeError("the store did not answer with a list of what is there")
+        return entries
 
     def _call(self, name: str, *args: Any, seconds: float = _SECONDS, **settings: Any) -> Any:
         """One request, broken off after so many seconds by an implementation that can be."""
@@ -277,8 +311,13 @@ class RemotePath:
         return getattr(self._fs, name)(*args, **settings)
 
     def _ask(self, done: str, request: Callable[[], Answer]) -> Answer:
-        """The answer to a request, made again while it fails in a way that may pass."""
-        began, said = time.monotonic(), ""
+        """The answer to a request, made again while it fails in a way that may pass.
+
+        Raises:
+            FileNotFoundError: nothing has this name, or what should be a folder above it is none.
+            RemoteError: any other failure.
+        """
+        began, said, advice = time.monotonic(), "", "check the network and the credentials of its store"
         for number in range(TRIES):
             if number and time.monotonic() - began > _DEADLINE:
                 break
@@ -286,16 +325,14 @@ class RemotePath:
                 time.sleep(_PAUSE * 2 ** (number - 1))
             try:
                 return request()
-            except (FileNotFoundError, NotADirectoryError):
-                raise
+            except (FileNotFoundError, NotADirectoryError) as error:
+                raise FileNotFoundError(_told(error)) from None
             except Exception as error:  # noqa: BLE001 (every implementation has errors of its own)
-                said = f"{type(error).__name__}: {_scrubbed(str(error))}".rstrip(": ")
+                said = _told(error)
                 if isinstance(error, _FINAL):
+                    advice = "check the URL and what its credentials allow"
                     break
-        raise RemoteError(
-            f"{self} could not be {done} ({said}); check the network and the credentials of its store, and run the "
-            "same command again"
-        )
+        raise RemoteError(f"{self} could not be {done} ({said}); {advice}, and run the same command again")
 
 
 AnyPath = Path | RemotePath
@@ -307,9 +344,22 @@ def beside(path: AnyPath) -> Path:
     return path.local if isinstance(path, RemotePath) else path
 
 
-def cut_short(record: bytes) -> bool:
-    """Whether a JSON object that was published here lacks its end."""
-    return not record.endswith(b"\n}\n")
+def _says_all(entry: Any) -> bool:
+    """Whether a store told the kind of something and, of a file, its length."""
+    return isinstance(entry, dict) and "type" in entry and (entry["type"] != "file" or type(entry.get("size")) is int)
+
+
+def _is_named(entry: Any) -> bool:
+    return isinstance(entry, dict) and isinstance(entry.get("name"), str)
+
+
+def _content(answer: Any) -> bytes:
+    """What a store answered for bytes; not every version of fsspec raises an error that it was answered."""
+    if isinstance(answer, Exception):
+        raise answer
+    if not isinstance(answer, bytes | bytearray | memoryview):
+        raise TypeError(f"the store answered {type(answer).__name__} for bytes")
+    return bytes(answer)
 
 
 class _Raw(io.RawIOBase):
@@ -347,15 +397,21 @@ _SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASS|CREDENTIAL|CONNECTION|SAS|AUTH
 _SECRETS = (
     (re.compile(r"\?\S+"), "?…"),
     (re.compile(r"//[^/\s]*@"), "//…@"),
-    (re.compile(r"hf_[A-Za-z0-9]{20,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|Bearer \S+"), "[secret]"),
+    (re.compile(r"hf_[A-Za-z0-9]{20,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|\b(?:Bearer|Basic) \S+"), "[secret]"),
 )
 
 
 def _scrubbed(text: str) -> str:
     """A store's own words on one line, without queries, logins, and values of variables that hold secrets."""
-    for name, value in os.environ.items():
-        if len(value) >= 6 and _SECRET_NAME.search(name):
-            text = text.replace(value, "[secret]")
+    secrets = {value for name, value in os.environ.items() if len(value) >= 6 and _SECRET_NAME.search(name)}
+    spelled = {form for value in secrets for form in (value, quote(value), quote(value, safe=""))}
+    for form in sorted(spelled, key=len, reverse=True):  # one may begin another
+        text = re.sub(re.escape(form), "[secret]", text, flags=re.IGNORECASE)
     for pattern, shown in _SECRETS:
         text = pattern.sub(shown, text)
     return " ".join(text.split())[:160]
+
+
+def _told(error: Exception) -> str:
+    """An error of a store in its own words, as far as they may be repeated."""
+    return f"{type(error).__name__}: {_scrubbed(str(error))}".rstrip(": ")

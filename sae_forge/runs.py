@@ -3,13 +3,13 @@
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from sae_forge import files
-from sae_forge.errors import CheckpointError, ConfigError, DataError, ResourceError, ShardError
+from sae_forge.errors import CheckpointError, ConfigError, DataError, RemoteError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.remote import AnyPath, connect, is_url
 
@@ -18,6 +18,8 @@ POINTER = "source.json"
 """Stands in an SAE's folder in place of its weights, and says where those are: an SAE made elsewhere."""
 PLACE = "place.json"
 """Stands in ``shards/`` and says where the shards are, when they are not there."""
+BEGUN = "begun.json"
+"""Stands beside it and lists the folders at that place in which this run found nothing: the only ones it may empty."""
 
 
 @dataclass(frozen=True)
@@ -38,21 +40,41 @@ class Run:
         """
         own, noted = self.folder / "shards", self._noted()
         asked = None if self.shards_dir is None else self._place(self.shards_dir)
-        if asked == own.resolve():
+        if asked == own.resolve() or str(asked) == f"file://{own.resolve()}":
             asked = own
-        if asked is not None and (noted is not None or self.corpora) and asked != (noted or own):
+        if asked is not None and asked != (there := noted or own) and _holds_shards(there):
             raise ConfigError(
-                f"--shards_dir {asked}: the shards of {self.folder} are in {noted or own}; leave the flag out, or "
+                f"--shards_dir {asked}: the shards of {self.folder} are in {there}; leave the flag out, or "
                 "choose another --run_dir"
             )
-        return noted or asked or own
+        return asked or noted or own
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its shards are at a place that other runs may share."""
+        return self.shards != self.folder / "shards"
+
+    def require_place(self) -> None:
+        """Refuse to collect where a pointer leads to nothing: what was collected is out of reach, not to be made anew.
+
+        Raises:
+            ShardError: names the pointer and the place.
+            RemoteError: the store does not answer.
+        """
+        noted = self._noted() if self.shards_dir is None else None
+        if noted is not None and not any(noted.glob("*/*/*")):
+            raise ShardError(
+                f"{self.folder / 'shards' / PLACE} says that the shards are in {noted}, and none are; bring them "
+                "back, or say where they go with --shards_dir"
+            )
 
     def note_shards(self) -> None:
         """Leave a pointer to the shards in the run folder, unless they are in it."""
-        if self.shards_dir is None or self._noted() is not None:
+        if self.shards_dir is None or (place := self.shards) == self._noted():
             return
-        place, own = self.shards, self.folder / "shards"
+        own = self.folder / "shards"
         if place == own:
+            (own / PLACE).unlink(missing_ok=True)  # to a place where nothing was ever collected
             return
         if isinstance(place, Path):
             place = Path(os.path.relpath(place, own.resolve()))  # no absolute path stands outside logs/
@@ -66,6 +88,8 @@ class Run:
         if not isinstance(value, dict) or set(value) != {"shards_dir"} or not isinstance(value["shards_dir"], str):
             raise ShardError(f"{path} does not say where the shards are; delete it and repeat --shards_dir")
         named = value["shards_dir"]
+        if "\0" in named:
+            raise ShardError(f"{path} names no place that can be; delete it and repeat --shards_dir")
         return self._place(named if is_url(named) else str(path.parent.resolve() / named))
 
     def _place(self, named: str) -> AnyPath:
@@ -77,14 +101,54 @@ class Run:
     @property
     def corpora(self) -> list[str]:
         """Folders of ``shards/`` that a collect has set out to fill, whether or not it came to its end."""
-        path = self.folder / "shards" / "corpora.json"
-        return files.read_json(path, kind=ShardError, what="the list of a run's corpora") if path.exists() else []
+        return self._listed("corpora.json", "the list of a run's corpora")
 
     def plan_corpora(self, names: Iterable[str]) -> None:
         """Note what is about to be collected, so that a collect that was killed is finished before training."""
         planned = sorted({*self.corpora, *names})
         if planned != self.corpora:
             files.publish_json(self.folder / "shards" / "corpora.json", planned)
+
+    @property
+    def begun(self) -> list[str]:
+        """Corpus and hook point of each folder that this run was the first to fill, where runs may share a place."""
+        return self._listed(BEGUN, "the list of what a run began")
+
+    def _listed(self, file: str, what: str) -> list[str]:
+        """Names of folders, none of which leads out of the place of the shards."""
+        path = self.folder / "shards" / file
+        if not path.exists():
+            return []
+        found = files.read_json(path, kind=ShardError, what=what)
+        if not isinstance(found, list) or not all(
+            isinstance(name, str) and name.isprintable() and not {"", ".", ".."}.intersection(name.split("/"))
+            for name in found
+        ):
+            raise ShardError(f"{path} is not {what}: it holds other things than names; restore it or delete it")
+        return found
+
+    def begin(self, names: Collection[str], *, fresh: bool) -> None:
+        """Before folders are filled: note those in which nothing is, where other runs may put theirs too.
+
+        Args:
+            names: ``forget-wizards/blocks.1.hook_resid_post`` and the like.
+            fresh: What is in them is about to be deleted.
+
+        Raises:
+            ConfigError: it is not this run's to delete.
+        """
+        if not self.elsewhere:
+            return
+        place, listed = self.shards, self.begun
+        known = listed if self._noted() == place else []  # of another place it says nothing
+        empty = [name for name in names if name not in known and not any((place / name).glob("[!.]*"))]
+        if fresh and (foreign := sorted({*names}.difference(known, empty))):
+            raise ConfigError(
+                f"{place}/{foreign[0]} was collected by another run, so --fresh of {self.folder} does not delete it; "
+                "give another --shards_dir, or leave --fresh out"
+            )
+        if (begun := sorted({*known, *empty})) != listed:
+            files.publish_json(self.folder / "shards" / BEGUN, begun)
 
     def saes(self, point: HookPoint | None = None) -> list[Path]:
         """Finished SAEs and pointers to SAEs made elsewhere, oldest first, of one hook point or of all."""
@@ -197,6 +261,14 @@ def newest_run(root: Path = CHECKPOINTS) -> Run:
             f"no run folder under {root}/; make one with: sae-forge run --model tiny-llama, or give --run_dir"
         )
     return Run(found[-1].parent.parent)
+
+
+def _holds_shards(place: AnyPath) -> bool:
+    """Whether any shard was ever put there; a store that does not answer is taken to hold some."""
+    try:
+        return any(place.glob("*/*/shard-*"))
+    except RemoteError:
+        return True
 
 
 def _relative(sae: Path) -> Path:

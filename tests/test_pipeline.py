@@ -64,7 +64,8 @@ def test_every_command_prints_the_object_it_promises(run: tuple[str, Path, dict[
         assert found["run"] == str(folder)
         assert found["seconds"] >= 0
         assert all(Path(path).exists() for path in found["outputs"].values())
-    assert set(printed["collect"]["metrics"]) == {"tokens", "bytes", "shards", "tokens_per_second", "dropped"}
+    collected = {"tokens", "bytes", "shards", "tokens_per_second", "dropped", "rounding_fvu"}
+    assert set(printed["collect"]["metrics"]) == collected
     train = printed["train"]["metrics"]
     assert {"steps", "tokens", "tokens_per_second", "fvu", "l0", "dead_share", "ce_recovered"} <= set(train)
     assert train["steps"] == 60

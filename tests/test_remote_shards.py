@@ -1,17 +1,21 @@
 """Shards on a URL: the same bytes as in a folder, whatever the store does on the way, and no secret in sight."""
 
+import asyncio
 import json
+import os
 import shutil
 import threading
 from collections import Counter
 from pathlib import Path
 from typing import Any, ClassVar
+from urllib.parse import quote
 from uuid import uuid4
 
 import fsspec
 import pytest
 import torch
 from fsspec import AbstractFileSystem
+from fsspec.asyn import AsyncFileSystem
 from test_ranks import over_ranks
 from test_shards import make_batch, make_fingerprint
 from tiny_run import forge
@@ -20,9 +24,9 @@ from sae_forge import files, ranks, remote
 from sae_forge.config import CollectConfig
 from sae_forge.data.shards import ShardReader, ShardWriter, complete, find_shards
 from sae_forge.data.stream import ActivationStream
-from sae_forge.errors import ConfigError, RemoteError, ShardError
+from sae_forge.errors import ConfigError, RemoteError, ResourceError, ShardError
 from sae_forge.pipeline.verify import verify
-from sae_forge.remote import AnyPath, RemotePath, cut_short
+from sae_forge.remote import AnyPath, RemotePath, connect, is_url
 from sae_forge.runs import Run
 
 CANARY = "sEcReT-canary-77"
@@ -67,7 +71,11 @@ class Brittle(AbstractFileSystem):
 
     def cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
         self._enter("cat")
-        return self._at(path).read_bytes()[start:end]
+        content = self._at(path).read_bytes()[start:end]
+        if self.faults.get("short", 0):
+            self.faults["short"] -= 1
+            return content[: len(content) // 2]
+        return content
 
     def makedirs(self, path: str, exist_ok: bool = False) -> None:
         self._at(path).mkdir(parents=True, exist_ok=exist_ok)
@@ -86,7 +94,43 @@ class Brittle(AbstractFileSystem):
         self._at(path).unlink()
 
 
+class Awaited(AsyncFileSystem):
+    """The brittle store as one that is awaited; what went wrong with a range stands in the answer, as in old fsspec."""
+
+    protocol = "awaited"
+    hangs: ClassVar[float]
+
+    def __init__(self) -> None:  # takes no setting, as that of sftp
+        super().__init__()
+        self._store = Brittle()
+
+    def _under(self, path: str) -> str:
+        return str(self._strip_protocol(path))
+
+    async def _info(self, path: str, **_: Any) -> dict[str, Any]:
+        return self._store.info(self._under(path))
+
+    async def _ls(self, path: str, detail: bool = True, **_: Any) -> list[Any]:
+        return self._store.ls(self._under(path))
+
+    async def _cat_file(self, path: str, start: int | None = None, end: int | None = None, **_: Any) -> bytes:
+        await asyncio.sleep(self.hangs)
+        return self._store.cat_file(self._under(path), start, end)
+
+    async def _cat_ranges(self, paths: list[str], starts: list[int], ends: list[int], **_: Any) -> list[Any]:
+        parts = map(self._cat_file, paths, starts, ends)
+        return await asyncio.gather(*parts, return_exceptions=True)
+
+    async def _put_file(self, lpath: str, rpath: str, **_: Any) -> None:
+        self._store.makedirs(self._under(rpath).rpartition("/")[0], exist_ok=True)
+        self._store.put_file(lpath, self._under(rpath))
+
+    async def _rm_file(self, path: str, **_: Any) -> None:
+        self._store.rm_file(self._under(path))
+
+
 fsspec.register_implementation("brittle", Brittle, clobber=True)
+fsspec.register_implementation("awaited", Awaited, clobber=True)
 
 
 @pytest.fixture
@@ -94,6 +138,7 @@ def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> type[Brittle]:
     """The brittle store, empty and well."""
     monkeypatch.setattr(remote, "_PAUSE", 0.0)
     Brittle.root, Brittle.dies_at, Brittle.faults, Brittle.asked = tmp_path / "bucket", None, {}, Counter()
+    Awaited.hangs = 0.0
     Brittle.root.mkdir()
     return Brittle
 
@@ -139,9 +184,9 @@ def leftovers(tmp_path: Path) -> list[str]:
 # ---- the same bytes -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", ["file", "memory", "brittle"])
+@pytest.mark.parametrize("kind", ["file", "memory", "brittle", "awaited"])
 def test_a_store_holds_the_bytes_of_a_plain_folder(kind: str, store, plain, tmp_path: Path) -> None:
-    url = {"file": f"file://{tmp_path}/bucket/a", "memory": f"memory://{uuid4().hex}/a", "brittle": "brittle://a"}[kind]
+    url = {"file": f"file://{tmp_path}/bucket/a", "memory": f"memory://{uuid4().hex}/a"}.get(kind, f"{kind}://a")
     folder = folder_at(url, tmp_path)
     assert not complete(folder)
     write(folder)
@@ -256,14 +301,119 @@ def test_requests_that_fail_for_a_while_are_made_again_and_not_for_ever(store, p
     assert CANARY not in str(caught.value)
 
 
+def test_a_read_that_fails_within_an_answer_is_made_again_and_named(keys, store, tmp_path: Path, monkeypatch) -> None:
+    folder = folder_at("awaited://a", tmp_path)
+    write(folder)
+    reader = ShardReader(folder)
+    store.faults = {"cat": remote.TRIES - 1}
+    assert len(list(reader.iter_blocks())) == reader.block_count
+    store.faults = {"cat": 10**6}
+    with pytest.raises(RemoteError, match=r"shard-00000\.safetensors could not be read \(TimeoutError") as caught:
+        reader.read_acts(0)
+    assert CANARY not in str(caught.value)
+    store.faults = {}
+    monkeypatch.setattr(remote, "_SECONDS", 0.02)
+    Awaited.hangs = 100.0
+    with pytest.raises(RemoteError, match=r"shard-00000\.safetensors could not be read \(FSTimeoutError"):
+        reader.read_acts(0)
+    Awaited.hangs = 0.0
+    (store.root / "a" / WHERE / "shard-00000.safetensors").unlink()
+    with pytest.raises(ShardError, match=r"shard-00000\.safetensors is gone"):
+        reader.read_acts(0)
+
+
+def test_an_answer_that_is_too_short_is_asked_for_again_and_deletes_nothing(store, plain, tmp_path: Path) -> None:
+    folder = folder_at("brittle://a", tmp_path)
+    write(folder)
+    (store.root / "a" / WHERE / "manifest.json").unlink()
+    store.faults = {"short": remote.TRIES - 1}
+    write(folder)
+    assert (contents(folder), store.asked["rm"]) == (plain, 0)
+    store.faults = {"short": 10**6}
+    with pytest.raises(RemoteError, match=r"shard-00000\.json could not be read \(OSError: \d+ bytes came of \d+ at 0"):
+        (folder / "shard-00000.json").read_bytes()
+
+
+def test_an_answer_that_is_too_long_is_cut(store, plain, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = folder_at("brittle://a", tmp_path)
+    write(folder)
+    cat_file = store.cat_file
+    monkeypatch.setattr(store, "cat_file", lambda self, path, start, end: bytearray(cat_file(self, path, start, None)))
+    here, there = ShardReader(tmp_path / "plain"), ShardReader(folder)
+    for one, other in zip(here.iter_blocks(), there.iter_blocks(), strict=True):
+        assert torch.equal(one.acts, other.acts)
+
+
+ANSWERS = [
+    *[("cat_file", answer, "TypeError: the store answered", 1) for answer in (None, "x", 5)],
+    *[("info", answer, "OSError: the store did not say", remote.TRIES) for answer in (None, {"name": "x"})],
+    ("info", {"name": "x", "type": "file", "size": None}, "OSError: the store did not say", remote.TRIES),
+    *[("info", kind("x"), kind.__name__, 1) for kind in (KeyError, RecursionError, AttributeError)],
+    *[("ls", answer, "TypeError: the store did not answer", 1) for answer in (None, [{"type": "file"}], ["x"])],
+]
+
+
+@pytest.mark.parametrize(("request_", "answer", "said", "tries"), ANSWERS)
+def test_an_answer_that_is_none_is_one_error(request_, answer, said, tries, store, tmp_path: Path, monkeypatch) -> None:
+    folder, asked = folder_at("brittle://a", tmp_path), []
+    write(folder)
+
+    def answered(*_: Any, **__: Any) -> Any:
+        asked.append(1)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    monkeypatch.setattr(store, request_, answered)
+    with pytest.raises(RemoteError, match=rf"^brittle://a/\S+ could not be (listed|read|looked up) \({said}"):
+        list(folder.iterdir()) if request_ == "ls" else (folder / "manifest.json").read_bytes()
+    assert len(asked) == tries
+
+
+def test_a_listing_that_leaves_lengths_out_is_asked_after(store, tmp_path: Path, monkeypatch) -> None:
+    folder = folder_at("brittle://a", tmp_path)
+    write(folder)
+    entry = store._entry
+    lengths = {path.name: path.stat().st_size for path in folder.iterdir()}
+    monkeypatch.setattr(store, "ls", lambda self, path, **_: [
+        {**entry(self, found), "size": None} for found in self._at(path).iterdir()
+    ])  # fmt: skip
+    assert {path.name: path.stat().st_size for path in folder.iterdir()} == lengths
+    assert min(lengths.values()) > 0
+
+
+def test_what_others_did_meanwhile_is_seen(store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By an implementation that remembers what it has listed, and forgets the one folder it is told to."""
+    remembered, ask = {}, store.info
+
+    def info(self: Brittle, path: str) -> dict[str, Any]:
+        listed = path if path in remembered else path.rpartition("/")[0]
+        found = remembered.setdefault(listed, {})
+        if path not in found:
+            found[path] = ask(self, path)
+        return found[path]
+
+    monkeypatch.setattr(store, "info", info)
+    monkeypatch.setattr(store, "invalidate_cache", lambda self, path=None: remembered.pop(path, None))
+    place = connect("brittle://a", tmp_path / "run")
+    (store.root / "a" / "b").mkdir(parents=True)
+    (store.root / "a" / "b" / "c").touch()
+    assert [(place / "b").is_dir(), (place / "b" / "c").is_file()] == [True, True]
+    remembered["a/b"] = {path: ask(Brittle(), path) for path in ("a/b", "a/b/c")}
+    shutil.rmtree(store.root / "a" / "b")
+    assert not (place / "b").exists()
+    remembered["a/b"] = {"a/b/c": {"type": "file", "size": 0}}
+    assert not (place / "b" / "c").exists()
+
+
 def test_a_flipped_byte_on_the_store_is_refused_on_reading_by_name(store, tmp_path: Path) -> None:
     folder = folder_at("brittle://a", tmp_path)
     write(folder)
     for path in sorted(store.root.rglob("*.*")):
         whole = path.read_bytes() if path.is_file() else b""
-        for byte in {0, 9, len(whole) // 2, len(whole) - 4} if whole else ():
+        for byte in {0, 9, len(whole) // 2, *range(len(whole) - 4, len(whole))} if whole else ():
             path.write_bytes(whole[:byte] + bytes([whole[byte] ^ 4]) + whole[byte + 1 :])
-            with pytest.raises(ShardError, match=path.name):
+            with pytest.raises(ShardError, match=f"{path.name}|unfinished"):
                 list(ShardReader(folder).iter_blocks())
             path.write_bytes(whole[:-1])
             with pytest.raises(ShardError, match=f"{path.name}|unfinished"):
@@ -296,6 +446,39 @@ def test_a_link_on_a_store_that_has_them_is_refused(tmp_path: Path) -> None:
         ShardReader(folder)
 
 
+def test_only_a_file_is_replaced_by_a_put(tmp_path: Path) -> None:
+    """A store in a folder would write through a link, into what it points to."""
+    bucket, victim, file = tmp_path / "bucket", tmp_path / "victim", tmp_path / "file"
+    (bucket / "folder").mkdir(parents=True)
+    (bucket / "link").symlink_to(victim)
+    (bucket / "nowhere").symlink_to(tmp_path / "made")
+    os.mkfifo(bucket / "pipe")
+    place = connect(f"file://{bucket}", tmp_path / "run")
+    for path in (victim, bucket / "file"):
+        path.write_bytes(b"theirs")
+    file.write_bytes(b"ours")
+    for name in ("link", "nowhere", "folder", "pipe"):
+        assert (place / name).exists()
+        with pytest.raises(RemoteError, match=f"{name} is a link, a folder or a device"):
+            (place / name).put(file)
+    assert victim.read_bytes() == b"theirs"
+    assert not (tmp_path / "made").exists()
+    (place / "file").put(file)
+    assert (bucket / "file").read_bytes() == b"ours"
+
+
+def test_a_file_where_a_folder_should_be_is_one_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"")
+    place = connect(f"file://{tmp_path}/file/sub", tmp_path / "run")
+    assert not place.exists()
+    assert not files.is_there(place / "x")
+    assert list(place.iterdir()) == []
+    with pytest.raises(RemoteError, match="there is no such bucket or folder"):
+        files.publish_bytes(place / "x", b"x")
+    with pytest.raises(ResourceError, match=r"--shards_dir"):  # on this machine
+        files.publish_bytes(tmp_path / "file" / "sub", b"x")
+
+
 def test_a_damaged_shard_is_not_resumed_from(store, tmp_path: Path) -> None:
     folder = folder_at("brittle://a", tmp_path)
     write(folder)
@@ -315,8 +498,8 @@ def test_two_writers_that_share_a_run_folder_notice_one_another(store, tmp_path:
 
 def test_only_a_whole_record_has_its_end() -> None:
     record = files.sealed_json({"a": {"b": {}}, "c": [{"d": 1}, {}]})
-    assert not cut_short(record)
-    assert all(cut_short(record[:length]) for length in range(len(record)))
+    assert not files.cut_short(record)
+    assert all(files.cut_short(record[:length]) for length in range(len(record)))
 
 
 # ---- the run folder -----------------------------------------------------------------------------
@@ -340,7 +523,7 @@ def published(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if name.partition("/")[0] not in ("logs", "shards")}
 
 
-def test_every_command_finds_the_shards_that_collect_put_on_a_url(tmp_path: Path) -> None:
+def test_later_commands_find_the_shards_that_collect_put_on_a_url(tmp_path: Path) -> None:
     """And what they make of them is what they make of shards in the run folder."""
     url, flags = f"file://{tmp_path}/bucket/tiny", ["--model", "tiny-llama"]
     for run, place in {"here": [], "there": ["--shards_dir", url]}.items():
@@ -357,7 +540,7 @@ def test_every_command_finds_the_shards_that_collect_put_on_a_url(tmp_path: Path
         assert (tmp_path / "bucket" / "tiny" / name).read_bytes() == path.read_bytes(), name
 
     whole = json.loads(forge("verify", "--run_dir", str(there), "--json"))["metrics"]
-    assert whole["files"] == verify(Run(here)).metrics["files"] + 1
+    assert whole["files"] == verify(Run(here)).metrics["files"] + len(["place.json", "begun.json"])
     assert whole["damaged"] == whole["unproven"] == []
     assert "4 of 4 chosen latents" in forge("features", *flags, "--run_dir", str(there), *FEATURES)
     assert (tmp_path / "bucket" / "tiny" / "refusal-everyday").exists()  # which features collects
@@ -382,6 +565,8 @@ def test_a_plain_folder_is_kept_relative_to_the_run(tmp_path: Path, monkeypatch:
     again = Run(tmp_path / "run")
     assert again.shards == tmp_path / "big" / "shards"
     assert Run(tmp_path / "run", str(tmp_path / "big" / "shards")).shards == again.shards
+    (tmp_path / "big" / "shards" / "corpus" / "point").mkdir(parents=True)
+    (tmp_path / "big" / "shards" / "corpus" / "point" / "shard-00000.json").touch()
     with pytest.raises(ConfigError, match="choose another --run_dir"):
         _ = Run(tmp_path / "run", str(tmp_path / "run" / "shards")).shards
     own = Run(tmp_path / "own", str(tmp_path / "own" / "shards"))
@@ -390,7 +575,29 @@ def test_a_plain_folder_is_kept_relative_to_the_run(tmp_path: Path, monkeypatch:
     assert not (tmp_path / "own" / "shards" / "place.json").exists()
 
 
-@pytest.mark.parametrize("content", [b"{", b"[]\n", b'{"shards_dir": 3}\n', b'{"shards_dir": "s3://a/?b=c"}\n'])
+def test_one_place_has_one_spelling(tmp_path: Path) -> None:
+    place = connect(f"FILE://{tmp_path}//a/./b/", tmp_path)
+    assert place == connect(f"file://{tmp_path}/a/b", tmp_path)
+    assert (str(place / "x"), place.name) == (f"file://{tmp_path}/a/b/x", "b")
+    assert [is_url(text) for text in ("s3://a", "S3://a", "a::s3://b", "://a", "a/b://c", "a:/b")] == [True] * 3 + [
+        False
+    ] * 3
+    own = Run(tmp_path / "own", f"file://{tmp_path}/own/./shards/")
+    own.open("toy")
+    assert own.shards == tmp_path / "own" / "shards"
+    assert not (tmp_path / "own" / "shards").exists()
+
+
+NO_PLACES = [
+    b"{",
+    b"[]\n",
+    b'{"shards_dir": 3}\n',
+    b'{"shards_dir": "s3://a/?b=c"}\n',
+    b'{"shards_dir": "a\\u0000b"}\n',
+]
+
+
+@pytest.mark.parametrize("content", NO_PLACES)
 def test_a_pointer_that_is_none_is_refused(content: bytes, tmp_path: Path) -> None:
     run = Run(tmp_path)
     run.open("toy")
@@ -405,6 +612,8 @@ HOSTILE = [
     f"s3://me:{CANARY}@bucket/x", f"s3://me%3A{CANARY}@bucket/x", f"s3://bucket/x?secret={CANARY}",
     f"s3://bucket/x#{CANARY}", f"simplecache::s3://bucket/{CANARY}", f"s3://bucket/../{CANARY}",
     f"s3://bucket/%2e%2e/{CANARY}", f"s3://bucket/{CANARY}\x1b[2J", f"s3://bucket/{CANARY}%0a", "s3://", f"s3:///?{CANARY}",
+    f"s3://me:ab/{CANARY}@bucket/x", f"s3:///me:{CANARY}@bucket", f"s3://me:{CANARY}/x", f"az://c;Key={CANARY}/x",
+    f"file://{CANARY}/x", f"file://~/{CANARY}", "file:///.", "file:///./",
 ]  # fmt: skip
 
 
@@ -432,3 +641,28 @@ def test_what_a_store_says_is_repeated_without_secrets(keys, store, tmp_path: Pa
         (place / "x").put(tmp_path / "file")
     assert CANARY not in str(caught.value)
     assert (caught.value.__cause__, caught.value.__context__) == (None, None)
+
+
+class Refusing(AbstractFileSystem):
+    """A store that fails before anything is asked of it."""
+
+    protocol = "refusing"
+    says: ClassVar[Exception]
+
+    def __init__(self) -> None:
+        raise self.says
+
+
+def test_a_store_that_cannot_be_connected_to_is_one_line_without_secrets(tmp_path: Path, monkeypatch) -> None:
+    fsspec.register_implementation("refusing", Refusing, clobber=True)
+    longer = f"{CANARY}/+{CANARY[::-1]}"
+    for name, value in {"A_KEY": CANARY, "B_TOKEN": longer}.items():
+        monkeypatch.setenv(name, value)
+    said = f"no {CANARY} {longer} {quote(longer, safe='')} {quote(longer).lower()} Basic {CANARY[::-1]}="
+    for says, expected in {
+        RuntimeError(said): ConfigError, ConnectionRefusedError(said): RemoteError, ValueError(said): ConfigError,
+    }.items():  # fmt: skip
+        Refusing.says = says
+        with pytest.raises(expected, match=r"^refusing://a \S.*: no") as caught:
+            connect("refusing://a", tmp_path)
+        assert not any(part.lower() in str(caught.value).lower() for part in (CANARY, CANARY[::-1]))

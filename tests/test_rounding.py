@@ -281,3 +281,14 @@ def test_an_sae_trains_on_int8_shards_and_its_features_are_found(tmp_path: Path)
     assert verified["damaged"] == []
     stored = [ShardReader(folder).fingerprint.storage_dtype for folder in (tmp_path / "run").glob("shards/*/*")]
     assert stored == ["int8"] * len(stored) != []
+
+
+@pytest.mark.parametrize("constant", [1e4, 1e5])
+def test_the_loss_is_exact_where_the_mean_is_large(constant: float) -> None:
+    rows = torch.from_numpy(np.random.default_rng(0).standard_normal((600, 64)).astype(np.float32))
+    rows[:, 7] = constant
+    q, scales = torch.empty(600, 64, dtype=torch.int8), torch.empty(600)
+    found = quantise(rows, rows.abs().amax(1), q, scales).unexplained(600)
+    exact, back = rows.double(), (scales[:, None] * q).double()
+    wanted = (exact - back).square().sum() / (exact - exact.mean(0)).square().sum()
+    assert found == pytest.approx(float(wanted), rel=0.01)

@@ -314,7 +314,7 @@ def test_leftovers_of_a_killed_run_are_removed_and_nothing_else_is(whole: Path, 
     assert tree(tmp_path).keys() == tree(whole).keys() | {"config.json"}
 
 
-def test_a_shard_that_was_lost_is_collected_again_with_all_after_it(whole: Path, tmp_path: Path) -> None:
+def test_the_last_shard_is_collected_again_when_its_sidecar_was_lost(whole: Path, tmp_path: Path) -> None:
     abandon(tmp_path, BATCHES)
     (tmp_path / "shard-00001.json").unlink()
     with ShardWriter(tmp_path, make_fingerprint(), shard_rows=SHARD_ROWS) as writer:

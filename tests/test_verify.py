@@ -94,10 +94,10 @@ def test_what_a_stopped_command_left_is_no_damage(run: Run) -> None:
     with pytest.raises(KeyboardInterrupt):
         write_shards_and_stop(begun)
     (begun / ".shard-00002.safetensors.part").write_bytes(b"half")
-    (begun / "shard-00001.json").unlink()
+    (begun / "shard-00002.json").unlink()
     outcome = verify(run)
     assert outcome.exit_code == 0
-    assert {".shard-00002.safetensors.part", "shard-00001.json"} <= set(names(outcome.metrics["unproven"]))
+    assert {".shard-00002.safetensors.part", "shard-00002.json"} <= set(names(outcome.metrics["unproven"]))
 
 
 def write_shards_and_stop(folder: Path) -> None:

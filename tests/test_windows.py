@@ -1,6 +1,8 @@
 """Training on more tokens than disk: windows of shards that come and go, and a run that is stopped among them."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -8,6 +10,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,9 +18,9 @@ import torch
 
 from sae_forge import files
 from sae_forge.config import FeaturesConfig, TrainConfig
-from sae_forge.data.shards import Fingerprint
+from sae_forge.data.shards import Fingerprint, ShardReader, find_shards
 from sae_forge.data.windows import WindowPlan, plan_windows
-from sae_forge.errors import ConfigError, ShardError
+from sae_forge.errors import ConfigError, DataError, NumericalError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.pipeline import streaming
 from sae_forge.pipeline.bench import Bench
@@ -25,6 +28,7 @@ from sae_forge.pipeline.features import features
 from sae_forge.pipeline.train import train
 from sae_forge.runs import Run
 from sae_forge.settings import resolve
+from sae_forge.training.state import TrainState
 
 GB = 0.001
 """A window of some 2,500 tokens of tiny-llama."""
@@ -102,6 +106,34 @@ def test_a_corpus_with_fewer_batches_than_windows_is_in_some_of_them() -> None:
     assert sorted(plan.cuts["tiny"].rows)[: plan.count - 2] == [0] * (plan.count - 2)
 
 
+@pytest.mark.parametrize("seed", range(30))
+def test_what_is_advised_is_accepted_and_every_window_holds_enough(seed: int) -> None:
+    draw = np.random.default_rng(seed)
+    counts = {f"c{n}": (fingerprint(f"c{n}"), draw.integers(1, 65, draw.integers(1, 300))) for n in range(1 + seed % 3)}
+    total, least = sum(int(tokens.sum()) for _, tokens in counts.values()), int(draw.integers(1, 400))
+    most, how = int(draw.integers(10_000, 60_000)), {"shard_rows": 300, "least": least}
+    if total < least:
+        with pytest.raises(DataError, match="lower --batch_size or raise --max_tokens"):
+            plan_windows(counts, most_bytes=most, **how)
+        return
+    try:
+        plan = plan_windows(counts, most_bytes=most, **how)
+    except ConfigError as refused:
+        enough = int(float(str(refused).split("give ")[1].split(" ")[0]) * 1e9)
+        assert enough > most
+        plan = plan_windows(counts, most_bytes=enough, **how)
+    assert min(plan.rows) >= least
+
+
+def test_a_billion_tokens_are_planned_in_a_moment() -> None:
+    counts = {"large": (fingerprint("large"), np.full(1_000_000, 1000))}
+    began = time.process_time()
+    with pytest.raises(ConfigError, match="too little"):
+        plan_windows(counts, shard_rows=65_536, most_bytes=100_000, least=4100)
+    assert plan_windows(counts, shard_rows=65_536, most_bytes=30 * 10**6, least=4100).count > 1000
+    assert time.process_time() - began < 20
+
+
 def test_too_little_disk_is_refused_with_what_would_do() -> None:
     with pytest.raises(ConfigError, match="windows of at least 2,000 tokens") as refused:
         planned({"large": 400}, most=20_000, least=2000)
@@ -147,7 +179,7 @@ def test_shards_never_take_more_disk_than_allowed_and_none_is_left(tmp_path: Pat
         done.set()
         watching.join()
     assert 0.5 * GB * 1e9 < most[0] <= GB * 1e9
-    assert not list((tmp_path / "run").rglob("*.safetensors*")) or shard_bytes(tmp_path / "run") < 20_000
+    assert not list((tmp_path / "run" / "windows").rglob("*window-*"))
     record = next((tmp_path / "run").rglob(streaming.RECORD))
     windows = files.read_json(record, kind=ShardError, what="a record")
     plan = WindowPlan.read(record.parent / streaming.PLAN)
@@ -219,6 +251,85 @@ def test_sigterm_while_collecting_ends_at_once_and_the_same_command_goes_on(
     assert go(asked) == undisturbed
 
 
+def stopped(asked: TrainConfig, monkeypatch: pytest.MonkeyPatch, at: int) -> Path:
+    """Begin a run and stop it before a step; the window that is then on disk."""
+    from sae_forge.training import replay
+
+    seen, step = [0], replay.step
+
+    def stops(*given: object, **named: object) -> object:
+        seen[0] += 1
+        if seen[0] == at:
+            raise _StoppedError
+        return step(*given, **named)
+
+    with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+        patched.setattr(replay, "step", stops)
+        go(asked)
+    return next(Run(asked.run_folder).windows(HookPoint(1)).glob("*/window-*"))
+
+
+def test_a_window_that_was_damaged_meanwhile_is_collected_again(
+    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard = next(stopped(config(tmp_path), monkeypatch, 5).glob("*/shard-00000.safetensors"))
+    content = bytearray(shard.read_bytes())
+    content[-1000] ^= 1
+    shard.write_bytes(content)
+    assert go(config(tmp_path)) == undisturbed
+
+
+def test_what_a_run_killed_while_deleting_left_is_gone_with_the_next(
+    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = stopped(config(tmp_path), monkeypatch, 5)
+    rests = [window.with_name(".window-00007.part"), window.parent.with_name(".0123abcd.part") / "window-00001"]
+    for rest in rests:
+        shutil.copytree(window, rest)
+    assert go(config(tmp_path)) == undisturbed
+    assert not list((tmp_path / "windows").rglob("*.part"))
+
+
+def test_text_that_changes_under_a_run_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = tmp_path / "own.jsonl"
+    lines = [json.dumps({"text": f"The river {n} runs past the tower of granite and slate."}) for n in range(400)]
+    text.write_text("\n".join(lines))
+    asked = config(tmp_path / "run", forget=str(text))
+    with streaming.windowed(HookPoint(1), asked, Bench(asked)) as (stream, _):
+        text.write_text("\n".join(lines[:100]))
+        with pytest.raises(DataError, match=r"own\.jsonl is no longer the text that the windows were cut from"):
+            for batch in range(stream.batches_per_epoch):
+                stream.part(batch)
+
+
+def test_one_sae_of_two_whose_loss_is_not_finite_ends_alone_at_the_end_of_a_window(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sae_forge.training import record, replay
+
+    step = replay.step
+
+    def spoils(state: TrainState, *given: object, **named: object) -> torch.Tensor:
+        figures = step(state, *given, **named)
+        return figures * float("nan") if state.sae.k == 16 and state.step == 3 else figures
+
+    monkeypatch.setattr(replay, "step", spoils)
+    # as on a GPU, whose figures are looked at every so many steps, and at a checkpoint
+    monkeypatch.setattr(
+        record.Record, "add", lambda self, figures, **facts: self._waiting.append(_step(figures, facts))
+    )
+    asked = config(tmp_path, k=(8, 16), max_steps=12)
+    with pytest.raises(NumericalError, match=r"k16-d64-s0, step \d+: loss nan"):
+        train(asked, Bench(asked))
+    assert (tmp_path / "saes/blocks.1.hook_resid_post/k8-d64-s0/report.json").exists()
+
+
+def _step(figures: torch.Tensor, facts: dict[str, Any]) -> tuple[Any, ...]:
+    from sae_forge.training.record import _Step
+
+    return _Step(facts["step"], facts["tokens"], facts["lr"], figures)
+
+
 def test_a_window_of_other_settings_is_not_put_beside_one_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -267,7 +378,9 @@ def test_selecting_latents_afterwards_collects_what_it_compares(tmp_path: Path) 
     asked |= {"max_freq": 1.0, "max_neutral_freq": 1.0, "min_ratio": 0.0, "min_freq": 0.0, "snippets": 2, "layer": (1,)}
     chosen = resolve(FeaturesConfig, asked)
     assert features(chosen, Bench(chosen)).metrics
-    assert {path.name for path in (tmp_path / "shards").iterdir()} >= {"forget-wizards"}
+    found = [ShardReader(folder).fingerprint for folder in find_shards(tmp_path)]
+    assert {"forget", "retain"} <= {shards.role for shards in found}
+    assert {shards.ctx_len for shards in found} == {64}
 
 
 def every_batch(order: int, tmp_path: Path) -> Iterator[bytes]:

@@ -4,6 +4,7 @@ Each shard has a sidecar beside it; the manifest is made from the sidecars alone
 the folder is whole. Both carry the sha256 of their own canonical JSON. xxh3 finds accidents, not tampering.
 """
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +23,7 @@ BLOCK_ROWS = 256
 MANIFEST = "manifest.json"
 MAX_SHARDS = 2**15
 """Shards of a folder: their list must stay within what any JSON file here may hold (``files.MAX_JSON_BYTES``)."""
+_SHARD = re.compile(r"shard-([0-9]{5})\.(?:json|safetensors)")
 REASONS = ("nan", "infinite", "special")
 """Why a token may have no row; counts of these names stand in :class:`ShardInfo`."""
 
@@ -236,6 +238,12 @@ def shard_name(index: int) -> str:
     return f"shard-{index:05d}.safetensors"
 
 
+def shard_number(file: str) -> int | None:
+    """The number of the shard that a file of this name is, or is the sidecar of; None: it is neither."""
+    match = _SHARD.fullmatch(file)
+    return int(match[1]) if match else None
+
+
 def sidecar_path(folder: AnyPath, shard: str) -> AnyPath:
     """The sidecar that stands beside a shard."""
     return (folder / shard).with_suffix(".json")
@@ -268,7 +276,7 @@ def require_match(folder: AnyPath, expected: Fingerprint, found: Fingerprint) ->
         told = "; ".join(pairs[:4]) + (f"; and {len(pairs) - 4} more" if len(pairs) > 4 else "")
         raise ShardError(
             f"{folder} was collected under other settings: {told}. "
-            "Repeat those settings, choose another --run_dir, or start over with --fresh"
+            "Repeat those settings, choose another --run_dir or --shards_dir, or start over with --fresh"
         )
 
 
@@ -293,7 +301,7 @@ def check_chain(shards: Iterable[ShardInfo]) -> None:
 
 
 def _why_incomplete(folder: AnyPath) -> str:
-    begun = len(list(folder.glob("shard-*.json"))) if folder.is_dir() else 0
+    begun = sum(shard_number(path.name) is not None for path in folder.glob("shard-*.json"))
     if begun:
         return (
             f"{folder} is unfinished ({begun} shards, no {MANIFEST}); run the same collect command again to finish it"

@@ -311,6 +311,7 @@ class ShardReader:
 
     Raises:
         ShardError: the folder is missing, unfinished or damaged, or was made under other settings.
+        RemoteError: from any method, when the store they are on does not answer.
     """
 
     def __init__(self, folder: AnyPath, *, expect: Mapping[str, Any] | None = None) -> None:
@@ -378,9 +379,7 @@ class ShardReader:
 
     def make_scratch(self) -> memoryview:
         """Memory that any block fits into, on a page boundary."""
-        if is_rounded(self.fingerprint.storage_dtype):
-            return memoryview(mmap(-1, sum(_parts(self.d_in))))
-        return memoryview(mmap(-1, _room(BLOCK_ROWS * self.d_in * self.dtype.itemsize)))
+        return memoryview(mmap(-1, scratch_bytes(self.d_in, self.fingerprint.storage_dtype)))
 
     def announce(self, blocks: Sequence[int]) -> None:
         """Let the disk begin with the activations of blocks that will be read soon."""
@@ -452,6 +451,13 @@ def as_bytes(tensor: Tensor) -> memoryview:
 def _room(size: int) -> int:
     """Bytes that so many fit into when they are read from boundary to boundary."""
     return -(-size // _ALIGN) * _ALIGN + 2 * _ALIGN
+
+
+def scratch_bytes(d_in: int, storage_dtype: str) -> int:
+    """What :meth:`ShardReader.make_scratch` takes."""
+    if is_rounded(storage_dtype):
+        return sum(_parts(d_in))
+    return _room(BLOCK_ROWS * d_in * STORED[storage_dtype].itemsize)
 
 
 def _parts(d_in: int) -> tuple[int, int, int]:

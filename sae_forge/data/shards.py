@@ -7,7 +7,7 @@ A folder holds ``shard-00000.safetensors`` … each with its sidecar ``shard-000
 
 from sae_forge.data.manifest import BLOCK_ROWS, MAX_SHARDS, Fingerprint, Manifest, ShardInfo, complete, find_shards
 from sae_forge.data.reader import Block, ShardReader
-from sae_forge.data.writer import ShardWriter, buffer_bytes, row_bytes, shard_bytes
+from sae_forge.data.writer import ShardWriter, buffer_bytes, row_bytes
 
 __all__ = [
     "BLOCK_ROWS",
@@ -22,5 +22,4 @@ __all__ = [
     "complete",
     "find_shards",
     "row_bytes",
-    "shard_bytes",
 ]

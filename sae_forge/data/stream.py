@@ -25,7 +25,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_forge import rng
-from sae_forge.data.reader import ShardReader
+from sae_forge.data.reader import ShardReader, scratch_bytes
+from sae_forge.data.rounding import handed_out
 from sae_forge.data.shards import BLOCK_ROWS
 from sae_forge.errors import ConfigError, DataError, ShardError
 
@@ -152,7 +153,6 @@ class ActivationStream:
         sizes = (reader.block_rows(block) for reader in readers for block in range(reader.block_count))
         self._block_rows = np.fromiter(sizes, np.int16, self._begins[-1])  # small: there may be a million in memory
         self._row_bytes = self.d_in * self.dtype.itemsize
-        self._scratch_bytes = len(readers[0].make_scratch())
         self._pools = math.ceil(self._begins[-1] / (self._pool_rows(shuffle_gb) // BLOCK_ROWS))
         stored = sum(shard.bytes for reader in readers for shard in reader.manifest.shards)
         self._cached = stored <= _memory() // 2 if cached is None else cached
@@ -165,20 +165,13 @@ class ActivationStream:
 
     def _held_bytes(self, pool_rows: int) -> int:
         """The same with pools of so many rows."""
-        beside = _BATCHES * self.batch_size * self._row_bytes + _MOST_THREADS * self._scratch_bytes
-        return pool_rows * (2 * self._row_bytes + _PLACE_BYTES) + beside
+        return _held_bytes(pool_rows, self.d_in, self._readers[0].fingerprint.storage_dtype, self.batch_size)
 
     def _pool_rows(self, shuffle_gb: float) -> int:
         """The rows of a pool, in whole blocks, with which so much is held."""
-        least = max(2, math.ceil(2 * self.batch_size / BLOCK_ROWS)) * BLOCK_ROWS
-        given = round(shuffle_gb * 1e9)
-        if (needed := self._held_bytes(least)) > given:
-            raise ConfigError(
-                f"--shuffle_gb {shuffle_gb:g} is too little for two pools of two batches of {self.batch_size} tokens, "
-                f"{self.d_in} wide in {str(self.dtype)[6:]}; give {math.ceil(needed / 1e6) / 1e3:g} or more, or lower "
-                "--batch_size"
-            )
-        fit = (given - self._held_bytes(0)) // (2 * self._row_bytes + _PLACE_BYTES)
+        storage_dtype = self._readers[0].fingerprint.storage_dtype
+        require_pools(shuffle_gb, d_in=self.d_in, storage_dtype=storage_dtype, batch_size=self.batch_size)
+        fit = (round(shuffle_gb * 1e9) - self._held_bytes(0)) // (2 * self._row_bytes + _PLACE_BYTES)
         return fit // BLOCK_ROWS * BLOCK_ROWS
 
     def part(self, batch: int) -> Part:
@@ -196,6 +189,7 @@ class ActivationStream:
 
         Raises:
             ShardError: a shard is damaged.
+            RemoteError: the store it is on does not answer.
         """
         stop, rooms = Event(), _Rooms(self._room_rows, self._row_bytes)
         copies = _Rooms(self.batch_size, self._row_bytes)
@@ -318,6 +312,28 @@ class ActivationStream:
                         f"{reader.folder} cannot be mixed with {first.folder}: {name} expected {wanted!r}, "
                         f"found {found!r}; collect both with the same settings"
                     )
+
+
+def require_pools(shuffle_gb: float, *, d_in: int, storage_dtype: str, batch_size: int) -> None:
+    """Refuse a limit that a stream of such rows would refuse; before there are any, if need be.
+
+    Raises:
+        ConfigError: two batches, or two blocks, do not fit into a pool; names the least ``shuffle_gb`` that will do.
+    """
+    least = max(2, math.ceil(2 * batch_size / BLOCK_ROWS)) * BLOCK_ROWS
+    if (needed := _held_bytes(least, d_in, storage_dtype, batch_size)) > round(shuffle_gb * 1e9):
+        raise ConfigError(
+            f"--shuffle_gb {shuffle_gb:g} is too little for two pools of two batches of {batch_size} tokens, "
+            f"{d_in} wide in {str(handed_out(storage_dtype))[6:]}; give {math.ceil(needed / 1e6) / 1e3:g} or more, or "
+            "lower --batch_size"
+        )
+
+
+def _held_bytes(pool_rows: int, d_in: int, storage_dtype: str, batch_size: int) -> int:
+    """Memory that reading takes with pools of so many rows."""
+    row_bytes = d_in * handed_out(storage_dtype).itemsize
+    beside = _BATCHES * batch_size * row_bytes + _MOST_THREADS * scratch_bytes(d_in, storage_dtype)
+    return pool_rows * (2 * row_bytes + _PLACE_BYTES) + beside
 
 
 def _memory() -> int:

@@ -5,7 +5,7 @@ So which window a batch comes from is a function of its number, as everything el
 no record of what it had consumed.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -14,11 +14,15 @@ import numpy as np
 
 from sae_forge import files
 from sae_forge.data import sealed
-from sae_forge.data.manifest import Fingerprint
+from sae_forge.data.manifest import BLOCK_ROWS, MAX_SHARDS, Fingerprint
 from sae_forge.data.reader import ShardReader
+from sae_forge.data.rounding import is_rounded
 from sae_forge.data.stream import ActivationStream, Part
-from sae_forge.data.writer import shard_bytes
-from sae_forge.errors import ConfigError, ShardError
+from sae_forge.data.writer import row_bytes
+from sae_forge.errors import ConfigError, DataError, ShardError
+
+_RECORD_BYTES, _BLOCK_BYTES, _NUMBER_BYTES = 4096, 64, 32
+"""What a shard takes at most beside its rows, and the manifest: header and record, hashes of a block, a sum of int8."""
 
 
 @dataclass(frozen=True)
@@ -89,52 +93,77 @@ class WindowPlan:
 def plan_windows(
     counts: Mapping[str, tuple[Fingerprint, np.ndarray]], *, shard_rows: int, most_bytes: int, least: int
 ) -> WindowPlan:
-    """The fewest windows of which none takes more than ``most_bytes`` of disk.
+    """About the fewest windows of which each has ``least`` rows and none takes more than ``most_bytes`` of disk.
 
     Args:
         counts: For each corpus its fingerprint and the real tokens of every forward batch.
         shard_rows: Rows after which a shard is cut.
-        least: Rows that every window must hold: a batch of training.
+        least: Rows that training needs of a window.
 
     Raises:
-        ConfigError: windows that small hold less; names the least number of bytes that will do.
+        DataError: all corpora together hold less.
+        ConfigError: windows that small hold less, or so large too many shards; names the bytes or rows that will do.
     """
-    sums = {name: np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)]) for name, (_, tokens) in counts.items()}
-
-    def bounds(windows: int) -> dict[str, np.ndarray]:
-        return {name: np.arange(windows + 1) * (len(total) - 1) // windows for name, total in sums.items()}
-
-    def rows(windows: int) -> np.ndarray:
-        return np.stack([np.diff(sums[name][at]) for name, at in bounds(windows).items()])
-
-    def size(windows: int) -> int:
-        held = zip((fingerprint for fingerprint, _ in counts.values()), rows(windows), strict=True)
-        each = [[_disk_bytes(fingerprint, int(n), shard_rows) for n in own] for fingerprint, own in held]
-        return max(map(sum, zip(*each, strict=True)))
-
-    total = sum(int(total[-1]) for total in sums.values())
-    most = max(1, min(total // max(1, least), max(len(total) - 1 for total in sums.values())))
-    found = next((n for n in range(max(1, size(1) // most_bytes), most + 1) if size(n) <= most_bytes), None)
-    if found is None or rows(found).sum(0).min() < least:
-        fits = next(n for n in range(most, 0, -1) if n == 1 or rows(n).sum(0).min() >= least)
+    corpora = [_Counted(fingerprint, tokens) for fingerprint, tokens in counts.values()]
+    total = sum(corpus.rows for corpus in corpora)
+    if total < least:
+        raise DataError(
+            f"the corpora hold {total:,} tokens, and training needs {least:,}, a batch and what may be dropped of it; "
+            "lower --batch_size or raise --max_tokens"
+        )
+    most = min(total // least, max(len(tokens) for _, tokens in counts.values()))
+    enough = (n for n in _steps_up(most) if np.sum([corpus.held(n) for corpus in corpora], axis=0).min() >= least)
+    sizes: dict[int, int] = {}
+    for n in enough:
+        sizes[n] = int(np.sum([corpus.disk_bytes(n, shard_rows) for corpus in corpora], axis=0).max())
+        if sizes[n] <= most_bytes:
+            break
+    else:
         raise ConfigError(
             f"--max_disk_gb {most_bytes / 1e9:g} is too little for windows of at least {least:,} tokens, a batch of "
-            f"training; give {size(fits) / 1e9 * 1.01:.3g} or more, or lower --batch_size, --model_batch_size or "
-            "--ctx_len"
+            f"training and what may be dropped of it; give {min(sizes.values()) / 1e9 * 1.01:.3g} or more, or lower "
+            "--batch_size, --model_batch_size or --ctx_len"
         )
-    ends, held = bounds(found), rows(found)
-    return WindowPlan(
-        {
-            name: Cut(fingerprint, tuple(ends[name][1:].tolist()), tuple(own.tolist()))
-            for (name, (fingerprint, _)), own in zip(counts.items(), held, strict=True)
-        }
-    )
+    if (rows := max(int(corpus.held(n).max()) for corpus in corpora)) > MAX_SHARDS * shard_rows:
+        raise ConfigError(
+            f"--shard_rows {shard_rows} makes too many shards of a window; give {rows // MAX_SHARDS + 1:,}"
+        )
+    return WindowPlan({name: corpus.cut(n) for name, corpus in zip(counts, corpora, strict=True)})
 
 
-def _disk_bytes(fingerprint: Fingerprint, rows: int, shard_rows: int) -> int:
-    """What so many rows take on disk at most; a shard is cut after the forward batch that fills it."""
-    shards = -(-rows // shard_rows)
-    return shards and shard_bytes(fingerprint, rows) + (shards - 1) * shard_bytes(fingerprint, 0)
+class _Counted:
+    """A corpus whose real tokens are known, cut into any number of windows of as many forward batches."""
+
+    def __init__(self, fingerprint: Fingerprint, tokens: np.ndarray) -> None:
+        self._fingerprint = fingerprint
+        self._before = np.concatenate([[0], np.cumsum(tokens, dtype=np.int64)])
+        self.rows = int(self._before[-1])
+
+    def held(self, windows: int) -> np.ndarray:
+        """Rows of each window."""
+        return np.diff(self._before[self._bounds(windows)])
+
+    def disk_bytes(self, windows: int, shard_rows: int) -> np.ndarray:
+        """What each window takes on disk at most; a shard is cut after the forward batch that fills it."""
+        rows, fingerprint = self.held(windows), self._fingerprint
+        sums = _NUMBER_BYTES * fingerprint.d_in if is_rounded(fingerprint.storage_dtype) else 0
+        shards = -(-rows // shard_rows)
+        beside = (shards + 1) * (_RECORD_BYTES + sums) + (rows // BLOCK_ROWS + shards) * _BLOCK_BYTES
+        return np.where(rows > 0, rows * row_bytes(fingerprint) + beside, 0)
+
+    def cut(self, windows: int) -> Cut:
+        return Cut(self._fingerprint, tuple(self._bounds(windows)[1:].tolist()), tuple(self.held(windows).tolist()))
+
+    def _bounds(self, windows: int) -> np.ndarray:
+        return np.arange(windows + 1) * (len(self._before) - 1) // windows
+
+
+def _steps_up(most: int) -> Iterator[int]:
+    """1 to ``most``, every number at first and then about every hundredth part further."""
+    n = 1
+    while n <= most:
+        yield n
+        n += 1 + n // 100
 
 
 @runtime_checkable

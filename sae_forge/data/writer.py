@@ -9,6 +9,7 @@ whoever fills that, so what is on disk is at any time what one process would hav
 """
 
 import itertools
+import stat
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -37,6 +38,7 @@ from sae_forge.data.manifest import (
     complete,
     require_match,
     shard_name,
+    shard_number,
     sidecar_path,
     total_rounding,
 )
@@ -63,17 +65,11 @@ def row_bytes(fingerprint: Fingerprint) -> int:
     return acts + scale + sum(dtype.itemsize for dtype in ORIGINS.values())
 
 
-def shard_bytes(fingerprint: Fingerprint, rows: int) -> int:
-    """What a shard of so many rows takes on disk at most: itself, its sidecar, and its line in the manifest."""
-    sums = 2 * 32 * fingerprint.d_in if is_rounded(fingerprint.storage_dtype) else 0
-    hashes = 64 * (rows // BLOCK_ROWS + 1)
-    return rows * row_bytes(fingerprint) + hashes + sums + 4096
-
-
 class ShardWriter:
     """The one writer of a folder, inside a ``with`` block; what it leaves is resumable, and complete after ``finish``.
 
-    Entering verifies the shards that are there and removes leftovers of a killed run. A full shard is published behind
+    Entering verifies the shards that are there and removes leftovers of a killed run, by their exact names: no shard
+    that is whole goes without ``fresh``, and no file of another hand at all. A full shard is published behind
     the caller's back, one at a time; what goes wrong there is raised by the next call, and by every one after it.
     Leaving by an exception lets a full shard be finished, drops the rows of the one being filled, and publishes nothing
     else.
@@ -373,7 +369,10 @@ class ShardWriter:
             check_chain(self._shards)
         except ValueError as error:
             raise ShardError(f"{self.folder} cannot be resumed: {error}; start over with --fresh") from error
-        self._remove_leftovers()
+        left = self._leftovers()
+        if not self._fresh:
+            self._require_no_gap(left)
+        self._remove(left)
 
     def _follow(self) -> None:
         """Take over what the first rank has found whole."""
@@ -387,13 +386,41 @@ class ShardWriter:
         shard = self.folder / shard_name(index)
         return shard.exists() and files.is_there(sidecar_path(self.folder, shard.name))
 
-    def _remove_leftovers(self) -> None:
-        whole = {shard.file for shard in self._shards}
-        keep = whole | {sidecar_path(self.folder, name).name for name in whole}
-        for pattern in ("shard-*.json", "shard-*.safetensors", ".shard-*.part", f".{MANIFEST}.part"):
-            for path in itertools.chain(self.folder.glob(pattern), beside(self.folder).glob(pattern)):
-                if path.name not in keep:
-                    path.unlink(missing_ok=True)
+    def _leftovers(self) -> dict[int, list[AnyPath]]:
+        """The plain files of shards beyond those taken over, by number, each shard's sidecar first."""
+        found: dict[int, list[AnyPath]] = {}
+        for path in sorted(self.folder.glob("shard-*.*"), key=lambda path: path.name):
+            number = shard_number(path.name)
+            if number is not None and number >= len(self._shards) and stat.S_ISREG(path.lstat().st_mode):
+                found.setdefault(number, []).append(path)
+        return found
+
+    def _require_no_gap(self, left: Iterable[int]) -> None:
+        """Refuse to delete whole shards: each was published after the one before it, so no killed run left a gap.
+
+        Raises:
+            ShardError: names the shard, or the sidecar, that must have been there.
+        """
+        gap = len(self._shards)
+        later = next((number for number in sorted(left) if number > gap and self._stands(number)), None)
+        if later is None:
+            return
+        shard = self.folder / shard_name(gap)
+        lost = sidecar_path(self.folder, shard.name) if shard.exists() else shard
+        raise ShardError(
+            f"{lost} is {'damaged' if lost.exists() else 'missing'}, and {shard_name(later)} after it is whole; "
+            "restore it, or start over with --fresh"
+        )
+
+    def _remove(self, left: dict[int, list[AnyPath]]) -> None:
+        """Delete these shards, the last first, so that a run killed meanwhile leaves no gap; and all part files."""
+        for number in sorted(left, reverse=True):
+            for path in left[number]:
+                path.unlink(missing_ok=True)
+        for path in itertools.chain(self.folder.glob(".*.part"), beside(self.folder).glob(".*.part")):
+            published = path.name.removeprefix(".").removesuffix(".part")
+            if published == MANIFEST or shard_number(published) is not None:
+                path.unlink(missing_ok=True)
 
 
 def _hash(tensors: dict[str, Tensor], header: str) -> Hashes:

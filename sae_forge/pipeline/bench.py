@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from sae_forge import files
-from sae_forge.config import ModelConfig
+from sae_forge.config import CollectConfig, ModelConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
@@ -24,7 +24,7 @@ class Bench:
 
     def __init__(self, config: ModelConfig, progress: Progress = SILENT) -> None:
         self.config, self.progress = config, progress
-        self.run = Run(config.run_folder, getattr(config, "shards_dir", None))
+        self.run = Run(config.run_folder, config.shards_dir if isinstance(config, CollectConfig) else None)
 
     def under(self, config: ModelConfig) -> "Bench":
         """The same bench under other settings of the same model; what is loaded stays loaded."""

@@ -7,11 +7,11 @@ a corpus that is missing, or the verb ends naming the setting.
 from collections.abc import Sequence
 from typing import Any
 
-from sae_forge import files
+from sae_forge import files, ranks
 from sae_forge.collect import collect
 from sae_forge.config import CollectConfig
 from sae_forge.data.corpus import corpus_identity
-from sae_forge.data.shards import ShardReader, find_shards
+from sae_forge.data.shards import ShardReader, complete, find_shards
 from sae_forge.errors import ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.pipeline.bench import Bench
@@ -29,8 +29,33 @@ _DECIDING = {
 
 
 def readers(run: Run, point: HookPoint) -> list[ShardReader]:
-    """Every complete corpus of activations at ``point``."""
-    return [ShardReader(folder) for folder in find_shards(run.folder, str(point), shards=run.shards)]
+    """Every complete corpus of activations at ``point``; where runs may share a place, those this run asked for."""
+    place = run.shards
+    if run.elsewhere and (names := run.corpora):  # looked up by name: a listing may be late
+        folders = [place / name / str(point) for name in names]
+        return [ShardReader(folder) for folder in folders if complete(folder)]
+    return [ShardReader(folder) for folder in find_shards(run.folder, str(point), shards=place)]
+
+
+def note(run: Run, found: Sequence[ShardReader]) -> None:
+    """Keep to these corpora from here on, where runs may share a place; on the first rank alone."""
+    if run.elsewhere and found:
+        run.plan_corpora(reader.folder.parent.name for reader in found)
+
+
+def require_same_weights(bench: Bench, found: Sequence[ShardReader]) -> None:
+    """Refuse activations of another model than the one at work, as a place that runs share may hold them.
+
+    Raises:
+        ShardError: names the folder and both models.
+    """
+    for reader in found:
+        there, asked = reader.fingerprint, bench.lm.fingerprint()
+        if there.weights != asked["weights"]:
+            raise ShardError(
+                f"{reader.folder} was collected from {there.model} with weights {there.weights[:12]}, and this is "
+                f"{asked['name']} with {asked['weights'][:12]}; name that model, or another --run_dir and --shards_dir"
+            )
 
 
 def require_spelled(config: CollectConfig, found: Sequence[ShardReader]) -> None:
@@ -44,8 +69,8 @@ def require_spelled(config: CollectConfig, found: Sequence[ShardReader]) -> None
             if asked != there:
                 raise ShardError(
                     f"{reader.folder} was collected under other settings: --{name} expected {asked!r}, "
-                    f"found {there!r}. Leave the flag out to use what is there, choose another --run_dir, or delete "
-                    "that folder and collect again"
+                    f"found {there!r}. Leave the flag out to use what is there, choose another --run_dir or "
+                    "--shards_dir, or delete that folder if it is this run's and collect again"
                 )
 
 
@@ -64,6 +89,9 @@ def gather(
     found: Sequence[ShardReader],
 ) -> None:
     """Collect further corpora at one hook point, in the way of those that are there but for what was spelled out."""
+    with ranks.here().led() as first:
+        if first:
+            note(bench.run, found)
     values: dict[str, Any] = {name: getattr(config, name) for name in CollectConfig.__dataclass_fields__}
     for name in ("ctx_len", "bos", "storage_dtype", "max_tokens", "model_batch_size"):
         if found and name not in config.spelled:

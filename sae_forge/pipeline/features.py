@@ -10,7 +10,7 @@ from sae_forge import files
 from sae_forge.config import FeaturesConfig
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import ShardReader
-from sae_forge.errors import DataError
+from sae_forge.errors import DataError, ShardError
 from sae_forge.evals.attribution import METHOD as ATTRIBUTION
 from sae_forge.evals.attribution import find, load_asked, load_retain_text, recorded, taken
 from sae_forge.features.identity import file_name, method_names
@@ -19,7 +19,6 @@ from sae_forge.features.scores import Measured
 from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
 from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
-from sae_forge.hookpoint import HookPoint
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_spelled
@@ -45,7 +44,7 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     Of several methods the first is the newest afterwards, so that is what eval takes.
     """
     named = bench.sae(config.sae)
-    corpora = _corpora(config, bench, named.point)
+    corpora = _corpora(config, bench, named)
     bench.run.note_shards()
     folder = bench.run.selections(named.folder)
     paths = {
@@ -121,8 +120,9 @@ def _rank_by_age(paths: Sequence[Path]) -> None:
         os.utime(path, ns=(now - age, now - age))
 
 
-def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora:
+def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
     """The corpora at the SAE's hook point; those that were asked for and are missing are collected now."""
+    point = named.point
     found = readers(bench.run, point)
     require_spelled(config, found)
     wanted = missing(config, found)
@@ -130,6 +130,7 @@ def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora
         wanted = [*wanted, ("forget", config.forget)]
     if not found:  # as after training on windows, which leaves none
         wanted += [("retain", source) for source in config.retain if source]
+        config = _read_as_trained(config, named)
     if config.refusal_text and _refusal(config.refusal_text, found) is None:
         wanted = [*wanted, (REFUSAL, config.refusal_text)]
     if wanted:
@@ -138,6 +139,7 @@ def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora
         bench.progress.say(f"no activations of {names} at {point}: collecting first")
         gather(wanted, point, config, bench, found)
         found = readers(bench.run, point)
+    _require_same_weights(found, named)
     forget = _in_role("forget", found)
     if not forget:
         raise DataError(
@@ -149,6 +151,24 @@ def _corpora(config: FeaturesConfig, bench: Bench, point: HookPoint) -> _Corpora
         raise DataError(f"{bench.run.folder} holds several forget corpora at {point} ({names}); keep one a run folder")
     refusal = _refusal(config.refusal_text, found) if config.refusal_text else None
     return _Corpora(next(iter(forget.values())), _in_role("retain", found), refusal)
+
+
+def _require_same_weights(found: Sequence[ShardReader], named: NamedSAE) -> None:
+    """Refuse activations of another model than the SAE was trained on, where that is known."""
+    for reader in found:
+        if named.provenance.weights not in ("", reader.fingerprint.weights):
+            raise ShardError(
+                f"{reader.folder} holds activations of {reader.fingerprint.model} with weights "
+                f"{reader.fingerprint.weights[:12]}, and {named.name} was trained on weights "
+                f"{named.provenance.weights[:12]}; collect with that model, or name an SAE of this one"
+            )
+
+
+def _read_as_trained(config: FeaturesConfig, named: NamedSAE) -> FeaturesConfig:
+    """The config that packs text as it was for the SAE, but for what was spelled out."""
+    known = {"ctx_len": named.provenance.ctx_len or None, "bos": named.provenance.bos or None}
+    given = {name: value for name, value in known.items() if value is not None and name not in config.spelled}
+    return replace(config, **given)
 
 
 def _in_role(role: str, found: Sequence[ShardReader]) -> dict[str, ShardReader]:

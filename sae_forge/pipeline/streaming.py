@@ -6,8 +6,10 @@ what one ``collect`` or one ``train`` would have left, so a stopped run goes on 
 window is needed, and one that is gone or unfinished is collected again, the same bytes.
 """
 
+import math
+import shutil
 from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from functools import partial
 from itertools import islice
@@ -21,14 +23,18 @@ from sae_forge.collect import fill, forward_batches
 from sae_forge.collect_plan import Job, plan
 from sae_forge.config import TrainConfig
 from sae_forge.data.corpus import PackedBatch
-from sae_forge.data.shards import Fingerprint, Manifest, ShardReader, ShardWriter, row_bytes
+from sae_forge.data.manifest import MANIFEST, Sidecar
+from sae_forge.data.reader import ShardFile
+from sae_forge.data.shards import Manifest, ShardReader, ShardWriter, row_bytes
 from sae_forge.data.stream import ActivationStream
 from sae_forge.data.windows import WindowedStream, WindowPlan, plan_windows
-from sae_forge.errors import ShardError
+from sae_forge.data.writer import MAX_NONFINITE
+from sae_forge.errors import ConfigError, DataError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.pipeline.bench import Bench
+from sae_forge.progress import Task
 
 PLAN, RECORD = "plan.json", "collected.json"
 _WINDOW = "window-*"
@@ -36,13 +42,15 @@ _WINDOW = "window-*"
 
 @contextmanager
 def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tuple[WindowedStream, WindowPlan]]:
-    """Training batches of every corpus the config names, and the plan of their windows; none is left after the block.
+    """Training batches of every corpus the config names, and the plan of their windows.
+
+    None of them is left after a block that ended well; after another, what is there is used by the next.
 
     Raises:
         ConfigError: another process trains on windows at this hook point, or a window would hold less than a batch.
         DataError: a corpus is missing, empty, or has no text field.
         ResourceError: the disk cannot hold a window.
-        ShardError: windows of a run under other settings are still there.
+        ShardError: windows of a run under other settings are still there, or one was damaged while it was used.
     """
     config = replace(config, layer=(point.layer,), site=point.site)
     team = ranks.here()
@@ -60,7 +68,13 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
         collector = held.enter_context(_Collector(folder, found, config, bench, jobs))
         _describe(found, point, bench)
         stream_of = partial(_stream_of, config)
-        yield WindowedStream(found, collector, batch_size=config.batch_size, stream_of=stream_of), found
+        try:
+            yield WindowedStream(found, collector, batch_size=config.batch_size, stream_of=stream_of), found
+        except ShardError as error:
+            if str(folder) not in str(error):
+                raise
+            damage = str(error).partition("; ")[0]
+            raise ShardError(f"{damage}; run the same command again, which collects this window anew") from error
         collector.discard()
 
 
@@ -95,6 +109,8 @@ def _asked(config: TrainConfig, lm: LanguageModel, jobs: dict[str, Job], point: 
 
 def _require_free(folder: Path, asked: dict[str, Any], config: TrainConfig) -> None:
     """Refuse to put a second set of windows beside one that is still in use; with ``--fresh`` all of them go."""
+    for rest in (*folder.glob(".????????.part"), *folder.glob(f"*/.{_WINDOW}.part")):  # of a run killed while deleting
+        shutil.rmtree(rest)
     if config.starts_over:
         files.discard_folder(folder / files.short_hash(asked))
     for window in folder.glob(f"*/{_WINDOW}"):
@@ -111,18 +127,36 @@ def _make_plan(folder: Path, config: TrainConfig, bench: Bench, jobs: dict[str, 
     """Count the real tokens of every forward batch and cut the corpora; once for these settings."""
     if (folder / PLAN).exists():
         return
+    _require_room(config, jobs, point)
     counts = {name: (job.fingerprints[point], _count(config, bench, job)) for name, job in jobs.items()}
-    assert config.max_disk_gb is not None
-    most_bytes = int(config.max_disk_gb * 1e9)
-    found = plan_windows(counts, shard_rows=config.shard_rows, most_bytes=most_bytes, least=config.batch_size)
+    least = config.batch_size + math.ceil(MAX_NONFINITE * config.batch_size)  # so many may be dropped as not finite
+    found = plan_windows(counts, shard_rows=config.shard_rows, most_bytes=_most_bytes(config), least=least)
     found.publish(folder / PLAN)
+
+
+def _require_room(config: TrainConfig, jobs: dict[str, Job], point: HookPoint) -> None:
+    """Refuse before the text is read what could not hold a batch of training."""
+    row = max(row_bytes(job.fingerprints[point]) for job in jobs.values())
+    if (need := config.batch_size * row) > _most_bytes(config):
+        raise ConfigError(
+            f"--max_disk_gb {config.max_disk_gb:g} holds no batch of {config.batch_size:,} tokens, which takes "
+            f"{need / 1e9:.3g} GB; give several times that, or lower --batch_size"
+        )
+
+
+def _most_bytes(config: TrainConfig) -> int:
+    assert config.max_disk_gb is not None
+    return int(config.max_disk_gb * 1e9)
 
 
 def _count(config: TrainConfig, bench: Bench, job: Job) -> np.ndarray:
     """Real tokens of each forward batch of a corpus."""
     found, special = [], bench.lm.special_ids
-    with bench.progress.task(f"count {job.name}", job.expected, "tokens") as task:
-        for batch in forward_batches(config, bench.lm, job.source):
+    with (
+        bench.progress.task(f"count {job.name}", job.expected, "tokens") as task,
+        closing(forward_batches(config, bench.lm, job.source)) as batches,
+    ):
+        for batch in batches:
             found.append(int(real_token_mask(batch.token_ids, batch.attention_mask, special).sum()))
             task.advance(found[-1])
     return np.array(found, np.int64)
@@ -165,6 +199,7 @@ class _Collector:
         with team.led() as first:
             if first:
                 self._discard_all_but(target)
+                self._discard_damaged(target)
                 self._require_disk(target, window)
         rows = sum(cut.rows[window] for cut in self._plan.cuts.values())
         held = [name for name, cut in self._plan.cuts.items() if cut.rows[window]]
@@ -181,23 +216,33 @@ class _Collector:
             if first:
                 self._discard_all_but(None)
 
-    def _fill(self, name: str, window: int, folder: Path, task: Any) -> Manifest:
-        """One corpus's part of a window, from where it was left."""
-        config, lm = self._config, self._bench.lm
-        fingerprint = self._plan.cuts[name].fingerprint_of(window)
+    def _fill(self, name: str, window: int, folder: Path, task: Task) -> Manifest:
+        """One corpus's part of a window, from where it was left.
+
+        Raises:
+            DataError: the text is no longer that which the windows were cut from.
+        """
+        config, lm, cut = self._config, self._bench.lm, self._plan.cuts[name]
+        fingerprint = cut.fingerprint_of(window)
+        end = cut.ends[window]
         with ShardWriter(folder, fingerprint, shard_rows=config.shard_rows, team=ranks.here()) as writer:
+            task.advance(writer.rows)
             if writer.manifest is None:
-                task.advance(writer.rows)
-                batches = islice(self._batches(name, writer.next_batch), self._left(fingerprint, writer))
+                batches = islice(self._batches(name, writer.next_batch), end - writer.next_batch)
                 fill(config, lm, batches, {HookPoint.parse(fingerprint.hook_point): writer}, task)
                 self._next[name] = writer.next_batch
-            return writer.finish()
+            if writer.next_batch != end:
+                raise self._other_text(name, f"it ends before forward batch {end}")
+            manifest = writer.finish()
+        if (seen := manifest.rows + manifest.dropped["nan"] + manifest.dropped["infinite"]) != cut.rows[window]:
+            raise self._other_text(name, f"window {window + 1} holds {seen:,} tokens of it, not {cut.rows[window]:,}")
+        return manifest
 
-    @staticmethod
-    def _left(fingerprint: Fingerprint, writer: ShardWriter) -> int:
-        """Forward batches that a window still lacks."""
-        assert fingerprint.end_batch is not None
-        return fingerprint.end_batch - writer.next_batch
+    def _other_text(self, name: str, how: str) -> DataError:
+        return DataError(
+            f"{self._jobs[name].source} is no longer the text that the windows were cut from: {how}; restore it, or "
+            "start over with --fresh"
+        )
 
     def _batches(self, name: str, start: int) -> Iterator[PackedBatch]:
         """The corpus from this batch on: where the window before it ended, or read anew up to there."""
@@ -212,8 +257,20 @@ class _Collector:
         there = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
         files.require_disk(self._folder, max(0, need - there))
 
+    def _discard_damaged(self, target: Path) -> None:
+        """Read what a run that was stopped left of a window, and delete it if it is damaged: it is collected again."""
+        try:
+            for sidecar in target.glob("*/shard-*.json"):
+                index = int(sidecar.stem.removeprefix("shard-"))
+                ShardFile(sidecar.parent, Sidecar.read(sidecar.parent, index)).verify()
+            for manifest in target.glob(f"*/{MANIFEST}"):
+                Manifest.read(manifest.parent)
+        except ShardError as error:
+            self._bench.progress.say(f"{str(error).partition('; ')[0]}; collecting this window again")
+            files.discard_folder(target)
+
     def _discard_all_but(self, target: Path | None) -> None:
-        for path in (*self._folder.glob(_WINDOW), *self._folder.glob(f".{_WINDOW}.part")):
+        for path in self._folder.glob(_WINDOW):
             if path != target:
                 files.discard_folder(path)
 

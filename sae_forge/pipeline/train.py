@@ -1,13 +1,13 @@
 """``train``: an SAE at every hook point, on shards that are collected first where they are missing, or on windows."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from sae_forge import ranks
 from sae_forge.config import TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader
-from sae_forge.data.stream import ActivationStream
+from sae_forge.data.stream import ActivationStream, require_pools
 from sae_forge.data.windows import Stream
 from sae_forge.errors import CheckpointError, DataError
 from sae_forge.evals.language_modeling import load_corpus
@@ -32,10 +32,12 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
     if config.max_disk_gb is None:
         _collect_missing(config, bench)
     else:
-        _require_k(config, bench)
+        _require_sizes(config, bench)
     with ranks.here().led() as first:
         if first:
             bench.run.open(config.model)
+            if config.max_disk_gb is None:
+                collected.note(bench.run, [reader for point in bench.points for reader in _shards(bench.run, point)])
     train_at = _train_at if config.max_disk_gb is None else _train_in_windows
     trained = {name: done for point in bench.points for name, done in train_at(point, config, bench).items()}
     metrics = {name: report.to_json() for name, (_, report) in trained.items()}
@@ -51,14 +53,17 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
 def _collect_missing(config: TrainConfig, bench: Bench) -> None:
     """Have every corpus that was named at every hook point."""
     for point in bench.points:
-        collected.require_spelled(config, _shards(bench.run, point))
+        found = _shards(bench.run, point)
+        collected.require_spelled(config, found)
+        collected.require_same_weights(bench, found)
     if absent := [str(point) for point in bench.points if not _collected(bench.run, point)]:
-        _require_k(config, bench)
+        _require_sizes(config, bench)
         bench.progress.say(f"no activations at {', '.join(absent)} in {bench.run.folder}: collecting first")
         collect(config, bench)
     for point in bench.points:
         found = _shards(bench.run, point)
         if named := collected.missing(config, found):
+            _require_sizes(config, bench, found)
             bench.progress.say(f"no activations of {', '.join(source for _, source in named)} at {point}: collecting")
             collected.gather(named, point, config, bench, found)
 
@@ -70,9 +75,12 @@ def _collected(run: Run, point: HookPoint) -> bool:
     return bool(found) and found >= wanted
 
 
-def _require_k(config: TrainConfig, bench: Bench) -> None:
-    """Refuse before a long collect what training would refuse after it."""
-    _ = config.saes(bench.lm.d_model)
+def _require_sizes(config: TrainConfig, bench: Bench, found: Sequence[ShardReader] = ()) -> None:
+    """Refuse before a long collect what training would refuse after it; further corpora are stored as those found."""
+    d_in = bench.lm.d_model
+    _ = config.saes(d_in)
+    stored = found[0].fingerprint.storage_dtype if found else config.storage_dtype
+    require_pools(config.shuffle_gb, d_in=d_in, storage_dtype=stored, batch_size=config.batch_size)
 
 
 def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained":

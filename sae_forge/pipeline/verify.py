@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from sae_forge import files
-from sae_forge.data.manifest import MANIFEST, Manifest, Sidecar, shard_name, sidecar_path
+from sae_forge.data.manifest import MANIFEST, Manifest, Sidecar, shard_name, shard_number, sidecar_path
 from sae_forge.data.reader import ShardFile
 from sae_forge.errors import CheckpointError, DataError, ForgeError, RemoteError, ShardError
 from sae_forge.features.selection import Selection
@@ -30,7 +30,6 @@ from sae_forge.training.state import STATE, verify_checkpoint
 
 Verdict = Literal["whole", "damaged", "unproven"]
 
-_SHARD = re.compile(r"shard-(\d{5,})\.(?:json|safetensors)")
 _LEFTOVER = re.compile(r"\..*\.part|\.tmp.{6}")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -104,7 +103,8 @@ def iter_checks(folder: Path) -> Iterator[Check]:
     with suppress(ShardError):  # a pointer that is damaged is a finding of its own
         shards = Run(folder).shards
         if shards != folder / "shards":
-            yield from _checks_elsewhere(shards)
+            yield from _checks_elsewhere(shards, Run(folder).corpora)
+        yield from _lost_corpora(Run(folder), shards)
 
 
 def _checks_in(folder: Path) -> Iterator[Check]:
@@ -225,17 +225,19 @@ def _refuse(words: str) -> None:
 
 def _holds_shards(inside: tuple[str, ...]) -> bool:
     """Whether a folder is that of a corpus at a hook point, or of a window of it."""
-    return (*inside[:1], len(inside)) in (("shards", 3), ("windows", 5))
+    hidden = any(part.startswith(".") for part in inside)  # the rest of a window that was being deleted
+    return not hidden and (*inside[:1], len(inside)) in (("shards", 3), ("windows", 5))
 
 
 def _in_shard_folder(inside: tuple[str, ...]) -> bool:
     """Whether a file is one that :func:`_shard_checks` answers for."""
-    return _holds_shards(inside[:-1]) and (inside[-1] == MANIFEST or _SHARD.fullmatch(inside[-1]) is not None)
+    return _holds_shards(inside[:-1]) and (inside[-1] == MANIFEST or shard_number(inside[-1]) is not None)
 
 
-def _checks_elsewhere(shards: AnyPath) -> Iterator[Check]:
-    """A check for every file of the corpora that a pointer leads to."""
-    for folder in sorted(shards.glob("*/*"), key=str):
+def _checks_elsewhere(shards: AnyPath, names: list[str]) -> Iterator[Check]:
+    """A check for every file of these corpora, or of all, where a pointer leads; other runs may have theirs there."""
+    found = [folder for name in names for folder in (shards / name).glob("*")] if names else shards.glob("*/*")
+    for folder in sorted(found, key=str):
         if folder.is_dir():
             yield from _shard_checks(folder)
             yield from (Check(path, lambda at=path: _sealed_json(at)) for path in folder.glob("config.json"))
@@ -248,18 +250,18 @@ def _shard_checks(folder: AnyPath) -> Iterator[Check]:
         yield Check(folder / MANIFEST, lambda: Manifest.read(folder))
         with suppress(ShardError):
             manifest = Manifest.read(folder)
-    found = {int(match[1]) for name in there if (match := _SHARD.fullmatch(name))}
+    found = {number for name in there if (number := shard_number(name)) is not None}
     for index in sorted(found | set(range(len(manifest.shards) if manifest else 0))):
         shard = folder / shard_name(index)
         sidecar = sidecar_path(folder, shard.name)
-        yield Check(there.get(sidecar.name, sidecar), lambda at=index: _sidecar(folder, at, manifest))
+        yield Check(there.get(sidecar.name, sidecar), lambda at=index: _sidecar(folder, at, manifest, max(found)))
         yield Check(there.get(shard.name, shard), lambda at=index: _shard(folder, at, manifest))
 
 
-def _sidecar(folder: AnyPath, index: int, manifest: Manifest | None) -> None:
+def _sidecar(folder: AnyPath, index: int, manifest: Manifest | None, last: int) -> None:
     path = sidecar_path(folder, shard_name(index))
     _require_known(index, manifest)
-    if not path.exists() and manifest is None and not (folder / MANIFEST).exists():
+    if index == last and not path.exists() and manifest is None and not (folder / MANIFEST).exists():
         raise _UnprovenError("is not there yet: collecting stopped before it; the same command goes on")
     sidecar = Sidecar.read(folder, index)
     if manifest and (sidecar.shard, sidecar.fingerprint) != (manifest.shards[index], manifest.fingerprint):
@@ -276,6 +278,21 @@ def _shard(folder: AnyPath, index: int, manifest: Manifest | None) -> None:
             raise ShardError(f"{folder / shard_name(index)} is missing; collect again with --fresh") from None
         raise _UnprovenError("has no sidecar to be held against") from None
     ShardFile(folder, sidecar).verify()
+
+
+def _lost_corpora(run: Run, shards: AnyPath) -> Iterator[Check]:
+    """A check for each corpus that the run set out to collect and of which there is nothing."""
+    names = run.corpora
+    absent = [name for name in names if not any((shards / name).glob("*/*"))]
+    for name in absent:
+        yield Check(shards / name, lambda at=shards / name: _absent(at, others=len(absent) < len(names)))
+
+
+def _absent(folder: AnyPath, *, others: bool) -> None:
+    """Corpora are collected one after the other, so one that is not begun is no damage where others are."""
+    if others:
+        raise _UnprovenError("is not there: collecting stopped before it, or it was deleted")
+    raise ShardError(f"{folder} is missing, and so is all else that was collected; bring it back or collect it again")
 
 
 def _require_known(index: int, manifest: Manifest | None) -> None:

@@ -162,12 +162,12 @@ def _open_folder(folder: Path, config: TrainConfig, settings: dict[str, Any], he
 def _finish(run: "_Run", stream: Stream, provenance: Provenance, progress: Progress) -> TrainReport:
     """Publish the SAE and its report, which every rank returns."""
     team, plan, folder = run.plan.team, run.plan, run.place.folder
-    report = None
+    report, last = None, stream.part(run.plan.steps - 1)  # asked for by every rank: it may have to be collected again
     with team.led() as first:
         if first:
             save_sae(folder, _whole_sae(run), provenance)
     if first or plan.shards_latents:
-        report = _measure(stream, run, progress)
+        report = _measure(last, run, progress)
     with team.led():
         if first and report is not None:
             save_report(folder, report)
@@ -231,10 +231,16 @@ class _Loop:
         if state.step % LOOK_EVERY == 0:
             require_same_weights(state, plan)
         if state.step % plan.config.checkpoint_every == 0 or not self.run.unfinished:
-            self.save()
+            self._save()
 
     def save(self) -> None:
-        """A checkpoint of where the run is."""
+        """A checkpoint of where the run is, unless numbers of its last steps are not finite, which ends it."""
+        try:
+            self._save()
+        except NumericalError as error:
+            self.run.failure = error
+
+    def _save(self) -> None:
         self._record.flush()  # refuses numbers that are not finite, which must not be saved
         folder, state, plan = self.run.place.folder / CHECKPOINTS, self.run.state, self.run.plan
         require_same_weights(state, plan)
@@ -339,7 +345,7 @@ def _new_sae(plan: Plan) -> TopKSAE:
     return some
 
 
-def _measure(stream: Stream, run: _Run, progress: Progress) -> TrainReport:
+def _measure(part: Part, run: _Run, progress: Progress) -> TrainReport:
     """The report of the SAE as it was saved, over rows that come once each, in the next order of the last part."""
     plan = run.plan
     if plan.shards_latents:
@@ -347,7 +353,6 @@ def _measure(stream: Stream, run: _Run, progress: Progress) -> TrainReport:
     else:
         sae, _ = load_sae(run.place.folder, device=plan.device)
         sae.backend = plan.config.backend
-    part = stream.part(plan.steps - 1)
     epoch = part.stream.batches_per_epoch
     window = measuring_window(epoch * part.stream.batch_size, plan.config.dead_after)
     seen = -(-(plan.steps - part.first) // epoch) * epoch
