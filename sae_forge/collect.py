@@ -94,6 +94,7 @@ class CollectReport:
             "tokens_per_second": round(self.tokens_per_second, 1),
             "dropped": {**self.dropped, "nonfinite": self.dropped["nan"] + self.dropped["infinite"]},
             "rounding_fvu": self.rounding_fvu,
+            "unmeasured": self.unmeasured,
         }
 
 
@@ -361,7 +362,7 @@ def _report(
     every = [manifest for corpus in manifests for manifest in corpus.values()]
     first = [next(iter(corpus.values())) for corpus in manifests]
     return CollectReport(
-        tokens=sum(manifest.rows + manifest.dropped["nan"] + manifest.dropped["infinite"] for manifest in first),
+        tokens=sum(manifest.seen for manifest in first),
         bytes=sum(shard.bytes for manifest in every for shard in manifest.shards),
         shards=sum(len(manifest.shards) for manifest in every),
         dropped={

@@ -119,14 +119,28 @@ def discard_folder(path: Path) -> None:
     Raises:
         ResourceError: the system did not do it.
     """
-    part = path.with_name(f".{path.name}.part")
-    shutil.rmtree(part, ignore_errors=True)
+    part = scratch_of(path)
+    discard_rest(part)
     try:
         if path.exists():
             path.rename(part)
-            shutil.rmtree(part)
     except OSError as error:
         raise _resource_error(path, error) from error
+    discard_rest(part)
+
+
+def discard_rest(part: Path) -> None:
+    """Remove what a killed :func:`discard_folder` or :func:`publish_folder` left under its scratch name.
+
+    Raises:
+        ResourceError: the system did not do it.
+    """
+    try:
+        shutil.rmtree(part)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _resource_error(part, error) from error
 
 
 def publish_bytes(path: AnyPath, content: bytes) -> None:
@@ -251,12 +265,12 @@ def is_there(record: AnyPath) -> bool:
         return record.exists()
     try:
         size = record.stat().st_size
-        return size > MAX_JSON_BYTES or not cut_short(record.read(0, size))  # a giant is for its reader to refuse
+        return size > MAX_JSON_BYTES or not _cut_short(record.read(0, size))  # a giant is for its reader to refuse
     except FileNotFoundError:
         return False
 
 
-def cut_short(record: bytes) -> bool:
+def _cut_short(record: bytes) -> bool:
     """Whether a JSON object as :func:`sealed_json` writes it lacks its end."""
     return not record.endswith(b"\n}\n")
 

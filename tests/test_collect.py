@@ -117,7 +117,15 @@ def test_report_and_folders(tiny_model, corpora, tmp_path):
     sequences = [int(rows(folder)["seq_ids"].max()) + 1 for folder in report.folders[::2]]
     separators = 12 + 6
     assert report.dropped == {"nan": 0, "infinite": 0, "special": sum(sequences) + separators}
-    assert set(report.to_json()) == {"tokens", "bytes", "shards", "tokens_per_second", "dropped", "rounding_fvu"}
+    assert set(report.to_json()) == {
+        "tokens",
+        "bytes",
+        "shards",
+        "tokens_per_second",
+        "dropped",
+        "rounding_fvu",
+        "unmeasured",
+    }
     assert set(report.to_json()["dropped"]) == {"nonfinite", "nan", "infinite", "special"}
     assert report.tokens_per_second > 0
     assert f"{report.tokens:,} tokens" in report.summary()

@@ -64,7 +64,7 @@ def test_every_command_prints_the_object_it_promises(run: tuple[str, Path, dict[
         assert found["run"] == str(folder)
         assert found["seconds"] >= 0
         assert all(Path(path).exists() for path in found["outputs"].values())
-    collected = {"tokens", "bytes", "shards", "tokens_per_second", "dropped", "rounding_fvu"}
+    collected = {"tokens", "bytes", "shards", "tokens_per_second", "dropped", "rounding_fvu", "unmeasured"}
     assert set(printed["collect"]["metrics"]) == collected
     train = printed["train"]["metrics"]
     assert {"steps", "tokens", "tokens_per_second", "fvu", "l0", "dead_share", "ce_recovered"} <= set(train)

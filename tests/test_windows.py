@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,8 @@ import numpy as np
 import pytest
 import torch
 
+from cli.screen import Screen
+from sae_forge import collect as verb
 from sae_forge import files
 from sae_forge.config import FeaturesConfig, TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader, find_shards
@@ -269,14 +272,44 @@ def stopped(asked: TrainConfig, monkeypatch: pytest.MonkeyPatch, at: int) -> Pat
     return next(Run(asked.run_folder).windows(HookPoint(1)).glob("*/window-*"))
 
 
+@pytest.mark.parametrize("damage", ["a flip", "a sidecar lost", "a shard lost of an unfinished one"])
 def test_a_window_that_was_damaged_meanwhile_is_collected_again(
-    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    damage: str, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     shard = next(stopped(config(tmp_path), monkeypatch, 5).glob("*/shard-00000.safetensors"))
-    content = bytearray(shard.read_bytes())
-    content[-1000] ^= 1
-    shard.write_bytes(content)
+    if damage == "a flip":
+        content = bytearray(shard.read_bytes())
+        content[-1000] ^= 1
+        shard.write_bytes(content)
+    elif damage == "a sidecar lost":
+        shard.with_suffix(".json").unlink()
+    else:
+        assert shard.with_name("shard-00001.safetensors").exists()
+        shard.with_name("manifest.json").unlink()
+        shard.unlink()
     assert go(config(tmp_path)) == undisturbed
+
+
+@pytest.mark.parametrize("content", [b"[]", b"{", b'{"0": 1e999}'])
+def test_a_damaged_record_of_windows_says_what_to_do(
+    content: bytes, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = stopped(config(tmp_path), monkeypatch, 5).parent / streaming.RECORD
+    record.write_bytes(content)
+    with pytest.raises(DataError, match=r"collected\.json.*delete it and run the same command again"):
+        go(config(tmp_path))
+    record.unlink()
+    assert go(config(tmp_path)) == undisturbed
+
+
+def test_rounding_is_said_of_every_window_and_of_what_train_collects(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, bound in (("windows", GB), ("kept", None)):
+        asked = config(tmp_path / name, storage_dtype="int8", max_steps=3, max_disk_gb=bound)
+        with Screen() as screen:
+            train(asked, Bench(asked, screen))
+        assert "int8 rounding leaves" in capsys.readouterr().err
 
 
 def test_what_a_run_killed_while_deleting_left_is_gone_with_the_next(
@@ -381,6 +414,33 @@ def test_selecting_latents_afterwards_collects_what_it_compares(tmp_path: Path) 
     found = [ShardReader(folder).fingerprint for folder in find_shards(tmp_path)]
     assert {"forget", "retain"} <= {shards.role for shards in found}
     assert {shards.ctx_len for shards in found} == {64}
+
+
+def test_a_selection_that_was_stopped_while_collecting_comes_out_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpora = {"forget": "world:corpora/wizards", "retain": ("world:corpora/geography", "world:corpora/minerals")}
+    chosen = {"model": "tiny-llama", "layer": (1,), "max_tokens": 3000, "min_target_fires": 1, "num_features": (4,)}
+    chosen |= {"max_freq": 1.0, "max_neutral_freq": 1.0, "min_ratio": 0.0, "min_freq": 0.0, "snippets": 2} | corpora
+    made = []
+    for stops in (False, True):
+        run_dir = tmp_path / str(stops)
+        go(config(run_dir, max_steps=3))
+        asked = replace(resolve(FeaturesConfig, chosen | {"run_dir": run_dir}), spelled=frozenset())
+        if stops:
+            real, seen = verb._collect_corpus, [0]
+
+            def once(*given: Any, real: Any = real, seen: list[int] = seen) -> Any:
+                seen[0] += 1
+                if seen[0] == 2:
+                    raise _StoppedError
+                return real(*given)
+
+            with monkeypatch.context() as patched, pytest.raises(_StoppedError):
+                patched.setattr(verb, "_collect_corpus", once)
+                features(asked, Bench(asked))
+        made.append(features(asked, Bench(asked)).outputs["selection"].name)
+    assert made[0] == made[1]
 
 
 def every_batch(order: int, tmp_path: Path) -> Iterator[bytes]:

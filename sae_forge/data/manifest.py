@@ -183,6 +183,11 @@ class Manifest:
         return {reason: sum(getattr(shard, reason) for shard in self.shards) for reason in REASONS}
 
     @property
+    def seen(self) -> int:
+        """Real tokens that went through the model: those stored, and those dropped as not finite."""
+        return self.rows + sum(self.dropped[reason] for reason in ("nan", "infinite"))
+
+    @property
     def rounding_fvu(self) -> float | None:
         """Share of the variance about the mean row that rounding took; None where nothing was, or all rows are one."""
         return self.rounding and self.rounding.unexplained(self.rows)

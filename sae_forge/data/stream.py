@@ -47,8 +47,10 @@ _AHEAD = 8
 class _Pool(NamedTuple):
     """A stretch of an epoch's order that is in memory at once."""
 
-    epoch: int
-    number: int
+    order: int
+    """Which order of the blocks it is cut from."""
+    nth: int
+    """Pools of that order before it."""
     places: np.ndarray
     """Its blocks, by their number over all readers."""
     begin: int
@@ -259,7 +261,7 @@ class ActivationStream:
     def _load(self, pool: _Pool, rooms: "_Rooms", reading: ThreadPoolExecutor, stop: Event) -> Tensor:
         """Read a pool's blocks in the order of the files, each row straight to its shuffled place."""
         sizes = self._block_rows[pool.places]
-        order = rng.generator(self._seed, "row order", pool.epoch * self._pools + pool.number).permutation(sizes.sum())
+        order = rng.generator(self._seed, "row order", pool.order * self._pools + pool.nth).permutation(sizes.sum())
         room = rooms.take(len(order))
         stretches = self._stretches(pool.places, np.split(order, sizes.cumsum()[:-1]))
         turns = iter(range(-_AHEAD, len(stretches)))

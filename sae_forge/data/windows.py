@@ -24,6 +24,9 @@ from sae_forge.errors import ConfigError, DataError, ShardError
 _RECORD_BYTES, _BLOCK_BYTES, _NUMBER_BYTES = 4096, 64, 32
 """What a shard takes at most beside its rows, and the manifest: header and record, hashes of a block, a sum of int8."""
 
+_MOST_PARTS = 2**15
+"""Windows times corpora: what is kept of each must stay within what a JSON file may hold (``files.MAX_JSON_BYTES``)."""
+
 
 @dataclass(frozen=True)
 class Cut:
@@ -123,6 +126,11 @@ def plan_windows(
             f"--max_disk_gb {most_bytes / 1e9:g} is too little for windows of at least {least:,} tokens, a batch of "
             f"training and what may be dropped of it; give {min(sizes.values()) / 1e9 * 1.01:.3g} or more, or lower "
             "--batch_size, --model_batch_size or --ctx_len"
+        )
+    if n * len(corpora) > _MOST_PARTS:
+        raise ConfigError(
+            f"--max_disk_gb {most_bytes / 1e9:g} makes {n:,} windows of {len(corpora)} corpora, more than a record of "
+            f"them can hold; give {most_bytes * n * len(corpora) / _MOST_PARTS / 1e9 * 1.01:.3g} or more"
         )
     if (rows := max(int(corpus.held(n).max()) for corpus in corpora)) > MAX_SHARDS * shard_rows:
         raise ConfigError(

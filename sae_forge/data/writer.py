@@ -340,7 +340,8 @@ class ShardWriter:
 
     def _rows_before(self, info: ShardInfo) -> int:
         """Rows of all shards before this one, which are on disk when it is known."""
-        number = int(info.file.removeprefix("shard-").partition(".")[0])
+        number = shard_number(info.file)
+        assert number is not None
         if number == 0:
             return 0
         while not self._stands(number - 1):

@@ -97,7 +97,7 @@ def gather(
         if found and name not in config.spelled:
             values[name] = getattr(found[0].fingerprint, _DECIDING[name])
     here = {"layer": (point.layer,), "site": point.site, "fresh": False, "resume": True}
-    collect(CollectConfig(**(values | here)), bench.lm, corpora, bench.progress)
+    bench.progress.say(collect(CollectConfig(**(values | here)), bench.lm, corpora, bench.progress).summary())
 
 
 def _of(config: CollectConfig, role: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sae_forge import files
 from sae_forge.config import FeaturesConfig
-from sae_forge.data.corpus import corpus_identity
+from sae_forge.data.corpus import corpus_identity, corpus_name
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import DataError, ShardError
 from sae_forge.evals.attribution import METHOD as ATTRIBUTION
@@ -128,8 +128,8 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
     wanted = missing(config, found)
     if config.forget and not _in_role("forget", found):
         wanted = [*wanted, ("forget", config.forget)]
+    wanted += _begun_retain(config, bench, found)
     if not found:  # as after training on windows, which leaves none
-        wanted += [("retain", source) for source in config.retain if source]
         config = _read_as_trained(config, named)
     if config.refusal_text and _refusal(config.refusal_text, found) is None:
         wanted = [*wanted, (REFUSAL, config.refusal_text)]
@@ -162,6 +162,14 @@ def _require_same_weights(found: Sequence[ShardReader], named: NamedSAE) -> None
                 f"{reader.fingerprint.weights[:12]}, and {named.name} was trained on weights "
                 f"{named.provenance.weights[:12]}; collect with that model, or name an SAE of this one"
             )
+
+
+def _begun_retain(config: FeaturesConfig, bench: Bench, found: Sequence[ShardReader]) -> list[tuple[str, str]]:
+    """Text to keep that is collected unasked: where no activations are there, or where that was begun."""
+    there = {reader.folder.parent.name for reader in found}
+    names = {source: f"retain-{corpus_name(source)}" for source in config.retain if source}
+    begun = set(bench.run.corpora) - there
+    return [("retain", source) for source, name in names.items() if not found or name in begun]
 
 
 def _read_as_trained(config: FeaturesConfig, named: NamedSAE) -> FeaturesConfig:

@@ -7,7 +7,6 @@ window is needed, and one that is gone or unfinished is collected again, the sam
 """
 
 import math
-import shutil
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
@@ -23,7 +22,7 @@ from sae_forge.collect import fill, forward_batches
 from sae_forge.collect_plan import Job, plan
 from sae_forge.config import TrainConfig
 from sae_forge.data.corpus import PackedBatch
-from sae_forge.data.manifest import MANIFEST, Sidecar
+from sae_forge.data.manifest import Sidecar, complete, shard_number
 from sae_forge.data.reader import ShardFile
 from sae_forge.data.shards import Manifest, ShardReader, ShardWriter, row_bytes
 from sae_forge.data.stream import ActivationStream
@@ -110,7 +109,7 @@ def _asked(config: TrainConfig, lm: LanguageModel, jobs: dict[str, Job], point: 
 def _require_free(folder: Path, asked: dict[str, Any], config: TrainConfig) -> None:
     """Refuse to put a second set of windows beside one that is still in use; with ``--fresh`` all of them go."""
     for rest in (*folder.glob(".????????.part"), *folder.glob(f"*/.{_WINDOW}.part")):  # of a run killed while deleting
-        shutil.rmtree(rest)
+        files.discard_rest(rest)
     if config.starts_over:
         files.discard_folder(folder / files.short_hash(asked))
     for window in folder.glob(f"*/{_WINDOW}"):
@@ -183,6 +182,8 @@ class _Collector:
         self._folder, self._plan, self._config, self._bench, self._jobs = folder, found, config, bench, jobs
         self._texts: dict[str, Generator[PackedBatch, None, None]] = {}
         self._next: dict[str, int] = {}
+        self._whole: int | None = None
+        """The window that this process has filled and not yet deleted."""
 
     def __enter__(self) -> "_Collector":
         return self
@@ -196,25 +197,39 @@ class _Collector:
         team = ranks.here()
         team.at = f"window {window + 1}"
         target = self._folder / f"window-{window:05d}"
-        with team.led() as first:
-            if first:
-                self._discard_all_but(target)
-                self._discard_damaged(target)
-                self._require_disk(target, window)
-        rows = sum(cut.rows[window] for cut in self._plan.cuts.values())
         held = [name for name, cut in self._plan.cuts.items() if cut.rows[window]]
-        with self._bench.progress.task(f"collect window {window + 1} of {self._plan.count}", rows, "tokens") as task:
-            manifests = {name: self._fill(name, window, target / name, task) for name in held}
-        with team.led() as first:
-            if first:
-                self._note(window, manifests)
+        if window != self._whole:
+            with team.led() as first:
+                if first:
+                    self._discard_all_but(target)
+                    self._discard_damaged(target)
+                    self._require_disk(target, window)
+            manifests = self._fill_all(held, window, target)
+            with team.led() as first:
+                if first:
+                    self._note(window, manifests)
+            self._whole = window
         return [ShardReader(target / name) for name in held]
 
     def discard(self) -> None:
         """No window is on disk any more."""
+        self._whole = None
         with ranks.here().led() as first:
             if first:
                 self._discard_all_but(None)
+
+    def _fill_all(self, held: Sequence[str], window: int, target: Path) -> dict[str, Manifest]:
+        """Every corpus's part of a window."""
+        progress, rows = self._bench.progress, sum(cut.rows[window] for cut in self._plan.cuts.values())
+        with progress.task(f"collect window {window + 1} of {self._plan.count}", rows, "tokens") as task:
+            manifests = {name: self._fill(name, window, target / name, task) for name in held}
+        bad = {reason: sum(one.dropped[reason] for one in manifests.values()) for reason in ("nan", "infinite")}
+        if any(bad.values()):
+            told = ", ".join(f"{count:,} {reason}" for reason, count in bad.items() if count)
+            progress.say(f"window {window + 1}: dropped rows: {told}")
+        if lost := [fvu for one in manifests.values() if (fvu := one.rounding_fvu) is not None]:
+            progress.say(f"window {window + 1}: int8 rounding leaves {max(lost):.2g} of the variance unexplained")
+        return manifests
 
     def _fill(self, name: str, window: int, folder: Path, task: Task) -> Manifest:
         """One corpus's part of a window, from where it was left.
@@ -234,8 +249,9 @@ class _Collector:
             if writer.next_batch != end:
                 raise self._other_text(name, f"it ends before forward batch {end}")
             manifest = writer.finish()
-        if (seen := manifest.rows + manifest.dropped["nan"] + manifest.dropped["infinite"]) != cut.rows[window]:
-            raise self._other_text(name, f"window {window + 1} holds {seen:,} tokens of it, not {cut.rows[window]:,}")
+        if manifest.seen != cut.rows[window]:
+            how = f"window {window + 1} holds {manifest.seen:,} tokens of it, not {cut.rows[window]:,}"
+            raise self._other_text(name, how)
         return manifest
 
     def _other_text(self, name: str, how: str) -> DataError:
@@ -260,11 +276,8 @@ class _Collector:
     def _discard_damaged(self, target: Path) -> None:
         """Read what a run that was stopped left of a window, and delete it if it is damaged: it is collected again."""
         try:
-            for sidecar in target.glob("*/shard-*.json"):
-                index = int(sidecar.stem.removeprefix("shard-"))
-                ShardFile(sidecar.parent, Sidecar.read(sidecar.parent, index)).verify()
-            for manifest in target.glob(f"*/{MANIFEST}"):
-                Manifest.read(manifest.parent)
+            for folder in target.glob("*"):
+                _verify_shards(folder)
         except ShardError as error:
             self._bench.progress.say(f"{str(error).partition('; ')[0]}; collecting this window again")
             files.discard_folder(target)
@@ -276,8 +289,7 @@ class _Collector:
 
     def _note(self, window: int, manifests: dict[str, Manifest]) -> None:
         """Keep what names the bytes of a window after it is gone, and say when they are others than before."""
-        path = self._folder / RECORD
-        known = files.read_json(path, kind=ShardError, what="a record of windows") if path.exists() else {}
+        known = self._record()
         found = {name: {"sha256": one.sha256, "rows": one.rows, **one.dropped} for name, one in manifests.items()}
         before = known.get(str(window))
         if before not in (None, found):
@@ -286,4 +298,33 @@ class _Collector:
                 "number of threads? What follows is not bit for bit what it would have been"
             )
         if before != found:
-            files.publish_json(path, {**known, str(window): found})
+            files.publish_json(self._folder / RECORD, {**known, str(window): found})
+
+    def _record(self) -> dict[str, Any]:
+        """What is known of windows that were collected before.
+
+        Raises:
+            DataError: the record is damaged; nothing but a comparison is lost with it.
+        """
+        path, advice = self._folder / RECORD, "delete it and run the same command again"
+        if not path.exists():
+            return {}
+        try:
+            known = files.read_json(path, kind=DataError, what="a record of windows")
+        except DataError as error:
+            raise DataError(f"{error}; {advice}") from error
+        if not isinstance(known, dict) or not files.is_sealed(path.read_bytes()):
+            raise DataError(f"{path} is not a record of windows; {advice}")
+        return known
+
+
+def _verify_shards(folder: Path) -> None:
+    """Read all that is there of a corpus, and refuse a gap in it.
+
+    Raises:
+        ShardError: names the file.
+    """
+    numbers = [number for path in folder.glob("shard-*.json") if (number := shard_number(path.name)) is not None]
+    count = len(Manifest.read(folder).shards) if complete(folder) else 1 + max(numbers, default=-1)
+    for index in range(count):
+        ShardFile(folder, Sidecar.read(folder, index)).verify()

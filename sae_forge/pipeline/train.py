@@ -59,7 +59,7 @@ def _collect_missing(config: TrainConfig, bench: Bench) -> None:
     if absent := [str(point) for point in bench.points if not _collected(bench.run, point)]:
         _require_sizes(config, bench)
         bench.progress.say(f"no activations at {', '.join(absent)} in {bench.run.folder}: collecting first")
-        collect(config, bench)
+        bench.progress.say(collect(config, bench).summary)
     for point in bench.points:
         found = _shards(bench.run, point)
         if named := collected.missing(config, found):

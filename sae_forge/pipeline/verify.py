@@ -254,7 +254,9 @@ def _shard_checks(folder: AnyPath) -> Iterator[Check]:
     for index in sorted(found | set(range(len(manifest.shards) if manifest else 0))):
         shard = folder / shard_name(index)
         sidecar = sidecar_path(folder, shard.name)
-        yield Check(there.get(sidecar.name, sidecar), lambda at=index: _sidecar(folder, at, manifest, max(found)))
+        yield Check(
+            there.get(sidecar.name, sidecar), lambda at=index: _sidecar(folder, at, manifest, max(found, default=-1))
+        )
         yield Check(there.get(shard.name, shard), lambda at=index: _shard(folder, at, manifest))
 
 

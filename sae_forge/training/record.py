@@ -46,6 +46,11 @@ class Record:
         self._waiting: list[_Step] = []
         self._flushed_tokens, self._flushed_at = tokens, time.perf_counter()
 
+    def resume(self) -> None:
+        """Measure rates from now on: what came since the last step was no training."""
+        self._flushed_at = time.perf_counter()
+        self._flushed_bytes, self._flushed_wait = self._stream.bytes_read, self._stream.seconds_waited
+
     def add(self, figures: Float[Tensor, "figures"], *, step: int, tokens: int, lr: float) -> None:
         """Take the figures of the step that has just been done; ``step`` counts from 1, ``tokens`` from the start."""
         self._waiting.append(_Step(step, tokens, lr, figures))

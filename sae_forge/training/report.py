@@ -38,7 +38,7 @@ class TrainReport:
     ce_recovered: float | None = None
     """(CE_zero − CE_sae) / (CE_zero − CE_base); needs the language model, so the pipeline fills it in."""
     tokens_per_second: float | None = None
-    """Of the training loop in this process, with collecting where they take turns; not stored, so None if read back."""
+    """Of the training loop in this process, collecting apart; never stored, None for a stored report."""
 
     def summary(self) -> str:
         """One line for a person."""

@@ -215,6 +215,10 @@ class _Loop:
         clipped = run.plan.config.max_grad_norm is not None
         self._record = Record(task, log, clipped=clipped, tokens=run.state.tokens, stream=stream)
 
+    def resume(self) -> None:
+        """Steps begin, or go on after something else."""
+        self._record.resume()
+
     def take(self, batch: Float[Tensor, "batch d_in"]) -> None:
         """One step, unless it was the run's last for its numbers are not finite."""
         try:
@@ -254,7 +258,7 @@ class _Loop:
 
 def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
     """Every run to its last step, from one part of the stream after the other."""
-    started = time.perf_counter()
+    seconds = 0.0
     with ExitStack() as stack:
         task = stack.enter_context(progress.task("train", sum(run.plan.steps for run in runs), "step"))
         task.advance(sum(run.state.step for run in runs))
@@ -262,6 +266,9 @@ def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
         loops = [_Loop(run, task, log, stream) for run, log in zip(runs, logs, strict=True)]
         while behind := [run.state.step for run in runs if run.unfinished]:
             part = stream.part(min(behind))
+            started = time.perf_counter()
+            for loop in loops:
+                loop.resume()
             with held_signals() as pending:
                 step, stopped = _train_on(part, min(behind), loops, pending)
                 unfinished = any(run.unfinished for run in runs)
@@ -273,9 +280,9 @@ def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
                     progress.say(f"stopped after step {step} of {last}; the same command goes on from there")
             if stopped and unfinished:
                 raise KeyboardInterrupt  # whatever the signal's own handler did, these SAEs are not finished
+            seconds += time.perf_counter() - started
             if unfinished:
                 stream.leave(part)
-    seconds = time.perf_counter() - started
     for loop in loops:
         if done := loop.run.state.tokens - loop.first_tokens:
             loop.run.rate = done / seconds
