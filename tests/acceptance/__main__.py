@@ -22,8 +22,9 @@ import tempfile
 import time
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any
 
@@ -146,33 +147,67 @@ def _side_by_side(kinds: dict[str, Any], ground: Any, queues: list[list[str]]) -
     When nobody wants more records, the forks and what they run are killed.
     """
     forking = multiprocessing.get_context("fork")
-    records, taken = forking.SimpleQueue(), {id(queue): forking.Value("i", 0) for queue in queues}
+    taken = {id(queue): forking.Value("i", 0) for queue in queues}
 
-    def work(queue: list[str], count: Any) -> None:
+    def work(queue: list[str], told: Connection) -> None:
+        """Tell the name of each kind, then its records; None at the end."""
         os.setsid()
+        count = taken[id(queue)]
         while True:
             with count:
                 at, count.value = count.value, count.value + 1
             if at >= len(queue):
-                return records.put(None)
+                return told.send(None)
+            told.send(queue[at])
             for record in _kind(queue[at], ground.run(queue[at], kinds[queue[at]])):
-                records.put(record)
+                told.send(record)
 
-    lanes = [forking.Process(target=work, args=(queue, taken[id(queue)])) for queue in queues if queue]
-    for lane in lanes:
+    lanes: dict[Connection, Any] = {}
+    for queue in filter(None, queues):
+        heard, told = forking.Pipe(duplex=False)
+        lane = lanes[heard] = forking.Process(target=work, args=(queue, told))
         lane.start()
+        told.close()
     try:
-        left = len(lanes)
-        while left:
-            if (record := records.get()) is None:
-                left -= 1
-            else:
-                yield record
+        yield from _hear(lanes)
     finally:
-        for lane in lanes:
-            with suppress(ProcessLookupError):
-                os.killpg(lane.pid or 0, signal.SIGKILL)
+        for lane in lanes.values():
+            if lane.is_alive():
+                _end(lane)
             lane.join()
+    for kind in {kind: None for queue in queues for kind in queue[taken[id(queue)].value :]}:
+        yield _stopped(kind, "no process was left to begin it")
+
+
+def _hear(lanes: Mapping[Connection, Any]) -> Iterator[Record]:
+    """What the lanes tell, until each has said that it is done; one that died instead has failed in what it was at.
+
+    Its exit code tells, as what it ran may hold its end of the pipe for longer.
+    """
+    left, at = dict(lanes), dict.fromkeys(lanes, "?")
+    while left:
+        dead = [heard for heard, lane in left.items() if lane.exitcode is not None]  # before what they said is read
+        ready = wait(list(left), timeout=1.0)
+        for heard in list(left):
+            if heard in ready:
+                with suppress(EOFError):  # one that died: its exit code comes
+                    if (told := heard.recv()) is None:
+                        del left[heard]
+                    elif isinstance(told, str):
+                        at[heard] = told
+                    else:
+                        yield told
+                    continue
+            if heard in dead:
+                lane = left.pop(heard)
+                _end(lane)
+                yield _stopped(at[heard], f"the process that ran it ended with {lane.exitcode}")
+
+
+def _end(lane: Any) -> None:
+    """Kill a fork and what it runs."""
+    with suppress(ProcessLookupError):
+        os.killpg(lane.pid, signal.SIGKILL)
 
 
 def _kind(kind: str, results: Iterator[Any]) -> Iterator[Record]:
@@ -185,8 +220,13 @@ def _kind(kind: str, results: Iterator[Any]) -> Iterator[Record]:
             began = time.monotonic()
     except Exception as error:  # noqa: BLE001 (whatever it is, it is the reason)
         traceback.print_exc(file=sys.stderr)
-        reason = " ".join(f"the protocol itself stopped: {type(error).__name__}: {error}".split())
-        yield {"group": kind[0], "case": f"{kind}?", "result": "failed", "reason": reason, "seconds": 0.0}
+        yield _stopped(kind, f"{type(error).__name__}: {error}")
+
+
+def _stopped(kind: str, why: str) -> Record:
+    """The record of a kind whose cases are not all there."""
+    reason = " ".join(f"the protocol itself stopped: {why}".split())
+    return {"group": kind[0], "case": f"{kind}?", "result": "failed", "reason": reason, "seconds": 0.0}
 
 
 def table(records: list[Record]) -> str:

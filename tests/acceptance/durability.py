@@ -162,12 +162,13 @@ def _until_done(
     """Start again and again, killed each time at a moment of the whole run's length, until it ends by itself."""
     kills = mid_write = 0
     for life in range(TRIES):
+        earlier = leftovers(folder)
         verb = ground.start(arguments, before=before)
         if life < TRIES - 1 and verb.sleep(ground.draw.uniform(0, seconds)):
             verb.signal(signal.SIGKILL)
             ended = verb.wait()
             kills += 1
-            mid_write += bool(folder.exists() and leftovers(folder))
+            mid_write += bool(leftovers(folder) - earlier)
             require_whole_checkpoints(folder)
         else:
             ended = verb.wait()

@@ -20,7 +20,8 @@ import subprocess
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -47,6 +48,8 @@ FEW = ("--shard_rows", "1000")
 BRIEF = ("--max_steps", "12", "--checkpoint_every", "6")
 """What makes two checkpoints of a training, and a write of its log for each of twelve steps."""
 EACH = ("--checkpoint_every", "1")
+ROOM = 160_000
+"""Bytes that windows may take: a third of what the shards of both corpora would."""
 TRIES = 40
 """Lives after which a run that is killed again and again is given up."""
 PATIENCE = 120.0
@@ -205,7 +208,7 @@ class Ground:
 
     def prepare(self) -> None:
         """Make everything that several kinds stand on, so that forks of this process share it."""
-        self.whole  # noqa: B018
+        self.whole, self.windowed  # noqa: B018
 
     def fresh(self, source: Path | None = None) -> Path:
         """A run folder nobody has used: empty, or a copy."""
@@ -259,6 +262,10 @@ class Ground:
             found += ["--num_features", "4", "--min_target_fires", "1", "--max_freq", "1", "--snippets", "2"]
             found += ["--max_neutral_freq", "1", "--min_ratio", "0", "--min_freq", "0"]
         return [*found, *more]
+
+    def in_turns(self, run: Path, *more: str) -> list[str]:
+        """The command line of a training on windows."""
+        return self.arguments("train", run, *self.collects, "--max_disk_gb", str(ROOM / 1e9), *more)
 
     def start(
         self, arguments: Sequence[str], *, before: Callable[[], object] = lambda: None, stopped: bool = False
@@ -343,6 +350,14 @@ class Ground:
         self.half_trained(folder)
         return folder
 
+    @cached_property
+    def windowed(self) -> Path:
+        """A run whose training on windows was stopped in its second one, which is there complete; not to be changed."""
+        folder = self.root / "reference-windowed"
+        ended = self.start(self.in_turns(folder), before=_stop_in_the_second_window).wait()
+        assert ended.code == 128 + signal.SIGKILL, ended.output
+        return folder
+
     def half_trained(self, folder: Path) -> Path:
         """Leave a second SAE of this run in the middle of its training; its folder."""
         watch = Watch(folder / "logs" / "half", None, stop_at=3 * EVERY + 1)
@@ -353,6 +368,26 @@ class Ground:
     def _made(self, name: str, work: Callable[[], object]) -> None:
         ended = fork(work, self.root / f"{name}.txt").wait()
         assert ended.code == 0, ended.output
+
+
+def _stop_in_the_second_window() -> None:
+    """Make this process kill itself at the third step of training there."""
+    from sae_forge.data.windows import WindowedStream
+    from sae_forge.training import replay
+
+    step, part, begun = replay.step, WindowedStream.part, []
+
+    def noted(self: Any, batch: int) -> Any:
+        found = part(self, batch)
+        begun.append(found.first)
+        return found
+
+    def watched(state: Any, *rest: Any, **named: Any) -> Any:
+        if begun[-1] and state.step == begun[-1] + 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return step(state, *rest, **named)
+
+    replay.step, WindowedStream.part = watched, noted
 
 
 def _save_model(folder: Path) -> None:
@@ -393,9 +428,22 @@ def differences(folder: Path, reference: Path) -> list[str]:
     return [f"{kind}: {', '.join(names[:4])}" for kind, names in told.items() if names]
 
 
-def leftovers(folder: Path) -> list[str]:
-    """Part files and folders: what a process was writing when it died."""
-    return [path.name for path in folder.rglob(".*") if path.name.endswith(".part") or path.name.startswith(".tmp")]
+Stamps = set[tuple[str, int]]
+"""Paths, each with the time of its last change: what is in one set and not in an earlier one was made in between."""
+
+
+def stamps(found: Iterable[Path]) -> Stamps:
+    """Of what there is of these paths; which may go while they are looked at."""
+    told: Stamps = set()
+    for path in found:
+        with suppress(FileNotFoundError):
+            told.add((str(path), path.stat().st_mtime_ns))
+    return told
+
+
+def leftovers(folder: Path) -> Stamps:
+    """Part files and folders: what a process, this or one before it, was writing when it died."""
+    return stamps(path for path in folder.rglob(".*") if path.name.endswith(".part") or path.name.startswith(".tmp"))
 
 
 def require_whole_checkpoints(folder: Path) -> None:

@@ -19,8 +19,10 @@ from sae_forge.data import sealed
 from sae_forge.data.manifest import FORMAT, MANIFEST, Fingerprint, Manifest, Sidecar, shard_name
 from sae_forge.data.reader import ShardFile
 from sae_forge.data.shards import ShardReader, ShardWriter, find_shards
+from sae_forge.data.windows import WindowPlan
 from sae_forge.errors import DataError, ForgeError
 from sae_forge.features.selection import Selection
+from sae_forge.pipeline.streaming import PLAN, RECORD
 from sae_forge.pipeline.verify import verify
 from sae_forge.runs import Run
 from sae_forge.sae.store import load_sae
@@ -36,7 +38,8 @@ def kinds(ground: Ground) -> dict[str, Kind]:
     return {
         name: partial(work, ground)
         for name, work in {
-            "B1": a_flip_in_every_file, "B1.int8": a_flip_in_int8_shards, "B2": random_flips, "B3": truncations,
+            "B1": a_flip_in_every_file, "B1.int8": a_flip_in_int8_shards, "B1.windows": a_flip_in_windows,
+            "B2": random_flips, "B2.windows": random_flips_in_windows, "B3": truncations,
             "B4": fingerprints, "B5": mixed_shards, "B6": missing_and_stray, "B7": not_finite, "B8": cost,
         }.items()
     }  # fmt: skip
@@ -72,6 +75,28 @@ def a_flip_in_int8_shards(ground: Ground) -> Iterator[Result]:
     yield from _flips(ground, "B1.int8", whole, [path for path in _files(whole) if path.parent == folder], *stored)
 
 
+def a_flip_in_windows(ground: Ground) -> Iterator[Result]:
+    """The same of a training on windows that was stopped; a damaged window is named and collected again."""
+    whole, done = ground.windowed, ground.fresh(ground.windowed)
+    ground.finish(ground.in_turns(done))
+    paths = _files_of_windows(whole)
+    paths = paths[:: len(paths) - 1] if ground.smoke else paths
+    yield from _flips(ground, "B1.windows", whole, paths)
+    for path in paths:
+        if path.name in (PLAN, RECORD):
+            continue
+        run = ground.fresh(whole)
+        flip(run / path, ground.draw.randrange((run / path).stat().st_size), ground.draw.randrange(8))
+        ended = ground.start(ground.in_turns(run)).wait()
+        said = [] if str(run / path) in ended.output else ["training does not name it"]
+        yield judge(f"B1.windows.again {path}", ended.flaws(0) + said + differences(run, done))
+        shutil.rmtree(run)
+
+
+def _files_of_windows(run: Path) -> list[Path]:
+    return [path for path in _files(run) if path.parts[0] == "windows"]
+
+
 def _flips(ground: Ground, kind: str, whole: Path, paths: list[Path], *collected: str) -> Iterator[Result]:
     """A flip in each of these files of a run; ``collected`` is how it was, where that is not as always."""
     run = ground.fresh(whole)
@@ -105,6 +130,8 @@ def _reading_verb(ground: Ground, run: Path, path: Path) -> list[str]:
             return ground.arguments("train", run)
         case "features" if path.suffix == ".json":
             return ground.arguments("report", run)
+        case "windows" if path.name in (PLAN, RECORD):
+            return ground.in_turns(run)
     return []
 
 
@@ -114,7 +141,7 @@ def _reading_verb(ground: Ground, run: Path, path: Path) -> list[str]:
 def _read(run: Path, path: Path) -> None:
     """Read a file as the verbs read it."""
     folder = (run / path).parent
-    if path.parts[0] == "shards" and (path.name == MANIFEST or path.name.startswith("shard-")):
+    if path.parts[0] in ("shards", "windows") and (path.name == MANIFEST or path.name.startswith("shard-")):
         for _ in ShardReader(folder).iter_blocks():
             pass
     elif folder.parent.name == "checkpoints":
@@ -123,6 +150,8 @@ def _read(run: Path, path: Path) -> None:
         load_sae(folder)
     elif path.parts[0] == "features" and path.suffix == ".json":
         Selection.load(run / path)
+    elif path.name == PLAN:
+        WindowPlan.read(run / path)
     elif path.suffix in UNREAD:
         for damaged in verify(Run(run)).metrics["damaged"]:
             raise DataError(damaged["reason"])
@@ -144,8 +173,17 @@ def _noticed(run: Path, path: Path) -> str:
 
 def random_flips(ground: Ground) -> Iterator[Result]:
     """1000 single bits, drawn uniformly over all bytes of a run: refused by what reads them."""
-    run, count = ground.fresh(ground.whole), 40 if ground.smoke else 1000
-    paths = _files(run)
+    yield _drawn_flips(ground, "B2", ground.whole, _files(ground.whole), 40 if ground.smoke else 1000)
+
+
+def random_flips_in_windows(ground: Ground) -> Iterator[Result]:
+    """200 in the plan, the record and the shards of a training on windows that was stopped."""
+    paths = _files_of_windows(ground.windowed)
+    yield _drawn_flips(ground, "B2.windows", ground.windowed, paths, 20 if ground.smoke else 200)
+
+
+def _drawn_flips(ground: Ground, case: str, whole: Path, paths: list[Path], count: int) -> Result:
+    run = ground.fresh(whole)
     found = [reason for path in paths if (reason := _noticed(run, path)) != "read as if it were whole"]
     sizes = [(run / path).stat().st_size for path in paths]
     for path in ground.draw.choices(paths, sizes, k=count):
@@ -156,7 +194,7 @@ def random_flips(ground: Ground) -> Iterator[Result]:
             found.append(f"{path} byte {byte} bit {bit}: {reason}")
         (run / path).write_bytes(content)
     note = f"{count - len(found)} of {count} flips refused by name"
-    yield judge("B2", found, flips=count, bytes=sum(sizes), note=note)
+    return judge(case, found, flips=count, bytes=sum(sizes), note=note)
 
 
 def truncations(ground: Ground) -> Iterator[Result]:

@@ -40,9 +40,13 @@ def kinds(ground: Ground) -> dict[str, Kind]:
     }  # fmt: skip
     for who in (0, 1):
         found[f"E4 rank {who}"] = partial(killed, ground, who)
+        if not ground.smoke:
+            found[f"E4.windows rank {who}"] = partial(killed_on_windows, ground, who)
         if who or not ground.smoke:
             found[f"E5 rank {who}"] = partial(frozen, ground, who)
             found[f"E7 rank {who}"] = partial(never_comes, ground, who)
+    if not ground.smoke:
+        found["E8.windows 1→2→1"] = partial(other_sizes, ground, "E8.windows 1→2→1", False, (1, 2, 1), windows=True)
     for spread in (False, True):
         for worlds in ((1, 2, 1), (2, 4, 2)):
             name = f"E8 {'sharded ' if spread else ''}{'→'.join(map(str, worlds))}"
@@ -212,6 +216,42 @@ def killed(ground: Ground, who: int) -> Iterator[Result]:
         shutil.rmtree(folder)
 
 
+def killed_on_windows(ground: Ground, who: int) -> Iterator[Result]:
+    """SIGKILL to one of two ranks at two steps and while they collect a window: as when there are no windows."""
+    reference = ground.fresh()
+    ground.finish(ground.in_turns(reference, "--accumulation", "2"))
+    moments = {f"step {step}": at_step(step, signal.SIGKILL, who) for step in (7, 23)}
+    for moment, before in {**moments, "window 2": _while_collecting(who)}.items():
+        folder = ground.fresh()
+        began = time.monotonic()
+        ended = [verb.wait() for verb in start(ground, 2, ground.in_turns(folder), before)]
+        flaws = lost(ended, who, time.monotonic() - began, *([moment] if who else ()))
+        flaws += finish(ground, 2, ground.in_turns(folder)) + differences(folder, reference)
+        yield judge(f"E4.windows rank {who} {moment}", flaws, mechanism="SIGKILL", said=ended[1 - who].error)
+        shutil.rmtree(folder)
+
+
+def _while_collecting(who: int) -> Callable[[int], None]:
+    """What makes rank ``who`` kill itself after the first forward batch of the second window."""
+
+    def prepare(rank: int) -> None:
+        from sae_forge.pipeline import streaming
+
+        fill = streaming.fill
+
+        def dying(batches: Iterator[Any]) -> Iterator[Any]:
+            yield next(batches)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def watched(config: Any, lm: Any, batches: Iterator[Any], writers: dict[Any, Any], task: Any) -> None:
+            later = any(writer.next_batch for writer in writers.values())
+            fill(config, lm, dying(batches) if later and rank == who else batches, writers, task)
+
+        streaming.fill = watched
+
+    return prepare
+
+
 def frozen(ground: Ground, who: int) -> Iterator[Result]:
     """SIGSTOP to one of two ranks: all end in 60 s at the default limit, and the one that stopped is named."""
     reference = _two_parts(ground)
@@ -300,12 +340,15 @@ class Ledger:
         return found
 
 
-def other_sizes(ground: Ground, name: str, spread: bool, worlds: tuple[int, ...]) -> Iterator[Result]:
+def other_sizes(
+    ground: Ground, name: str, spread: bool, worlds: tuple[int, ...], *, windows: bool = False
+) -> Iterator[Result]:
     """Stopped and gone on at another number of ranks, twice: every step has the same rows in the same order."""
     alone, ledger = Ledger(ground.fresh()), Ledger(ground.fresh())
-    reference, folder = ground.fresh(ground.collected), ground.fresh(ground.collected)
-    found = finish(ground, 1, train(ground, reference), alone.watch(None))
-    arguments = train(ground, folder, *(["--shard_latents"] if spread else []))
+    given, command = (None, ground.in_turns) if windows else (ground.collected, partial(train, ground))
+    reference, folder = ground.fresh(given), ground.fresh(given)
+    found = finish(ground, 1, command(reference), alone.watch(None))
+    arguments = command(folder, *(["--shard_latents"] if spread else []))
     for world, stop in zip(worlds, (13, 29, None), strict=True):
         ended = [verb.wait() for verb in start(ground, world, arguments, ledger.watch(stop))]
         found += [f"exit {one.code}: {one.output[-200:]}" for one in ended if one.code != (0 if stop is None else 130)]

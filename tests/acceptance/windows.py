@@ -9,22 +9,25 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from sae_forge.data.manifest import MANIFEST
+from sae_forge.data.windows import WindowPlan
 from tests.acceptance.harness import (
     EACH,
+    ROOM,
     TRIES,
     Ended,
     Ground,
     Result,
+    Stamps,
     Verb,
     Watch,
     differences,
     judge,
     require_whole_checkpoints,
+    stamps,
 )
 
-ROOM = 160_000
-"""Bytes that windows may take: a third of what the shards of both corpora would."""
-PHASES = ("collecting", "training", "deleting")
+PHASES, ELSEWHERE = ("collecting", "training", "deleting"), "elsewhere"
 
 
 def killed_at_random(ground: Ground) -> Iterator[Result]:
@@ -35,35 +38,39 @@ def killed_at_random(ground: Ground) -> Iterator[Result]:
     wanted, each = (3, 0) if ground.smoke else (20, 3)
     reference, watch = ground.fresh(), Watch(ground.root / "reference-windows")
     whole, most = _in_turns(ground, reference, watch, lambda verb: None)
-    seconds, kills, phases, lives = whole.seconds, 0, Counter(dict.fromkeys(PHASES, 0)), 0
+    seconds, kills, phases, lives = whole.seconds, 0, Counter(), 0
     found = [*whole.flaws(0), *([] if 0 < most <= ROOM else [f"{most} B of shards where {ROOM} were given"])]
     yield judge("A9 undisturbed", found, most=most, given=ROOM)
-    while not found and (kills < wanted or min(phases.values()) < each) and lives < 4 * max(wanted, TRIES):
+    while (
+        not found
+        and (kills < wanted or min(phases[phase] for phase in PHASES) < each)
+        and lives < 4 * max(wanted, TRIES)
+    ):
         folder, ended = ground.fresh(), None
-        mine, before = Watch(ground.root / f"{folder.name}.ledger"), Counter(phases)
+        mine, counted = Watch(ground.root / f"{folder.name}.ledger"), Counter(phases)
         most = 0
         while ended is None or ended.code == 128 + signal.SIGKILL:
             lives += 1
             aimed = lives % 3 == 0 and phases["deleting"] < 2 * each
-            stop = _when_deleting(folder) if aimed else _at_random(ground, seconds)
+            before = _Before(folder, mine)
+            stop = _when_deleting(before) if aimed else _at_random(ground, seconds)
             ended, used = _in_turns(ground, folder, mine, stop)
             most = max(most, used)
             if ended.code == 128 + signal.SIGKILL:
-                kills, phases = kills + 1, phases + Counter([_phase(folder)])
+                kills, phases = kills + 1, phases + Counter([before.phase()])
                 require_whole_checkpoints(folder)
         flaws = [*ended.flaws(0), *differences(folder, reference), *mine.unlike(watch)]
         flaws += [] if most <= ROOM else [f"{most} B of shards where {ROOM} were given"]
-        yield judge(f"A9 {folder.name}", flaws, mechanism="SIGKILL from outside", most=most, **(phases - before))
+        yield judge(f"A9 {folder.name}", flaws, mechanism="SIGKILL from outside", most=most, **(phases - counted))
         shutil.rmtree(folder)
     short = [f"only {phases[phase]} kills while {phase}" for phase in PHASES if phases[phase] < each]
-    told = ", ".join(f"{phases[phase]} while {phase}" for phase in PHASES)
+    told = ", ".join([*(f"{phases[phase]} while {phase}" for phase in PHASES), f"{phases[ELSEWHERE]} {ELSEWHERE}"])
     yield judge("A9 total", short if not found else [], kills=kills, **phases, note=f"{kills} kills: {told}")
 
 
 def _in_turns(ground: Ground, folder: Path, watch: Watch, stop: Callable[[Verb], object]) -> tuple[Ended, int]:
     """A training on windows, ended by ``stop`` when it says so; and the most bytes that windows took meanwhile."""
-    given = ["--max_disk_gb", str(ROOM / 1e9), "--max_steps", "80", *EACH]
-    verb = ground.start(ground.arguments("train", folder, *ground.collects, *given), before=watch.begin)
+    verb = ground.start(ground.in_turns(folder, "--max_steps", "80", *EACH), before=watch.begin)
     most = 0
     while verb.sleep(0.001):
         most = max(most, _bytes_of_windows(folder))
@@ -77,25 +84,17 @@ def _at_random(ground: Ground, seconds: float) -> Callable[[Verb], bool]:
     return lambda verb: time.monotonic() > until
 
 
-def _when_deleting(folder: Path) -> Callable[[Verb], bool]:
-    """Look so often, for up to a second of its work, that a window on its way out is seen."""
+def _when_deleting(before: "_Before") -> Callable[[Verb], bool]:
+    """Look so often that a window on its way out is seen."""
 
     def seen(verb: Verb) -> bool:
         until = time.monotonic() + 0.1
         while time.monotonic() < until and verb.running():
-            if _leaving(folder):
+            if before.new_leaving():
                 return True
         return False
 
     return seen
-
-
-def _windows(folder: Path) -> list[Path]:
-    return list(folder.glob("windows/*/*/window-*"))
-
-
-def _leaving(folder: Path) -> bool:
-    return any(True for _ in folder.glob("windows/*/*/.window-*.part"))
 
 
 def _bytes_of_windows(folder: Path) -> int:
@@ -108,10 +107,37 @@ def _bytes_of_windows(folder: Path) -> int:
     return total
 
 
-def _phase(folder: Path) -> str:
-    """What a run was at when it was killed, by what it left."""
-    if _leaving(folder):
-        return "deleting"
-    found = _windows(folder)
-    complete = found and all((corpus / "manifest.json").exists() for window in found for corpus in window.iterdir())
-    return "training" if complete else "collecting"
+class _Before:
+    """What a life of a run finds, by which its own work is told from that of the lives before it."""
+
+    def __init__(self, folder: Path, watch: Watch) -> None:
+        self._folder, self._watch = folder, watch
+        self._leaving, self._filled, self._steps = _leaving(folder), _filled(folder), watch.taken()
+
+    def new_leaving(self) -> bool:
+        """Whether this life has begun to delete a window, and not ended."""
+        return bool(_leaving(self._folder) - self._leaving)
+
+    def phase(self) -> str:
+        """What this life was at when it was killed, by what it left."""
+        if self.new_leaving():
+            return "deleting"
+        windows = list(self._folder.glob("windows/*/*/window-*"))
+        if not all(map(_complete, windows)):
+            return "collecting" if _filled(self._folder) - self._filled else ELSEWHERE
+        return "training" if windows and self._watch.taken() > self._steps else ELSEWHERE
+
+
+def _leaving(folder: Path) -> Stamps:
+    return stamps(folder.glob("windows/*/*/.window-*.part"))
+
+
+def _filled(folder: Path) -> Stamps:
+    """Folders of windows and all that is in them."""
+    return stamps([*folder.glob("windows/*/*/window-*"), *folder.glob("windows/*/*/window-*/**/*")])
+
+
+def _complete(window: Path) -> bool:
+    """Whether all corpora that the plan gives to a window are collected."""
+    cuts, number = WindowPlan.read(window.parent / "plan.json").cuts, int(window.name.removeprefix("window-"))
+    return all((window / name / MANIFEST).exists() for name, cut in cuts.items() if cut.rows[number])
