@@ -498,8 +498,8 @@ def test_two_writers_that_share_a_run_folder_notice_one_another(store, tmp_path:
 
 def test_only_a_whole_record_has_its_end() -> None:
     record = files.sealed_json({"a": {"b": {}}, "c": [{"d": 1}, {}]})
-    assert not files.cut_short(record)
-    assert all(files.cut_short(record[:length]) for length in range(len(record)))
+    assert not files._cut_short(record)
+    assert all(files._cut_short(record[:length]) for length in range(len(record)))
 
 
 # ---- the run folder -----------------------------------------------------------------------------
