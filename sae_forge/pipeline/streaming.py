@@ -33,6 +33,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.pipeline.bench import Bench
+from sae_forge.pipeline.collect import corpora
 from sae_forge.progress import Task
 
 PLAN, RECORD = "plan.json", "collected.json"
@@ -52,8 +53,9 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
         ShardError: windows of a run under other settings are still there, or one was damaged while it was used.
     """
     config = replace(config, layer=(point.layer,), site=point.site)
+    kept = config if config.include_forget else replace(config, forget=None)
     team = ranks.here()
-    jobs = {job.name: job for job in plan(config, bench.lm, _corpora(config))}
+    jobs = {job.name: job for job in plan(config, bench.lm, corpora(kept))}
     with ExitStack() as held:
         folder = bench.run.windows(point)
         asked = _asked(config, bench.lm, jobs, point)
@@ -66,7 +68,7 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
         found = WindowPlan.read(folder / PLAN)
         collector = held.enter_context(_Collector(folder, found, config, bench, jobs))
         _describe(found, point, bench)
-        stream_of = partial(_stream_of, config)
+        stream_of = partial(training_stream, config)
         try:
             yield WindowedStream(found, collector, batch_size=config.batch_size, stream_of=stream_of), found
         except ShardError as error:
@@ -77,7 +79,8 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
         collector.discard()
 
 
-def _stream_of(config: TrainConfig, readers: Sequence[ShardReader], order: int) -> ActivationStream:
+def training_stream(config: TrainConfig, readers: Sequence[ShardReader], order: int = 0) -> ActivationStream:
+    """The batches of training from these shards, in the order of this number and those after it."""
     return ActivationStream(
         readers,
         batch_size=config.batch_size,
@@ -85,11 +88,6 @@ def _stream_of(config: TrainConfig, readers: Sequence[ShardReader], order: int) 
         shuffle_gb=config.shuffle_gb,
         first_order=order,
     )
-
-
-def _corpora(config: TrainConfig) -> list[tuple[str, str]]:
-    forget = [("forget", config.forget)] if config.forget and config.include_forget else []
-    return [*forget, *(("retain", source) for source in config.retain)]
 
 
 # ---- plan ---------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from pathlib import Path
 from sae_forge import ranks
 from sae_forge.config import TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader
-from sae_forge.data.stream import ActivationStream, require_pools
+from sae_forge.data.stream import require_pools
 from sae_forge.data.windows import Stream
 from sae_forge.errors import CheckpointError, DataError
 from sae_forge.evals.language_modeling import load_corpus
@@ -17,7 +17,7 @@ from sae_forge.outcome import Outcome
 from sae_forge.pipeline import collected
 from sae_forge.pipeline.bench import Bench, device_of
 from sae_forge.pipeline.collect import collect
-from sae_forge.pipeline.streaming import windowed
+from sae_forge.pipeline.streaming import training_stream, windowed
 from sae_forge.runs import Run
 from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.training.report import TrainReport, save_report
@@ -91,8 +91,7 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained"
     if not readers:
         raise DataError(f"--no_include_forget leaves no activations at {point}; collect text to keep with --retain")
     shards = {reader.manifest.sha256: reader.fingerprint for reader in readers}
-    stream = ActivationStream(readers, batch_size=config.batch_size, seed=config.seed, shuffle_gb=config.shuffle_gb)
-    return _train_on(stream, _provenance(shards, bench), point, config, bench)
+    return _train_on(training_stream(config, readers), _provenance(shards, bench), point, config, bench)
 
 
 def _train_in_windows(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained":
