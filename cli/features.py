@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.options import verb
-from sae_forge.config import FeaturesConfig
+from sae_forge.config.features import FeaturesConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen

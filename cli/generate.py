@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import verb
-from sae_forge.config import GenerateConfig
+from sae_forge.config.generate import GenerateConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen

@@ -5,7 +5,8 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from sae_forge.config import CollectConfig, ModelConfig
+from sae_forge.config.collect import CollectConfig
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, ForgeError
 
 OVER_RANKS = ("collect", "train")

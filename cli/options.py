@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, g
 
 import typer
 
-from sae_forge.config import Alias, ModelConfig, setting_fields
+from sae_forge.config.fields import Alias
+from sae_forge.config.model import ModelConfig, setting_fields
 from sae_forge.errors import ForgeError, ResourceError
-from sae_forge.runs import Run, newest_run
 from sae_forge.settings import ConfigT, parse_value, read_config_file, resolve
+from sae_forge.store.runs import Run, newest_run
 
 if TYPE_CHECKING:
     from sae_forge.outcome import Outcome

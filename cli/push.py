@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import verb
-from sae_forge.config import PushConfig
+from sae_forge.config.push import PushConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen

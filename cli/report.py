@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.options import verb
-from sae_forge.config import ReportConfig
+from sae_forge.config.report import ReportConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen

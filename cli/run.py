@@ -5,7 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.options import Given, verb
-from sae_forge.config import ModelConfig, RunConfig
+from sae_forge.config.model import ModelConfig
+from sae_forge.config.run import RunConfig
 from sae_forge.settings import presets
 
 if TYPE_CHECKING:

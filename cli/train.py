@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.options import verb
-from sae_forge.config import TrainConfig
+from sae_forge.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen

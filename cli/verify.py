@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import DEBUG, JSON, Call, Given
-from sae_forge.config import ModelConfig
-from sae_forge.runs import Run, newest_run
+from sae_forge.config.model import ModelConfig
+from sae_forge.store.runs import Run, newest_run
 
 if TYPE_CHECKING:
     from cli.screen import Screen

@@ -23,7 +23,7 @@ import transformers
 
 from data_scripts import world_text
 from data_scripts.world_models import BUILDERS, SMALL, Schooling, build_model, examine
-from sae_forge.files import publish_bytes, publish_json
+from sae_forge.store.files import publish_bytes, publish_json
 
 SHIPPED = Path(__file__).parent.parent / "sae_forge" / "world"
 Questions = dict[str, list[dict[str, Any]]]

@@ -25,8 +25,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sae_forge.files import publish_json
 from sae_forge.rng import generator, torch_seed
+from sae_forge.store.files import publish_json
 
 SPECIAL = {"pad_token": "<pad>", "bos_token": "<bos>", "eos_token": "<eos>"}
 PAD, BOS, EOS = 0, 1, 2

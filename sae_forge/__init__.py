@@ -36,11 +36,11 @@ _HOMES = {
     "capture": "sae_forge.models.hooks",
     "load_model": "sae_forge.models.loading",
     "load_sae": "sae_forge.sae.store",
-    "read_steering_csv": "sae_forge.interventions.export",
+    "read_steering_csv": "sae_forge.interventions.steering_csv",
     "save_sae": "sae_forge.sae.store",
     "select_rows": "sae_forge.models.hooks",
     "splice": "sae_forge.models.hooks",
-    "write_steering_csv": "sae_forge.interventions.export",
+    "write_steering_csv": "sae_forge.interventions.steering_csv",
 }
 
 __all__ = ["__version__", *_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]

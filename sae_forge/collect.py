@@ -24,9 +24,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 import sae_forge
-from sae_forge import files, ranks
+from sae_forge import ranks
 from sae_forge.collect_plan import Job, describe, plan, require_few_shards
-from sae_forge.config import CollectConfig
+from sae_forge.config.collect import CollectConfig
 from sae_forge.data.corpus import PackedBatch, Tokenizer, iter_packed, iter_texts
 from sae_forge.data.manifest import require_match
 from sae_forge.data.rounding import STORED
@@ -37,9 +37,10 @@ from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.progress import SILENT, Progress, Task
-from sae_forge.remote import AnyPath, RemotePath
-from sae_forge.runs import Run
-from sae_forge.tensors import DTYPES
+from sae_forge.store import files
+from sae_forge.store.remote import AnyPath, RemotePath
+from sae_forge.store.runs import Run
+from sae_forge.store.tensors import DTYPES
 
 _SETTINGS = ("text_field", "split", "max_tokens", "ctx_len", "bos", "model_batch_size", "storage_dtype", "shard_rows")
 """What ``config.json`` repeats of the config: no path, and nothing that leaves the bytes as they are."""

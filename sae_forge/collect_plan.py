@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 
 from sae_forge import builtin
-from sae_forge.config import CollectConfig
+from sae_forge.config.collect import CollectConfig
 from sae_forge.data.corpus import corpus_identity, corpus_name, iter_texts
 from sae_forge.data.shards import MAX_SHARDS, Fingerprint, buffer_bytes, complete, row_bytes
 from sae_forge.errors import ConfigError
@@ -14,8 +14,8 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import check_points
 from sae_forge.models.loading import LanguageModel, parameter_bytes
 from sae_forge.progress import Progress
-from sae_forge.remote import AnyPath, RemotePath
-from sae_forge.runs import Run
+from sae_forge.store.remote import AnyPath, RemotePath
+from sae_forge.store.runs import Run
 
 _SAMPLE = 64
 """Documents tokenised beforehand to learn how many characters a token takes."""

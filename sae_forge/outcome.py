@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_forge.remote import AnyPath
-from sae_forge.runs import Run
+from sae_forge.store.remote import AnyPath
+from sae_forge.store.runs import Run
 
 
 @dataclass(frozen=True)

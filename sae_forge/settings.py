@@ -7,7 +7,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
-from sae_forge.config import ModelConfig, setting_fields
+from sae_forge.config.model import ModelConfig, setting_fields
 from sae_forge.errors import ConfigError
 
 Preset = dict[str, Any]

@@ -9,21 +9,21 @@ from typing import Any
 from typer.testing import CliRunner
 
 from cli.app import app
-from sae_forge.config import EvalConfig
+from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
-from sae_forge.evals.items import Question
-from sae_forge.evals.materials import Materials, Shards
-from sae_forge.evals.multiple_choice import answer, encode_questions
-from sae_forge.evals.runner import EvalReport, evaluate
-from sae_forge.evals.subjects import Hook
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.methods.materials import Materials, Shards
+from sae_forge.methods.subjects import Hook
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.progress import SILENT, Progress
-from sae_forge.runs import Run
 from sae_forge.sae.named import NamedSAE, load_dictionary
 from sae_forge.sae.store import Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.store.runs import Run
+from sae_forge.study.run import EvalReport, evaluate
+from sae_forge.tasks.engines.multiple_choice import answer, encode_questions
+from sae_forge.tasks.items import Question
 
 POINT = HookPoint(1)
 LATENTS = 24

@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from sae_forge import files
-from sae_forge.data import sealed
 from sae_forge.data.rounding import STORED, Rounding, is_rounded
 from sae_forge.errors import ConfigError, ShardError
-from sae_forge.remote import AnyPath
+from sae_forge.store import files
+from sae_forge.store import seal as sealed
+from sae_forge.store.remote import AnyPath
 
 FORMAT = 2
 BLOCK_ROWS = 256

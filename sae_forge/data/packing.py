@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from sae_forge.config import BosPolicy
+from sae_forge.config.text import BosPolicy
 from sae_forge.errors import ConfigError
 
 _PIECE = 2**20

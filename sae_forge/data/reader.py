@@ -36,8 +36,8 @@ from sae_forge.data.manifest import (
 from sae_forge.data.rounding import STORED, dequantise, handed_out, is_rounded
 from sae_forge.data.stretches import Stretches, stretches_of
 from sae_forge.errors import ShardError
-from sae_forge.remote import AnyPath, RemotePath
-from sae_forge.tensors import read_header
+from sae_forge.store.remote import AnyPath, RemotePath
+from sae_forge.store.tensors import read_header
 
 ORIGINS = {"seq_ids": torch.int64, "positions": torch.int32, "token_ids": torch.int32}
 """What each row keeps of where it came from, and its dtype on disk."""

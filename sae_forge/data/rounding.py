@@ -21,7 +21,7 @@ import torch
 from jaxtyping import Float, Int8
 from torch import Tensor
 
-from sae_forge.tensors import DTYPES
+from sae_forge.store.tensors import DTYPES
 
 STORED: dict[str, torch.dtype] = {**DTYPES, "int8": torch.int8}
 """Dtype of activations on disk, by the name of the storage dtype."""

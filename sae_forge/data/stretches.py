@@ -8,7 +8,7 @@ import threading
 from collections.abc import Iterable
 
 from sae_forge.errors import ShardError
-from sae_forge.remote import RemotePath
+from sae_forge.store.remote import RemotePath
 
 _LONGEST = 8 * 2**20
 """Bytes of one request at most, where more than was asked for is read."""

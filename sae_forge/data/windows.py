@@ -12,14 +12,14 @@ from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from sae_forge import files
-from sae_forge.data import sealed
 from sae_forge.data.manifest import BLOCK_ROWS, MAX_SHARDS, Fingerprint
 from sae_forge.data.reader import ShardReader
 from sae_forge.data.rounding import is_rounded
 from sae_forge.data.stream import ActivationStream, Part
 from sae_forge.data.writer import row_bytes
 from sae_forge.errors import ConfigError, DataError, ShardError
+from sae_forge.store import files
+from sae_forge.store import seal as sealed
 
 _RECORD_BYTES, _BLOCK_BYTES, _NUMBER_BYTES = 4096, 64, 32
 """What a shard takes at most beside its rows, and the manifest: header and record, hashes of a block, a sum of int8."""

@@ -22,7 +22,6 @@ import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_forge import files
 from sae_forge.data.finite import largest
 from sae_forge.data.manifest import (
     BLOCK_ROWS,
@@ -46,8 +45,9 @@ from sae_forge.data.reader import ORIGINS, SCALE, ShardFile, as_bytes, hash_head
 from sae_forge.data.rounding import STORED, Rounding, is_rounded, quantise
 from sae_forge.errors import DataError, NumericalError, ShardError
 from sae_forge.ranks import ALONE, Ranks
-from sae_forge.remote import AnyPath, RemotePath, beside
-from sae_forge.tensors import DTYPES, publish_tensors, read_header
+from sae_forge.store import files
+from sae_forge.store.remote import AnyPath, RemotePath, beside
+from sae_forge.store.tensors import DTYPES, publish_tensors, read_header
 
 MAX_NONFINITE = 0.001
 """Share of rows that may be dropped as not finite before the run is refused."""

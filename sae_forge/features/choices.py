@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_forge.config import FeaturesConfig, SelectionMethod
+from sae_forge.config.features import FeaturesConfig, SelectionMethod
 from sae_forge.errors import DataError
 from sae_forge.features import methods
 from sae_forge.features.identity import requested

@@ -7,13 +7,13 @@ selections never overwrite one another, and a name that is there need not be com
 from collections.abc import Mapping
 from typing import Any
 
-from sae_forge import files
-from sae_forge.config import FeaturesConfig
+from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import ShardReader
 from sae_forge.features import methods
 from sae_forge.features.scores import ACT_RATIO_MAX
 from sae_forge.features.selection import FORMAT
+from sae_forge.store import files
 
 
 def file_name(

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_forge.config import FeaturesConfig, SelectionMethod
+from sae_forge.config.features import FeaturesConfig, SelectionMethod
 from sae_forge.errors import ConfigError
 from sae_forge.features.scores import Measured, ranked, sieve
 from sae_forge.features.stats import LatentStats
@@ -195,7 +195,7 @@ def needs_model() -> ConfigError:
     """What is wrong with asking counts for ``attribution``."""
     return ConfigError(
         "--method attribution asks the model questions, so counts cannot decide it; "
-        "use sae-forge features --method attribution, or sae_forge.evals.attribution.attribute"
+        "use sae-forge features --method attribution, or sae_forge.study.attribution.attribute"
     )
 
 

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_forge.config import FeaturesConfig, Formula
+from sae_forge.config.features import FeaturesConfig, Formula
 from sae_forge.features.stats import LatentStats
 
 ACT_RATIO_MAX = 10.0

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_forge.config import FeaturesConfig, SelectionMethod
+from sae_forge.config.features import FeaturesConfig, SelectionMethod
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features import methods

@@ -6,10 +6,10 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from sae_forge import files
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import Analysis
 from sae_forge.features.snippets import Snippet
+from sae_forge.store import files
 
 FORMAT = 2
 WHAT = "a selection of latents"

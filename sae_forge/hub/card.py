@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCardData
 
 from sae_forge import builtin
-from sae_forge.config import EvalConfig
+from sae_forge.config.evaluate import EvalConfig
 from sae_forge.hookpoint import SITES
 from sae_forge.hub.plan import without_paths
 from sae_forge.hub.tables import block, cell, label, number, table

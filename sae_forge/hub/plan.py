@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError, ConfigError, DataError, ForgeError
 from sae_forge.sae.store import CFG, WEIGHTS
+from sae_forge.store import files
 
 FEATURES = "features.json"
 REPORT = "eval.json"

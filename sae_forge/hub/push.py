@@ -7,8 +7,8 @@ from typing import Any
 
 from huggingface_hub import get_token
 
-from sae_forge import __version__, files
-from sae_forge.config import PushConfig
+from sae_forge import __version__
+from sae_forge.config.push import PushConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError, RemoteError
 from sae_forge.hub import plan
 from sae_forge.hub.card import Subject, render
@@ -17,6 +17,7 @@ from sae_forge.hub.refusals import no_token
 from sae_forge.hub.repository import Change, Repository, Snapshot
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.store import WEIGHTS, load_sae
+from sae_forge.store import files
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _UNPLACED = "sae"

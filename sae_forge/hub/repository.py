@@ -16,12 +16,12 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError, ConfigError, RemoteError
 from sae_forge.hub.plan import Upload
 from sae_forge.hub.refusals import exhausted, refusal, status
 from sae_forge.hub.wire import Patience, TransientError, single_tries
 from sae_forge.progress import Progress
+from sae_forge.store import files
 
 _ANOTHER_COMMIT = frozenset({409, 412})
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)

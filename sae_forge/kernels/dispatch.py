@@ -14,7 +14,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sae_forge.config import Backend
+from sae_forge.config.train import Backend
 from sae_forge.errors import BackendError, ConfigError
 from sae_forge.kernels import reference
 from sae_forge.kernels.affine import affine, product

@@ -21,12 +21,13 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sae_forge import builtin, files
-from sae_forge.config import ModelDtype, Quantize
+from sae_forge import builtin
+from sae_forge.config.model import ModelDtype, Quantize
 from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
 from sae_forge.models.failures import USE_BUILT_IN, one_line
 from sae_forge.models.families import Family, family_of
-from sae_forge.tensors import DTYPES
+from sae_forge.store import files
+from sae_forge.store.tensors import DTYPES
 
 
 @dataclass(frozen=True, eq=False)

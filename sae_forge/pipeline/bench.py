@@ -7,16 +7,17 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerBase
 
-from sae_forge import files
-from sae_forge.config import CollectConfig, ModelConfig
+from sae_forge.config.collect import CollectConfig
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
 from sae_forge.progress import SILENT, Progress
-from sae_forge.runs import Run
 from sae_forge.sae.named import NamedSAE, load_dictionary
 from sae_forge.settings import preset_of, settings_for
+from sae_forge.store import files
+from sae_forge.store.runs import Run
 
 
 class Bench:

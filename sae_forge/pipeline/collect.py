@@ -1,7 +1,7 @@
 """``collect``: every corpus the config names becomes shards."""
 
 from sae_forge.collect import collect as store_activations
-from sae_forge.config import CollectConfig
+from sae_forge.config.collect import CollectConfig
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 

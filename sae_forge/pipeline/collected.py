@@ -7,16 +7,17 @@ a corpus that is missing, or the verb ends naming the setting.
 from collections.abc import Sequence
 from typing import Any
 
-from sae_forge import files, ranks
+from sae_forge import ranks
 from sae_forge.collect import collect
-from sae_forge.config import CollectConfig
+from sae_forge.config.collect import CollectConfig
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import ShardReader, complete, find_shards
 from sae_forge.errors import ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.pipeline.bench import Bench
-from sae_forge.runs import Run
-from sae_forge.tensors import DTYPES
+from sae_forge.store import files
+from sae_forge.store.runs import Run
+from sae_forge.store.tensors import DTYPES
 
 REFUSAL = "refusal"
 """Role of text in which the model refuses: read for its activations, never trained on."""

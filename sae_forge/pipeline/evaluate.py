@@ -4,24 +4,24 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sae_forge import files
-from sae_forge.config import EvalConfig
+from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.evals.claims import headlines
-from sae_forge.evals.materials import Shards
-from sae_forge.evals.runner import REPORT_FILE, EvalReport
-from sae_forge.evals.runner import evaluate as measure
-from sae_forge.evals.subjects import Hook
 from sae_forge.features.selection import Selection
-from sae_forge.interventions.export import read_steering_csv, steering_table, write_steering_csv
+from sae_forge.interventions.steering_csv import read_steering_csv, steering_table, write_steering_csv
+from sae_forge.methods.materials import Shards
+from sae_forge.methods.subjects import Hook
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import readers
-from sae_forge.report.estimates import Measurement, controls_of, domains, headline, measurements, methods
-from sae_forge.report.plots import domain_bars, method_map, sweep_panels, trade_off
+from sae_forge.results.claims import headlines
+from sae_forge.results.estimates import Measurement, controls_of, domains, headline, measurements, methods
 from sae_forge.sae.named import NamedSAE
 from sae_forge.sae.store import Provenance
+from sae_forge.show.plots import domain_bars, method_map, sweep_panels, trade_off
+from sae_forge.store import files
+from sae_forge.study.run import REPORT_FILE, EvalReport
+from sae_forge.study.run import evaluate as measure
 
 MOST_BARS = 8
 """Methods whose bars can be told apart in one picture."""

@@ -6,13 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sae_forge import files
-from sae_forge.config import FeaturesConfig
+from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.corpus import corpus_identity, corpus_name
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import DataError, ShardError
-from sae_forge.evals.attribution import METHOD as ATTRIBUTION
-from sae_forge.evals.attribution import find, load_asked, load_retain_text, recorded, taken
 from sae_forge.features.identity import file_name, method_names
 from sae_forge.features.methods import retain_threshold
 from sae_forge.features.scores import Measured
@@ -22,8 +19,11 @@ from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_spelled
-from sae_forge.report.plots import frequency_scatter
 from sae_forge.sae.named import NamedSAE
+from sae_forge.show.plots import frequency_scatter
+from sae_forge.store import files
+from sae_forge.study.attribution import METHOD as ATTRIBUTION
+from sae_forge.study.attribution import find, load_asked, load_retain_text, recorded, taken
 
 SHOWN = 20
 """Rows of the printed table; the file holds them all."""

@@ -1,12 +1,12 @@
 """``generate``: one prompt continued by the model as it is and under the edit."""
 
-from sae_forge.config import GenerateConfig
-from sae_forge.evals.generation import Sampling, Written, write
+from sae_forge.config.generate import GenerateConfig
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
+from sae_forge.tasks.engines.generation import Sampling, Written, write
 
 
 def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from sae_forge.outcome import Sheet
-from sae_forge.report.estimates import Measurement, Record, label, measurements, pool
+from sae_forge.results.estimates import Measurement, Record, label, measurements, pool
 
 COLUMNS = ("method", "measure", "published", "measured here")
 NOT_MEASURED = "not measured"

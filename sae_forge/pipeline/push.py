@@ -1,11 +1,11 @@
 """``push``: an SAE with all that is known about it goes to the Hub in one commit."""
 
-from sae_forge.config import PushConfig
+from sae_forge.config.push import PushConfig
 from sae_forge.errors import CheckpointError
 from sae_forge.hub.push import push as publish
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
-from sae_forge.runs import POINTER
+from sae_forge.store.runs import POINTER
 
 
 def push(config: PushConfig, bench: Bench, repo_id: str) -> Outcome:

@@ -4,15 +4,15 @@ import json
 from pathlib import Path
 from typing import Any
 
-from sae_forge import files
-from sae_forge.config import ReportConfig
+from sae_forge.config.report import ReportConfig
 from sae_forge.errors import DataError
 from sae_forge.features.selection import Selection
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
-from sae_forge.report.html import Section, write_page
-from sae_forge.report.plots import training_curve
-from sae_forge.runs import POINTER
+from sae_forge.show.html import Section, write_page
+from sae_forge.show.plots import training_curve
+from sae_forge.store import files
+from sae_forge.store.runs import POINTER
 
 CAPTIONS = {
     "accuracy": "Question accuracy in every domain, before and after, with 95 % intervals.",

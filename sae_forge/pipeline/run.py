@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from sae_forge.config import ReportConfig, RunConfig
+from sae_forge.config.report import ReportConfig
+from sae_forge.config.run import RunConfig
 from sae_forge.errors import DataError
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench

@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from sae_forge import files, ranks
+from sae_forge import ranks
 from sae_forge.collect import fill, forward_batches
 from sae_forge.collect_plan import Job, plan
-from sae_forge.config import TrainConfig
+from sae_forge.config.train import TrainConfig
 from sae_forge.data.corpus import PackedBatch
 from sae_forge.data.manifest import Sidecar, complete, shard_number
 from sae_forge.data.reader import ShardFile
@@ -35,6 +35,7 @@ from sae_forge.models.tokens import real_token_mask
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import corpora
 from sae_forge.progress import Task
+from sae_forge.store import files
 
 PLAN, RECORD = "plan.json", "collected.json"
 _WINDOW = "window-*"

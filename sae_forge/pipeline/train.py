@@ -5,21 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 
 from sae_forge import ranks
-from sae_forge.config import TrainConfig
+from sae_forge.config.train import TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader
 from sae_forge.data.stream import require_pools
 from sae_forge.data.windows import Stream
 from sae_forge.errors import CheckpointError, DataError
-from sae_forge.evals.language_modeling import load_corpus
-from sae_forge.evals.recovered import ce_recovered
 from sae_forge.hookpoint import HookPoint
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline import collected
 from sae_forge.pipeline.bench import Bench, device_of
 from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.streaming import training_stream, windowed
-from sae_forge.runs import Run
 from sae_forge.sae.store import Provenance, load_sae
+from sae_forge.store.runs import Run
+from sae_forge.study.recovered import ce_recovered
+from sae_forge.tasks.engines.losses import load_corpus
 from sae_forge.training.report import TrainReport, save_report
 from sae_forge.training.trainer import Place, train_saes
 

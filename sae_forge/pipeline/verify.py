@@ -16,16 +16,16 @@ from typing import Literal
 import pyarrow
 import pyarrow.parquet
 
-from sae_forge import files
 from sae_forge.data.manifest import MANIFEST, Manifest, Sidecar, shard_name, shard_number, sidecar_path
 from sae_forge.data.reader import ShardFile
 from sae_forge.errors import CheckpointError, DataError, ForgeError, RemoteError, ShardError
 from sae_forge.features.selection import Selection
 from sae_forge.outcome import Outcome
 from sae_forge.progress import SILENT, Progress
-from sae_forge.remote import AnyPath
-from sae_forge.runs import Run
 from sae_forge.sae.store import CFG, WEIGHTS, load_sae
+from sae_forge.store import files
+from sae_forge.store.remote import AnyPath
+from sae_forge.store.runs import Run
 from sae_forge.training.state import STATE, verify_checkpoint
 
 Verdict = Literal["whole", "damaged", "unproven"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from sae_forge.config import Backend
+from sae_forge.config.train import Backend
 from sae_forge.errors import ConfigError
 from sae_forge.kernels.dispatch import sparse_decode
 from sae_forge.sae.dictionary import LatentActs

@@ -11,16 +11,16 @@ from typing import Any, cast
 
 from torch import nn
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.progress import SILENT, Progress
-from sae_forge.runs import POINTER, Run
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.formats import dictionary_learning, sparsify
 from sae_forge.sae.formats.gemma_scope import PARAMS, load_gemma_scope
 from sae_forge.sae.released import Reference, fetch, model_of, point_of
 from sae_forge.sae.store import WEIGHTS, Provenance, load_sae
+from sae_forge.store import files
+from sae_forge.store.runs import POINTER, Run
 
 _FOREIGN = (PARAMS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS)
 """Weights files by which the format of a folder is known."""

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tensors import publish_tensors, read_header, read_tensors
+from sae_forge.store import files
+from sae_forge.store.tensors import publish_tensors, read_header, read_tensors
 
 CFG = "cfg.json"
 WEIGHTS = "sae_weights.safetensors"

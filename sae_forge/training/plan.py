@@ -8,12 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge import files, ranks
-from sae_forge.config import SaeShape, TrainConfig
+from sae_forge import ranks
+from sae_forge.config.train import SaeShape, TrainConfig
 from sae_forge.data.windows import Stream
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.store import Provenance
+from sae_forge.store import files
 from sae_forge.training.schedule import default_lr, lr_at
 from sae_forge.training.state import WHOLE, Share
 

@@ -9,11 +9,11 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError
 from sae_forge.progress import Progress
 from sae_forge.sae.losses import FvuMeter
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.store import files
 from sae_forge.training.sharded import ShardedSAE
 
 REPORT = "report.json"

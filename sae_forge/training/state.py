@@ -20,13 +20,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError, ResourceError
 from sae_forge.kernels.rows import Rows, Slot
 from sae_forge.progress import Progress
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tensors import read_header, read_tensors
+from sae_forge.store import files
+from sae_forge.store.tensors import read_header, read_tensors
 
 KEPT = 2
 """Checkpoints left standing after a new one has verified."""

@@ -21,8 +21,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge import files, ranks
-from sae_forge.config import SaeShape, TrainConfig
+from sae_forge import ranks
+from sae_forge.config.train import SaeShape, TrainConfig
 from sae_forge.data.stream import ActivationStream, Part
 from sae_forge.data.windows import Stream
 from sae_forge.errors import ConfigError, NumericalError, ResourceError
@@ -30,6 +30,7 @@ from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.rng import torch_seed
 from sae_forge.sae.store import Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.store import files
 from sae_forge.training.feed import feed
 from sae_forge.training.initialisation import centre, input_scale, take_sample
 from sae_forge.training.plan import CONFIG, Plan, require_same_settings

@@ -75,7 +75,7 @@ def secrets(ground: Ground, scratch: Path) -> dict[str, Any]:
     assert not seen.found, f"a process list shows a secret: {seen.found}"
     assert seen.rounds > 10 * seen.seconds, f"process lists were read {seen.rounds} times in {seen.seconds:.0f} s"
     assert crashed > count // 4, f"only {crashed} of {count // 2} crashes came before the end"
-    told = (Path(__file__).parents[1] / "flags.txt").read_text().split()
+    told = (Path(__file__).parents[1] / "cli/flags.txt").read_text().split()
     assert not {"--token", "--hf_token", "--api_key"} & set(told), "a flag takes a secret, which process lists show"
     note = f"{count} commands, {crashed} of them crashed; process lists read {seen.rounds} times"
     return {"commands": count, "crashed": crashed, "note": note}

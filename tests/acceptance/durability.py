@@ -503,7 +503,7 @@ def _taken(folder: Path | None) -> int:
 def _damaged(folder: Path) -> list[str]:
     """Files under a final name that are not whole."""
     from sae_forge.pipeline.verify import verify
-    from sae_forge.runs import Run
+    from sae_forge.store.runs import Run
 
     return [entry["file"] for entry in verify(Run(folder)).metrics["damaged"]] if any(folder.iterdir()) else []
 

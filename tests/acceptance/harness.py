@@ -469,7 +469,7 @@ class Watch:
         """Wrap the step and the publishing of folders, in this process."""
         from contextlib import contextmanager
 
-        from sae_forge import files
+        from sae_forge.store import files
         from sae_forge.training import replay
 
         step, publish = replay.step, files.publish_folder

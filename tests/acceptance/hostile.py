@@ -27,9 +27,9 @@ import torch
 
 from sae_forge.errors import ForgeError
 from sae_forge.progress import SILENT
-from sae_forge.runs import Run
 from sae_forge.sae.named import load_dictionary
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.store.runs import Run
 from sae_forge.training.state import load_checkpoint
 from tests.acceptance import canaries
 from tests.acceptance.harness import (

@@ -14,8 +14,6 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from sae_forge import files
-from sae_forge.data import sealed
 from sae_forge.data.manifest import FORMAT, MANIFEST, Fingerprint, Manifest, Sidecar, shard_name
 from sae_forge.data.reader import ShardFile
 from sae_forge.data.shards import ShardReader, ShardWriter, find_shards
@@ -24,8 +22,10 @@ from sae_forge.errors import DataError, ForgeError
 from sae_forge.features.selection import Selection
 from sae_forge.pipeline.streaming import PLAN, RECORD
 from sae_forge.pipeline.verify import verify
-from sae_forge.runs import Run
 from sae_forge.sae.store import load_sae
+from sae_forge.store import files
+from sae_forge.store import seal as sealed
+from sae_forge.store.runs import Run
 from sae_forge.training.state import verify_checkpoint
 from tests.acceptance.harness import FEW, Ground, Kind, Result, differences, fork, judge
 

@@ -21,13 +21,13 @@ from pathlib import Path
 
 from huggingface_hub import constants
 
-from sae_forge import files
-from sae_forge.config import PushConfig
+from sae_forge.config.push import PushConfig
 from sae_forge.errors import RemoteError
 from sae_forge.hub import wire
 from sae_forge.hub.push import PushReport, push
 from sae_forge.sae.store import WEIGHTS, Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.store import files
 from tests.acceptance.harness import Ground, Kind, Result, chosen, fork, judge
 from tests.acceptance.specimens import POINT
 from tests.fakehub import TOKEN, FakeHub, Fault

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 import xxhash
 
-from sae_forge import files
-from sae_forge.config import RunConfig, TrainConfig
+from sae_forge.config.run import RunConfig
+from sae_forge.config.train import TrainConfig
 from sae_forge.data.manifest import MANIFEST, Fingerprint, shard_name, sidecar_path
 from sae_forge.data.shards import ShardReader, ShardWriter
 from sae_forge.errors import CheckpointError
@@ -24,11 +24,12 @@ from sae_forge.features.analysis import Analysis, Separation
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.features.snippets import Snippet
 from sae_forge.hookpoint import HookPoint
-from sae_forge.runs import Run
 from sae_forge.sae.named import load_dictionary
 from sae_forge.sae.store import CFG, WEIGHTS, Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.settings import read_config_file, resolve
+from sae_forge.store import files
+from sae_forge.store.runs import Run
 from sae_forge.training.state import TrainState, load_checkpoint, save_checkpoint
 from tests.acceptance.mutations import spoil_bytes, spoil_settings, spoil_tensors, spoil_tree
 

@@ -18,14 +18,14 @@ from small_model import questions, small_llama
 from timing import both, conditions, interleaved, milliseconds, ratios, table, write_json
 
 from sae_forge.collect import collect
-from sae_forge.config import CollectConfig
+from sae_forge.config.collect import CollectConfig
 from sae_forge.data.corpus import PackedBatch, iter_packed, iter_texts
 from sae_forge.data.shards import ShardReader
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
-from sae_forge.tensors import DTYPES
+from sae_forge.store.tensors import DTYPES
 
 BARE, COLLECT = "bare forward pass", "collect"
 HEAD = ("case", "ms median / best", "k tokens/s", "speed over bare")

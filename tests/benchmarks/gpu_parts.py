@@ -27,7 +27,8 @@ from timing import both, interleaved, milliseconds, ratios, table
 from torch import Tensor
 from train_step import Running, check, compare, peak_bytes
 
-from sae_forge.config import Backend, CollectConfig
+from sae_forge.config.collect import CollectConfig
+from sae_forge.config.train import Backend
 from sae_forge.kernels.dispatch import encode_tokens
 
 FLOPS, BYTES = 790e12, 4.3e12
@@ -394,12 +395,12 @@ def generation(scale: Scale) -> Found:
     """Cached generation with an edit after the middle layer of a model of full width, over the bare model."""
     from wide_model import texts, wide_llama
 
-    from sae_forge.evals.generation import Sampling, write
     from sae_forge.hookpoint import HookPoint
     from sae_forge.interventions.apply import applied
     from sae_forge.interventions.methods import clamp
     from sae_forge.interventions.methods import scale as scaled
     from sae_forge.sae.topk import TopKSAE
+    from sae_forge.tasks.engines.generation import Sampling, write
 
     sizes = scale.llama
     lm = wide_llama(2 if scale.tiny else 32, sizes.d_in, scale.device)

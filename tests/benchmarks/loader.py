@@ -26,7 +26,7 @@ from torch import Tensor
 from sae_forge.data.reader import ShardFile
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter, complete
 from sae_forge.data.stream import ActivationStream
-from sae_forge.tensors import DTYPES
+from sae_forge.store.tensors import DTYPES
 
 PLAIN, ORDER, ORDER_BARE = "files end to end", "blocks in order", "blocks in order, not verified"
 STREAM, STREAM_BARE, BUSY = "stream", "stream, not verified", "stream, busy consumer"

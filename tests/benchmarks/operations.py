@@ -18,7 +18,7 @@ from timing import both, conditions, interleaved, milliseconds, ratios, table, w
 from torch import Tensor
 from torch.nn import functional
 
-from sae_forge.config import Backend
+from sae_forge.config.train import Backend
 from sae_forge.kernels import dispatch
 from sae_forge.kernels.rows import (
     DecodeLoss,

@@ -15,15 +15,15 @@ from small_model import questions, small_llama
 from timing import both, conditions, interleaved, milliseconds, ratios, table, write_json
 from torch import Tensor
 
-from sae_forge.evals.continuations import encode, forward, pad
-from sae_forge.evals.generation import Sampling, write
-from sae_forge.evals.multiple_choice import letter_prompt
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.apply import applied
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.methods import clamp, dsg, scale
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.tasks.engines.continuations import encode, forward, pad
+from sae_forge.tasks.engines.generation import Sampling, write
+from sae_forge.tasks.engines.multiple_choice import letter_prompt
 
 BARE = "bare model"
 HEAD = ("edit", "forward ms", "over bare", "generation ms", "over bare")

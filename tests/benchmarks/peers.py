@@ -14,7 +14,7 @@ import torch
 from made_up import Problem, Weights
 from torch import Tensor, nn
 
-from sae_forge.config import Backend, TrainConfig
+from sae_forge.config.train import Backend, TrainConfig
 from sae_forge.kernels.rows import BETAS, EPS
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.training.plan import Plan

@@ -8,10 +8,10 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sae_forge.evals.items import Question
-from sae_forge.evals.metrics import LETTERS
-from sae_forge.evals.multiple_choice import letter_prompt
 from sae_forge.models.loading import LanguageModel, load_model
+from sae_forge.statistics.metrics import LETTERS
+from sae_forge.tasks.engines.multiple_choice import letter_prompt
+from sae_forge.tasks.items import Question
 
 sys.path.append(str(Path(__file__).parents[1]))  # the tokenizer that tests use as well
 from tiny_tokenizer import make_tokenizer

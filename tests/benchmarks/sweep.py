@@ -15,17 +15,17 @@ import torch
 from small_model import questions, small_llama
 from timing import Seconds, both, conditions, interleaved, milliseconds, ratios, table, write_json
 
-from sae_forge.evals.generation import Sampling
-from sae_forge.evals.items import Domain
-from sae_forge.evals.measure import Measurement, Suite, measure
-from sae_forge.evals.multiple_choice import encode_questions
-from sae_forge.evals.subjects import AsItIs, Hook, Subject, in_force
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.methods import scale
+from sae_forge.methods.subjects import AsItIs, Hook, Subject, in_force
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.study.measure import Measurement, Suite, measure
+from sae_forge.tasks.engines.generation import Sampling
+from sae_forge.tasks.engines.multiple_choice import encode_questions
+from sae_forge.tasks.items import Domain
 
 HEAD = ("layer l", "in full ms", "played ms", "speed-up", "L / (L-l-1)", "share of it", "bound")
 

@@ -5,9 +5,9 @@ from small_model import VOCABULARY, questions
 from tiny_tokenizer import make_tokenizer
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sae_forge.evals.multiple_choice import letter_prompt
 from sae_forge.models.families import family_of
 from sae_forge.models.loading import LanguageModel
+from sae_forge.tasks.engines.multiple_choice import letter_prompt
 
 NAME = "wide-llama"
 

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.formats.checked import positive, require_finite, require_shapes
 from sae_forge.sae.formats.pickled import read_pickled
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.store import files
 
 CONFIG = "config.json"
 WEIGHTS = "ae.pt"

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_forge.errors import CheckpointError
-from sae_forge.tensors import read_tensors
+from sae_forge.store.tensors import read_tensors
 
 MEMORY = 4 * 2**30
 """Address space the child may add to that of its imports."""

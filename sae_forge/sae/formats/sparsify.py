@@ -4,12 +4,12 @@ import re
 from pathlib import Path
 from typing import Any
 
-from sae_forge import files
 from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.formats.checked import positive, require_finite, require_shapes
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tensors import read_header, read_tensors
+from sae_forge.store import files
+from sae_forge.store.tensors import read_header, read_tensors
 
 CFG = "cfg.json"
 WEIGHTS = "sae.safetensors"

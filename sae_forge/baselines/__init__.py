@@ -1,1 +1,0 @@
-"""The room of the rivals: methods that forget without editing latents, to be measured beside those that do."""

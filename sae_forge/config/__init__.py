@@ -1,0 +1,1 @@
+"""What each verb can be told: one frozen dataclass a verb, torch-free."""

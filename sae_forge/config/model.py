@@ -1,0 +1,82 @@
+"""Which model, where in it, and where results go: the settings every verb shares."""
+
+from dataclasses import Field, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from sae_forge.errors import ConfigError
+from sae_forge.hookpoint import HookPoint, Site
+
+ModelDtype = Literal["auto", "bf16", "fp16", "fp32"]
+Quantize = Literal["none", "8bit", "4bit"]
+
+
+DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model, where in it, and where results go: the settings every verb shares."""
+
+    model: Annotated[str, "Hub id, local folder, or built-in: tiny-llama, tiny-gemma2."] = DEFAULT_MODEL
+    layer: Annotated[tuple[int, ...] | None, "One layer or several: 3,7,15. Unset: the preset's, else the middle."] = (
+        None
+    )
+    site: Annotated[Site, "Where in the layer; resid_post is its output."] = "resid_post"
+    run_dir: Annotated[Path | None, "Run folder. Unset: checkpoints/<model with / as -->."] = None
+    seed: Annotated[int, "Seed of everything random."] = 0
+    revision: Annotated[str | None, "Branch, tag or commit of a Hub model."] = None
+    dtype: Annotated[ModelDtype, "Precision the model computes in. auto: fp32 on a CPU, as stored on a GPU."] = "auto"
+    model_device: Annotated[str, "Device of the model: auto, cpu, cuda, cuda:1 …"] = "auto"
+    device_map: Annotated[str | None, "Spread the model over devices: auto, balanced, sequential."] = None
+    quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes)."] = "none"
+    sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …"] = "auto"
+    spelled: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
+    """Settings the user named, by flag or file; the others came from a preset or are defaults. No setting itself."""
+
+    def __post_init__(self) -> None:
+        if self.quantize != "none" and self.dtype == "fp32":
+            raise ConfigError(f"--quantize {self.quantize} computes in 16 bits; drop --dtype fp32")
+        if self.layer is not None and (not self.layer or len(set(self.layer)) < len(self.layer)):
+            raise ConfigError(f"--layer {','.join(map(str, self.layer))} must name each layer once")
+        _ = self.hook_points  # a negative layer or an unknown site is refused here
+
+    @property
+    def hook_points(self) -> tuple[HookPoint, ...] | None:
+        """The places named by ``layer`` and ``site``, lowest first; None when no layer was named."""
+        return None if self.layer is None else tuple(HookPoint(layer, self.site) for layer in sorted(self.layer))
+
+    @property
+    def run_folder(self) -> Path:
+        """Where artefacts of this model live."""
+        return self.run_dir or Path("checkpoints") / self.model.strip("/").replace("/", "--")
+
+    @property
+    def starts_over(self) -> bool:
+        """Whether finished work is done again instead of being continued or returned."""
+        return getattr(self, "fresh", False) or not getattr(self, "resume", True)
+
+    def settings(self, kind: type["ModelConfig"] | None = None) -> dict[str, Any]:
+        """JSON-ready values of the fields that ``kind`` (default: this class) declares."""
+        return {name: _plain(getattr(self, name)) for name in setting_fields(kind or type(self))}
+
+    def require(self, **checks: tuple[bool, str]) -> None:
+        """Raise for the first setting whose check is False; the text says what would be right."""
+        for name, (holds, wanted) in checks.items():
+            if not holds:
+                raise ConfigError(f"--{name} {_shown(getattr(self, name))}: {wanted}")
+
+
+def setting_fields(kind: type[ModelConfig]) -> dict[str, Field[Any]]:
+    """The fields of a config that are settings, by name: its flags."""
+    return {entry.name: entry for entry in fields(kind) if entry.name != "spelled"}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return [_plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def _shown(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

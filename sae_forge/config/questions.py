@@ -1,0 +1,22 @@
+"""Questions on what is forgotten and on what is kept."""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+from sae_forge.config.model import ModelConfig
+
+Scoring = Literal["cloze", "letter", "chat"]
+QuestionFilter = Literal["none", "correct", "correct_iff_question", "correct_no_tricks"]
+Half = Literal["test", "dev", "all"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuestionsConfig(ModelConfig):
+    """Four-option questions on what is forgotten and on what is kept."""
+
+    forget_questions: Annotated[tuple[str, ...], "Question files (WMDP/MMLU records) on what is forgotten."] = ()
+    retain_questions: Annotated[tuple[str, ...], "Question files on what is kept."] = ()
+    scoring: Annotated[
+        Scoring,
+        "cloze: log-prob of each option's text. letter: of A, B, C, D after the options. chat: letters, chat turn.",
+    ] = "letter"

@@ -1,1 +1,0 @@
-"""The room where a model is measured outside and inside an edit."""

@@ -1,0 +1,1 @@
+"""Edits of the running model, a file each."""

@@ -1,0 +1,150 @@
+"""What methods are made from: the selection, and what the collected activations say of norms, rates and texts.
+
+Everything is read once, when the first method asks for it; a report of plain edits needs no shards at all.
+"""
+
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sae_forge.config.evaluate import EvalConfig
+from sae_forge.data.shards import ShardReader
+from sae_forge.errors import DataError
+from sae_forge.features.analysis import traces
+from sae_forge.features.selection import Selection
+from sae_forge.hookpoint import HookPoint
+from sae_forge.interventions.ablation import NegativeScaling
+from sae_forge.interventions.apply import Intervention, delta
+from sae_forge.interventions.values import median_norm, relative_to_norm
+from sae_forge.methods.edits.diff_means import Direction, difference_in_means, retain_threshold
+from sae_forge.methods.weights.texts import Texts, load_texts
+from sae_forge.models.loading import LanguageModel
+from sae_forge.sae.dictionary import Dictionary
+
+SAMPLE_ROWS = 8192
+"""Tokens of a corpus that norms are measured on."""
+TRACED = 512
+"""Sequences of each retain corpus that gates are calibrated on; a 95th percentile is then good to about one point."""
+
+
+@dataclass(frozen=True)
+class Shards:
+    """Collected activations at the SAE's hook point."""
+
+    forget: ShardReader
+    retain: dict[str, ShardReader]
+
+
+@dataclass(frozen=True, eq=False)
+class Materials:
+    """One model, one SAE, one selection and what was collected for them."""
+
+    lm: LanguageModel = field(repr=False)
+    sae: Dictionary = field(repr=False)
+    point: HookPoint
+    selection: Selection
+    config: EvalConfig
+    collected: Shards | None = None
+
+    @property
+    def shards(self) -> Shards:
+        """The collected activations.
+
+        Raises:
+            DataError: there are none.
+        """
+        if self.collected is None:
+            raise DataError(
+                "relative values, calibrated gates and retrained baselines need the activations that the selection was "
+                "made from, and this run folder does not hold them; run features again"
+            )
+        return self.collected
+
+    @cached_property
+    def retain_norm(self) -> float:
+        """Median L2 norm of the activation of a retain token."""
+        return median_norm(torch.cat([_sample(reader) for reader in self.shards.retain.values()]))
+
+    @cached_property
+    def forget_sample(self) -> Float[Tensor, "1 tokens d_in"]:
+        """Activations of forget tokens."""
+        return _sample(self.shards.forget)[None]
+
+    @cached_property
+    def forget_texts(self) -> Texts:
+        """The forget corpus as token sequences."""
+        return load_texts(self.lm, [self.shards.forget])
+
+    @cached_property
+    def retain_texts(self) -> Texts:
+        """The retain corpora as token sequences."""
+        return load_texts(self.lm, list(self.shards.retain.values()))
+
+    @cached_property
+    def direction(self) -> Direction:
+        """From the mean of the retain tokens to that of the forget tokens."""
+        found = difference_in_means([self.shards.forget], list(self.shards.retain.values()))
+        return found.to(self.sae.W_dec.device)
+
+    @cached_property
+    def direction_threshold(self) -> float:
+        """How far along it a token must lie for the gated form to act."""
+        retain = list(self.shards.retain.values())
+        return retain_threshold(self.direction, retain, percentile=self.config.gate_percentile)
+
+    def value(self, times: float, latents: tuple[int, ...]) -> float:
+        """``times`` in the units that the config asks for, as an act: as it is, or relative to the residual norm."""
+        if self.config.value_units == "absolute" or times == 0:
+            return times
+        rows = self.sae.W_dec.detach()[list(latents)]
+        return relative_to_norm(times, self.retain_norm, rows)
+
+    def means(self, latents: tuple[int, ...]) -> tuple[float, ...]:
+        """Mean act of each latent over all retain tokens."""
+        known = {latent.index: latent for latent in self.selection.latents}
+        tokens = {name: corpus.tokens for name, corpus in self.selection.retain_corpora.items()}
+        total = sum(tokens.values())
+        return tuple(
+            sum(stats.mean * tokens[name] for name, stats in known[latent].retain.items()) / total for latent in latents
+        )
+
+    def peak(self, latents: tuple[int, ...]) -> float:
+        """Mean over the latents of the highest act each has on forget text."""
+        peaks = [latent.forget.peak for latent in self.selection.latents if latent.index in latents]
+        return sum(peaks) / len(peaks)
+
+    @cached_property
+    def _traces(self) -> dict[str, tuple[Tensor, ...]]:
+        latents = torch.tensor(self.selection.indices)
+        retain = self.shards.retain.items()
+        return {name: traces(reader, self.sae, latents, TRACED) for name, reader in retain}
+
+    def traces(self, latents: tuple[int, ...]) -> dict[str, tuple[Float[Tensor, "_ n"], ...]]:
+        """Acts of the latents on the sequences of each retain corpus."""
+        place = {latent: number for number, latent in enumerate(self.selection.indices)}
+        columns = torch.tensor([place[latent] for latent in latents])
+        return {name: tuple(trace[:, columns] for trace in found) for name, found in self._traces.items()}
+
+    @cached_property
+    def budget(self) -> float:
+        """One edit-norm budget: what the first ablation scale on all latents adds to a forget token, on average."""
+        reference = NegativeScaling(self.config.ablation_scale[0])
+        return self.forget_norm(self.sae, Intervention("scale", self.selection.indices, reference))
+
+    def forget_norm(self, dictionary: Dictionary, intervention: Intervention) -> float:
+        """Mean L2 norm of what an edit adds to a forget token, tokens it leaves alone included."""
+        x = self.forget_sample
+        real = torch.ones(x.shape[:2], dtype=torch.bool)
+        return float(delta(dictionary, intervention, x, real).double().norm(dim=-1).mean())
+
+
+def _sample(reader: ShardReader) -> Float[Tensor, "tokens d_in"]:
+    """Activations from the beginning, the middle and the end of a corpus, in float32."""
+    blocks = reader.block_count
+    size = max(1, reader.read_acts(0).shape[0])
+    wanted = min(blocks, -(-SAMPLE_ROWS // size))
+    chosen = sorted({number * blocks // wanted for number in range(wanted)})
+    return torch.cat([reader.read_acts(block).float() for block in chosen])[:SAMPLE_ROWS]

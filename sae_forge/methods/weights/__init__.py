@@ -1,0 +1,1 @@
+"""Methods that train other weights, a file each."""

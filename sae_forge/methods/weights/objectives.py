@@ -1,0 +1,76 @@
+"""What the training losses are made of: activations and log-probabilities of real tokens, in float32 or better."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_forge.methods.weights.texts import TextBatch
+from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tokens import real_token_mask
+
+Loss = Callable[[TextBatch, TextBatch], Float[Tensor, ""]]
+"""Of a forget and a retain batch, a function of the weights under training."""
+
+
+def real_tokens(lm: LanguageModel, batch: TextBatch) -> Bool[Tensor, "batch seq"]:
+    """Which tokens of a batch are text, on the model's device."""
+    return real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids).to(lm.device)
+
+
+def mean_squared(
+    x: Float[Tensor, "batch seq d_in"],
+    target: Float[Tensor, "*any d_in"],
+    counted: Bool[Tensor, "batch seq"],
+) -> Float[Tensor, ""]:
+    """Squared distance averaged over the counted tokens and the width."""
+    squared = (_wide(x) - _wide(target)).square().mean(-1)
+    return _mean(squared, counted.to(x.device))
+
+
+def target_logprobs(
+    lm: LanguageModel, batch: TextBatch
+) -> tuple[Float[Tensor, "batch targets"], Bool[Tensor, "batch targets"]]:
+    """Log-probability of every token but a row's first, zero where it is no real token; and which are."""
+    logits, wanted = next_token_logits(lm, batch)
+    targets = batch.token_ids[:, 1:].to(logits.device)
+    found = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
+    return torch.where(wanted, found, 0.0), wanted
+
+
+def nats_per_token(lm: LanguageModel, batch: TextBatch) -> Float[Tensor, ""]:
+    """Next-token loss averaged over all real tokens of the batch."""
+    logprobs, wanted = target_logprobs(lm, batch)
+    return -_mean(logprobs, wanted)
+
+
+def divergence(lm: LanguageModel, reference: LanguageModel, batch: TextBatch) -> Float[Tensor, ""]:
+    """KL of the reference's next-token distribution from the model's, averaged over the real tokens to predict."""
+    logits, wanted = next_token_logits(lm, batch)
+    with torch.no_grad():
+        before = next_token_logits(reference, batch)[0].log_softmax(-1)
+    after = logits.log_softmax(-1)
+    return _mean((before.exp() * (before - after)).sum(-1), wanted)
+
+
+def next_token_logits(
+    lm: LanguageModel, batch: TextBatch
+) -> tuple[Float[Tensor, "batch targets vocab"], Bool[Tensor, "batch targets"]]:
+    """Logits for every token but a row's first, and which of those are real tokens."""
+    mask = batch.attention_mask.to(lm.device, torch.long)
+    logits = lm.model(
+        input_ids=batch.token_ids.to(lm.device),
+        attention_mask=mask,
+        position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
+        use_cache=False,
+    ).logits[:, :-1]
+    return _wide(logits), real_tokens(lm, batch)[:, 1:].to(logits.device)
+
+
+def _mean(values: Tensor, counted: Tensor) -> Tensor:
+    return torch.where(counted, values, 0.0).sum() / counted.sum().clamp(min=1)
+
+
+def _wide(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -1,1 +1,0 @@
-"""Plots and the page that shows a run."""

@@ -1,0 +1,1 @@
+"""The report as types, and what its numbers allow one to say."""

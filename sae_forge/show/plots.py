@@ -1,0 +1,340 @@
+"""The pictures of a run, from plain data to image bytes that are the same every time.
+
+What a colour says, a marker or a position says too.
+"""
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from sae_forge.results.estimates import Record, TradeOff, domains, headline, label, trade_offs
+from sae_forge.show import canvas
+from sae_forge.show.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Kind
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+_COLOURS = {"baseline": GREY, "scale": VERMILLION, "zero": BLUE, "random": SKY}
+_SPARE = (GREEN, PURPLE, ORANGE, "#332288", "#882255", "#117733")
+_SCALES = (VERMILLION, GREEN, PURPLE, ORANGE, "#332288")
+_FORGET_BOUNDS = ("min_freq", "max_freq")
+_RETAIN_BOUNDS = ("max_neutral_freq", "retain_threshold")
+_PLATE = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
+_MARKERS = {"baseline": "*", "scale": "o", "zero": "s", "random": "D"}
+
+
+def frequency_scatter(
+    forget: Sequence[float] | np.ndarray,
+    retain: Sequence[float] | np.ndarray,
+    chosen: Sequence[int],
+    *,
+    thresholds: Record,
+    kind: Kind = "png",
+) -> bytes:
+    """How often each latent fires on the two corpora, both axes logarithmic, the chosen latents marked.
+
+    Latents that never fire on a corpus lie on the axis marked 0.
+
+    Args:
+        forget: Frequency of every latent, a share of tokens.
+        thresholds: Settings of the selection; those that bound a frequency are drawn.
+    """
+    x, y = np.asarray(forget, dtype=float), np.asarray(retain, dtype=float)
+    picked = np.zeros(len(x), dtype=bool)
+    picked[list(chosen)] = True
+    with canvas.figure(6.2, 5.2) as (figure, write):
+        axes = figure.add_subplot()
+        floor = _log_with_zero(axes, x, y)
+        shown_x, shown_y = np.maximum(x, floor), np.maximum(y, floor)
+        alive = (x > 0) | (y > 0)
+        others = alive & ~picked
+        others_label = f"other latents ({int(others.sum()):,}; {int((~alive).sum()):,} never fire)"
+        axes.scatter(
+            shown_x[others],
+            shown_y[others],
+            s=7,
+            color=GREY,
+            alpha=0.45,
+            linewidths=0,
+            label=others_label,
+            rasterized=True,
+        )
+        axes.scatter(
+            shown_x[picked], shown_y[picked], s=26, color=VERMILLION, edgecolors="white", linewidths=0.6,
+            label=f"chosen ({int(picked.sum()):,})", zorder=3,
+        )  # fmt: skip
+        axes.plot([floor, 1], [floor, 1], color="#999999", linewidth=0.9, linestyle=":", zorder=1)
+        for name in (name for name in (*_FORGET_BOUNDS, *_RETAIN_BOUNDS) if name in thresholds):
+            _draw_threshold(axes, name, thresholds[name])
+        axes.set_xlabel("forget frequency (share of tokens)")
+        axes.set_ylabel("retain frequency (share of tokens)")
+        axes.set_title("Latents by how often they fire")
+        _legend_below(figure, axes)
+        return write(kind)
+
+
+def domain_bars(
+    metrics: Record, *, measure: str = "accuracy", chance: float | None = None, kind: Kind = "png"
+) -> bytes:
+    """One measure in every domain under every method, with 95 % intervals.
+
+    Of a sweep it shows the first setting of each method. Seeds of a control are one bar: their mean, with an interval
+    that spans all of theirs.
+
+    Args:
+        metrics: The eval report's ``metrics``.
+        chance: Where to draw the line of guessing.
+    """
+    shown, bars = domains(metrics), headline(metrics)
+    with canvas.figure(max(6.2, 1.6 + 0.24 * len(bars) * len(shown)), 4.2) as (figure, write):
+        axes = figure.add_subplot()
+        width = 0.82 / max(len(bars), 1)
+        for number, bar in enumerate(bars):
+            found = [(place, bar.domain(domain, measure)) for place, domain in enumerate(shown)]
+            known = [(place + (number - (len(bars) - 1) / 2) * width, entry) for place, entry in found if entry]
+            axes.bar(
+                [place for place, _ in known], [entry["value"] for _, entry in known], width * 0.92,
+                yerr=_reach([entry for _, entry in known]), color=_colour(bar.name, number), label=bar.label,
+                error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
+            )  # fmt: skip
+        if chance is not None:
+            axes.axhline(chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({chance:g})")
+        roles = {name: entry["role"] for name, entry in metrics["domains"].items()}
+        axes.set_xticks(range(len(shown)), [f"{domain}\n({roles[domain]})" for domain in shown])
+        axes.grid(visible=False, axis="x")
+        axes.set_ylabel(measure.replace("_", " "))
+        axes.set_title(f"{measure.replace('_', ' ').capitalize()} by domain, 95 % intervals")
+        _legend_below(figure, axes)
+        return write(kind)
+
+
+def trade_off(metrics: Record, *, measure: str = "accuracy", chance: float | None = None, kind: Kind = "png") -> bytes:
+    """Forgetting against the worst damage elsewhere, a point for each method and setting, with 95 % intervals.
+
+    Utility is the lowest value among neighbour and retain domains, with that domain's own interval: a mean would let
+    one ruined domain hide among intact ones. Settings that differ only in scale are joined by a line.
+    """
+    with canvas.figure(6.2, 4.8) as (figure, write):
+        axes = figure.add_subplot()
+        if chance is not None:
+            axes.axvline(chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({chance:g})")
+        families = _families(trade_offs(metrics, measure))
+        scales = [words for words, group in families.items() if group[0].measurement.name == "scale"]
+        for number, (words, group) in enumerate(families.items()):
+            name = group[0].measurement.name
+            rank = scales.index(words) if name == "scale" else 0
+            _draw_family(axes, words, group, _SCALES[rank % len(_SCALES)] if name == "scale" else _colour(name, number))
+        axes.set_xlabel(f"{measure} on what is forgotten")
+        axes.set_ylabel(f"lowest {measure} on what is kept")
+        axes.set_title("The trade-off, 95 % intervals (small numbers: scale)")
+        _legend_below(figure, axes)
+        return write(kind)
+
+
+def method_map(metrics: Record, *, measure: str = "accuracy", chance: float | None = None, kind: Kind = "png") -> bytes:
+    """Every method at one setting: forgetting against the worst damage elsewhere, by name, over its random controls.
+
+    Utility is that of :func:`trade_off`. Colour and marker say what was done to the model.
+    """
+    points = trade_offs(metrics, measure)
+    with canvas.figure(7.4, 5.4) as (figure, write):
+        axes = figure.add_subplot()
+        if chance is not None:
+            axes.axvline(chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({chance:g})")
+        for what, (colour, marker, size) in _WHATS.items():
+            group = [point for point in points if _what(point) == what]
+            x, y = [point.forget["value"] for point in group], [point.utility["value"] for point in group]
+            if what != "random control":
+                axes.errorbar(
+                    x, y, xerr=_reach([point.forget for point in group]),
+                    yerr=_reach([point.utility for point in group]),
+                    fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.4,
+                )  # fmt: skip
+            axes.plot(
+                x, y, linestyle="", marker=marker, color=colour, markersize=size, markeredgecolor="white", label=what
+            )
+        axes.set_xlabel(f"{measure} on what is forgotten (test half)")
+        axes.set_ylabel(f"lowest {measure} on what is kept")
+        axes.set_title("Every method at the setting it was tuned to, 95 % intervals")
+        _legend_below(figure, axes)
+        figure.draw_without_rendering()
+        _name_points(axes, [point for point in points if _what(point) in ("edit of activations", "retrained weights")])
+        return write(kind)
+
+
+_WHATS = {
+    "random control": (SKY, "D", 4),
+    "edit of activations": (VERMILLION, "o", 7),
+    "retrained weights": (BLUE, "s", 7),
+    "the model as it is": (GREY, "*", 13),
+}
+"""Colour, marker and its size by what was done to the model."""
+
+
+def _what(point: TradeOff) -> str:
+    kinds = {"baseline": "the model as it is", "weights": "retrained weights", "hook": "edit of activations"}
+    measurement = point.measurement
+    return "random control" if measurement.name == "random" else kinds[measurement.entries[0]["kind"]]
+
+
+def _name_points(axes: "Axes", points: Sequence[TradeOff]) -> None:
+    """Write each name beside its point, moved down until it covers no other name."""
+    taken: list[tuple[float, float, float]] = []
+    for point in sorted(points, key=lambda point: (-point.utility["value"], point.forget["value"])):
+        name = point.measurement.name
+        x, y = axes.transData.transform((point.forget["value"], point.utility["value"])) * 72 / axes.figure.dpi
+        width, down = 4.4 * len(name), 3.0
+        while any(abs(y - down - other) < 9 and x < right and left < x + width for left, right, other in taken):
+            down += 3
+        taken.append((x, x + width, y - down))
+        axes.annotate(
+            name, (point.forget["value"], point.utility["value"]), xytext=(6, -down), textcoords="offset points",
+            fontsize=7.5,
+        )  # fmt: skip
+
+
+def sweep_panels(metrics: Record, *, kind: Kind = "png") -> bytes:
+    """Every setting that was tried on the dev half, a panel a method, over those of all methods in grey.
+
+    A ring marks the chosen setting, a line joins the settings that no other of the method beats, and the dotted line is
+    99 % of the utility of the model as it is, which the star marks.
+    """
+    swept = metrics["sweep"]
+    tried = [point for one in swept["methods"].values() for point in one["points"]]
+    columns = min(4, len(swept["methods"]))
+    rows = -(-len(swept["methods"]) // columns)
+    with canvas.figure(2.3 * columns + 0.4, 1.9 * rows + 0.6) as (figure, write):
+        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
+        for axes, (name, one) in zip(panels, swept["methods"].items(), strict=False):
+            axes.scatter(*_places(tried), s=6, color="#cccccc", linewidth=0)
+            axes.plot(*_places(one["front"]), color=VERMILLION, linewidth=1)
+            axes.scatter(*_places(one["points"]), s=14, color=VERMILLION, linewidth=0)
+            axes.scatter(*_places([one["chosen"]]), s=60, facecolor="none", edgecolor="black", linewidth=1.2, zorder=4)
+            axes.scatter(*_places([swept["base"]]), s=60, marker="*", color=GREY, zorder=3)
+            axes.axhline(swept["floors"]["utility_99"], color="black", linewidth=0.8, linestyle=":")
+            axes.set_title(name, fontsize=9)
+        for axes in panels[len(swept["methods"]) :]:
+            axes.set_visible(False)
+        figure.supxlabel("accuracy on what is forgotten (dev half)")
+        figure.supylabel("accuracy on what is kept")
+        return write(kind)
+
+
+def _places(points: Sequence[Record]) -> tuple[list[float], list[float]]:
+    return [point["forget"] for point in points], [point["utility"] for point in points]
+
+
+def training_curve(steps: Sequence[Record], *, kind: Kind = "png") -> bytes:
+    """FVU and the share of dead latents over training.
+
+    Args:
+        steps: Records with ``step`` and, where they were measured, ``fvu`` and ``dead_share``.
+    """
+    with canvas.figure(6.2, 4.6) as (figure, write):
+        upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 2])
+        for axes, name, colour, label in (
+            (upper, "fvu", BLUE, "variance unexplained"),
+            (lower, "dead_share", VERMILLION, "dead latents"),
+        ):
+            known = [(entry["step"], entry[name]) for entry in steps if entry.get(name) is not None]
+            axes.plot(*zip(*known, strict=True) if known else ([], []), color=colour, linewidth=1.4)
+            axes.set_ylabel(label)
+        if any(entry.get("fvu") for entry in steps):
+            upper.set_yscale("log")
+            upper.yaxis.set_major_formatter(lambda fvu, _: f"{fvu:g}")
+        lower.set_ylim(bottom=0)
+        lower.yaxis.set_major_formatter(lambda share, _: f"{share:.3g}")
+        lower.set_xlabel("optimizer step")
+        upper.set_title("Training of the SAE")
+        figure.align_ylabels()
+        return write(kind)
+
+
+def _draw_family(axes: "Axes", words: str, group: Sequence[TradeOff], colour: str) -> None:
+    name = group[0].measurement.name
+    x, y = [point.forget["value"] for point in group], [point.utility["value"] for point in group]
+    axes.errorbar(
+        x, y, xerr=_reach([point.forget for point in group]), yerr=_reach([point.utility for point in group]),
+        fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.55,
+    )  # fmt: skip
+    axes.plot(
+        x, y, color=colour, marker=_MARKERS.get(name, "^"), markersize=12 if name == "baseline" else 6.5,
+        markeredgecolor="white", linestyle="-" if name == "scale" else "", linewidth=1.4, label=words,
+        zorder=5 if name == "baseline" else 3,
+    )  # fmt: skip
+    for point in group if name == "scale" else ():
+        axes.annotate(
+            f"{point.measurement.settings.get('scale', 0):g}", (point.forget["value"], point.utility["value"]),
+            xytext=(4, -11), textcoords="offset points", fontsize=7.5, color=colour,
+        )  # fmt: skip
+
+
+def _families(points: Sequence[TradeOff]) -> dict[str, list[TradeOff]]:
+    """Points by method; those of negative scaling by number of latents too, in order of scale."""
+    found: dict[str, list[TradeOff]] = {}
+    for point in points:
+        name, settings = point.measurement.name, point.measurement.settings
+        match name:
+            case "scale":
+                words = label(name, {key: value for key, value in settings.items() if key != "scale"})
+            case "random":
+                words = f"random {settings['kind']}"
+            case _:
+                words = name
+        found.setdefault(words, []).append(point)
+    for group in found.values():
+        if group[0].measurement.name == "scale":
+            group.sort(key=lambda point: -point.measurement.settings.get("scale", 0))
+    return found
+
+
+def _colour(name: str, number: int) -> str:
+    return _COLOURS.get(name, _SPARE[number % len(_SPARE)])
+
+
+def _reach(estimates: Sequence[Record]) -> list[list[float]]:
+    """Distances from the values to both ends of their intervals, as error bars want them."""
+    return [
+        [max(entry["value"] - entry["low"], 0.0) for entry in estimates],
+        [max(entry["high"] - entry["value"], 0.0) for entry in estimates],
+    ]
+
+
+def _log_with_zero(axes: "Axes", x: np.ndarray, y: np.ndarray) -> float:
+    """Make both axes logarithmic with a tick called 0 below the smallest frequency, and say where it lies."""
+    positive = np.concatenate([x[x > 0], y[y > 0]])
+    least = float(positive.min()) if len(positive) else 1e-6
+    first = int(np.floor(np.log10(least)))
+    floor = 10.0 ** (first - 0.5)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    ticks = [floor, *(10.0**power for power in range(first, 1))]
+    labels = ["0", *(f"$10^{{{power}}}$" if power else "1" for power in range(first, 1))]
+    for axis, limit in ((axes.xaxis, axes.set_xlim), (axes.yaxis, axes.set_ylim)):
+        axis.set_ticks(ticks, labels)
+        axis.set_ticks([], minor=True)
+        limit(floor * 0.8, 1.2)
+    return floor
+
+
+def _draw_threshold(axes: "Axes", name: str, value: float) -> None:
+    if name in _FORGET_BOUNDS:
+        axes.axvline(value, color=BLUE, linewidth=1, linestyle="--", zorder=2)
+        axes.annotate(
+            f"{name} {value:g}", (value, 1), xycoords=("data", "axes fraction"), xytext=(-3, -4),
+            textcoords="offset points", rotation=90, ha="right", va="top", fontsize=7.5, color=BLUE, bbox=_PLATE,
+        )  # fmt: skip
+    else:
+        axes.axhline(value, color=BLUE, linewidth=1, linestyle="--", zorder=2)
+        axes.annotate(
+            f"{name} {value:g}", (0, value), xycoords=("axes fraction", "data"), xytext=(4, 3),
+            textcoords="offset points", fontsize=7.5, color=BLUE, bbox=_PLATE,
+        )  # fmt: skip
+
+
+def _legend_below(figure: "Figure", axes: "Axes") -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=min(3, max(len(labels), 1)))

@@ -1,0 +1,1 @@
+"""Plain statistics on plain numbers: no model, no torch."""

@@ -1,0 +1,106 @@
+"""Plain numbers about answers and texts, each a pure function that can be checked by hand."""
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+
+from sae_forge.statistics.bootstrap import Estimate
+
+LETTERS = "ABCD"
+CHANCE = 1 / len(LETTERS)
+
+DISTINCT_3_FLOOR, DISTINCT_2_FLOOR = 0.6, 0.4
+STUTTER_LENGTH, STUTTER_TIMES = 10, 3
+RETENTION_FLOOR = 1e-8
+WORD = re.compile("[a-z0-9]+")
+
+
+# ---- answers ------------------------------------------------------------------------------------
+
+
+def chance_distance(accuracy: Estimate) -> Estimate:
+    """How far an accuracy is from guessing, on either side: knowledge turned round is not knowledge gone."""
+    ends = abs(accuracy.low - CHANCE), abs(accuracy.high - CHANCE)
+    nearest = 0.0 if accuracy.low <= CHANCE <= accuracy.high else min(ends)
+    return Estimate(abs(accuracy.value - CHANCE), nearest, max(ends))
+
+
+def letter_shares(chosen: Sequence[int]) -> dict[str, float]:
+    """Share of the answers that fell on each letter; one letter far ahead is a bias, not an opinion."""
+    counts = Counter(chosen)
+    return {letter: counts[index] / len(chosen) for index, letter in enumerate(LETTERS)}
+
+
+def retention(accuracy: float, base: float) -> float:
+    """Share of the base model's accuracy above chance that is left, in [0, 1] (arXiv 2503.11127)."""
+    return min(1.0, max(RETENTION_FLOOR, accuracy - CHANCE) / max(RETENTION_FLOOR, base - CHANCE))
+
+
+def alignment(retain: float, retain_base: float, forget: float, forget_base: float) -> float:
+    """Retention of what should stay times loss of what should go, in [0, 1], higher is better (arXiv 2503.11127)."""
+    return retention(retain, retain_base) * (1 - retention(forget, forget_base))
+
+
+def privleak(auroc: float, reference: float) -> float:
+    """How far, in percent, an AUROC is above that of a model retrained without the text (MUSE, arXiv 2407.06460).
+
+    Args:
+        auroc: Chance that a text the model never saw looks likelier to it than a text it is to forget.
+
+    Returns:
+        0 where forget text looks as it does to the retrained model. Negative where it looks too familiar, -100 at
+        most, as to a model that still knows it; positive where it looks odder than text never seen.
+    """
+    return 100 * (auroc - reference) / reference
+
+
+# ---- generated text -----------------------------------------------------------------------------
+
+
+def rouge_l_f1(prediction: str, reference: str) -> float:
+    """Harmonic mean of what share of either text's words is in their longest common subsequence, in [0, 1].
+
+    Words are runs of a-z and 0-9 in lower case, without stemming, as MUSE takes them; a text without any scores 0.
+    """
+    said, wanted = WORD.findall(prediction.lower()), WORD.findall(reference.lower())
+    return 2 * longest_common(said, wanted) / (len(said) + len(wanted)) if said and wanted else 0.0
+
+
+def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
+    """Length of the longest sequence that both hold in order, gaps allowed."""
+    row = [0] * (len(other) + 1)  # of what was read of `one` so far, with the first n of `other`
+    for mine in one:
+        diagonal = 0
+        for place, its in enumerate(other, start=1):
+            above = row[place]
+            row[place] = diagonal + 1 if mine == its else max(above, row[place - 1])
+            diagonal = above
+    return row[-1]
+
+
+def distinct(text: str, n: int) -> float:
+    """Unique over all word n-grams, in (0, 1]; 1 for a text of fewer than ``n`` words."""
+    words = text.split()
+    grams = list(zip(*(words[start:] for start in range(n)), strict=False))
+    return len(set(grams)) / len(grams) if grams else 1.0
+
+
+def stutters(text: str) -> bool:
+    """Whether some stretch of 10 to 49 characters occurs three times without overlapping itself.
+
+    A longer stretch that recurs begins with a stretch of 10 that recurs as often, so those decide.
+    """
+    starts: dict[str, tuple[int, int]] = {}
+    for position in range(len(text) - STUTTER_LENGTH + 1):
+        stretch = text[position : position + STUTTER_LENGTH]
+        times, free_from = starts.get(stretch, (0, 0))
+        if position >= free_from:
+            starts[stretch] = (times + 1, position + STUTTER_LENGTH)
+            if times + 1 == STUTTER_TIMES:
+                return True
+    return False
+
+
+def degenerate(text: str) -> bool:
+    """Whether a text repeats itself: distinct-3 below 0.6, distinct-2 below 0.4, or a stutter (INLP_PROJECT)."""
+    return distinct(text, 3) < DISTINCT_3_FLOOR or distinct(text, 2) < DISTINCT_2_FLOOR or stutters(text)

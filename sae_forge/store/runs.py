@@ -1,0 +1,283 @@
+"""The run folder: which artefact lives where, and which run or artefact is the newest."""
+
+import json
+import os
+import time
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sae_forge.errors import CheckpointError, ConfigError, DataError, RemoteError, ResourceError, ShardError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.store import files
+from sae_forge.store.remote import AnyPath, connect, is_url
+
+CHECKPOINTS = Path("checkpoints")
+POINTER = "source.json"
+"""Stands in an SAE's folder in place of its weights, and says where those are: an SAE made elsewhere."""
+PLACE = "place.json"
+"""Stands in ``shards/`` and says where the shards are, when they are not there."""
+BEGUN = "begun.json"
+"""Stands beside it and lists the folders at that place in which this run found nothing: the only ones it may empty."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """Paths of one model's artefacts; nothing here exists until a verb makes it."""
+
+    folder: Path
+    shards_dir: str | None = None
+    """Where the user says its shards are, a folder or a URL; None: where a pointer says, else in ``shards/``."""
+
+    @property
+    def shards(self) -> AnyPath:
+        """The folder that holds a folder for each corpus; every later command finds it without being told.
+
+        Raises:
+            ConfigError: the user names another place than the one where the shards of this run are.
+            ShardError: the pointer to that place is damaged.
+        """
+        own, noted = self.folder / "shards", self._noted()
+        asked = None if self.shards_dir is None else self._place(self.shards_dir)
+        if asked == own.resolve() or str(asked) == f"file://{own.resolve()}":
+            asked = own
+        if asked is not None and asked != (there := noted or own) and _holds_shards(there):
+            raise ConfigError(
+                f"--shards_dir {asked}: the shards of {self.folder} are in {there}; leave the flag out, or "
+                "choose another --run_dir"
+            )
+        return asked or noted or own
+
+    @property
+    def elsewhere(self) -> bool:
+        """Whether its shards are at a place that other runs may share."""
+        return self.shards != self.folder / "shards"
+
+    def require_place(self) -> None:
+        """Refuse to collect where a pointer leads to nothing: what was collected is out of reach, not to be made anew.
+
+        Raises:
+            ShardError: names the pointer and the place.
+            RemoteError: the store does not answer.
+        """
+        noted = self._noted() if self.shards_dir is None else None
+        if noted is not None and not any(noted.glob("*/*/*")):
+            raise ShardError(
+                f"{self.folder / 'shards' / PLACE} says that the shards are in {noted}, and none are; bring them "
+                "back, or say where they go with --shards_dir"
+            )
+
+    def note_shards(self) -> None:
+        """Leave a pointer to the shards in the run folder, unless they are in it."""
+        if self.shards_dir is None or (place := self.shards) == self._noted():
+            return
+        own = self.folder / "shards"
+        if place == own:
+            (own / PLACE).unlink(missing_ok=True)  # to a place where nothing was ever collected
+            return
+        if isinstance(place, Path):
+            place = Path(os.path.relpath(place, own.resolve()))  # no absolute path stands outside logs/
+        files.publish_json(own / PLACE, {"shards_dir": str(place)})
+
+    def _noted(self) -> AnyPath | None:
+        path = self.folder / "shards" / PLACE
+        if not path.exists():
+            return None
+        value = files.read_json(path, kind=ShardError, what="a pointer to a run's shards")
+        if not isinstance(value, dict) or set(value) != {"shards_dir"} or not isinstance(value["shards_dir"], str):
+            raise ShardError(f"{path} does not say where the shards are; delete it and repeat --shards_dir")
+        named = value["shards_dir"]
+        if "\0" in named:
+            raise ShardError(f"{path} names no place that can be; delete it and repeat --shards_dir")
+        return self._place(named if is_url(named) else str(path.parent.resolve() / named))
+
+    def _place(self, named: str) -> AnyPath:
+        """A folder or URL as somebody named it."""
+        if is_url(named):
+            return connect(named, self.folder / "shards")
+        return Path(named).expanduser().resolve()
+
+    @property
+    def corpora(self) -> list[str]:
+        """Folders of ``shards/`` that a collect has set out to fill, whether or not it came to its end."""
+        return self._listed("corpora.json", "the list of a run's corpora")
+
+    def plan_corpora(self, names: Iterable[str]) -> None:
+        """Note what is about to be collected, so that a collect that was killed is finished before training."""
+        planned = sorted({*self.corpora, *names})
+        if planned != self.corpora:
+            files.publish_json(self.folder / "shards" / "corpora.json", planned)
+
+    @property
+    def begun(self) -> list[str]:
+        """Corpus and hook point of each folder that this run was the first to fill, where runs may share a place."""
+        return self._listed(BEGUN, "the list of what a run began")
+
+    def _listed(self, file: str, what: str) -> list[str]:
+        """Names of folders, none of which leads out of the place of the shards."""
+        path = self.folder / "shards" / file
+        if not path.exists():
+            return []
+        found = files.read_json(path, kind=ShardError, what=what)
+        if not isinstance(found, list) or not all(
+            isinstance(name, str) and name.isprintable() and not {"", ".", ".."}.intersection(name.split("/"))
+            for name in found
+        ):
+            raise ShardError(f"{path} is not {what}: it holds other things than names; restore it or delete it")
+        return found
+
+    def begin(self, names: Collection[str], *, fresh: bool) -> None:
+        """Before folders are filled: note those in which nothing is, where other runs may put theirs too.
+
+        Args:
+            names: ``forget-wizards/blocks.1.hook_resid_post`` and the like.
+            fresh: What is in them is about to be deleted.
+
+        Raises:
+            ConfigError: it is not this run's to delete.
+        """
+        if not self.elsewhere:
+            return
+        place, listed = self.shards, self.begun
+        known = listed if self._noted() == place else []  # of another place it says nothing
+        empty = [name for name in names if name not in known and not any((place / name).glob("[!.]*"))]
+        if fresh and (foreign := sorted({*names}.difference(known, empty))):
+            raise ConfigError(
+                f"{place}/{foreign[0]} was collected by another run, so --fresh of {self.folder} does not delete it; "
+                "give another --shards_dir, or leave --fresh out"
+            )
+        if (begun := sorted({*known, *empty})) != listed:
+            files.publish_json(self.folder / "shards" / BEGUN, begun)
+
+    def saes(self, point: HookPoint | None = None) -> list[Path]:
+        """Finished SAEs and pointers to SAEs made elsewhere, oldest first, of one hook point or of all."""
+        place = f"saes/{point or '*'}/*"
+        return _by_age([*self.folder.glob(f"{place}/cfg.json"), *self.folder.glob(f"{place}/{POINTER}")])
+
+    def sae(self, point: HookPoint, *, k: int, d_sae: int, seed: int) -> Path:
+        """Where the SAE of these sizes goes."""
+        return self.folder / "saes" / str(point) / f"k{k}-d{d_sae}-s{seed}"
+
+    def windows(self, point: HookPoint) -> Path:
+        """Where shards of corpora that are never on disk whole come and go."""
+        return self.folder / "windows" / str(point)
+
+    def newest_sae(self, point: HookPoint | None, command: str) -> Path:
+        """The SAE to use when none was named.
+
+        Raises:
+            CheckpointError: there is none; names the command that makes one.
+        """
+        if found := self.saes(point):
+            return found[-1]
+        where = f" at {point}" if point else ""
+        have = ", ".join(sorted({path.parent.name for path in self.saes()})) or "none"
+        raise CheckpointError(f"no SAE{where} in {self.folder} (found: {have}); make one with: {command}")
+
+    def selections(self, sae: Path) -> Path:
+        """Folder of the selections made for one SAE."""
+        return self.folder / "features" / _relative(sae)
+
+    def selection_of(self, sae: Path) -> Path | None:
+        """The newest selection made for one SAE, if there is one."""
+        return max(self.selections(sae).glob("*.json"), key=_age, default=None)
+
+    def newest_selection(self, sae: Path, command: str) -> Path:
+        """The selection to use when none was named.
+
+        Raises:
+            DataError: there is none; names the command that makes one.
+        """
+        if (found := self.selection_of(sae)) is None:
+            raise DataError(f"no selection of latents for {sae}; make one with: {command}")
+        return found
+
+    def evals(self, sae: Path) -> Path:
+        """Folder of the reports on one SAE."""
+        return self.folder / "eval" / _relative(sae)
+
+    def newest_eval(self, sae: Path) -> Path | None:
+        """The newest complete report on an SAE, if there is one."""
+        found = _by_age(self.evals(sae).glob("*/eval.json"))
+        return found[-1] if found else None
+
+    def holds(self, sae: Path) -> bool:
+        """Whether an SAE folder is one of this run's own."""
+        return (self.folder / "saes").resolve() in sae.resolve().parents
+
+    @property
+    def logs(self) -> Path:
+        """Timings, rates and absolute paths: all that may differ between two equal runs."""
+        return self.folder / "logs"
+
+    @property
+    def model(self) -> str:
+        """The model this run is about.
+
+        Raises:
+            DataError: the folder is not a run folder.
+        """
+        value = files.read_json(self.folder / "run.json", kind=DataError, what="a run's description")
+        if not isinstance(value, dict) or not isinstance(value.get("model"), str):
+            raise DataError(f"{self.folder / 'run.json'} names no model; it is not a run folder of sae-forge")
+        return value["model"]
+
+    def open(self, model: str) -> None:
+        """Make the folder a run of ``model``.
+
+        Raises:
+            DataError: it already is a run of another model.
+        """
+        if not (self.folder / "run.json").exists():
+            files.publish_json(self.folder / "run.json", {"model": model})
+        elif self.model != model:
+            raise DataError(
+                f"{self.folder} is a run of {self.model}, not of {model}; choose another --run_dir or that --model"
+            )
+        self.note_shards()
+
+    def log(self, command: str, facts: dict[str, Any]) -> None:
+        """Append one line about a finished command; also what makes this run the newest."""
+        path = self.logs / "commands.jsonl"
+        line = json.dumps({"command": command, "at": time.time(), **facts}, default=str)
+        try:
+            self.logs.mkdir(parents=True, exist_ok=True)
+            with path.open("a") as file:
+                file.write(line + "\n")
+        except OSError as error:
+            raise ResourceError(f"the work is done but could not be noted in {path}: {error.strerror}") from error
+
+
+def newest_run(root: Path = CHECKPOINTS) -> Run:
+    """The run folder under ``root`` that was worked on last.
+
+    Raises:
+        DataError: there is none; names the command that makes one.
+    """
+    found = sorted(root.glob("*/logs/commands.jsonl"), key=_age)
+    if not found:
+        raise DataError(
+            f"no run folder under {root}/; make one with: sae-forge run --model tiny-llama, or give --run_dir"
+        )
+    return Run(found[-1].parent.parent)
+
+
+def _holds_shards(place: AnyPath) -> bool:
+    """Whether any shard was ever put there; a store that does not answer is taken to hold some."""
+    try:
+        return any(place.glob("*/*/shard-*"))
+    except RemoteError:
+        return True
+
+
+def _relative(sae: Path) -> Path:
+    return Path(sae.parent.name) / sae.name
+
+
+def _by_age(markers: Any) -> list[Path]:
+    return [marker.parent for marker in sorted(markers, key=_age)]
+
+
+def _age(path: Path) -> tuple[int, str]:
+    return path.stat().st_mtime_ns, str(path)

@@ -1,0 +1,1 @@
+"""Tasks asked of subjects: plans, controls, sweeps, estimates, a report."""

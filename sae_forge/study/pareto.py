@@ -1,0 +1,83 @@
+"""Which settings of a method are worth having: the trade-off of forgetting against utility, as pure functions.
+
+A point is a pair of accuracies; forgetting is better the lower, utility the higher. Definitions of the single numbers
+that papers quote: SAEBench's unlearning score, the best accuracy at a utility floor, hypervolume.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from sae_forge.statistics.metrics import CHANCE
+
+UTILITY_SHARE = 0.99
+"""Of the base model's utility that must be left (SAEBench, DSG)."""
+UTILITY_POINT = 0.01
+"""Accuracy that may be lost, as the other floor."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One setting of one method, measured."""
+
+    settings: dict[str, Any]
+    forget: float
+    """Accuracy on what is forgotten."""
+    utility: float
+    """Accuracy on what is kept."""
+    neighbour: float | None
+    """Accuracy on what lies close; it decides between points that are alike otherwise."""
+    alignment: float
+
+    def dominates(self, other: "Point") -> bool:
+        """Whether it is at least as good in both, and better in one."""
+        no_worse = self.forget <= other.forget and self.utility >= other.utility
+        return no_worse and (self.forget < other.forget or self.utility > other.utility)
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other dominates, by falling utility; of equal ones the first."""
+    kept = [one for one in points if not any(other.dominates(one) for other in points)]
+    unique = {(one.forget, one.utility): one for one in reversed(kept)}
+    return sorted(unique.values(), key=lambda one: (-one.utility, one.forget))
+
+
+def best_at(points: Sequence[Point], floor: float, neighbour_floor: float = 0.0) -> Point | None:
+    """The lowest forget accuracy among points of at least these accuracies elsewhere, if any has them."""
+    kept = (one for one in points if one.utility >= floor and (one.neighbour or 0.0) >= neighbour_floor)
+    return min(kept, key=lambda one: one.forget, default=None)
+
+
+def hypervolume(points: Sequence[Point], base_forget: float) -> float:
+    """Area that the points dominate between the reference (forget ``base_forget``, utility at chance) and perfection.
+
+    In accuracy squared; 0 when nothing was forgotten above chance utility.
+    """
+    area, reached = 0.0, base_forget
+    for one in front([one for one in points if one.utility > CHANCE and one.forget < base_forget]):
+        area += (reached - one.forget) * (one.utility - CHANCE)
+        reached = one.forget
+    return area
+
+
+def choose(points: Sequence[Point], base_utility: float) -> tuple[Point, str]:
+    """The point to report, and the rule that chose it.
+
+    At least 99 % of the base model's utility if any point has that, else at most one point lost, else the best
+    alignment. Under a floor the lowest forget accuracy wins, where everything below chance counts as chance: knowledge
+    turned round is not knowledge gone. Ties go to the better neighbours, then to utility, then to the first.
+    """
+    for name, floor in floors(base_utility).items():
+        if eligible := [one for one in points if one.utility >= floor]:
+            return min(eligible, key=_rank), name
+    return max(points, key=lambda one: one.alignment), "alignment"
+
+
+def floors(base_utility: float) -> dict[str, float]:
+    """Least utility under each rule, by its name in reports."""
+    return {"utility_99": UTILITY_SHARE * base_utility, "utility_1pt": base_utility - UTILITY_POINT}
+
+
+def _rank(one: Point) -> tuple[float, ...]:
+    """Better points first."""
+    return max(one.forget, CHANCE), 0.0 if one.neighbour is None else -one.neighbour, -one.utility

@@ -1,0 +1,63 @@
+"""How much of the model survives being rebuilt by the SAE: loss recovered when the SAE is spliced into the model."""
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_forge.hookpoint import HookPoint
+from sae_forge.models.hooks import splice
+from sae_forge.models.loading import LanguageModel
+from sae_forge.sae.topk import TopKSAE
+from sae_forge.tasks.engines.losses import Corpus, sequence_losses
+
+
+@dataclass(frozen=True)
+class Recovered:
+    """Cross-entropies in nats per real token, over the same text."""
+
+    base: float
+    """The model as it is."""
+    sae: float
+    """The site's real tokens replaced by their reconstructions."""
+    zero: float
+    """The site's real tokens replaced by zero."""
+
+    @property
+    def share(self) -> float:
+        """``ce_recovered``: 1 loses nothing, 0 is as bad as having no activation at all."""
+        return (self.zero - self.sae) / (self.zero - self.base)
+
+
+def ce_recovered(lm: LanguageModel, sae: TopKSAE, point: HookPoint, corpora: Sequence[Corpus]) -> Recovered:
+    """Losses on ``corpora`` with the SAE in the model, beside the model itself and the whole site at zero.
+
+    Special tokens stay as they are in all three: the SAE has never seen one.
+    """
+
+    def rebuild(x: Tensor, real: Tensor) -> Tensor:
+        return _written(x, sae(x.to(sae.W_dec.device)).to(x.device), real)
+
+    def silence(x: Tensor, real: Tensor) -> Tensor:
+        return _written(x, torch.zeros_like(x), real)
+
+    return Recovered(
+        base=_loss(lm, corpora, nullcontext()),
+        sae=_loss(lm, corpora, splice(lm, point, rebuild)),
+        zero=_loss(lm, corpora, splice(lm, point, silence)),
+    )
+
+
+def _written(
+    x: Float[Tensor, "batch seq d_in"], new: Float[Tensor, "batch seq d_in"], real: Bool[Tensor, "batch seq"]
+) -> Float[Tensor, "batch seq d_in"]:
+    return torch.where(real[..., None], new.to(x.dtype), x)
+
+
+def _loss(lm: LanguageModel, corpora: Sequence[Corpus], edit: AbstractContextManager[None]) -> float:
+    with edit:
+        found = [sequence_losses(lm, corpus.batches) for corpus in corpora]
+    return sum(sum(losses.nats) for losses in found) / sum(sum(losses.tokens) for losses in found)

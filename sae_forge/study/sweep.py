@@ -1,0 +1,199 @@
+"""The sweep: every method tuned with the same budget on one half of the questions, to be reported on the other.
+
+What a sweep picks on the questions it reports on flatters itself: the best of many is partly luck. So settings are
+chosen on the DEV half, by the rule of ``pareto.choose``, and nothing of the TEST half is looked at for it.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from sae_forge.config.evaluate import EvalMethod
+from sae_forge.config.questions import Half
+from sae_forge.errors import DataError
+from sae_forge.methods.building import build, impossible
+from sae_forge.methods.grids import ends, grid
+from sae_forge.methods.materials import Materials
+from sae_forge.methods.subjects import AsItIs, Retrained, Subject, in_force
+from sae_forge.models.tape import Tape
+from sae_forge.progress import Progress, Task
+from sae_forge.statistics.metrics import alignment
+from sae_forge.store import files
+from sae_forge.study import pareto
+from sae_forge.study.estimates import by_role, pooled
+from sae_forge.study.measure import Measurement, Suite, load_suite, measure
+from sae_forge.study.pareto import Point
+
+HALF: Half = "dev"
+JOURNAL = "sweep.json"
+NOT_SWEPT = (
+    "forget_prompts", "neighbour_prompts", "retain_prompts", "generation_prompts", "forget_eval", "retain_eval",
+    "verbmem", "knowmem_forget", "knowmem_retain", "knowmem_shots", "privleak_forget", "privleak_holdout",
+)  # fmt: skip
+"""What is asked for the report alone."""
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """One method, all its settings measured on the DEV half."""
+
+    method: EvalMethod
+    points: tuple[Point, ...]
+    chosen: Point
+    rule: str
+    """Which rule of :func:`pareto.choose` chose it."""
+    end: str | None = None
+    """``gentlest`` or ``roughest`` where the chosen strength is the end of those tried: there may be better beyond."""
+
+    def to_json(self, base: Point) -> dict[str, Any]:
+        """The method's part of the report's ``sweep``."""
+        best = {name: pareto.best_at(self.points, floor) for name, floor in pareto.floors(base.utility).items()}
+        at_99 = best["utility_99"]
+        if base.neighbour is not None:
+            both = (pareto.UTILITY_SHARE * base.utility, pareto.UTILITY_SHARE * base.neighbour)
+            best["neighbours_99"] = pareto.best_at(self.points, *both)
+        return {
+            "configurations": len(self.points),
+            "points": [_point(one) for one in self.points],
+            "front": [_point(one) for one in pareto.front(self.points)],
+            "best_at": {name: None if one is None else _point(one) for name, one in best.items()},
+            "saebench_score": 0.0 if at_99 is None else 1 - at_99.forget,
+            "hypervolume": pareto.hypervolume(self.points, base.forget),
+            "best_alignment": max(one.alignment for one in self.points),
+            "chosen": _point(self.chosen),
+            "rule": self.rule,
+            "end": self.end,
+        }
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep found."""
+
+    base: Point
+    tuned: tuple[Tuned, ...]
+    items: dict[str, dict[str, Any]]
+    """Domains of the DEV half with the ids that were asked."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The report's ``sweep``."""
+        return {
+            "half": HALF,
+            "domains": self.items,
+            "base": _point(self.base),
+            "floors": pareto.floors(self.base.utility),
+            "methods": {one.method: one.to_json(self.base) for one in self.tuned},
+        }
+
+
+@dataclass(frozen=True)
+class Journal:
+    """The points measured so far, on disk after each of them."""
+
+    path: Path | None
+    points: dict[str, Point]
+
+    @classmethod
+    def open(cls, folder: Path | None, *, fresh: bool) -> "Journal":
+        """What an earlier, stopped sweep left in its folder; nothing where it is to start over.
+
+        Raises:
+            DataError: the file is no journal.
+        """
+        path = None if folder is None else folder / JOURNAL
+        if path is None or fresh or not path.exists():
+            return cls(path, {})
+        kept = files.read_json(path, kind=DataError, what="the points of a sweep")
+        try:
+            return cls(path, {key: Point(**point) for key, point in kept.items()})
+        except (TypeError, AttributeError) as error:
+            raise DataError(f"{path} does not hold the points of a sweep; start over with --fresh") from error
+
+    def find(self, method: EvalMethod, settings: dict[str, Any]) -> Point | None:
+        """The point of a method at these settings, if it was measured."""
+        return self.points.get(files.digest([method, settings]))
+
+    def keep(self, method: EvalMethod, point: Point) -> Point:
+        """The point, written down."""
+        self.points[files.digest([method, point.settings])] = point
+        if self.path is not None:
+            files.publish_json(self.path, {key: _point(one) for key, one in self.points.items()})
+        return point
+
+
+def dev_suite(materials: Materials, progress: Progress) -> Suite:
+    """The questions of the DEV half alone: held-out text and prompts to continue are left for the report.
+
+    Raises:
+        DataError: there are no questions on what is forgotten, or none on what is kept.
+    """
+    config = materials.config
+    only_questions = dict.fromkeys(NOT_SWEPT, ())
+    limit = config.sweep_limit or config.limit
+    suite = load_suite(materials.lm, replace(config, sweep=False, half=HALF, limit=limit, **only_questions), progress)
+    asked = {domain.role for domain in suite.domains if domain.questions}
+    if missing := {"forget", "retain"} - asked:
+        raise DataError(
+            f"--sweep chooses by questions and has none in the role {sorted(missing)[0]}; "
+            "give --forget_questions and --retain_questions"
+        )
+    return suite
+
+
+def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progress, folder: Path | None = None) -> Swept:
+    """Measure every setting of every method on the DEV half, and choose one of each.
+
+    Methods that cannot be measured with what there is are left out.
+
+    Args:
+        folder: This sweep's own, where the points measured so far are kept, so that one that was stopped goes on.
+    """
+    settings: dict[EvalMethod, list[dict[str, Any]]]
+    settings = {method: grid(method, materials) for method in methods if not impossible(method, materials)}
+    suite, tape = dev_suite(materials, progress), Tape(materials.lm, materials.point)
+    journal = Journal.open(folder, fresh=materials.config.starts_over)
+    with progress.task("sweep", suite.units * (1 + sum(map(len, settings.values()))), "items") as task:
+        before = _measured(AsItIs(), materials, suite, tape, task, "baseline")
+        base, tuned = _located({}, suite, before, before), []
+        for method, tried in settings.items():
+            points = []
+            for one in tried:
+                if (known := journal.find(method, one)) is None:
+                    now = _measured(build(method, one, materials), materials, suite, tape, task, method)
+                    known = journal.keep(method, _located(one, suite, now, before))
+                else:
+                    task.advance(suite.units, method=method)
+                points.append(known)
+            chosen, rule = pareto.choose(points, base.utility)
+            end = ends(method, materials)[tried.index(chosen.settings)]
+            tuned.append(Tuned(method, tuple(points), chosen, rule, end))
+    return Swept(base, tuple(tuned), {domain.name: domain.to_json() for domain in suite.domains})
+
+
+def _located(settings: dict[str, Any], suite: Suite, found: Measurement, base: Measurement) -> Point:
+    """Where a measurement lies on the trade-off."""
+    forget, retain = _accuracy("forget", suite, found), _accuracy("retain", suite, found)
+    return Point(
+        settings=settings,
+        forget=forget,
+        utility=retain,
+        neighbour=_accuracy("neighbour", suite, found) if "neighbour" in by_role(suite) else None,
+        alignment=alignment(retain, _accuracy("retain", suite, base), forget, _accuracy("forget", suite, base)),
+    )
+
+
+def _accuracy(role: str, suite: Suite, found: Measurement) -> float:
+    series = pooled(by_role(suite)[role], found)["accuracy"]
+    return float(series.sums.sum() / series.counts.sum())
+
+
+def _measured(subject: Subject, materials: Materials, suite: Suite, tape: Tape, task: Task, name: str) -> Measurement:
+    """Layers below an edit run once for all settings; retrained weights need a full pass."""
+    with in_force(materials.lm, materials.point, subject) as (lm, log):
+        played = None if isinstance(subject, Retrained) else tape
+        return measure(lm, suite, log, task, tape=played, method=name)
+
+
+def _point(one: Point) -> dict[str, Any]:
+    return dict(vars(one))

@@ -1,0 +1,269 @@
+"""Log-probabilities of given continuations after given contexts, teacher-forced, in as few passes as it takes.
+
+All continuations of one context (the options of a question) share its pass: the context runs once with a cache, which
+the continuations then start from. So a gate that decides on the prompt sees the context alone, as it does when text is
+generated. Contexts are padded on the left where a cache follows, so that the cache has no holes; else rows are padded
+on the right.
+"""
+
+import copy
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_forge.errors import DataError, NumericalError
+from sae_forge.models.hooks import select_rows
+from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tokens import bos_ids, max_input
+
+SPACE = " "
+
+Done = Callable[[int], None]
+"""Called as work goes on with how many more items are finished."""
+
+
+class Score(NamedTuple):
+    """How likely a continuation was."""
+
+    logprob: float
+    """Summed over its tokens, in nats."""
+    tokens: int
+
+    @property
+    def mean(self) -> float:
+        """Nats per token."""
+        return self.logprob / self.tokens
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids of a context and of the continuations that are tried after it."""
+
+    context: tuple[int, ...]
+    targets: tuple[tuple[int, ...], ...]
+    truncated: bool = False
+    """Whether the context lost its beginning to the model's longest input."""
+
+
+# ---- text to tokens -----------------------------------------------------------------------------
+
+
+def encode(lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Encoded]:
+    """Token ids of each (text, continuations), as the tokenizer writes text and continuation together.
+
+    Continuations are what is left of the whole once the tokens that all wholes share with the bare text are
+    taken away, so neither a word-start mark nor a merge across the seam is scored in a form the model never
+    saw. The seam is one space where neither side brings white space; white space that ends the text belongs
+    to the continuation. BOS stands in front where the family wants it.
+    """
+    texts = [text.rstrip() or text for text, _ in asked]
+    wholes = [_join(text, continuation) for text, continuations in asked for continuation in continuations]
+    bare, whole = _token_ids(lm, texts), iter(_token_ids(lm, wholes))
+    front, longest = bos_ids(lm), max_input(lm)
+    return [
+        _split([*front, *ids], [[*front, *next(whole)] for _ in continuations], longest)
+        for ids, (_, continuations) in zip(bare, asked, strict=True)
+    ]
+
+
+def _join(text: str, continuation: str) -> str:
+    apart = text[-1:].isspace() or continuation[:1].isspace()
+    return text + continuation if apart else text + SPACE + continuation
+
+
+def _token_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
+    return lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []  # pyright: ignore
+
+
+def _split(bare: list[int], wholes: list[list[int]], longest: int) -> Encoded:
+    shared = len(bare)
+    for whole in wholes:
+        alike = (mine == its for mine, its in zip(bare, whole, strict=False))
+        shared = min(shared, sum(takewhile(bool, alike)), len(whole) - 1)
+    targets = tuple(tuple(whole[shared:]) for whole in wholes)
+    room = longest - max(map(len, targets))
+    if shared < 1 or room < 1:
+        raise DataError(f"a continuation after {shared} tokens does not fit a model that takes {longest} tokens")
+    if shared <= room:
+        return Encoded(tuple(bare[:shared]), targets)
+    return Encoded(tuple(bare[:1] + bare[shared - room + 1 : shared]), targets, truncated=True)
+
+
+# ---- scoring ------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def score(
+    lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int, share: bool = True, done: Done | None = None
+) -> list[tuple[Score, ...]]:
+    """For each context the score of each of its continuations, in the order given.
+
+    Args:
+        batch_size: Sequences a forward pass takes at most.
+        share: Run a context once for all its continuations. Both ways agree up to rounding.
+
+    Raises:
+        NumericalError: the model gave a log-probability that is not finite.
+    """
+    sums: list[list[float]] = [[0.0] * len(item.targets) for item in encoded]
+    for (number, option), logprob in (_together if share else _apart)(lm, encoded, batch_size, done):
+        sums[number][option] += logprob
+    return [
+        tuple(Score(_finite(value), len(target)) for value, target in zip(values, item.targets, strict=True))
+        for values, item in zip(sums, encoded, strict=True)
+    ]
+
+
+Part = tuple[tuple[int, int], float]
+"""A context, one of its continuations, and a part of that one's summed log-prob."""
+
+
+def _together(lm: LanguageModel, encoded: Sequence[Encoded], batch_size: int, done: Done | None) -> Iterator[Part]:
+    """Every context once, for all its continuations."""
+    lengths = [len(item.context) for item in encoded]
+    for numbers in _by_length(list(range(len(encoded))), lengths, batch_size):
+        for (row, option), logprob in _score_shared(lm, [encoded[number] for number in numbers], batch_size):
+            yield (numbers[row], option), logprob
+        report(done, len(numbers))
+
+
+def _apart(lm: LanguageModel, encoded: Sequence[Encoded], batch_size: int, done: Done | None) -> Iterator[Part]:
+    """Every continuation in a row of its own, context and all."""
+    places = [(number, option) for number, item in enumerate(encoded) for option in range(len(item.targets))]
+    rows = [(encoded[number].context, encoded[number].targets[option]) for number, option in places]
+    lengths = [len(context) + len(target) for context, target in rows]
+    for chosen in _by_length(list(range(len(rows))), lengths, batch_size):
+        yield from zip(
+            [places[index] for index in chosen], _score_rows(lm, [rows[index] for index in chosen]), strict=True
+        )
+        report(done, sum(places[index][1] == 0 for index in chosen))
+
+
+def report(done: Done | None, count: int) -> None:
+    """Tell whoever watches, if anyone does."""
+    if done is not None:
+        done(count)
+
+
+def _by_length(members: list[int], lengths: list[int], batch_size: int) -> Iterator[list[int]]:
+    """Batches of like length, longest first, so that little is padding and memory is decided at once."""
+    order = sorted(range(len(members)), key=lambda index: (-lengths[index], index))
+    for start in range(0, len(order), batch_size):
+        yield [members[index] for index in order[start : start + batch_size]]
+
+
+def _score_rows(lm: LanguageModel, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
+    """Summed log-probs of targets that each run in one pass with their context."""
+    token_ids, mask = pad([[*context, *target[:-1]] for context, target in rows], lm.pad_id, left=False)
+    before = [(row, len(context) - 1 + step) for row, (context, ids) in enumerate(rows) for step in range(len(ids))]
+    row, position = torch.tensor(before).T
+    kept, column = position.unique(return_inverse=True)
+    logits = forward(lm, token_ids, mask, keep=kept).logits
+    target_ids = torch.tensor([token for _, target in rows for token in target])
+    found = _picked(logits, row, column, target_ids)
+    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, found).tolist()
+
+
+def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> Iterator[tuple[tuple[int, int], float]]:
+    """Parts of the summed log-probs: of the first tokens, read off the contexts' pass, and of the rest."""
+    token_ids, mask = pad([item.context for item in items], lm.pad_id, left=True)
+    places = [(row, option) for row, item in enumerate(items) for option in range(len(item.targets))]
+    longer = [(row, option) for row, option in places if len(items[row].targets[option]) > 1]
+    output = forward(lm, token_ids, mask, keep=1, use_cache=bool(longer))
+    row = torch.tensor([row for row, _ in places])
+    first = torch.tensor([items[row].targets[option][0] for row, option in places])
+    yield from zip(places, _picked(output.logits, row, torch.zeros_like(row), first).tolist(), strict=True)
+    for start in range(0, len(longer), batch_size):
+        chosen = longer[start : start + batch_size]
+        rest = [items[row].targets[option] for row, option in chosen]
+        last = start + batch_size >= len(longer)
+        cache = output.past_key_values if last else copy.deepcopy(output.past_key_values)
+        yield from zip(chosen, _score_rest(lm, rest, [row for row, _ in chosen], mask, cache), strict=True)
+
+
+def _score_rest(
+    lm: LanguageModel,
+    targets: list[tuple[int, ...]],
+    rows: list[int],
+    context_mask: Int[Tensor, "contexts seq"],
+    cache: Any,
+) -> list[float]:
+    """Summed log-probs of all but the first token of each target, from the cache of its context."""
+    select_rows(cache, torch.tensor(rows, device=lm.device))
+    token_ids, mask = pad([target[:-1] for target in targets], lm.pad_id, left=False)
+    logits = forward(lm, token_ids, torch.cat([context_mask[rows], mask], 1), cache=cache).logits
+    row, column = mask.nonzero(as_tuple=True)
+    rest = torch.tensor([token for target in targets for token in target[1:]])
+    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, _picked(logits, row, column, rest)).tolist()
+
+
+def _picked(
+    logits: Float[Tensor, "batch kept vocab"],
+    row: Int[Tensor, " n"],
+    column: Int[Tensor, " n"],
+    target_ids: Int[Tensor, " n"],
+) -> Float[Tensor, " n"]:
+    """Log-probs of ``target_ids`` at the given places, in float64 on the CPU."""
+    chosen = logits[row.to(logits.device), column.to(logits.device)].float()
+    found = chosen.gather(1, target_ids.to(logits.device)[:, None])[:, 0] - chosen.logsumexp(-1)
+    return found.double().cpu()
+
+
+def _finite(value: float) -> float:
+    if value - value != 0:
+        raise NumericalError("the model gave a log-probability that is not finite; compute with --dtype fp32 or bf16")
+    return value
+
+
+# ---- forward passes -----------------------------------------------------------------------------
+
+
+def pad(
+    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool
+) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
+    """Rows brought to one width, and the mask of what is no padding."""
+    width = max(map(len, rows))
+    token_ids = torch.full((len(rows), width), pad_id)
+    mask = torch.zeros_like(token_ids)
+    for number, ids in enumerate(rows):
+        where = slice(width - len(ids), width) if left else slice(0, len(ids))
+        token_ids[number, where] = torch.tensor(ids)
+        mask[number, where] = 1
+    return token_ids, mask
+
+
+def forward(
+    lm: LanguageModel,
+    token_ids: Int[Tensor, "batch seq"],
+    mask: Int[Tensor, "batch past_and_seq"],
+    *,
+    keep: int | Int[Tensor, " kept"] = 0,
+    cache: Any = None,
+    use_cache: bool = False,
+) -> Any:
+    """One pass of the model; ``logits`` hold the positions ``keep`` names (a count from the end, or indices; 0: all).
+
+    Positions count from the first attended token, so left padding does not move them. ``mask`` covers the
+    cache too. The logits come from the model itself, soft caps included.
+    """
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
+    slices = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
+    chosen = keep.to(lm.device) if isinstance(keep, Tensor) else keep
+    output = lm.model(
+        input_ids=token_ids.to(lm.device),
+        attention_mask=mask.to(lm.device),
+        position_ids=positions.to(lm.device),
+        past_key_values=cache,
+        use_cache=use_cache or cache is not None,
+        **({"logits_to_keep": chosen} if slices else {}),
+    )
+    if not slices:
+        whole = slice(-keep, None) if isinstance(keep, int) else keep.to(output.logits.device)
+        output.logits = output.logits[:, whole]
+    return output

@@ -1,0 +1,132 @@
+"""Continuations sampled so that only the model decides what differs between two runs.
+
+Each prompt and step has its own random number, a function of the seed, the prompt's place in the list and the
+step alone. The token is read off the nucleus at that quantile: two models that agree write the same text,
+whatever else was measured before and however prompts were batched.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_forge.errors import NumericalError
+from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tokens import bos_ids, max_input
+from sae_forge.rng import generator
+from sae_forge.statistics.metrics import degenerate, distinct, stutters
+from sae_forge.tasks.engines.continuations import Done, forward, pad, report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How text is drawn."""
+
+    max_new_tokens: int = 64
+    temperature: float = 0.7
+    """0 takes the likeliest token."""
+    top_p: float = 0.9
+    """The nucleus: the likeliest tokens that together have this probability."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote after one prompt."""
+
+    prompt: str
+    text: str
+    """The continuation without the prompt and without special tokens."""
+    tokens: int
+    """Tokens generated before the end of the text or the limit."""
+
+    def measures(self) -> dict[str, float]:
+        """Repetition in this text: distinct-1 to -3, whether it stutters, whether it is degenerate."""
+        return {
+            **{f"distinct_{n}": distinct(self.text, n) for n in (1, 2, 3)},
+            "stutter": float(stutters(self.text)),
+            "degenerate": float(degenerate(self.text)),
+        }
+
+
+def write(
+    lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, *, batch_size: int, done: Done | None = None
+) -> list[Written]:
+    """A continuation of each prompt, by the model as it stands, edits included.
+
+    Raises:
+        NumericalError: the model gave logits that are not finite.
+    """
+    draws = generator(sampling.seed, "sampling").random((len(prompts), sampling.max_new_tokens))
+    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    found: dict[int, Written] = {}
+    for start in range(0, len(order), batch_size):
+        chosen = order[start : start + batch_size]
+        texts = [prompts[index] for index in chosen]
+        for index, ids in zip(chosen, _continue(lm, texts, sampling, draws[chosen]), strict=True):
+            text = lm.tokenizer.decode(ids, skip_special_tokens=True)
+            found[index] = Written(prompts[index], str(text), len(ids))
+        report(done, len(chosen))
+    return [found[index] for index in range(len(prompts))]
+
+
+@torch.inference_mode()
+def _continue(
+    lm: LanguageModel, texts: list[str], sampling: Sampling, draws: Float[np.ndarray, "batch steps"]
+) -> list[list[int]]:
+    """New token ids of each text, up to and without the first token that ends it.
+
+    A row that has ended goes on as padding, which no edit touches or counts.
+    """
+    room = max(1, max_input(lm) - sampling.max_new_tokens)
+    ids = lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    token_ids, mask = pad([_fit([*bos_ids(lm), *row], room) for row in ids], lm.pad_id, left=True)
+    ends, quantiles = torch.tensor(sorted(_end_ids(lm))), torch.from_numpy(draws)
+    alive = torch.ones(len(texts), dtype=torch.bool)
+    written: list[list[int]] = [[] for _ in texts]
+    cache = None
+    for step in range(sampling.max_new_tokens):
+        output = forward(lm, token_ids, mask, keep=1, cache=cache, use_cache=True)
+        drawn = draw(output.logits[:, -1].float().cpu(), quantiles[:, step], sampling)
+        alive &= ~torch.isin(drawn, ends)
+        if not alive.any():
+            break
+        for row in alive.nonzero()[:, 0].tolist():
+            written[row].append(int(drawn[row]))
+        cache, token_ids = output.past_key_values, torch.where(alive, drawn, lm.pad_id)[:, None]
+        mask = torch.cat([mask, alive[:, None].long()], 1)
+    return written
+
+
+def draw(
+    logits: Float[Tensor, "batch vocab"], quantiles: Float[Tensor, " batch"], sampling: Sampling
+) -> Int[Tensor, " batch"]:
+    """The token at each row's quantile of its nucleus, likeliest first; at temperature 0 the likeliest token.
+
+    Raises:
+        NumericalError: a logit is not a number.
+    """
+    if logits.isnan().any():
+        raise NumericalError("the model gave logits that are not numbers; compute with --dtype fp32 or bf16")
+    if sampling.temperature == 0:
+        return logits.argmax(-1)
+    probs, ids = (logits.double() / sampling.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
+    reached = probs.cumsum(-1)
+    nucleus = probs * (reached - probs < sampling.top_p)
+    reached = nucleus.cumsum(-1)
+    place = (reached <= quantiles[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
+    return ids.gather(1, place.clamp(max=logits.shape[1] - 1))[:, 0]
+
+
+def _fit(ids: list[int], room: int) -> list[int]:
+    return ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1 :]
+
+
+def _end_ids(lm: LanguageModel) -> set[int]:
+    """Tokens that end a text: the tokenizer's EOS and those the model itself declares (a chat turn's end)."""
+    declared = getattr(lm.model.generation_config, "eos_token_id", None)
+    listed = declared if isinstance(declared, list) else [declared]
+    return {index for index in (lm.tokenizer.eos_token_id, *listed) if isinstance(index, int)}

@@ -1,0 +1,113 @@
+"""How well a model predicts held-out text: nats per real token, sequence by sequence so that they can be resampled."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from sae_forge.config.text import HeldOutConfig
+from sae_forge.data.corpus import PackedBatch, Tokenizer, corpus_name, iter_packed, iter_texts
+from sae_forge.errors import DataError, NumericalError
+from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tokens import max_input, real_token_mask
+from sae_forge.tasks.engines.continuations import Done, forward, report
+
+LOGIT_BYTES = 2 * 2**30
+"""Room for the float32 logits of one pass; a long context over a large vocabulary takes fewer sequences at once."""
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """Held-out text of one source, packed."""
+
+    name: str
+    role: str
+    batches: tuple[PackedBatch, ...]
+
+    @property
+    def key(self) -> str:
+        """Its name among the texts of all roles."""
+        return f"{self.role}/{self.name}"
+
+    @property
+    def rows(self) -> int:
+        """Sequences, padding rows included."""
+        return sum(len(batch.token_ids) for batch in self.batches)
+
+
+@dataclass(frozen=True)
+class SequenceLosses:
+    """Losses of the sequences that hold at least one real token to predict."""
+
+    nats: tuple[float, ...]
+    """Summed over the real tokens of each sequence."""
+    tokens: tuple[int, ...]
+
+
+def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig) -> Corpus:
+    """The first ``config.loss_tokens`` tokens of a text source.
+
+    Raises:
+        DataError: the source is missing, empty or holds no text.
+    """
+    packed = iter_packed(
+        iter_texts(source, text_field=config.text_field, split=config.split),
+        cast("Tokenizer", lm.tokenizer),
+        ctx_len=min(config.ctx_len, max_input(lm)),
+        batch_size=config.eval_batch_size,
+        bos=config.bos,
+        max_tokens=config.loss_tokens,
+    )
+    corpus = Corpus(corpus_name(source), role, tuple(packed))
+    if not any(_targets(lm, batch).any() for batch in corpus.batches):
+        raise DataError(f"{source} holds no token to predict; give held-out text of at least two words")
+    return corpus
+
+
+@torch.inference_mode()
+def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch], *, done: Done | None = None) -> SequenceLosses:
+    """Loss on every real token but a sequence's first; BOS, EOS and padding are read but never predicted.
+
+    Raises:
+        NumericalError: a loss is not finite.
+    """
+    nats, tokens = [], []
+    for batch in batches:
+        at_once = rows_at_once(lm, batch.token_ids.shape[1])
+        for start in range(0, len(batch.token_ids), at_once):
+            rows = slice(start, start + at_once)
+            wanted = _targets(lm, batch)[rows]
+            kept = wanted.any(-1)
+            if not kept.any():
+                continue
+            losses = token_losses(lm, batch.token_ids[rows][kept], batch.attention_mask[rows][kept], wanted[kept])
+            nats += losses.sum(-1).tolist()
+            tokens += wanted[kept].sum(-1).tolist()
+        report(done, len(batch.token_ids))
+    if any(value - value != 0 for value in nats):
+        raise NumericalError("the loss on held-out text is not finite; compute with --dtype fp32 or bf16")
+    return SequenceLosses(tuple(nats), tuple(tokens))
+
+
+def _targets(lm: LanguageModel, batch: PackedBatch) -> Tensor:
+    """Which positions after the first hold a real token, ``[batch, ctx - 1]``."""
+    return real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)[:, 1:]
+
+
+def rows_at_once(lm: LanguageModel, width: int) -> int:
+    """Sequences of ``width`` tokens whose logits fit into :data:`LOGIT_BYTES`; one at least."""
+    return max(1, LOGIT_BYTES // (4 * width * lm.model.config.vocab_size))
+
+
+def token_losses(
+    lm: LanguageModel, token_ids: Int[Tensor, "batch seq"], mask: Tensor, wanted: Tensor
+) -> Float[Tensor, "batch targets"]:
+    """Next-token losses in float64 on the CPU, zero where nothing is to be predicted."""
+    logits = forward(lm, token_ids, mask.long()).logits[:, :-1]
+    targets = token_ids[:, 1:].to(logits.device)
+    losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+    return torch.where(wanted, losses.double().cpu(), 0.0)

@@ -1,0 +1,319 @@
+"""Which questions a model knows for sure: those it gets right however the options are ordered.
+
+Every question is asked in all 24 orders of its options (arXiv 2410.19278, arXiv 2504.08192), and the questions kept
+by a filter are those an edit has something to take from. Results are kept in a file a domain and scoring, question by
+question, so a stopped run continues and another half or limit of the same file asks only what is new. Under
+``cloze`` the options are never listed, so their order changes nothing and one order stands for all.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import permutations
+from pathlib import Path
+from typing import Any
+
+from sae_forge.config.questions import QuestionFilter, Scoring
+from sae_forge.errors import DataError
+from sae_forge.models.loading import LanguageModel
+from sae_forge.progress import SILENT, Progress
+from sae_forge.statistics.metrics import LETTERS
+from sae_forge.store import files
+from sae_forge.tasks.engines.multiple_choice import Answered, answer, encode_questions, prompt_of
+from sae_forge.tasks.items import Domain, Question
+
+FORMAT = 1
+WHAT = "the answers of a model to reordered questions"
+CHUNK = 64
+"""Questions between two savings."""
+
+ORDERS: tuple[tuple[int, ...], ...] = tuple(permutations(range(len(LETTERS))))
+"""All 24, the file's own first; each lists the options by their place in the file."""
+
+_LETTER = rf"\(?[{LETTERS}]\)?"
+_POINTS = re.compile(rf"\W*(?i:both\s+)?{_LETTER}(?:\s*,\s*{_LETTER})*\s*,?\s*(?:and\b|&)\s*{_LETTER}(?!\w)")
+_ALL = re.compile(r"\ball of the above\b", re.IGNORECASE)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reordered:
+    """How a model answered one question over the orders of its options."""
+
+    content: str
+    """Hash of what was asked; a question that reads otherwise is asked anew."""
+    orders: int
+    """Orders asked: 24, or 1 where order changes nothing."""
+    right: int
+    """Orders answered rightly."""
+    probability: float
+    """Mean share of the right option in the probability of the four."""
+    letters: tuple[int, ...]
+    """Orders in which each place, A to D, was chosen."""
+    blind_right: int | None
+    """Orders answered rightly without instruction and question; asked only where all orders were right."""
+    tricky: bool
+    """Whether an option speaks of the others, which stops making sense once they move."""
+
+    def passes(self, chosen: QuestionFilter) -> bool:
+        """Whether the question belongs to a class."""
+        sure = self.right == self.orders
+        match chosen:
+            case "none":
+                return True
+            case "correct":
+                return sure
+            case "correct_iff_question":
+                return sure and self.blind_right != self.orders
+            case "correct_no_tricks":
+                return sure and not self.tricky
+
+
+@dataclass(frozen=True, kw_only=True)
+class Orders:
+    """The answers of one model to the questions of one domain, by id."""
+
+    domain: str
+    scoring: Scoring
+    model: dict[str, Any]
+    """Fingerprint of the model asked."""
+    results: dict[str, Reordered]
+
+    def ids(self, chosen: QuestionFilter) -> tuple[str, ...]:
+        """The questions of a class, in the order they were asked."""
+        return tuple(name for name, result in self.results.items() if result.passes(chosen))
+
+    @property
+    def accuracy(self) -> float:
+        """Mean over the questions of the share of orders answered rightly."""
+        return sum(result.right / result.orders for result in self.results.values()) / len(self.results)
+
+    @property
+    def probability(self) -> float:
+        """Mean over questions and orders of the right option's share of the probability."""
+        return sum(result.probability for result in self.results.values()) / len(self.results)
+
+    @property
+    def letters(self) -> dict[str, float]:
+        """Share of all answers that fell on each place; a quarter each for a model without a favourite."""
+        counts = [sum(result.letters[place] for result in self.results.values()) for place in range(len(LETTERS))]
+        return {letter: count / sum(counts) for letter, count in zip(LETTERS, counts, strict=True)}
+
+    def restricted(self, questions: Sequence[Question]) -> "Orders":
+        """The answers to these questions alone, in their order."""
+        return replace(self, results={item.id: self.results[item.id] for item in questions})
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-ready: the answers, the ids of each class, and what a person looks at first."""
+        classes = ("correct", "correct_iff_question", "correct_no_tricks")
+        return {
+            "format": FORMAT,
+            "domain": self.domain,
+            "scoring": self.scoring,
+            "model": self.model,
+            "questions": files.digest({name: result.content for name, result in self.results.items()}),
+            "classes": {chosen: list(self.ids(chosen)) for chosen in classes},
+            "accuracy": self.accuracy,
+            "probability": self.probability,
+            "letters": self.letters,
+            "results": [{"id": name, **asdict(result)} for name, result in self.results.items()],
+        }
+
+    def summary(self) -> str:
+        """One sentence for a person."""
+        letters = ", ".join(f"{letter} {share:.0%}" for letter, share in self.letters.items())
+        return (
+            f"{self.domain}: {len(self.ids('correct'))} of {len(self.results)} questions right in every order "
+            f"({len(self.ids('correct_iff_question'))} of them only with the question, "
+            f"{len(self.ids('correct_no_tricks'))} without options that name others); "
+            f"accuracy over orders {self.accuracy:.1%}, answers {letters}"
+        )
+
+
+# ---- choosing -----------------------------------------------------------------------------------
+
+
+def filter_questions(
+    lm: LanguageModel,
+    domains: Sequence[Domain],
+    chosen: QuestionFilter,
+    scoring: Scoring,
+    *,
+    batch_size: int,
+    folder: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> tuple[Domain, ...]:
+    """The domains with only the questions of a class, as ``lm`` answers them now; prompts are left as they are.
+
+    Args:
+        folder: Where the answers are kept and looked for; None asks anew and keeps nothing.
+        fresh: Ask again even what is there.
+
+    Raises:
+        DataError: a domain that asks questions has none left, or a kept file is of another model.
+    """
+    if chosen == "none":
+        return tuple(domains)
+    found = []
+    for domain in domains:
+        kept = domain.questions
+        if kept:
+            path = None if folder is None else orders_file(folder, domain.name, scoring)
+            orders = ask_orders(lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress)
+            progress.say(orders.summary())
+            kept = _passing(orders, domain, chosen)
+        found.append(replace(domain, questions=kept))
+    return tuple(found)
+
+
+def orders_file(folder: Path, domain: str, scoring: Scoring) -> Path:
+    """Where the answers to one domain under one scoring are kept in a run folder."""
+    return folder / "questions" / f"{domain}-{scoring}.json"
+
+
+def _passing(orders: Orders, domain: Domain, chosen: QuestionFilter) -> tuple[Question, ...]:
+    ids = set(orders.ids(chosen))
+    if not ids:
+        counts = (
+            f"{len(orders.ids('correct'))} are right in every order, {orders.accuracy:.1%} of the answers are right"
+        )
+        raise DataError(
+            f"--question_filter {chosen} leaves none of the {len(domain.questions)} questions of {domain.name!r} "
+            f"({counts}; chance is 25%); use --question_filter none, another --scoring, or a model that knows more"
+        )
+    return tuple(item for item in domain.questions if item.id in ids)
+
+
+# ---- asking -------------------------------------------------------------------------------------
+
+
+def ask_orders(
+    lm: LanguageModel,
+    domain: Domain,
+    scoring: Scoring,
+    *,
+    batch_size: int,
+    path: Path | None = None,
+    fresh: bool = False,
+    progress: Progress = SILENT,
+) -> Orders:
+    """Every question of a domain in every order of its options, read from ``path`` as far as they are there.
+
+    Costs one pass an order, with logits at the last token alone, and as many again for the questions that are right
+    in every order, which are then asked without instruction and question.
+
+    Raises:
+        DataError: ``path`` holds something else, or the answers of another model.
+    """
+    model = lm.fingerprint()
+    known = {} if path is None or fresh or not path.exists() else load_orders(path, domain.name, scoring, model).results
+    contents = {item.id: _content(lm, item, scoring, domain.name) for item in domain.questions}
+    missing = [item for item in domain.questions if item.id not in known or known[item.id].content != contents[item.id]]
+    results = dict(known)
+    with progress.task(f"orders of {domain.name}", len(missing), "questions") as task:
+        for start in range(0, len(missing), CHUNK):
+            chunk = missing[start : start + CHUNK]
+            asked = _ask(lm, chunk, scoring, domain.name, batch_size)
+            for item, result in zip(chunk, asked, strict=True):
+                results[item.id] = replace(result, content=contents[item.id])
+            if path is not None:
+                whole = Orders(domain=domain.name, scoring=scoring, model=model, results=results)
+                files.publish_json(path, whole.to_json())
+            task.advance(len(chunk))
+    return Orders(domain=domain.name, scoring=scoring, model=model, results=results).restricted(domain.questions)
+
+
+def reordered(question: Question, order: Sequence[int]) -> Question:
+    """The question with its options in another order; its answer is where the right one went."""
+    choices = tuple(question.choices[place] for place in order)
+    return replace(question, choices=choices, answer=list(order).index(question.answer))
+
+
+def tricky(question: Question) -> bool:
+    """Whether an option is of the form "(Both) A and B" or "All of the above"."""
+    return any(_POINTS.match(option) or _ALL.search(option) for option in question.choices)
+
+
+def orders_of(scoring: Scoring) -> tuple[tuple[int, ...], ...]:
+    """The orders that are worth asking: one where options are not listed, else all 24."""
+    return ORDERS[:1] if scoring == "cloze" else ORDERS
+
+
+def _content(lm: LanguageModel, question: Question, scoring: Scoring, domain: str) -> str:
+    return files.short_hash([prompt_of(lm, question, scoring, domain), question.choices, question.answer])
+
+
+def _ask(
+    lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, batch_size: int
+) -> list[Reordered]:
+    """The answers to some questions, their contents not yet noted."""
+    seen = _in_orders(lm, questions, scoring, domain, batch_size, blind=False)
+    sure = [item for item, answers in zip(questions, seen, strict=True) if all(found.correct for found in answers)]
+    unseen = _in_orders(lm, sure, scoring, domain, batch_size, blind=True)
+    blind = {item.id: sum(found.correct for found in answers) for item, answers in zip(sure, unseen, strict=True)}
+    return [
+        Reordered(
+            content="",
+            orders=len(answers),
+            right=sum(found.correct for found in answers),
+            probability=sum(found.probability for found in answers) / len(answers),
+            letters=tuple(sum(found.chosen == place for found in answers) for place in range(len(LETTERS))),
+            blind_right=blind.get(item.id),
+            tricky=tricky(item),
+        )
+        for item, answers in zip(questions, seen, strict=True)
+    ]
+
+
+def _in_orders(
+    lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, batch_size: int, *, blind: bool
+) -> list[list[Answered]]:
+    orders = orders_of(scoring)
+    asked = [reordered(item, order) for item in questions for order in orders]
+    encoded = encode_questions(lm, asked, scoring, domain, blind=blind)
+    answers = answer(lm, asked, encoded, batch_size=batch_size)
+    return [answers[start : start + len(orders)] for start in range(0, len(answers), len(orders))]
+
+
+# ---- reading back -------------------------------------------------------------------------------
+
+
+def load_orders(path: Path, domain: str, scoring: Scoring, model: Mapping[str, Any]) -> Orders:
+    """What an earlier run asked the same model.
+
+    Raises:
+        DataError: missing, malformed, of another domain or scoring, or the answers of another model.
+    """
+    record = files.read_json(path, kind=DataError, what=WHAT)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise DataError(f"{path} is not {WHAT}; delete it, or ask anew with --fresh")
+    for name, wanted in (("domain", domain), ("scoring", scoring), ("model", dict(model))):
+        if record.get(name) != wanted:
+            raise DataError(
+                f"{path} holds the answers of another {name}: {_differing(record.get(name), wanted)}; "
+                "choose another --run_dir, or ask anew with --fresh"
+            )
+    try:
+        results = {entry["id"]: _result(entry) for entry in record["results"]}
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise DataError(f"{path} is not {WHAT}: {error!r:.80}; delete it, or ask anew with --fresh") from None
+    return Orders(domain=domain, scoring=scoring, model=dict(model), results=results)
+
+
+def _differing(found: object, wanted: object) -> str:
+    """The first field in which two fingerprints differ, or the two values."""
+    if isinstance(found, dict) and isinstance(wanted, dict):
+        name = next(name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name))
+        return f"{name} is {str(found.get(name))[:40]}, not {str(wanted.get(name))[:40]}"
+    return f"{str(found)[:40]}, not {str(wanted)[:40]}"
+
+
+def _result(entry: Mapping[str, Any]) -> Reordered:
+    values = {name: value for name, value in entry.items() if name != "id"}
+    result = Reordered(**{**values, "letters": tuple(values["letters"])})
+    counts = (result.orders, result.right, *result.letters, result.blind_right or 0)
+    if any(type(count) is not int or not 0 <= count <= result.orders for count in counts):
+        raise ValueError(f"the counts of {entry['id']!r} do not fit together")
+    if len(result.letters) != len(LETTERS) or sum(result.letters) != result.orders or result.orders < 1:
+        raise ValueError(f"the letters of {entry['id']!r} do not sum to its orders")
+    return result

@@ -1,0 +1,189 @@
+"""The command line: its flags are frozen, its help is light, its errors are one line with their own exit code."""
+
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer.main
+from typer.testing import CliRunner
+
+from cli.app import app
+from cli.options import Call
+from sae_forge.config.collect import CollectConfig
+from sae_forge.config.evaluate import EvalConfig
+from sae_forge.config.features import FeaturesConfig
+from sae_forge.config.model import ModelConfig
+from sae_forge.config.run import RunConfig
+from sae_forge.config.train import TrainConfig
+from sae_forge.settings import parse_value, presets, resolve
+
+COMMANDS = ("run", "collect", "train", "features", "eval", "push", "generate", "report", "verify")
+FLAGS = Path(__file__).parent / "flags.txt"
+
+
+@pytest.fixture
+def resolved(monkeypatch: pytest.MonkeyPatch) -> list[ModelConfig]:
+    """Configs that commands would have worked with; the work itself is left out."""
+    found: list[ModelConfig] = []
+
+    def run(call: Call, values: dict, **_: bool) -> None:
+        found.extend(call._configs(values))
+
+    monkeypatch.setattr(Call, "run", run)
+    return found
+
+
+def invoke(*args: str, code: int = 0) -> str:
+    """What a command prints, after checking its exit code."""
+    result = CliRunner().invoke(app, list(args))
+    assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
+    return result.output
+
+
+def test_flags_are_frozen() -> None:
+    """A new flag is a decision: add it to flags.txt; a renamed one breaks somebody's script."""
+    group = typer.main.get_command(app)
+    listed = [
+        f"{name} {'/'.join((*parameter.opts, *parameter.secondary_opts))}"
+        for name, command in sorted(group.commands.items())  # pyright: ignore[reportAttributeAccessIssue]
+        for parameter in command.params
+    ]
+    assert listed == FLAGS.read_text().splitlines()
+
+
+@pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
+def test_help_loads_neither_torch_nor_transformers(command: tuple[str, ...]) -> None:
+    code = inspect.cleandoc(
+        f"""
+        import sys
+        sys.argv = ["sae-forge", *{list(command)!r}, "--help"]
+        from cli.app import main
+        try:
+            main()
+        except SystemExit as end:
+            assert end.code == 0, end.code
+        heavy = [name for name in ("torch", "transformers", "datasets", "pydantic.main") if name in sys.modules]
+        assert not [name for name in heavy if name != "pydantic.main"], heavy
+        """
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "Examples:" in done.stdout or not command
+
+
+def test_seed_commands_parse_verbatim(resolved: list[ModelConfig], tmp_path: Path) -> None:
+    """The three commands the field pastes (architecture of the prior repositories) mean what they meant."""
+    seed = (
+        "train --layer 15 --epochs 5 --batch_size 128 --expansion_factor 8 --k 32 --sae_device cpu --model_device cuda"
+    )
+    invoke(*seed.split())
+    invoke(*["features", "--model", "x/y", "--layer", "15", "--num_features", "100", "--sort_by", "score"])
+    invoke(*["eval", "--model", "x/y", "--layer", "15", "--num_features", "100", "--ablation_scale", "-3.0"])
+    train, features, evaluation = resolved
+    assert isinstance(train, TrainConfig)
+    assert (train.layer, train.epochs, train.batch_size, train.k, train.model_device) == ((15,), 5, 128, (32,), "cuda")
+    assert isinstance(features, FeaturesConfig)
+    assert (features.num_features, features.sort_by) == ((100,), "score")
+    assert isinstance(evaluation, EvalConfig)
+    assert evaluation.ablation_scale == (-3.0,)
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    ["--ablation_scale=-1,-3,-10", "--ablation-scale=-1,-3,-10", "--ablation_scales=-1,-3,-10"],
+)
+def test_dashes_underscores_and_comma_lists(resolved: list[ModelConfig], spelling: str) -> None:
+    invoke("eval", "--model", "x/y", spelling, "--max_samples", "7")
+    assert isinstance(resolved[0], EvalConfig)
+    assert resolved[0].ablation_scale == (-1.0, -3.0, -10.0)
+    assert resolved[0].limit == 7
+
+
+def test_run_without_a_model_takes_both_built_in_ones(resolved: list[ModelConfig]) -> None:
+    invoke("run")
+    invoke("run", "--model", "tiny-gemma2")
+    invoke("run", "--preset", "inlp-llama2-7b", "--forget", "saga.txt")
+    models = [config.model for config in resolved]
+    assert models == ["tiny-llama", "tiny-gemma2", "tiny-gemma2", "meta-llama/Llama-2-7b-chat-hf"]
+    assert isinstance(resolved[-1], RunConfig)
+    assert (resolved[-1].k, resolved[-1].forget) == ((8,), "saga.txt")
+
+
+def test_flags_beat_the_file_and_the_file_beats_the_preset(resolved: list[ModelConfig], tmp_path: Path) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('model = "tiny-llama"\nk = 24\nlayer = [2]\nretain = ["a.txt", "b.txt"]\nlr = 1e-3\n')
+    invoke("train", "--k", "12", "--config", str(file))
+    config = resolved[0]
+    assert isinstance(config, TrainConfig)
+    assert config.model == "tiny-llama"
+    assert (config.k, config.layer, config.retain, config.lr) == ((12,), (2,), ("a.txt", "b.txt"), 1e-3)
+    assert config.ctx_len == presets()["tiny"]["settings"]["ctx_len"]
+
+
+def test_every_preset_resolves_for_every_verb_and_model() -> None:
+    for name, preset in presets().items():
+        for kind in (CollectConfig, TrainConfig, FeaturesConfig, EvalConfig, RunConfig):
+            for model in preset["models"]:
+                assert resolve(kind, {"model": model}, preset=name).model == model
+        known = set(RunConfig.__dataclass_fields__)
+        assert set(preset["settings"]) <= known, name
+
+
+def test_the_file_names_the_model_of_a_run_and_of_a_verb_that_reads_one(
+    resolved: list[ModelConfig], tmp_path: Path
+) -> None:
+    file = tmp_path / "mine.toml"
+    file.write_text('model = "tiny-gemma2"\n')
+    invoke("run", "--config", str(file))
+    invoke("features", "--config", str(file))
+    assert [config.model for config in resolved] == ["tiny-gemma2", "tiny-gemma2"]
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["train", "--k", "many"], 2, ["--k many", "integer"]),
+        (["train", "--k", "64", "--d_sae", "32"], 2, ["k=64", "d_sae=32"]),
+        (["train", "--bach_size", "3"], 2, ["batch_size"]),
+        (["train", "--site", "middle"], 2, ["middle", "resid_post"]),
+        (["train", "--layer", "-3"], 2, ["layer=-3"]),
+        (["train", "--layer", "3,3"], 2, ["3,3", "once"]),
+        (["run", "--preset", "nothing"], 2, ["nothing", "tiny"]),
+        (["train", "--config", "absent.toml"], 2, ["absent.toml"]),
+        (["eval", "--model", "tiny-llama", "--random_seeds", "1"], 2, ["random_seeds 1", "3"]),
+        (["eval", "--model", "tiny-llama", "--ablation_scale", "inf"], 2, ["ablation_scale inf", "finite"]),
+        (["generate", "x", "--model", "tiny-llama", "--max_new_tokens", "0"], 2, ["max_new_tokens 0"]),
+        (["generate", "x", "--model", "tiny-llama", "--top_p", "0"], 2, ["top_p 0"]),
+        (["run", "--model", "tiny-llama", "--layer", "0,2"], 2, ["0,2", "one layer"]),
+        (["eval", "--run_dir", "absent"], 2, ["absent", "run.json"]),
+    ],
+)
+def test_bad_flags_are_one_line(
+    args: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    output = invoke(*args, code=code)
+    for word in words:
+        assert word in output
+    assert "Traceback" not in output
+    assert not list(tmp_path.iterdir()), "nothing may be left behind"
+
+
+def test_a_config_file_with_an_unknown_setting_lists_the_possible_ones(tmp_path: Path) -> None:
+    (tmp_path / "bad.toml").write_text("latents_per_token = 3\n")
+    output = invoke("train", "--config", str(tmp_path / "bad.toml"), code=2)
+    assert "latents_per_token" in output
+    assert "batch_size" in output
+
+
+@pytest.mark.parametrize("raw", ["", "1,x", "1.5"])
+def test_values_of_the_wrong_type_are_refused(raw: str) -> None:
+    from sae_forge.errors import ConfigError
+
+    if raw == "":
+        assert parse_value(TrainConfig, "layer", raw) == ()
+    else:
+        with pytest.raises(ConfigError, match="layer"):
+            parse_value(TrainConfig, "layer", raw)

@@ -1,0 +1,255 @@
+"""All commands end to end on both built-in models, through the real command line, and what goes wrong on the way."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import app
+from sae_forge import builtin
+from sae_forge.store.runs import Run
+
+SMALL = {
+    "collect": ["--max_tokens", "6000", "--model_batch_size", "8"],
+    "train": ["--max_steps", "60", "--batch_size", "1024", "--expansion_factor", "4", "--loss_tokens", "2000"],
+    "features": ["--num_features", "5,20", "--max_neutral_freq", "0.05", "--min_target_fires", "4", "--snippets", "2"],
+    "eval": [
+        *("--limit", "6", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "1500"),
+        *("--max_new_tokens", "6", "--bootstrap", "100"),
+    ],
+}
+
+
+def forge(*args: str, code: int = 0) -> str:
+    """What a command prints, after checking its exit code; an error must be one line without a traceback."""
+    result = CliRunner().invoke(app, list(args))
+    assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
+    if code:
+        assert result.output.count("error: ") == 1, result.output
+        assert "Traceback" not in result.output
+    return result.stdout if code == 0 else result.output
+
+
+def forge_json(*args: str) -> dict[str, Any]:
+    """The one object a command prints on stdout with --json."""
+    return json.loads(forge(*args, "--json"))
+
+
+@pytest.fixture(scope="module", params=builtin.MODELS)
+def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
+    """A model, its run folder, and what each of the first four commands printed."""
+    folder = tmp_path_factory.mktemp("run") / request.param
+    where = ["--model", request.param, "--run_dir", str(folder)]
+    return request.param, folder, {name: forge_json(name, *where, *flags) for name, flags in SMALL.items()}
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Every file that must be the same in two equal runs."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and "logs" not in path.parts)
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
+
+
+def test_every_command_prints_the_object_it_promises(run: tuple[str, Path, dict[str, Any]]) -> None:
+    model, folder, printed = run
+    for name, found in printed.items():
+        assert found["command"] == name
+        assert found["run"] == str(folder)
+        assert found["seconds"] >= 0
+        assert all(Path(path).exists() for path in found["outputs"].values())
+    collected = {"tokens", "bytes", "shards", "tokens_per_second", "dropped", "rounding_fvu", "unmeasured"}
+    assert set(printed["collect"]["metrics"]) == collected
+    train = printed["train"]["metrics"]
+    assert {"steps", "tokens", "tokens_per_second", "fvu", "l0", "dead_share", "ce_recovered"} <= set(train)
+    assert train["steps"] == 60
+    assert 0 < train["fvu"] < 1
+    assert {"method", "candidates", "filtered", "latents"} <= set(printed["features"]["metrics"])
+    assert Run(folder).model == model
+
+
+def test_the_report_holds_every_method_beside_its_controls(run: tuple[str, Path, dict[str, Any]]) -> None:
+    metrics = run[2]["eval"]["metrics"]
+    assert {name: domain["role"] for name, domain in metrics["domains"].items()} == builtin.world()["domains"]
+    rows = metrics["methods"]
+    assert rows[0]["name"] == "baseline"
+    settings = {(row["settings"]["num_features"], row["settings"]["scale"]) for row in rows if row["name"] == "scale"}
+    assert len(settings) == 4
+    for count, scale in settings:
+        seeds = [
+            row["seed"]
+            for row in rows
+            if row["name"] == "random" and (row["settings"]["num_features"], row["settings"]["scale"]) == (count, scale)
+        ]
+        assert len(set(seeds)) >= 3, "a control needs at least three seeds"
+    assert {row["settings"]["num_features"] for row in rows if row["name"] == "zero"} == {n for n, _ in settings}
+    for row in rows:
+        for domain in row["domains"].values():
+            assert domain["accuracy"]["low"] <= domain["accuracy"]["value"] <= domain["accuracy"]["high"]
+    assert any("restores everything" in line for line in metrics["claims"][:8])
+
+
+def test_the_same_commands_again_return_what_is_there(run: tuple[str, Path, dict[str, Any]]) -> None:
+    model, folder, printed = run
+    before = tree(folder)
+    for name, flags in SMALL.items():
+        again = forge_json(name, "--model", model, "--run_dir", str(folder), *flags)
+        assert again["outputs"] == printed[name]["outputs"]
+    assert tree(folder) == before
+
+
+def test_without_a_model_the_run_folder_says_which(run: tuple[str, Path, dict[str, Any]]) -> None:
+    model, folder, _ = run
+    output = CliRunner().invoke(app, ["features", "--run_dir", str(folder), *SMALL["features"]])
+    assert output.exit_code == 0, output.output
+    assert f"({model})" in output.stderr
+
+
+def test_report_generate_and_push_stand_on_the_run(run: tuple[str, Path, dict[str, Any]]) -> None:
+    _, folder, _ = run
+    where = ["--run_dir", str(folder)]
+    page = Path(forge_json("report", *where)["outputs"]["page"]).read_text()
+    assert "restores everything" in page
+    assert page.count("<img") >= 3
+    written = forge_json("generate", *where, "The young wizard", "--max_new_tokens", "5")["metrics"]["texts"]
+    assert len(written) == 2
+    pushed = forge_json("push", "someone/some-sae", *where, "--dry_run")["metrics"]
+    paths = {file["path"] for file in pushed["files"]}
+    assert {"README.md", "config.json", "eval.json"} <= paths
+    assert any(path.endswith("sae_weights.safetensors") for path in paths)
+
+
+def test_push_and_report_pair_a_report_with_the_selection_it_measured(run: tuple[str, Path, dict[str, Any]]) -> None:
+    """A selection made after the report is newer, and still not the one its numbers are about."""
+    _, folder, printed = run
+    where = ["--run_dir", str(folder)]
+    measured = [latent["index"] for latent in printed["features"]["metrics"]["latents"]]
+    forge("features", *where, *SMALL["features"], "--num_features", "3")
+    pushed = forge_json("push", "someone/some-sae", *where, "--dry_run")
+    kept = json.loads(Path(pushed["outputs"]["selection"]).read_text())
+    assert [latent["index"] for latent in kept["latents"]] == measured
+    again = forge_json("eval", *where, *SMALL["eval"], "--selection", printed["features"]["outputs"]["selection"])
+    assert again["outputs"] == printed["eval"]["outputs"]
+
+
+def test_features_and_eval_take_k_and_place_from_the_sae(run: tuple[str, Path, dict[str, Any]]) -> None:
+    """``--layer`` other than the SAE's names what there is and the command that makes the other."""
+    _, folder, printed = run
+    output = forge("features", "--run_dir", str(folder), "--layer", "3", code=2)
+    assert "blocks.3.hook_resid_post" in output
+    assert next(iter(printed["train"]["outputs"])) in output
+    assert "sae-forge train" in output
+
+
+# ---- what goes wrong ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("args", "code", "words"),
+    [
+        (["collect", "--model", "tiny-llama", "--layer", "4"], 2, ["layer=4", "0..3"]),
+        (["collect", "--model", "tiny-llama", "--retain", "empty.txt"], 2, ["empty.txt", "empty"]),
+        (["collect", "--model", "tiny-llama", "--retain", "columns.csv"], 2, ["columns.csv", "height"]),
+        (["train", "--model", "tiny-llama", "--k", "9000"], 2, ["k=9000", "d_sae=3072"]),
+        (["features", "--model", "tiny-llama"], 2, ["no SAE", "sae-forge train"]),
+        (["eval", "--model", "tiny-llama"], 2, ["no SAE", "sae-forge train"]),
+        (["push", "me/mine", "--model", "tiny-llama"], 2, ["no SAE", "sae-forge train"]),
+        (["collect", "--model", "./nowhere"], 2, ["./nowhere", "tiny-llama"]),
+        (["collect", "--model", "meta-llama/Llama-2-7b-hf"], 5, ["meta-llama/Llama-2-7b-hf", "tiny-llama"]),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_no_artefact(
+    args: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\n \n")
+    (tmp_path / "columns.csv").write_text("height,width\n1,2\n")
+    output = forge(*args, "--run_dir", "run", code=code)
+    for word in words:
+        assert word in output
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_collect_stopped_between_corpora_is_finished_before_training(tmp_path: Path) -> None:
+    where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
+    forge("collect", *where, *SMALL["collect"])
+    whole = tree(tmp_path / "run" / "shards")
+    shutil.rmtree(tmp_path / "run" / "shards" / "retain-minerals")
+    forge("train", *where, *SMALL["collect"], *SMALL["train"], "--max_steps", "2")
+    assert tree(tmp_path / "run" / "shards") == whole
+
+
+def test_no_forget_corpus_names_the_flag(tmp_path: Path) -> None:
+    where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
+    (tmp_path / "text.txt").write_text("The granite of the hill is grey.\n\n" * 40)
+    alone = tmp_path / "alone.toml"
+    alone.write_text(f'retain = ["{tmp_path / "text.txt"}"]\nforget = ""\n')
+    small = ["--max_steps", "3", "--batch_size", "64", "--expansion_factor", "1", "--loss_tokens", "100"]
+    forge("train", *where, *small, "--config", str(alone))
+    assert "--forget" in forge("features", *where, "--config", str(alone), code=2)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "command", "word"),
+    [
+        ("saes/*/*/cfg.json", "features", "cfg.json"),
+        ("saes/*/*/sae_weights.safetensors", "features", "sae_weights.safetensors"),
+        ("features/*/*/*.json", "eval", ".json"),
+        ("shards/retain-minerals/*/manifest.json", "features", "manifest.json"),
+    ],
+)
+def test_a_foreign_file_where_an_artefact_is_expected_is_named(
+    run: tuple[str, Path, dict[str, Any]], pattern: str, command: str, word: str
+) -> None:
+    _, folder, _ = run
+    path = next(folder.glob(pattern))
+    before = path.read_bytes()
+    try:
+        path.write_bytes(b"\x89PNG this is no artefact of ours")
+        flags = [*SMALL[command], "--fresh"]
+        assert word in forge(command, "--run_dir", str(folder), *flags, code=2)
+    finally:
+        path.write_bytes(before)
+
+
+def test_an_sae_of_another_model_is_refused(run: tuple[str, Path, dict[str, Any]]) -> None:
+    model, folder, _ = run
+    other = next(name for name in builtin.MODELS if name != model)
+    sae = next(folder.glob("saes/*/*/cfg.json")).parent
+    output = forge("eval", "--model", other, "--sae", str(sae), "--run_dir", str(folder / "other"), code=2)
+    assert model in output
+    assert other in output
+
+
+def test_no_valid_latents_says_which_filter_removed_how_many(run: tuple[str, Path, dict[str, Any]]) -> None:
+    output = forge("features", "--run_dir", str(run[1]), "--min_freq", "0.9", code=2)
+    assert "min_freq removed" in output
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_a_state_that_goes_on_to_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
+    """Stopped in the middle of training, the same command continues and ends where an unstopped run ends."""
+
+    def command(folder: Path) -> list[str]:
+        flags = [*SMALL["collect"], *SMALL["train"], "--max_steps", "150", "--checkpoint_every", "20"]
+        return [sys.executable, "-m", "sae_forge", "train", "--model", "tiny-llama", "--run_dir", str(folder), *flags]
+
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    root = Path(__file__).parents[2]
+    stopped = subprocess.Popen(command(tmp_path / "a"), env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("a/saes/*/*/checkpoints/step-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    stopped.send_signal(number)
+    _, errors = stopped.communicate(timeout=120)
+    assert stopped.returncode == 128 + number, errors
+    assert "continues from here" in errors
+    for folder in ("a", "b"):
+        subprocess.run(command(tmp_path / folder), env=environment, cwd=root, check=True, capture_output=True)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")

@@ -1,0 +1,81 @@
+"""Selections under one edit: the table that says what correlated latents cost."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_run import TinyRun, forge, make_run
+
+from sae_forge.features.selection import Selection
+from sae_forge.show.html import Section, page
+from sae_forge.study.selections import compared, spearman
+
+
+@pytest.fixture(scope="module")
+def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return make_run(tmp_path_factory.mktemp("selections"), model_folders["llama"])
+
+
+def test_every_selection_is_measured_under_the_same_edit(run: TinyRun):
+    forge("features", *run.where, "--method", "top_mean,random,frequency", "--num_features", "20", "--snippets", "0",
+          "--retain_threshold", "0.5")  # fmt: skip
+    flags = ["--methods", "scale", "--compare_selections", "--json"]
+    metrics = json.loads(forge("eval", *run.where, *run.asked, *flags))["metrics"]
+    rows = metrics["selections"]["rows"]
+    assert {row["selection"] for row in rows} == {"inlp", "top_mean", "random", "frequency"}
+    assert {row["latents"] for row in rows} == {20}
+    assert all(0 <= row["auroc"] <= 1 and set(row["retain_loss"] or {"value"}) >= {"value"} for row in rows)
+    measured = {row["settings"].get("selection"): row for row in metrics["methods"]}
+    for row in rows:
+        assert row["forget_accuracy"] == measured[row["selection"]]["change"]["roles"]["forget"]["accuracy"]
+        assert row["overlap"]
+    text = page("m", [Section(title="t", eval=metrics)])
+    assert "Every selection under the same edit" in text and "top_mean" in text
+
+
+def test_selections_of_one_method_are_numbered_and_equal_ones_measured_once(run: TinyRun):
+    fewer = replace(run.selection, latents=run.selection.latents[:9])
+    same = replace(run.selection, settings={})
+    metrics = run.evaluate(rivals=(fewer, same), methods=("zero",)).metrics
+    assert [row["selection"] for row in metrics["selections"]["rows"]] == ["inlp 1", "inlp 2"]
+    assert {row["latents"] for row in metrics["selections"]["rows"]} == {9}
+    assert "selections" not in run.evaluate(rivals=(same,), methods=("zero",)).metrics
+
+
+def row_of(name: str, loss: float, accuracy: float) -> dict:
+    estimate = {"value": accuracy, "low": accuracy, "high": accuracy}
+    roles = {role: {"accuracy": estimate} for role in ("forget", "neighbour", "retain")}
+    change = {"roles": roles, "loss": {"retain": {"value": loss, "low": loss, "high": loss}}}
+    return {"settings": {"selection": name, "num_features": 3}, "change": change}
+
+
+def test_the_rank_correlation_is_over_sizes_of_side_effects(run: TinyRun):
+    analysis = run.selection.analysis
+    assert analysis is not None
+    selections: dict[str, Selection] = {}
+    for number, correlation in enumerate((0.1, 0.2, 0.3, 0.4)):
+        separation = replace(analysis.separation, mean_correlation=correlation)
+        selections[str(number)] = replace(run.selection, analysis=replace(analysis, separation=separation))
+    rows = [row_of("0", 0.01, -0.4), row_of("1", -0.02, -0.3), row_of("2", 0.05, -0.2), row_of("3", 0.03, -0.1)]
+    found = compared(selections, rows)["correlation_against"]
+    assert found["retain_loss"] == {"spearman": pytest.approx(0.8), "selections": 4}
+    assert found["neighbour_accuracy"]["spearman"] == pytest.approx(-1.0)
+    assert compared(dict(list(selections.items())[:3]), rows[:3])["correlation_against"] == {}
+
+
+@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9))
+def test_spearman_is_pearson_of_mean_ranks(pairs: list[tuple[int, int]]):
+    x, y = (np.array(side, dtype=float) for side in zip(*pairs, strict=True))
+    ranks = []
+    for side in (x, y):
+        order = sorted(range(len(side)), key=lambda index: side[index])
+        places = {index: place for place, index in enumerate(order)}
+        ranks.append([np.mean([places[j] for j in places if side[j] == side[i]]) for i in range(len(side))])
+    if len(set(x)) == 1 or len(set(y)) == 1:
+        assert spearman(x, y) is None
+    else:
+        assert spearman(x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])
