@@ -91,6 +91,11 @@ class Plan:
         return Share(self.team.rank, self.team.world) if self.shards_latents else WHOLE
 
     @property
+    def latent_team(self) -> Ranks:
+        """The ranks that the latents are spread over; this one alone where it holds them all."""
+        return self.team if self.shards_latents else ALONE
+
+    @property
     def replicas(self) -> int:
         """Ranks that hold the same weights and take a part of the batch each."""
         return 1 if self.config.shard_latents else self.team.world

@@ -1,5 +1,5 @@
-"""A step on a dictionary that is spread over ranks: each holds some of the latents, with their moments, and all see
-every batch.
+"""The look at a batch through a dictionary that is spread over ranks: each holds some of the latents, with their
+moments, and all see every batch.
 
 Each rank offers its best k latents of a token; all look at all offers and take the k best, as one process would. What
 travels are acts, reconstructions and the gradient of ``b_dec``; no gradient of a latent leaves its rank.
@@ -11,14 +11,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge.kernels.dispatch import latent_sums, row_gradients, rows_adam, sparse_decode, topk, topk_encode
-from sae_forge.kernels.rows import Rates, Slopes, adam_, adam_rows_
-from sae_forge.kernels.transpose import transpose
+from sae_forge.kernels.dispatch import sparse_decode, topk, topk_encode
 from sae_forge.sae.dictionary import LatentActs
-from sae_forge.sae.losses import variance
-from sae_forge.training.auxk import auxk, dead_latents
+from sae_forge.training.look import Look, target_of
 from sae_forge.training.plan import Plan
-from sae_forge.training.reading import target_of, touched_latents
 from sae_forge.training.state import TrainState
 
 
@@ -27,47 +23,13 @@ def local_k(plan: Plan) -> int:
     return min(plan.k, len(plan.share.latents(plan.d_sae)))
 
 
-def step_sharded(
-    state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan, rates: Rates
-) -> Float[Tensor, "figures"]:
-    """As ``step.step``, on the latents of this rank."""
-    rows, team, backend = state.rows, plan.team, plan.config.backend
+def look_sharded(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan) -> Look:
+    """As ``look.look_topk``, where this rank holds some of the latents; the residual is that of all."""
     target = target_of(state, batch)
     acts = _encode(state, target, plan)
     residual, dots = _decode(state, target, acts, plan)
-    spread = variance(target)
-    fvu = torch.linalg.vector_norm(residual, dtype=torch.float32).square() / spread
-    loss, extra = fvu, None
-    if state.aux_places:
-        dead = dead_latents(state.tokens_since_fired, plan.config.dead_after, state.aux_places)
-        share, extra = auxk(rows, target, residual, dead, plan.config.auxk_alpha, team)
-        loss = fvu + plan.config.auxk_alpha * share
-    fired, slope = acts.values > 0, 2.0 / spread
-    slopes = Slopes(target, residual, slope * acts.values, slope * dots * fired, acts.indices)
-    table = transpose(acts.indices, state.sae.d_sae)
-    through_encoder = rows.W_enc.weight.T @ latent_sums(slopes.pre_acts, acts.indices, table, backend=backend)
-    fires, touched = fired.sum(), touched_latents(acts.indices, fired, state.sae.d_sae)
-    team.sum_(through_encoder, fires)
-    b_dec = slope * residual.sum(dim=0, dtype=torch.float32) - through_encoder
-    rates = rates._replace(found_inf=(~torch.isfinite(loss + b_dec.sum())).float())
-    norm = torch.zeros_like(loss)
-    if plan.config.max_grad_norm is None:
-        rows_adam(slopes, table, rows, rates, extra=extra, backend=backend, trusted=True)
-    else:
-        gradients = row_gradients(slopes, table, rows, extra=extra, backend=backend, trusted=True)
-        squares = torch.stack([torch.linalg.vector_norm(part) for part in gradients]).square().sum()
-        team.sum_(squares)
-        norm = (squares + b_dec.square().sum()).sqrt()
-        factor = (plan.config.max_grad_norm / (norm + 1e-6)).clamp_max(1.0)
-        for part in (*gradients, b_dec):
-            part.mul_(factor)
-        rates = rates._replace(found_inf=(~torch.isfinite(loss + norm)).float())
-        adam_rows_(rows, gradients, rates)
-    adam_([state.b_dec], [b_dec], rates)
-    state.tokens_since_fired.add_(len(batch)).masked_fill_(touched, 0)
-    dead_share = (state.tokens_since_fired >= plan.config.dead_after).float().sum()
-    team.sum_(dead_share)
-    return torch.stack([loss, fvu, fires / len(batch), dead_share / plan.d_sae, norm])
+    squares = torch.linalg.vector_norm(residual, dtype=torch.float32).square()
+    return Look(target, acts.values, acts.indices, residual, squares, dots)
 
 
 def _encode(state: TrainState, target: Float[Tensor, "tokens d_in"], plan: Plan) -> LatentActs:

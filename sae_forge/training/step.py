@@ -4,40 +4,22 @@ With ``target = scale × x − b_dec`` the residual is ``decode(values) − targ
 own gradient is a sum over tokens and one mat-vec.
 """
 
-from typing import NamedTuple
-
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from sae_forge.kernels.dispatch import latent_sums, row_gradients, rows_adam
-from sae_forge.kernels.rows import Extra, Rates, RowGradients, Slopes, adam_, adam_rows_
-from sae_forge.kernels.transpose import Transpose, transpose
-from sae_forge.sae.losses import variance
-from sae_forge.training.auxk import auxk, dead_latents
-from sae_forge.training.parts import read_in_parts
+from sae_forge.kernels.dispatch import row_gradients, rows_adam
+from sae_forge.kernels.rows import Rates, RowGradients, adam_, adam_rows_
+from sae_forge.training.look import look_topk
 from sae_forge.training.plan import Plan
-from sae_forge.training.reading import look, touched_latents
-from sae_forge.training.sharded import step_sharded
+from sae_forge.training.sharded import look_sharded
 from sae_forge.training.state import TrainState
+from sae_forge.training.sums import Whole, sums_at_once, sums_of_parts
 
 COUNT_EVERY = 20
 """Steps between two counts of the dead on a GPU."""
 _LEAST_ROOM = 64
 """Dead latents that room is made for at least, where there are any."""
-
-
-class _Reading(NamedTuple):
-    """A batch as the SAE sees it, and what it says about every weight."""
-
-    slopes: Slopes
-    table: Transpose
-    extra: Extra | None
-    b_dec: Float[Tensor, "d_in"]
-    """Gradient of ``b_dec``."""
-    fired: Tensor
-    loss: Float[Tensor, ""]
-    fvu: Float[Tensor, ""]
 
 
 @torch.no_grad()
@@ -81,45 +63,9 @@ def _roomy(dead: int, d_sae: int) -> int:
 @torch.no_grad()
 def step(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan, rates: Rates) -> Float[Tensor, "figures"]:
     """The part of a step that a device does alone: no number is fetched, no shape depends on one."""
-    if plan.shards_latents:
-        return step_sharded(state, batch, plan, rates)
-    if plan.in_parts:
-        return _step_in_parts(state, batch, plan, rates)
-    reading = _read(state, batch, plan)
-    finite = torch.isfinite(reading.loss + reading.b_dec.sum())
-    rates = rates._replace(found_inf=(~finite).float())
-    backend, norm = plan.config.backend, torch.zeros_like(reading.loss)
-    if plan.config.max_grad_norm is None:
-        rows_adam(reading.slopes, reading.table, state.rows, rates, extra=reading.extra, backend=backend, trusted=True)
-    else:
-        gradients = row_gradients(
-            reading.slopes, reading.table, state.rows, extra=reading.extra, backend=backend, trusted=True
-        )
-        norm = _clip_(gradients, reading.b_dec, plan.config.max_grad_norm)
-        rates = rates._replace(found_inf=(~torch.isfinite(reading.loss + norm)).float())
-        adam_rows_(state.rows, gradients, rates)
-    adam_([state.b_dec], [reading.b_dec], rates)
-    touched = touched_latents(reading.slopes.indices, reading.fired, plan.d_sae)
-    dead_share = _count_fires(state, touched, len(batch), plan)
-    norm = torch.where(rates.found_inf > 0, torch.nan, norm)  # what moved nothing must not look like a step
-    return torch.stack([reading.loss, reading.fvu, reading.fired.sum() / len(batch), dead_share, norm])
-
-
-def _step_in_parts(
-    state: TrainState, batch: Float[Tensor, "part d_in"], plan: Plan, rates: Rates
-) -> Float[Tensor, "figures"]:
-    """As :func:`step`, by gradients that exist as a whole because they are sums."""
-    whole = read_in_parts(state, batch, plan)
-    norm, checked = torch.zeros_like(whole.loss), whole.loss + whole.b_dec.sum()
-    if plan.config.max_grad_norm is not None:
-        norm = _clip_(whole.gradients, whole.b_dec, plan.config.max_grad_norm)
-        checked = whole.loss + norm
-    rates = rates._replace(found_inf=(~torch.isfinite(checked)).float())
-    adam_rows_(state.rows, whole.gradients, rates)
-    adam_([state.b_dec], [whole.b_dec], rates)
-    dead_share = _count_fires(state, whole.touched, whole.tokens, plan)
-    norm = torch.where(rates.found_inf > 0, torch.nan, norm)
-    return torch.stack([whole.loss, whole.fvu, whole.fires / whole.tokens, dead_share, norm])
+    look = look_sharded if plan.shards_latents else look_topk
+    whole = (sums_of_parts if plan.in_parts else sums_at_once)(state, batch, plan, look)
+    return _apply(state, whole, plan, rates)
 
 
 def count_step(state: TrainState, tokens: int) -> None:
@@ -128,36 +74,36 @@ def count_step(state: TrainState, tokens: int) -> None:
     state.tokens += tokens
 
 
-def _read(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan) -> _Reading:
-    """Encode, decode, and turn the residual into slopes."""
-    rows, backend = state.rows, plan.config.backend
-    target, values, indices, decoded = look(state, batch, plan)
-    spread = variance(target)
-    fvu = decoded.squares.sum() / spread
-    loss, extra = fvu, None
-    if state.aux_places:
-        dead = dead_latents(state.tokens_since_fired, plan.config.dead_after, state.aux_places)
-        share, extra = auxk(rows, target, decoded.residual, dead, plan.config.auxk_alpha)
-        loss = fvu + plan.config.auxk_alpha * share
-    fired, slope = values > 0, 2.0 / spread
-    slopes = Slopes(target, decoded.residual, slope * values, slope * decoded.dots * fired, indices)
-    table = transpose(indices, plan.d_sae)
-    through_encoder = latent_sums(slopes.pre_acts, indices, table, backend=backend)
-    centre = slope * decoded.residual.sum(dim=0, dtype=torch.float32) - rows.W_enc.weight.T @ through_encoder
-    return _Reading(slopes, table, extra, centre, fired, loss, fvu)
+def _apply(state: TrainState, whole: Whole, plan: Plan, rates: Rates) -> Float[Tensor, "figures"]:
+    """Move every weight, unless the loss or a gradient is not finite, and count who fired."""
+    latents, most, backend = whole.latents, plan.config.max_grad_norm, plan.config.backend
+    norm, checked = torch.zeros_like(whole.loss), whole.loss + whole.b_dec.sum()
+    if most is not None:
+        if not isinstance(latents, RowGradients):
+            latents = row_gradients(*latents[:2], state.rows, extra=latents.extra, backend=backend, trusted=True)
+        norm = _norm(latents, whole.b_dec, plan)
+        factor = (most / (norm + 1e-6)).clamp_max(1.0)
+        for gradient in (*latents, whole.b_dec):
+            gradient.mul_(factor)
+        checked = whole.loss + norm
+    rates = rates._replace(found_inf=(~torch.isfinite(checked)).float())
+    if isinstance(latents, RowGradients):
+        adam_rows_(state.rows, latents, rates)
+    else:
+        rows_adam(*latents[:2], state.rows, rates, extra=latents.extra, backend=backend, trusted=True)
+    adam_([state.b_dec], [whole.b_dec], rates)
+    state.tokens_since_fired.add_(whole.tokens).masked_fill_(whole.touched, 0)
+    dead = (state.tokens_since_fired >= plan.config.dead_after).float().sum()
+    plan.latent_team.sum_(dead)
+    norm = torch.where(rates.found_inf > 0, torch.nan, norm)  # what moved nothing must not look like a step
+    return torch.stack([whole.loss, whole.fvu, whole.fires / whole.tokens, dead / plan.d_sae, norm])
 
 
-def _clip_(gradients: RowGradients, b_dec: Float[Tensor, "d_in"], most: float) -> Float[Tensor, ""]:
-    """Bring the norm over all gradients down to ``most``; returns what it was."""
-    parts = [*gradients, b_dec]
-    norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(part) for part in parts]))
-    factor = (most / (norm + 1e-6)).clamp_max(1.0)
-    for part in parts:
-        part.mul_(factor)
-    return norm
-
-
-def _count_fires(state: TrainState, touched: Tensor, tokens: int, plan: Plan) -> Float[Tensor, ""]:
-    """Put the counters of latents that fired back to zero; returns the share of latents that are dead now."""
-    state.tokens_since_fired.add_(tokens).masked_fill_(touched, 0)
-    return (state.tokens_since_fired >= plan.config.dead_after).float().mean()
+def _norm(gradients: RowGradients, b_dec: Float[Tensor, "d_in"], plan: Plan) -> Float[Tensor, ""]:
+    """Over the gradients of all latents, wherever they are held, and of ``b_dec``."""
+    parts = [torch.linalg.vector_norm(part) for part in gradients]
+    if plan.latent_team.world == 1:
+        return torch.linalg.vector_norm(torch.stack([*parts, torch.linalg.vector_norm(b_dec)]))
+    squares = torch.stack(parts).square().sum()
+    plan.latent_team.sum_(squares)
+    return (squares + b_dec.square().sum()).sqrt()

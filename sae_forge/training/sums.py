@@ -1,0 +1,163 @@
+"""What a whole batch says about every weight: the sums over its tokens, however those were taken.
+
+A batch is taken at once, by one process or by ranks that each hold some of the latents; or in parts, one after the
+other, by several ranks at once, or both. Every part gives sums that are divided by nothing; they are added up, over the
+parts and over the ranks, and only then divided by the variance of the whole batch. So two ranks do the very arithmetic
+of one process with two parts.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_forge.kernels.dispatch import latent_sums, row_gradients
+from sae_forge.kernels.rows import Extra, RowGradients, Slopes, remove_parallel_
+from sae_forge.kernels.transpose import Transpose, transpose
+from sae_forge.sae.losses import variance
+from sae_forge.training.auxk import Dead, auxk, dead_latents, explain, fading
+from sae_forge.training.look import Look
+from sae_forge.training.plan import Plan
+from sae_forge.training.state import TrainState
+
+Looker = Callable[[TrainState, Float[Tensor, "tokens d_in"], Plan], Look]
+"""How an architecture looks at a batch."""
+
+
+class Firsthand(NamedTuple):
+    """What gradients of the latents are made of where they need not exist as a whole."""
+
+    slopes: Slopes
+    table: Transpose
+    extra: Extra | None
+
+
+class Whole(NamedTuple):
+    """What the whole batch says."""
+
+    latents: Firsthand | RowGradients
+    b_dec: Float[Tensor, "d_in"]
+    """Gradient of ``b_dec``."""
+    loss: Float[Tensor, ""]
+    fvu: Float[Tensor, ""]
+    fires: Int[Tensor, ""]
+    """Entries of all latents that fired."""
+    touched: Tensor
+    """Which of the latents held here fired."""
+    tokens: int
+
+
+class Moments(NamedTuple):
+    """What the variance of rows is made of, in fp64, where the difference of two great numbers is exact enough."""
+
+    total: Float[Tensor, "d_in"]
+    squares: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, rows: Float[Tensor, "tokens d_in"]) -> "Moments":
+        """Sums over the rows."""
+        return cls(rows.sum(dim=0, dtype=torch.float64), torch.linalg.vector_norm(rows, dtype=torch.float64).square())
+
+    def variance(self, tokens: int) -> Float[Tensor, ""]:
+        """As ``losses.variance`` of all the rows these were summed over."""
+        spread = self.squares - self.total.square().sum() / tokens
+        return spread.clamp_min(torch.finfo(torch.float32).tiny).float()
+
+
+class Sums(NamedTuple):
+    """What a part adds to the whole."""
+
+    gradients: RowGradients
+    """Of the summed squares of the residual."""
+    dead: RowGradients | None
+    """Of what the dead leave of the residual, squared and summed, times half the weight of AuxK; by place."""
+    left: Float[Tensor, ""]
+    target: Moments
+    residual: Moments
+    fires: Int[Tensor, ""]
+    touched: Int[Tensor, "d_sae"]
+    """Parts in which a latent fired."""
+
+    def tensors(self) -> list[Tensor]:
+        """Everything that is to be added up."""
+        dead = self.dead or ()
+        return [*self.gradients, *dead, self.left, *self.target, *self.residual, self.fires, self.touched]
+
+
+def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan, look: Looker) -> Whole:
+    """Of a batch that is seen whole, by all ranks if the latents are spread over several."""
+    rows, team, alpha = state.rows, plan.latent_team, plan.config.auxk_alpha
+    seen = look(state, batch, plan)
+    spread = variance(seen.target)
+    fvu = seen.squares / spread
+    loss, extra = fvu, None
+    if (dead := _dead(state, plan)) is not None:
+        share, extra = auxk(rows, seen.target, seen.residual, dead, alpha, team)
+        loss = fvu + alpha * share
+    slope = 2.0 / spread
+    slopes = seen.slopes(slope)
+    table = transpose(seen.indices, state.sae.d_sae)
+    bias = latent_sums(slopes.pre_acts, seen.indices, table, backend=plan.config.backend)
+    through_encoder, fires = rows.W_enc.weight.T @ bias, seen.fired.sum()
+    team.sum_(through_encoder, fires)
+    b_dec = slope * seen.residual.sum(dim=0, dtype=torch.float32) - through_encoder
+    touched = seen.touched(state.sae.d_sae)
+    return Whole(Firsthand(slopes, table, extra), b_dec, loss, fvu, fires, touched, len(batch))
+
+
+def sums_of_parts(state: TrainState, batch: Float[Tensor, "part d_in"], plan: Plan, look: Looker) -> Whole:
+    """Of a batch of which this rank was given its rows, to be taken ``accumulation`` parts one after the other."""
+    dead = _dead(state, plan)
+    parts = batch.split(len(batch) // plan.config.accumulation)
+    sums = _sums(state, parts[0], plan, look, dead)
+    for part in parts[1:]:
+        for held, more in zip(sums.tensors(), _sums(state, part, plan, look, dead).tensors(), strict=True):
+            held.add_(more)
+    plan.team.sum_(*sums.tensors())
+    return _divided(state, sums, len(batch) * plan.replicas, plan, dead)
+
+
+def _dead(state: TrainState, plan: Plan) -> Dead | None:
+    """The dead latents there is room for, where there is any."""
+    if not state.aux_places:
+        return None
+    return dead_latents(state.tokens_since_fired, plan.config.dead_after, state.aux_places)
+
+
+def _sums(
+    state: TrainState, part: Float[Tensor, "part d_in"], plan: Plan, look: Looker, dead: Dead | None
+) -> Sums:  # fmt: skip
+    seen = look(state, part, plan)
+    left, of_dead = torch.zeros((), device=seen.target.device), None
+    if dead is not None:
+        left, extra = explain(state.rows, seen.target, seen.residual, dead, 2.0 * plan.config.auxk_alpha)
+        of_dead = RowGradients(extra.W_enc, extra.W_dec, extra.b_enc)
+    table = transpose(seen.indices, plan.d_sae)
+    return Sums(
+        gradients=row_gradients(seen.slopes(2.0), table, state.rows, backend=plan.config.backend, trusted=True),
+        dead=of_dead,
+        left=left,
+        target=Moments.of(seen.target),
+        residual=Moments.of(seen.residual),
+        fires=seen.fired.sum(),
+        touched=seen.touched(plan.d_sae).int(),
+    )
+
+
+def _divided(state: TrainState, sums: Sums, tokens: int, plan: Plan, dead: Dead | None) -> Whole:
+    """By the variances of the whole."""
+    gradients, spread = sums.gradients, sums.target.variance(tokens)
+    for gradient in gradients:
+        gradient.div_(spread)
+    fvu = (sums.residual.squares / spread).float()
+    loss = fvu
+    b_dec = (2.0 * sums.residual.total).float() / spread - state.rows.W_enc.weight.T @ gradients.b_enc
+    if dead is not None and sums.dead is not None:
+        scale = fading(dead, plan.d_in) / sums.residual.variance(tokens)
+        loss = fvu + plan.config.auxk_alpha * sums.left * scale
+        remove_parallel_(sums.dead.W_dec, state.rows.W_dec.weight[dead.latents])
+        for gradient, more in zip(gradients, sums.dead, strict=True):
+            gradient.index_add_(0, dead.latents, scale * more)  # a place without a dead latent adds zeros
+    return Whole(gradients, b_dec, loss, fvu, sums.fires, sums.touched > 0, tokens)
