@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -17,6 +18,7 @@ from sae_forge.data.shards import ShardReader
 from sae_forge.features.stats import iter_rows, require_width
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.statistics.ranking import auroc
 
 SAMPLE_TOKENS = 200_000
 """Tokens of a corpus that the second pass looks at, about. The standard error of an AUROC over as many independent
@@ -117,14 +119,6 @@ def iter_acts(
         yield acts.float().cpu(), seq_ids
 
 
-def auroc(positive: Float[Tensor, "p"], negative: Float[Tensor, "n"]) -> float:
-    """Chance that a positive exceeds a negative, a tie counting half; exact in the number of pairs."""
-    ordered = negative.sort().values
-    below = torch.searchsorted(ordered, positive, right=False)
-    reached = torch.searchsorted(ordered, positive, right=True)
-    return int((below + reached).sum()) / (2 * len(positive) * len(negative))
-
-
 def jaccard(one: Int[Tensor, "_"], other: Int[Tensor, "_"]) -> float:
     """Latents in both over latents in either; 0 where there are none."""
     a, b = set(one.tolist()), set(other.tolist())
@@ -157,12 +151,12 @@ class _Tracker:
 
     def separation(self) -> Separation:
         """What was added so far, summed up."""
-        strongest = {corpus: torch.cat(parts) for corpus, parts in self.strongest.items()}
+        strongest = {corpus: torch.cat(parts).numpy() for corpus, parts in self.strongest.items()}
         forget = strongest.pop("forget")
         mean, largest = self._correlations()
         return Separation(
             tokens={"forget": len(forget)} | {corpus: len(values) for corpus, values in strongest.items()},
-            auroc=auroc(forget, torch.cat(list(strongest.values()))),
+            auroc=auroc(forget, np.concatenate(list(strongest.values()))),
             auroc_by_corpus={name.removeprefix("retain "): auroc(forget, it) for name, it in strongest.items()},
             mean_correlation=mean,
             max_correlation=largest,

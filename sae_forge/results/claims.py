@@ -8,7 +8,7 @@ itself; what a sweep chose, it chose on other questions.
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from sae_forge.statistics.metrics import CHANCE
+from sae_forge.statistics.answers import CHANCE
 
 REVERSIBLE = "This is a hook on a running model: the weights are unchanged, and removing the hook restores everything."
 RETRAINED = (

@@ -4,7 +4,7 @@ Paraphrases of one fact are right or wrong together, so resampling questions wou
 estimate over the same number of clusters is resampled alike, which is what makes differences paired.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -13,6 +13,7 @@ from jaxtyping import Float
 
 from sae_forge.errors import NumericalError
 from sae_forge.rng import generator
+from sae_forge.statistics.estimate import Estimate
 
 TAILS = (2.5, 97.5)
 """Percentiles of the replicates that bound a 95 % interval."""
@@ -21,31 +22,6 @@ DRAWN_AT_ONCE = 256
 """Resamples drawn in one go, so that many clusters need little memory; part of what fixes the draws."""
 
 Values = Sequence[float] | np.ndarray
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A number and the 95 % interval it was measured with."""
-
-    value: float
-    low: float
-    high: float
-
-    def to_json(self) -> dict[str, float]:
-        """The form every estimate has in a report."""
-        return {"value": self.value, "low": self.low, "high": self.high}
-
-    def transformed(self, rising: Callable[[float], float]) -> "Estimate":
-        """The estimate of ``rising(value)``, for a function that never falls."""
-        return Estimate(rising(self.value), rising(self.low), rising(self.high))
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return self.low > 0 or self.high < 0
-
-    def __str__(self) -> str:
-        return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
 @dataclass(frozen=True)

@@ -1,60 +1,11 @@
-"""Plain numbers about answers and texts, each a pure function that can be checked by hand."""
+"""Plain numbers about texts, each a pure function that can be checked by hand."""
 
 import re
-from collections import Counter
 from collections.abc import Sequence
-
-from sae_forge.statistics.bootstrap import Estimate
-
-LETTERS = "ABCD"
-CHANCE = 1 / len(LETTERS)
 
 DISTINCT_3_FLOOR, DISTINCT_2_FLOOR = 0.6, 0.4
 STUTTER_LENGTH, STUTTER_TIMES = 10, 3
-RETENTION_FLOOR = 1e-8
 WORD = re.compile("[a-z0-9]+")
-
-
-# ---- answers ------------------------------------------------------------------------------------
-
-
-def chance_distance(accuracy: Estimate) -> Estimate:
-    """How far an accuracy is from guessing, on either side: knowledge turned round is not knowledge gone."""
-    ends = abs(accuracy.low - CHANCE), abs(accuracy.high - CHANCE)
-    nearest = 0.0 if accuracy.low <= CHANCE <= accuracy.high else min(ends)
-    return Estimate(abs(accuracy.value - CHANCE), nearest, max(ends))
-
-
-def letter_shares(chosen: Sequence[int]) -> dict[str, float]:
-    """Share of the answers that fell on each letter; one letter far ahead is a bias, not an opinion."""
-    counts = Counter(chosen)
-    return {letter: counts[index] / len(chosen) for index, letter in enumerate(LETTERS)}
-
-
-def retention(accuracy: float, base: float) -> float:
-    """Share of the base model's accuracy above chance that is left, in [0, 1] (arXiv 2503.11127)."""
-    return min(1.0, max(RETENTION_FLOOR, accuracy - CHANCE) / max(RETENTION_FLOOR, base - CHANCE))
-
-
-def alignment(retain: float, retain_base: float, forget: float, forget_base: float) -> float:
-    """Retention of what should stay times loss of what should go, in [0, 1], higher is better (arXiv 2503.11127)."""
-    return retention(retain, retain_base) * (1 - retention(forget, forget_base))
-
-
-def privleak(auroc: float, reference: float) -> float:
-    """How far, in percent, an AUROC is above that of a model retrained without the text (MUSE, arXiv 2407.06460).
-
-    Args:
-        auroc: Chance that a text the model never saw looks likelier to it than a text it is to forget.
-
-    Returns:
-        0 where forget text looks as it does to the retrained model. Negative where it looks too familiar, -100 at
-        most, as to a model that still knows it; positive where it looks odder than text never seen.
-    """
-    return 100 * (auroc - reference) / reference
-
-
-# ---- generated text -----------------------------------------------------------------------------
 
 
 def rouge_l_f1(prediction: str, reference: str) -> float:

@@ -17,7 +17,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import Progress
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.statistics.metrics import LETTERS
+from sae_forge.statistics.answers import LETTERS
 from sae_forge.study.gradients import Known, encode_known, iter_gradients
 from sae_forge.tasks.engines.losses import Corpus, sequence_losses
 from sae_forge.tasks.engines.multiple_choice import answer

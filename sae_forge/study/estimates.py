@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from sae_forge.statistics.answers import alignment, chance_distance, letter_shares
 from sae_forge.statistics.bootstrap import Bootstrap, Estimate, interval
-from sae_forge.statistics.metrics import alignment, chance_distance, letter_shares
 from sae_forge.study.measure import WRITING, Measurement, Suite, Touched
 from sae_forge.tasks.items import ROLES, Domain
 from sae_forge.tasks.muse_scores import leak

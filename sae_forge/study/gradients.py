@@ -15,7 +15,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import differentiable
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids
-from sae_forge.statistics.metrics import LETTERS
+from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.continuations import Encoded, forward, pad
 from sae_forge.tasks.engines.multiple_choice import encode_questions, options_of, prompt_of
 from sae_forge.tasks.items import Question

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sae_forge.statistics.metrics import CHANCE
+from sae_forge.statistics.answers import CHANCE
 
 UTILITY_SHARE = 0.99
 """Of the base model's utility that must be left (SAEBench, DSG)."""

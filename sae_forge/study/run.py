@@ -24,8 +24,8 @@ from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.statistics.answers import CHANCE
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.statistics.metrics import CHANCE
 from sae_forge.store import files
 from sae_forge.study.controls import control_summary
 from sae_forge.study.estimates import change, describe

@@ -7,9 +7,8 @@ elsewhere; the rank correlation over selections says whether it did here.
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from sae_forge.features.selection import Selection
+from sae_forge.statistics.ranking import spearman
 
 SIDE_EFFECTS = ("retain_loss", "neighbour_accuracy", "retain_accuracy")
 FEWEST = 4
@@ -60,20 +59,5 @@ def _against(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
             if entry["mean_correlation"] is not None and entry[effect] is not None
         ]
         if len(pairs) >= FEWEST:
-            found[effect] = {"spearman": spearman(*map(np.array, zip(*pairs, strict=True))), "selections": len(pairs)}
+            found[effect] = {"spearman": spearman(*zip(*pairs, strict=True)), "selections": len(pairs)}
     return found
-
-
-def spearman(x: np.ndarray, y: np.ndarray) -> float | None:
-    """Rank correlation, equal values sharing their mean rank; None where one side does not vary."""
-    a, b = _ranks(x), _ranks(y)
-    if np.ptp(a) == 0 or np.ptp(b) == 0:
-        return None
-    return float(np.corrcoef(a, b)[0, 1])
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Mean rank of each value among all."""
-    below = (values[None] < values[:, None]).sum(1)
-    equal = (values[None] == values[:, None]).sum(1)
-    return below + (equal - 1) / 2

@@ -18,7 +18,7 @@ from sae_forge.methods.materials import Materials
 from sae_forge.methods.subjects import AsItIs, Retrained, Subject, in_force
 from sae_forge.models.tape import Tape
 from sae_forge.progress import Progress, Task
-from sae_forge.statistics.metrics import alignment
+from sae_forge.statistics.answers import alignment
 from sae_forge.store import files
 from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, pooled

@@ -10,7 +10,7 @@ from typing import Literal, TypeVar
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.questions import Half
 from sae_forge.errors import DataError
-from sae_forge.statistics.metrics import LETTERS
+from sae_forge.statistics.answers import LETTERS
 from sae_forge.store import files
 from sae_forge.tasks.records import Record, iter_records, resolve, text_field
 

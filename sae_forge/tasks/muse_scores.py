@@ -1,16 +1,17 @@
 """MUSE's measures of a model as it stands: what it writes against what stands in the text, and what gives it away."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 
 from sae_forge.errors import NumericalError
-from sae_forge.features.analysis import auroc
 from sae_forge.models.loading import LanguageModel
-from sae_forge.statistics.bootstrap import Bootstrap, Estimate, interval
-from sae_forge.statistics.metrics import privleak, rouge_l_f1
+from sae_forge.statistics.answers import privleak
+from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.statistics.estimate import Estimate
+from sae_forge.statistics.metrics import rouge_l_f1
+from sae_forge.statistics.ranking import auroc_estimate
 from sae_forge.tasks.engines.continuations import Done, Score, pad, report
 from sae_forge.tasks.engines.generation import Sampling, write
 from sae_forge.tasks.engines.losses import rows_at_once, token_losses
@@ -79,9 +80,5 @@ def leak(forget: Sequence[Score], holdout: Sequence[Score], reference: float, bo
     The AUC in it is the chance that a holdout text has a higher Min-40 % probability than a forget text, a tie
     counting half. It is near 0 for a model that knows the forget texts, so PrivLeak is then near -100.
     """
-    known = torch.tensor([score.mean for score in forget], dtype=torch.double)
-    unseen = torch.tensor([score.mean for score in holdout], dtype=torch.double)
-    above = (torch.sign(unseen[:, None] - known).numpy() + 1) / 2
-    apart = bootstrap.draws(len(unseen)), replace(bootstrap, seed=bootstrap.seed + 1).draws(len(known))
-    replicates = np.einsum("rh,hf,rf->r", apart[0], above, apart[1], optimize=True) / above.size
-    return interval(auroc(unseen, known), replicates).transformed(lambda value: privleak(value, reference))
+    found = auroc_estimate([score.mean for score in holdout], [score.mean for score in forget], bootstrap)
+    return found.transformed(lambda value: privleak(value, reference))

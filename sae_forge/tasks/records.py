@@ -11,7 +11,7 @@ import pyarrow.parquet
 
 from sae_forge import builtin
 from sae_forge.errors import DataError
-from sae_forge.statistics.metrics import LETTERS
+from sae_forge.statistics.answers import LETTERS
 from sae_forge.store import files
 
 Record = dict[str, Any]

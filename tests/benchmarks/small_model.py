@@ -9,7 +9,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_forge.models.loading import LanguageModel, load_model
-from sae_forge.statistics.metrics import LETTERS
+from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.multiple_choice import letter_prompt
 from sae_forge.tasks.items import Question
 

@@ -4,15 +4,12 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from tiny_run import TinyRun, forge, make_run
 
 from sae_forge.features.selection import Selection
 from sae_forge.show.html import Section, page
-from sae_forge.study.selections import compared, spearman
+from sae_forge.study.selections import compared
 
 
 @pytest.fixture(scope="module")
@@ -65,17 +62,3 @@ def test_the_rank_correlation_is_over_sizes_of_side_effects(run: TinyRun):
     assert found["retain_loss"] == {"spearman": pytest.approx(0.8), "selections": 4}
     assert found["neighbour_accuracy"]["spearman"] == pytest.approx(-1.0)
     assert compared(dict(list(selections.items())[:3]), rows[:3])["correlation_against"] == {}
-
-
-@given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=2, max_size=9))
-def test_spearman_is_pearson_of_mean_ranks(pairs: list[tuple[int, int]]):
-    x, y = (np.array(side, dtype=float) for side in zip(*pairs, strict=True))
-    ranks = []
-    for side in (x, y):
-        order = sorted(range(len(side)), key=lambda index: side[index])
-        places = {index: place for place, index in enumerate(order)}
-        ranks.append([np.mean([places[j] for j in places if side[j] == side[i]]) for i in range(len(side))])
-    if len(set(x)) == 1 or len(set(y)) == 1:
-        assert spearman(x, y) is None
-    else:
-        assert spearman(x, y) == pytest.approx(np.corrcoef(*ranks)[0, 1])

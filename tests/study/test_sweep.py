@@ -17,8 +17,8 @@ from sae_forge.methods.building import HOOKS, RETRAINED, UNTUNED, asked, build
 from sae_forge.methods.grids import grid
 from sae_forge.methods.subjects import AsItIs, Hook, Retrained, Subject, in_force
 from sae_forge.progress import Silent, Task
+from sae_forge.statistics.answers import alignment
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.statistics.metrics import alignment
 from sae_forge.study import measure as measuring
 from sae_forge.study import sweep as sweeping
 from sae_forge.study.estimates import change, describe

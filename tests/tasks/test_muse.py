@@ -32,8 +32,9 @@ from sae_forge.pipeline.published import NOT_MEASURED, published_beside
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.settings import presets
 from sae_forge.show.html import Section, page
+from sae_forge.statistics.answers import privleak
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.statistics.metrics import privleak, rouge_l_f1
+from sae_forge.statistics.metrics import rouge_l_f1
 from sae_forge.study.measure import load_suite
 from sae_forge.study.run import EvalReport, evaluate
 from sae_forge.study.sweep import NOT_SWEPT

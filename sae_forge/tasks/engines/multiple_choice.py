@@ -16,7 +16,7 @@ from sae_forge.config.questions import Scoring
 from sae_forge.errors import ConfigError
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, max_input
-from sae_forge.statistics.metrics import LETTERS
+from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.continuations import Done, Encoded, Score, encode, score
 from sae_forge.tasks.items import Question
 

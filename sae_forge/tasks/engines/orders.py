@@ -17,7 +17,7 @@ from sae_forge.config.questions import QuestionFilter, Scoring
 from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT, Progress
-from sae_forge.statistics.metrics import LETTERS
+from sae_forge.statistics.answers import LETTERS
 from sae_forge.store import files
 from sae_forge.tasks.engines.multiple_choice import Answered, answer, encode_questions, prompt_of
 from sae_forge.tasks.items import Domain, Question

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from sae_forge.errors import NumericalError
-from sae_forge.statistics.bootstrap import Bootstrap, Estimate
-from sae_forge.statistics.metrics import alignment, chance_distance, letter_shares, retention
+from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.statistics.estimate import Estimate
 
 BOOTSTRAP = Bootstrap(resamples=400, seed=3)
 
@@ -93,21 +93,3 @@ def test_the_seed_decides_the_interval_and_nothing_else_does():
 def test_a_value_that_is_not_finite_is_refused():
     with pytest.raises(NumericalError, match="1 of 2"):
         BOOTSTRAP.mean([0.5, float("nan")], ["a", "b"])
-
-
-def test_chance_distance_counts_both_sides():
-    below, around = chance_distance(Estimate(0.01, 0.0, 0.04)), chance_distance(Estimate(0.3, 0.2, 0.4))
-    assert (below.value, below.low, below.high) == pytest.approx((0.24, 0.21, 0.25))
-    assert (around.value, around.low, around.high) == pytest.approx((0.05, 0.0, 0.15))
-
-
-def test_alignment_is_the_published_one():
-    """The headline of conditional clamping: R_good 0.880 and WMDP 0.5860 to 0.2718 make 0.8226."""
-    assert retention(0.2718, 0.5860) == pytest.approx(1 - 0.935, abs=1e-3)
-    assert alignment(0.25 + 0.880 * 0.3238, 0.5738, 0.2718, 0.5860) == pytest.approx(0.8226, abs=1e-3)
-    assert retention(0.9, 0.5) == 1.0
-    assert retention(0.1, 0.5) == pytest.approx(0.0, abs=1e-6)
-
-
-def test_letter_shares_count_letters_nobody_chose():
-    assert letter_shares([0, 0, 3, 0]) == {"A": 0.75, "B": 0.0, "C": 0.0, "D": 0.25}

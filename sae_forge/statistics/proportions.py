@@ -1,0 +1,25 @@
+"""Counts of yes and no: an interval that holds at 0 and at 1, and whether two models answer the same items alike."""
+
+from sae_forge.statistics.estimate import Estimate
+
+
+def wilson(successes: int, trials: int) -> Estimate:
+    """A share with its 95 % Wilson interval, which neither leaves [0, 1] nor closes where every trial went one way.
+
+    Trials must be independent of one another; shares of clustered items take :class:`bootstrap.Bootstrap`.
+    """
+    from scipy.stats import binomtest
+
+    bounds = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
+    return Estimate(successes / trials, float(bounds.low), float(bounds.high))
+
+
+def mcnemar(only_before: int, only_after: int) -> float:
+    """The exact two-sided p-value that two models are right equally often, from the items that only one gets right.
+
+    Items that both or neither get right say nothing of a change; without any other there is no evidence, so p is 1.
+    """
+    from scipy.stats import binomtest
+
+    discordant = only_before + only_after
+    return 1.0 if discordant == 0 else float(binomtest(only_before, discordant, 0.5).pvalue)
