@@ -312,8 +312,31 @@ def _choose_topk(backend: Backend, pre_acts: Tensor, k: int) -> _TopK:
     return _choose("auto" if backend == "dense" else backend, pre_acts, k=k, d_sae=None).topk
 
 
+class _OnDevice:
+    """The Triton form with this device current in every operation: a launch goes there, wherever its tensors lie."""
+
+    def __init__(self, form: Any, device: torch.device) -> None:
+        self._form, self._device = form, device
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        operation = getattr(self._form, name)
+
+        def run(*given: Any) -> Any:
+            with torch.cuda.device(self._device):
+                return operation(*given)
+
+        return run
+
+
 def _choose(backend: Backend, weights: Tensor, *, k: int, d_sae: int | None) -> Any:
-    """The module of the backend to use, for k of d_sae latents a token; None: dense products are no choice."""
+    """The form to use, for k of d_sae latents a token; None: dense products are no choice."""
+    name = _name_of_form(backend, weights, k=k, d_sae=d_sae)
+    form = _module(name)
+    return _OnDevice(form, weights.device) if name == "triton_form" and weights.device.type == "cuda" else form
+
+
+def _name_of_form(backend: Backend, weights: Tensor, *, k: int, d_sae: int | None) -> str:
+    """The module of the form, unless the backend cannot run these tensors."""
     device, dtype = weights.device.type, weights.dtype
     if backend not in get_args(Backend):
         raise BackendError(f"backend {backend!r} is unknown; choose one of {', '.join(get_args(Backend))}")
@@ -321,27 +344,27 @@ def _choose(backend: Backend, weights: Tensor, *, k: int, d_sae: int | None) -> 
         raise BackendError("tensors on the meta device hold no numbers; move them to a CPU or a GPU")
     if backend == "auto":
         if d_sae is not None and k * CROSSOVER.get(device, 1) > d_sae:
-            return _module("dense")
+            return "dense"
         if device == "cpu":
-            return _module("cpu")
+            return "cpu"
         if device != "cuda" or dtype == torch.float64 or not triton_installed():
-            return _module("reference")
-        form = _module("triton_form")
-        return form if k <= form.MAX_K else _module("reference" if d_sae is None else "dense")
+            return "reference"
+        if k <= _module("triton_form").MAX_K:
+            return "triton_form"
+        return "reference" if d_sae is None else "dense"
     if backend == "cpu" and device != "cpu":
         raise BackendError(f"backend 'cpu' was given tensors on {device}; use auto, dense or triton there")
     if backend != "triton":
-        return _module(backend)
+        return backend
     if not triton_installed():
         raise BackendError("backend 'triton' needs the triton package: pip install 'sae-forge[triton]', or use auto")
     if device != "cuda" and not _interpreting():
         raise BackendError(f"backend 'triton' needs tensors on a CUDA GPU and these are on {device}; use auto or cpu")
     if dtype == torch.float64:
         raise BackendError("backend 'triton' sums in float32 and was given float64; use reference")
-    form = _module("triton_form")
-    if k > form.MAX_K:
-        raise BackendError(f"backend 'triton' takes at most k={form.MAX_K} and was given k={k}; use auto or dense")
-    return form
+    if k > (most := _module("triton_form").MAX_K):
+        raise BackendError(f"backend 'triton' takes at most k={most} and was given k={k}; use auto or dense")
+    return "triton_form"
 
 
 def never_waits(backend: Backend) -> bool:

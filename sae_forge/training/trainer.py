@@ -145,7 +145,7 @@ def train_saes(
 
 @contextmanager
 def _current(device: torch.device) -> Iterator[None]:
-    """The device that kernels are launched on and graphs recorded on, which need not be the first GPU."""
+    """The device that graphs are recorded on, which need not be the first GPU; a kernel finds its own."""
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         yield
 
