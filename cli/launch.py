@@ -11,8 +11,6 @@ from sae_forge.errors import ConfigError, ForgeError
 
 OVER_RANKS = ("collect", "train")
 """Commands that know how to share their work out."""
-_ELSEWHERE = ("run_dir", "model_device", "sae_device", "device_map")
-"""Settings in which ranks may differ: where things are on their machine."""
 
 
 @contextmanager
@@ -29,8 +27,7 @@ def as_rank(command: str, config: ModelConfig) -> Iterator[bool]:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost connection is told once, and in words
     from sae_forge import ranks
 
-    facts = {name: value for name, value in config.settings().items() if name not in _ELSEWHERE}
-    with ranks.joined(config.dist_timeout, {"command": command, **facts}, _tell) as team:
+    with ranks.joined(config.dist_timeout, {"command": command, **config.settings(local=False)}, _tell) as team:
         yield team.leads
 
 

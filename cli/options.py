@@ -6,14 +6,14 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import MISSING, Field, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
 
 import typer
 
-from sae_forge.config.fields import Alias
-from sae_forge.config.model import ModelConfig, setting_fields
+from sae_forge.config.fields import Described, described
+from sae_forge.config.model import ModelConfig, shown
 from sae_forge.errors import ForgeError, ResourceError
 from sae_forge.settings import ConfigT, parse_value, read_config_file, resolve
 from sae_forge.store.runs import Run, newest_run
@@ -153,38 +153,31 @@ def _fail(error: ForgeError, debug: bool) -> NoReturn:
 
 
 def _signature(kind: type[ModelConfig], own: list[inspect.Parameter]) -> inspect.Signature:
-    hints = get_type_hints(kind, include_extras=True)
     keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [("config", CONFIG_FILE, None), ("json", JSON, False), ("debug", DEBUG, False)]
     return inspect.Signature(
         [parameter.replace(kind=keyword) for parameter in own]
-        + [_parameter(field, hints[name]) for name, field in setting_fields(kind).items()]
+        + [_parameter(said) for said in described(kind).values()]
         + [inspect.Parameter(name, keyword, annotation=note, default=default) for name, note, default in shared]
     )
 
 
-def _parameter(field: Field[Any], hint: Any) -> inspect.Parameter:
+def _parameter(said: Described) -> inspect.Parameter:
     """One flag: unset unless spelled out, so that presets and files can fill it."""
-    wanted, text, *rest = get_args(hint)
-    names = [f"--{name}" for name in (field.name, *(note.name for note in rest if isinstance(note, Alias)))]
-    if field.default not in (None, (), False, MISSING):
-        text += f" [default: {_shown(field.default)}]"
-    if wanted is bool:
-        names = [f"{name}/--no_{name.removeprefix('--')}" for name in names]
-        option = typer.Option(*names, help=text, show_default=False)
-        return inspect.Parameter(
-            field.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[bool | None, option], default=None
-        )
-    choices = _choices(wanted)
+    names = [f"--{name}" for name in (said.name, *said.aliases)]
+    switch = said.kind is bool
+    choices = _choices(said.kind)
     option = typer.Option(
-        *names,
-        help=text,
-        metavar=_metavar(wanted),
+        *(f"{name}/--no_{name.removeprefix('--')}" if switch else name for name in names),
+        help=said.help + ("" if said.default in (None, (), False) else f" [default: {shown(said.default)}]"),
+        metavar=None if switch else _metavar(said.kind),
         show_default=False,
+        rich_help_panel=said.heading,
         autocompletion=(lambda: choices) if choices else None,
     )
+    kind = bool | None if switch else str | None
     return inspect.Parameter(
-        field.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[str | None, option], default=None
+        said.name, inspect.Parameter.KEYWORD_ONLY, annotation=Annotated[kind, option], default=None
     )
 
 
@@ -203,7 +196,3 @@ def _metavar(wanted: Any) -> str:
     if get_origin(wanted) is tuple:
         return _metavar(parts[0]) + ",…"
     return {int: "INT", float: "NUMBER", str: "TEXT", Path: "PATH"}.get(parts[0], "TEXT")
-
-
-def _shown(value: Any) -> str:
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

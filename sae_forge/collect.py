@@ -42,9 +42,6 @@ from sae_forge.store.remote import AnyPath, RemotePath
 from sae_forge.store.runs import Run
 from sae_forge.store.tensors import DTYPES
 
-_SETTINGS = ("text_field", "split", "max_tokens", "ctx_len", "bos", "model_batch_size", "storage_dtype", "shard_rows")
-"""What ``config.json`` repeats of the config: no path, and nothing that leaves the bytes as they are."""
-
 _TOKENS_AHEAD, _BATCHES_AHEAD = 2**19, 512
 """Tokens that may wait for the model: tokenizers take many texts at once, so batches come in bursts."""
 
@@ -341,7 +338,6 @@ def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Finger
                     "Repeat those settings, choose another --run_dir or --shards_dir, or start over with --fresh"
                 )
         return
-    settings = config.settings()
     files.publish_json(
         path,
         {
@@ -350,7 +346,7 @@ def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Finger
             "hook_point": fingerprint.hook_point,
             "model": model,
             "role": fingerprint.role,
-            "settings": {name: settings[name] for name in _SETTINGS},
+            "settings": config.deciding("shards"),
             "versions": {"sae_forge": sae_forge.__version__}
             | {name: version(name) for name in ("datasets", "tokenizers", "torch", "transformers")},
         },

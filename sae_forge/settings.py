@@ -5,9 +5,10 @@ from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, get_args, get_origin
 
-from sae_forge.config.model import ModelConfig, setting_fields
+from sae_forge.config.fields import described
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError
 
 Preset = dict[str, Any]
@@ -49,7 +50,7 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
     base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
-    names = setting_fields(kind)
+    names = described(kind)
     settings = settings_for(base, chosen.get("model")) if base else {}
     inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
     return kind(**{**inherited, **chosen}, spelled=frozenset(given))
@@ -68,7 +69,7 @@ def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
         raise ConfigError(f"--config {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # numbers of a thousand digits and bad UTF-8 are ValueErrors too
         raise ConfigError(f"--config {path} is not TOML: {str(error)[:120]}") from error
-    names = setting_fields(kind)
+    names = described(kind)
     if unknown := sorted(set(values) - set(names)):
         near = get_close_matches(unknown[0], names, n=3, cutoff=0.5)
         possible = ", ".join([*near, *sorted(set(names) - set(near))])
@@ -101,7 +102,7 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
     """
     from pydantic import TypeAdapter, ValidationError
 
-    wanted = get_type_hints(kind)[name]
+    wanted = described(kind)[name].kind
     value = raw
     if _is_tuple(wanted) and isinstance(raw, str):
         value = [part.strip() for part in raw.split(",") if part.strip()]

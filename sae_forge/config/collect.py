@@ -1,8 +1,9 @@
 """``collect``: corpus and model to shards."""
 
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
+from sae_forge.config.fields import Artefact, Setting
 from sae_forge.config.text import TextConfig
 from sae_forge.store.remote import check_url, is_url
 
@@ -16,29 +17,50 @@ DEFAULT_RETAIN = ("Salesforce/wikitext:wikitext-2-raw-v1", "roneneldan/TinyStori
 class CollectConfig(TextConfig):
     """Corpus and model to shards."""
 
-    forget: Annotated[str | None, "Text to forget: jsonl, txt, parquet, csv, folder, or datasets id."] = None
-    retain: Annotated[tuple[str, ...], "Text to keep: one source or several, separated by commas."] = DEFAULT_RETAIN
-    max_tokens: Annotated[int | None, "Tokens to take from each corpus at most."] = 1_000_000
-    model_batch_size: Annotated[int, "Sequences a forward pass takes."] = 8
+    heading: ClassVar[str] = "Activations"
+    decides: ClassVar[tuple[Artefact, ...]] = ("shards",)
+
+    forget: Annotated[
+        str | None,
+        "Text to forget: jsonl, txt, parquet, csv, folder, or datasets id.",
+        Setting(decides=(), names_items=True, heading="Text"),
+    ] = None
+    retain: Annotated[
+        tuple[str, ...],
+        "Text to keep: one source or several, separated by commas.",
+        Setting(decides=("attribution",), names_items=True, heading="Text"),
+    ] = DEFAULT_RETAIN
+    max_tokens: Annotated[
+        int | None,
+        "Tokens to take from each corpus at most.",
+        Setting(at_least=1, wanted="give at least 1 token", heading="Text"),
+    ] = 1_000_000
+    model_batch_size: Annotated[
+        int, "Sequences a forward pass takes.", Setting(at_least=1, wanted="give at least 1 sequence")
+    ] = 8
     storage_dtype: Annotated[
         StorageDtype, "Precision of stored activations; int8 keeps a scale a row and says what rounding lost."
     ] = "bf16"
-    shard_rows: Annotated[int, "Tokens a shard holds, rounded up to whole forward batches."] = 65_536
+    shard_rows: Annotated[
+        int,
+        "Tokens a shard holds, rounded up to whole forward batches.",
+        Setting(at_least=1, wanted="give at least 1 token"),
+    ] = 65_536
     shards_dir: Annotated[
-        str | None, "Where shards go: a folder or an fsspec URL (s3://…). Unset: shards/ in the run folder."
+        str | None,
+        "Where shards go: a folder or an fsspec URL (s3://…). Unset: shards/ in the run folder.",
+        Setting(decides=()),
     ] = None
-    dist_timeout: Annotated[float, "Seconds a rank of a job of several may be silent before the job ends."] = 45.0
-    resume: Annotated[bool, "Continue what is there; --no_resume is --fresh."] = True
-    fresh: Annotated[bool, "Start over, deleting what is there."] = False
+    dist_timeout: Annotated[
+        float,
+        "Seconds a rank of a job of several may be silent before the job ends.",
+        Setting(decides=(), at_least=1, wanted="give at least 1 second"),
+    ] = 45.0
+    resume: Annotated[bool, "Continue what is there; --no_resume is --fresh.", Setting(decides=())] = True
+    fresh: Annotated[bool, "Start over, deleting what is there.", Setting(decides=())] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.require(
-            model_batch_size=(self.model_batch_size >= 1, "give at least 1 sequence"),
-            shard_rows=(self.shard_rows >= 1, "give at least 1 token"),
-            shards_dir=(self.shards_dir != "", "give a folder or a URL"),
-            dist_timeout=(self.dist_timeout >= 1, "give at least 1 second"),
-            max_tokens=(self.max_tokens is None or self.max_tokens >= 1, "give at least 1 token"),
-        )
+        self.require(shards_dir=(self.shards_dir != "", "give a folder or a URL"))
         if self.shards_dir is not None and is_url(self.shards_dir):
             check_url(self.shards_dir, "--shards_dir")

@@ -1,20 +1,22 @@
 """``generate``: one prompt with and without an edit."""
 
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.sae import SelectedConfig
 from sae_forge.config.sampling import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(SamplingConfig):
+class GenerateConfig(SamplingConfig, SelectedConfig):
     """One prompt continued with and without an edit."""
 
-    sae: Annotated[str | None, "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here."] = None
-    allow_pickle: Annotated[bool, "Read an SAE in a pickle (dictionary_learning's ae.pt), in a limited process."] = (
-        False
-    )
-    selection: Annotated[Path | None, "Selection file. Unset: the newest that features made for this SAE."] = None
+    heading: ClassVar[str] = "Generation"
+
     compare: Annotated[bool, "Show the baseline beside the edit."] = True
-    temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.0
+    temperature: Annotated[
+        float,
+        "Sampling temperature; 0 is greedy.",
+        Setting(at_least=0, finite=True, wanted="give 0 (greedy) or more"),
+    ] = 0.0

@@ -1,40 +1,54 @@
 """Which model, where in it, and where results go: the settings every verb shares."""
 
-from dataclasses import Field, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
+from sae_forge.config.fields import Artefact, Setting, described
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint, Site
 
 ModelDtype = Literal["auto", "bf16", "fp16", "fp32"]
 Quantize = Literal["none", "8bit", "4bit"]
 
-
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
+HERE = Setting(decides=(), local=True)
+"""Where things are on this machine."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """Which model, where in it, and where results go: the settings every verb shares."""
+    """Which model, where in it, and where results go: the settings every verb shares.
+
+    Every config is a subclass of it: so are the parts that tasks and methods add, which are composed with others and
+    therefore check what they check in ``__post_init__`` after calling that of ``super()``.
+    """
+
+    heading: ClassVar[str] = "Model and place"
+    """What the settings of a class stand under in ``--help``."""
+    decides: ClassVar[tuple[Artefact, ...]] = ("report",)
+    """What a setting decides that does not say; whoever forgets to say it pays with a measurement, not a number."""
 
     model: Annotated[str, "Hub id, local folder, or built-in: tiny-llama, tiny-gemma2."] = DEFAULT_MODEL
     layer: Annotated[tuple[int, ...] | None, "One layer or several: 3,7,15. Unset: the preset's, else the middle."] = (
         None
     )
     site: Annotated[Site, "Where in the layer; resid_post is its output."] = "resid_post"
-    run_dir: Annotated[Path | None, "Run folder. Unset: checkpoints/<model with / as -->."] = None
-    seed: Annotated[int, "Seed of everything random."] = 0
+    run_dir: Annotated[Path | None, "Run folder. Unset: checkpoints/<model with / as -->.", HERE] = None
+    seed: Annotated[int, "Seed of everything random.", Setting(decides=("selection", "report"))] = 0
     revision: Annotated[str | None, "Branch, tag or commit of a Hub model."] = None
     dtype: Annotated[ModelDtype, "Precision the model computes in. auto: fp32 on a CPU, as stored on a GPU."] = "auto"
-    model_device: Annotated[str, "Device of the model: auto, cpu, cuda, cuda:1 …"] = "auto"
-    device_map: Annotated[str | None, "Spread the model over devices: auto, balanced, sequential."] = None
+    model_device: Annotated[str, "Device of the model: auto, cpu, cuda, cuda:1 …", HERE] = "auto"
+    device_map: Annotated[str | None, "Spread the model over devices: auto, balanced, sequential.", HERE] = None
     quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes)."] = "none"
-    sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …"] = "auto"
+    sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …", HERE] = "auto"
     spelled: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
     """Settings the user named, by flag or file; the others came from a preset or are defaults. No setting itself."""
 
     def __post_init__(self) -> None:
+        for name, said in described(type(self)).items():
+            self.require(**{name: (said.setting.allows(getattr(self, name)), said.setting.advice())})
         if self.quantize != "none" and self.dtype == "fp32":
             raise ConfigError(f"--quantize {self.quantize} computes in 16 bits; drop --dtype fp32")
         if self.layer is not None and (not self.layer or len(set(self.layer)) < len(self.layer)):
@@ -56,27 +70,36 @@ class ModelConfig:
         """Whether finished work is done again instead of being continued or returned."""
         return getattr(self, "fresh", False) or not getattr(self, "resume", True)
 
-    def settings(self, kind: type["ModelConfig"] | None = None) -> dict[str, Any]:
-        """JSON-ready values of the fields that ``kind`` (default: this class) declares."""
-        return {name: _plain(getattr(self, name)) for name in setting_fields(kind or type(self))}
+    def settings(self, *, local: bool = True) -> dict[str, Any]:
+        """JSON-ready values of all settings, or of those that do not say where things are on this machine."""
+        said = described(type(self))
+        return {name: plain(getattr(self, name)) for name, each in said.items() if local or not each.setting.local}
+
+    def deciding(self, artefact: Artefact) -> dict[str, Any]:
+        """JSON-ready values of the settings that decide an artefact, as they were given."""
+        said = described(type(self))
+        return {name: plain(getattr(self, name)) for name, each in said.items() if artefact in each.decides}
+
+    def items(self, artefact: Artefact) -> Mapping[str, tuple[str, ...]]:
+        """What the settings name whose content decides an artefact, by setting."""
+        said = described(type(self))
+        chosen = [name for name, each in said.items() if each.setting.names_items and artefact in each.decides]
+        return {name: getattr(self, name) for name in chosen}
 
     def require(self, **checks: tuple[bool, str]) -> None:
         """Raise for the first setting whose check is False; the text says what would be right."""
         for name, (holds, wanted) in checks.items():
             if not holds:
-                raise ConfigError(f"--{name} {_shown(getattr(self, name))}: {wanted}")
+                raise ConfigError(f"--{name} {shown(getattr(self, name))}: {wanted}")
 
 
-def setting_fields(kind: type[ModelConfig]) -> dict[str, Field[Any]]:
-    """The fields of a config that are settings, by name: its flags."""
-    return {entry.name: entry for entry in fields(kind) if entry.name != "spelled"}
-
-
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
+    """A setting's value as JSON has it."""
     if isinstance(value, tuple):
-        return [_plain(item) for item in value]
+        return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """A setting's value as one would spell it on the command line."""
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value)

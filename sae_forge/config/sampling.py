@@ -1,10 +1,9 @@
 """How text is generated, and the edit it is generated under."""
 
 from dataclasses import dataclass
-from math import isfinite
-from typing import Annotated
+from typing import Annotated, ClassVar
 
-from sae_forge.config.fields import Alias
+from sae_forge.config.fields import Alias, Setting
 from sae_forge.config.model import ModelConfig
 
 
@@ -12,23 +11,27 @@ from sae_forge.config.model import ModelConfig
 class SamplingConfig(ModelConfig):
     """How text is generated, and the scales of the edit it is generated under."""
 
-    num_features: Annotated[tuple[int, ...], "Latents to edit, best first; several (10,50,100) sweep."] = (100,)
-    ablation_scale: Annotated[tuple[float, ...], "Negative scale; several (-1,-3) sweep.", Alias("ablation_scales")] = (
-        -3.0,
-    )
-    max_new_tokens: Annotated[int, "Tokens to generate per prompt."] = 64
-    temperature: Annotated[float, "Sampling temperature; 0 is greedy."] = 0.7
-    top_p: Annotated[float, "Nucleus of the sampling."] = 0.9
+    heading: ClassVar[str] = "Generation"
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        self.require(
-            num_features=(bool(self.num_features) and min(self.num_features) >= 1, "give at least 1 latent"),
-            ablation_scale=(
-                bool(self.ablation_scale) and all(map(isfinite, self.ablation_scale)),
-                "give finite scales",
-            ),
-            max_new_tokens=(self.max_new_tokens >= 1, "give at least 1 token"),
-            temperature=(self.temperature >= 0 and isfinite(self.temperature), "give 0 (greedy) or more"),
-            top_p=(0 < self.top_p <= 1, "give a share above 0 and at most 1"),
-        )
+    num_features: Annotated[
+        tuple[int, ...],
+        "Latents to edit, best first; several (10,50,100) sweep.",
+        Setting(at_least=1, wanted="give at least 1 latent", heading="Edits"),
+    ] = (100,)
+    ablation_scale: Annotated[
+        tuple[float, ...],
+        "Negative scale; several (-1,-3) sweep.",
+        Alias("ablation_scales"),
+        Setting(finite=True, wanted="give finite scales", heading="Edits"),
+    ] = (-3.0,)
+    max_new_tokens: Annotated[
+        int, "Tokens to generate per prompt.", Setting(at_least=1, wanted="give at least 1 token")
+    ] = 64
+    temperature: Annotated[
+        float,
+        "Sampling temperature; 0 is greedy.",
+        Setting(at_least=0, finite=True, wanted="give 0 (greedy) or more"),
+    ] = 0.7
+    top_p: Annotated[
+        float, "Nucleus of the sampling.", Setting(above=0, at_most=1, wanted="give a share above 0 and at most 1")
+    ] = 0.9

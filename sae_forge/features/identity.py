@@ -47,23 +47,15 @@ def settings(method: str, config: FeaturesConfig) -> dict[str, Any]:
 
     Those of the other methods are among them, since the analysis says what these would have chosen.
     """
-    names = (
-        "formula", "ratio_smoothing", "activation_eps", "snippets", "sort_by", "min_freq", "min_target_fires",
-        "max_neutral_freq", "max_freq", "min_ratio", "moment", "p_ratio", "fire_threshold", "refusal_latent", "seed",
-    )  # fmt: skip
-    values = config.settings(FeaturesConfig)
-    chosen = {name: values[name] for name in names}
-    chosen |= {"num_features": requested(config), "act_ratio_max": ACT_RATIO_MAX}
+    chosen = config.deciding("selection") | {"num_features": requested(config), "act_ratio_max": ACT_RATIO_MAX}
     chosen["retain_threshold"] = {name: methods.retain_threshold(name, config) for name in methods.RETAIN_THRESHOLDS}
     if method == "given":
-        chosen["latents"] = values["latents"]
+        chosen["latents"] = list(config.latents or ())
     if method == "random_matched":
         chosen["matched_to"] = methods.matched_to(config)
     if method == "attribution":
-        chosen |= {name: value for name, value in values.items() if name.startswith("attribution_")}
-        chosen |= {"scoring": config.scoring}
-        for name in ("forget_questions", "retain_questions", "retain"):
-            chosen[name] = [corpus_identity(source) for source in getattr(config, name)]
+        chosen |= config.deciding("attribution")
+        chosen |= {name: list(map(corpus_identity, named)) for name, named in config.items("attribution").items()}
     return chosen
 
 

@@ -145,10 +145,6 @@ def choose(
 
 
 def _check(config: FeaturesConfig, d_sae: int) -> None:
-    config.require(
-        ratio_smoothing=(config.ratio_smoothing > 0, "give more than 0 fires"),
-        activation_eps=(config.activation_eps > 0, "give more than 0"),
-    )
     latents = config.latents or ()
     given = {"latents": latents, "refusal_latent": () if config.refusal_latent is None else (config.refusal_latent,)}
     for flag, indices in given.items():

@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, assert_never, get_args
 
-from sae_forge.config.evaluate import EvalConfig, EvalMethod, GateKind
+from sae_forge.config.editing import GateKind
+from sae_forge.config.evaluate import EvalConfig, EvalMethod
 from sae_forge.errors import BackendError, ConfigError, DataError, ForgeError
 from sae_forge.interventions import methods as published
 from sae_forge.interventions.apply import Intervention

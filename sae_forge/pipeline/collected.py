@@ -10,8 +10,9 @@ from typing import Any
 from sae_forge import ranks
 from sae_forge.collect import collect
 from sae_forge.config.collect import CollectConfig
+from sae_forge.config.fields import described
 from sae_forge.data.corpus import corpus_identity
-from sae_forge.data.shards import ShardReader, complete, find_shards
+from sae_forge.data.shards import Fingerprint, ShardReader, complete, find_shards
 from sae_forge.errors import ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.pipeline.bench import Bench
@@ -22,10 +23,12 @@ from sae_forge.store.tensors import DTYPES
 REFUSAL = "refusal"
 """Role of text in which the model refuses: read for its activations, never trained on."""
 
-_DECIDING = {
-    "ctx_len": "ctx_len", "bos": "bos", "storage_dtype": "storage_dtype", "max_tokens": "max_tokens",
-    "model_batch_size": "batch_size", "split": "split", "text_field": "text_field",
-}  # fmt: skip
+_KEPT = {
+    name: kept
+    for name, said in described(CollectConfig).items()
+    if "shards" in said.decides
+    and (kept := {"model_batch_size": "batch_size"}.get(name, name)) in Fingerprint.__dataclass_fields__
+}
 """Settings that decide what shards hold, and what their fingerprint calls them."""
 
 
@@ -94,9 +97,9 @@ def gather(
         if first:
             note(bench.run, found)
     values: dict[str, Any] = {name: getattr(config, name) for name in CollectConfig.__dataclass_fields__}
-    for name in ("ctx_len", "bos", "storage_dtype", "max_tokens", "model_batch_size"):
-        if found and name not in config.spelled:
-            values[name] = getattr(found[0].fingerprint, _DECIDING[name])
+    for name in _KEPT:
+        if found and name not in config.spelled and name not in ("split", "text_field"):  # these are the new text's
+            values[name] = getattr(found[0].fingerprint, _KEPT[name])
     here = {"layer": (point.layer,), "site": point.site, "fresh": False, "resume": True}
     bench.progress.say(collect(CollectConfig(**(values | here)), bench.lm, corpora, bench.progress).summary())
 
@@ -107,8 +110,8 @@ def _of(config: CollectConfig, role: str) -> tuple[str, ...]:
 
 
 def _settings(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
-    named = [name for name in _DECIDING if name in config.spelled]
-    return [(name, getattr(config, name), getattr(reader.fingerprint, _DECIDING[name])) for name in named]
+    named = [name for name in _KEPT if name in config.spelled]
+    return [(name, getattr(config, name), getattr(reader.fingerprint, _KEPT[name])) for name in named]
 
 
 def _source(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:

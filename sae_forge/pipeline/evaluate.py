@@ -27,13 +27,8 @@ MOST_BARS = 8
 """Methods whose bars can be told apart in one picture."""
 FEWEST_POINTS = 3
 """The model as it is, an edit and zero ablation: no trade-off yet."""
-NOT_DECIDING = ("run_dir", "sae", "selection", "resume", "fresh", "model_device", "sae_device", "device_map")
-"""Settings that do not change what is measured; the selection counts by its content instead of its path."""
-ITEM_FILES = (
-    "forget_questions", "neighbour_questions", "retain_questions", "forget_prompts", "neighbour_prompts",
-    "retain_prompts", "generation_prompts", "forget_eval", "retain_eval", "verbmem", "knowmem_forget",
-    "knowmem_retain", "knowmem_shots", "privleak_forget", "privleak_holdout",
-)  # fmt: skip
+KINDS = ("questions", "prompts", "generation_prompts", "eval", "verbmem", "knowmem", "privleak")
+"""Kinds of files in the order in which a report's identity lists them; so reports of 0.1 are found again."""
 
 
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
@@ -55,7 +50,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
             rivals=rivals, folder=folder,
         )  # fmt: skip
         metrics = report.to_json()
-        files.publish_json(folder / "config.json", _settings(config))
+        files.publish_json(folder / "config.json", config.deciding("report"))
         for name, picture in _pictures(metrics).items():
             files.publish_bytes(folder / f"{name}.png", picture)
         _export(report, named, folder)
@@ -108,19 +103,20 @@ def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
         write_steering_csv(folder / "steering" / f"{hook.intervention.name}-{number}.csv", written)
 
 
-def _settings(config: EvalConfig) -> dict[str, Any]:
-    return {name: value for name, value in config.settings(EvalConfig).items() if name not in NOT_DECIDING}
-
-
 def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: Provenance) -> dict[str, Any]:
     """All that decides the numbers: settings, the files they name, the selections and the model by their content."""
+    items = config.items("report")
     return {
-        "settings": _settings(config),
-        "items": [corpus_identity(source) for name in ITEM_FILES for source in getattr(config, name)],
+        "settings": config.deciding("report"),
+        "items": [corpus_identity(source) for name in sorted(items, key=_place) for source in items[name]],
         "selections": [selection.without_snippets().to_json() for selection in selections],
         "steering": None if config.steering is None else files.file_sha256(config.steering),
         "model": provenance.weights,
     }
+
+
+def _place(setting: str) -> tuple[int, str]:
+    return max((place for place, kind in enumerate(KINDS) if kind in setting), default=len(KINDS)), setting
 
 
 def _pictures(metrics: dict[str, Any]) -> dict[str, bytes]:

@@ -19,13 +19,6 @@ from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
 from sae_forge.settings import presets
 
-FILES = (
-    *(f"{role}_{kind}" for role in ("forget", "neighbour", "retain") for kind in ("questions", "prompts")),
-    "generation_prompts", "verbmem", "knowmem_forget", "knowmem_retain", "knowmem_shots", "privleak_forget",
-    "privleak_holdout",
-)  # fmt: skip
-"""Settings that name files of what is asked."""
-
 
 def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = None) -> Outcome:
     """Every stage for every model; one whose output is there under the same settings is skipped by its own verb.
@@ -87,7 +80,7 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
 
 def _require_files(config: RunConfig, preset: str | None, needs: Mapping[str, str]) -> None:
     """Refuse at once, and not after hours of collecting, what would be missing at the end."""
-    named = {value for name in FILES for value in getattr(config, name)}
+    named = {source for sources in config.items("report").values() for source in sources}
     for file, content in needs.items():
         if file in named and not Path(file).is_file():
             raise DataError(

@@ -7,7 +7,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from sae_forge.config.editing import EditingConfig
 from sae_forge.config.evaluate import ControlKind, EvalConfig
+from sae_forge.config.fields import described
+from sae_forge.config.model import ModelConfig
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.clamping import SetTo
@@ -34,8 +37,6 @@ from sae_forge.study.rows import item_rows, publish_rows
 from sae_forge.study.selections import compared, label_of
 from sae_forge.study.sweep import Swept, sweep
 
-EDITED_HOW = ("gate", "gate_policy", "gate_percentile", "gate_window", "theta", "keep_error", "value_units")
-"""Settings that hold for every edit of a report."""
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 
 
@@ -302,7 +303,7 @@ def _protocol(
         "half": config.half,
         "question_filter": config.question_filter,
         "scoring": config.scoring,
-        **{name: getattr(config, name) for name in EDITED_HOW},
+        **{name: getattr(config, name) for name in described(EditingConfig) if name not in described(ModelConfig)},
         "chance": CHANCE,
         "truncated": suite.truncated,
         "bootstrap": {"resamples": config.bootstrap, "seed": config.seed, "over": "facts", "level": 0.95},

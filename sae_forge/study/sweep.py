@@ -9,7 +9,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from sae_forge.config.evaluate import EvalMethod
+from sae_forge.config.evaluate import EvalConfig, EvalMethod
+from sae_forge.config.fields import described
 from sae_forge.config.questions import Half
 from sae_forge.errors import DataError
 from sae_forge.methods.building import build, impossible
@@ -27,10 +28,9 @@ from sae_forge.study.pareto import Point
 
 HALF: Half = "dev"
 JOURNAL = "sweep.json"
-NOT_SWEPT = (
-    "forget_prompts", "neighbour_prompts", "retain_prompts", "generation_prompts", "forget_eval", "retain_eval",
-    "verbmem", "knowmem_forget", "knowmem_retain", "knowmem_shots", "privleak_forget", "privleak_holdout",
-)  # fmt: skip
+NOT_SWEPT = tuple(
+    name for name, said in described(EvalConfig).items() if said.setting.names_items and said.heading != "Questions"
+)
 """What is asked for the report alone."""
 
 

@@ -22,20 +22,6 @@ CONFIG = "config.json"
 
 _CPU = torch.device("cpu")
 
-DECIDING = (
-    "batch_size",
-    "shuffle_gb",
-    "lr_warmup",
-    "lr_decay",
-    "auxk_alpha",
-    "dead_after",
-    "b_dec_init",
-    "max_grad_norm",
-    "sae_dtype",
-    "max_disk_gb",
-)
-"""Settings that, as given, decide which SAE comes out; device, backend and checkpoint interval do not."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -117,9 +103,8 @@ class Plan:
 
     def settings(self, provenance: Provenance) -> dict[str, Any]:
         """What is written as config.json, and held against it on a second run."""
-        given = {name: getattr(self.config, name) for name in DECIDING}
         decided = {name: getattr(self, name) for name in ("d_in", "k", "d_sae", "seed", "steps", "lr")}
-        return {**given, **decided, "order_seed": self.config.seed, "data": provenance.to_json()}
+        return {**self.config.deciding("sae"), **decided, "order_seed": self.config.seed, "data": provenance.to_json()}
 
 
 def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:

@@ -13,7 +13,8 @@ import torch
 from tiny_run import FORGET, LATENTS, POINT, RETAIN, TinyRun, forge, make_run
 from torch import Tensor
 
-from sae_forge.config.evaluate import EvalConfig, EvalMethod, GateKind
+from sae_forge.config.editing import GateKind
+from sae_forge.config.evaluate import EvalConfig, EvalMethod
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import BackendError, ConfigError, DataError
 from sae_forge.interventions.apply import applied, delta

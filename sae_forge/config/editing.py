@@ -1,0 +1,50 @@
+"""How every edit of a report is made, whichever method it is."""
+
+from dataclasses import dataclass
+from typing import Annotated, ClassVar, Literal
+
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
+from sae_forge.errors import ConfigError
+
+GateKind = Literal["own", "none", "any", "all", "mean", "window", "cusum", "max"]
+GatePolicy = Literal["prompt", "streaming", "per_token"]
+ValueUnits = Literal["absolute", "relative"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditingConfig(ModelConfig):
+    """What holds for every edit of a report, and is therefore repeated in its protocol."""
+
+    heading: ClassVar[str] = "Edits"
+
+    gate: Annotated[GateKind, "When an edit is in force. own: as the method's paper has it."] = "own"
+    gate_policy: Annotated[
+        GatePolicy, "Sequence gates: decide on the prompt and hold, on all text so far, or per token."
+    ] = "prompt"
+    gate_percentile: Annotated[
+        float,
+        "Sequence gates open above this percentile of the retain sequences.",
+        Setting(at_least=0, at_most=100, wanted="give a percentile between 0 and 100"),
+    ] = 95.0
+    gate_window: Annotated[
+        int, "--gate window: tokens the rate is taken over.", Setting(at_least=1, wanted="give at least 1 token")
+    ] = 32
+    theta: Annotated[
+        float,
+        "conditional_clamp, refusal_clamp, --gate: what an act must exceed to fire.",
+        Setting(at_least=0, finite=True, wanted="give 0 or more"),
+    ] = 0.0
+    keep_error: Annotated[bool, "Keep what the SAE cannot rebuild; --no_keep_error shows what dropping it costs."] = (
+        True
+    )
+    value_units: Annotated[ValueUnits, "relative: clamp_value times the median residual norm over the edit's norm."] = (
+        "relative"
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.gate == "cusum" and self.gate_policy == "per_token":
+            raise ConfigError(
+                "--gate cusum sums over a text, so --gate_policy per_token would never open it; use streaming"
+            )

@@ -1,0 +1,166 @@
+"""What ``eval``, ``features`` and ``run`` can be told: their own settings and those of every task and method there is.
+
+A task, a method or a way of selecting that has flags says them in a frozen, keyword-only subclass of ``ModelConfig``,
+its ``settings``. The configs of the verbs are composed of these, here, from the tables that ship and from what the
+modules add that a user named as plug-ins. Nothing in this file, nor in the tables, imports torch.
+"""
+
+import importlib
+import re
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, is_dataclass, make_dataclass, replace
+from functools import cache
+from importlib import util
+from pathlib import Path
+from types import ModuleType
+from typing import Annotated, Any, Literal, TypeVar
+
+from sae_forge.config.evaluate import EvalConfig
+from sae_forge.config.features import FeaturesConfig
+from sae_forge.config.fields import Alias, described
+from sae_forge.config.model import ModelConfig
+from sae_forge.config.run import RunConfig
+from sae_forge.errors import ConfigError
+from sae_forge.store import files
+
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
+Setting = tuple[str, Any, Any]
+"""A field to be: its name, its annotation, its default."""
+
+
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """The tasks, methods and ways of selecting latents that a command can name."""
+
+    tasks: tuple[Any, ...] = ()
+    methods: tuple[Any, ...] = ()
+    selections: tuple[Any, ...] = ()
+    plugins: tuple[tuple[str, str], ...] = ()
+    """Name and sha256 of each module beside those that ship: what it measures hangs on its text."""
+
+
+TABLES = {
+    "tasks": ("sae_forge.tasks.table", "TASKS"),
+    "methods": ("sae_forge.methods.table", "METHODS"),
+    "selections": ("sae_forge.features.table", "SELECTIONS"),
+}
+"""Where the entries that ship are listed; a plug-in lists its own under the same names."""
+
+
+@cache
+def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
+    """The tables that ship and, after them, those of the named modules.
+
+    Args:
+        plugins: Modules by their dotted name, or ``.py`` files; each may have ``TASKS``, ``METHODS``, ``SELECTIONS``.
+
+    Raises:
+        ConfigError: a module cannot be imported, has none of the three, or an entry lacks a name or has a taken one.
+    """
+    found: dict[str, list[Any]] = {}
+    for kind, (module, table) in TABLES.items():
+        found[kind] = list(getattr(importlib.import_module(module), table)) if util.find_spec(module) else []
+    sources = []
+    for name in plugins:
+        module = _imported(name)
+        if not any(hasattr(module, table) for _, table in TABLES.values()):
+            raise ConfigError(f"--plugin {name} has none of {', '.join(table for _, table in TABLES.values())}")
+        for kind, (_, table) in TABLES.items():
+            added = getattr(module, table, ())
+            if not isinstance(added, tuple):
+                raise ConfigError(f"--plugin {name}: {table} is a {type(added).__name__}; make it a tuple")
+            for entry in added:
+                _require_entry(entry, f"--plugin {name}: {table}", found)
+                found[kind].append(entry)
+        sources.append((name, files.file_sha256(Path(str(module.__file__)))))
+    return Catalogue(**{kind: tuple(entries) for kind, entries in found.items()}, plugins=tuple(sources))
+
+
+def catalogue_of(config: ModelConfig) -> Catalogue:
+    """What the class of a config was composed from; of one that was not composed, what ships."""
+    return getattr(type(config), "catalogue", None) or catalogue()
+
+
+@cache
+def eval_config(known: Catalogue | None = None) -> type[EvalConfig]:
+    """``EvalConfig`` with the settings of every task and every method; ``--methods`` takes the methods' names."""
+    known = known or catalogue()
+    choices = [_choice(EvalConfig, "methods", ("all", *_names(known.methods), "random"))] if known.methods else []
+    return _composed(EvalConfig, [*known.tasks, *known.methods], choices, known)
+
+
+@cache
+def features_config(known: Catalogue | None = None) -> type[FeaturesConfig]:
+    """``FeaturesConfig`` with the settings of every way of selecting latents; ``--method`` takes their names."""
+    known = known or catalogue()
+    choices = [_choice(FeaturesConfig, "method", (*_names(known.selections), "all"))] if known.selections else []
+    return _composed(FeaturesConfig, known.selections, choices, known)
+
+
+@cache
+def run_config(known: Catalogue | None = None) -> type[RunConfig]:
+    """``RunConfig`` with every setting of the verbs it chains."""
+    known = known or catalogue()
+    bases = (RunConfig, features_config(known), eval_config(known))
+    return make_dataclass(
+        "RunConfig", [], bases=bases, namespace=_namespace(RunConfig, known), frozen=True, kw_only=True
+    )
+
+
+def _composed(base: type[ConfigT], entries: Iterable[Any], own: Sequence[Setting], known: Catalogue) -> type[ConfigT]:
+    """A subclass of ``base`` and of every entry's ``settings``, whose fields come in the order of the entries."""
+    parts = dict.fromkeys(part for entry in entries if (part := entry.settings) and not issubclass(base, part))
+    # a class that another stands on comes after it, as Python orders bases
+    bases = sorted([*parts][::-1], key=lambda part: -len(part.__mro__))
+    namespace = _namespace(base, known)
+    return make_dataclass(base.__name__, own, bases=(*bases, base), namespace=namespace, frozen=True, kw_only=True)
+
+
+def _namespace(base: type, known: Catalogue) -> dict[str, Any]:
+    return {"catalogue": known, "__doc__": base.__doc__, "__module__": __name__}
+
+
+def _choice(base: type[ModelConfig], name: str, choices: tuple[str, ...]) -> Setting:
+    """A field of ``base`` again, of which each value is one of these names."""
+    said = described(base)[name]
+    note = replace(said.setting, heading=said.heading, decides=said.decides)
+    kind: Any = tuple[Literal[choices], ...]  # pyright: ignore[reportInvalidTypeForm]
+    return name, Annotated[(kind, said.help, note, *map(Alias, said.aliases))], said.default
+
+
+def _names(entries: Iterable[Any]) -> tuple[str, ...]:
+    return tuple(entry.name for entry in entries)
+
+
+def _imported(name: str) -> ModuleType:
+    """The module of that name, or of that file."""
+    try:
+        if not name.endswith(".py"):
+            return importlib.import_module(name)
+        title = re.sub(r"\W", "_", f"plugin_{Path(name).resolve()}")
+        spec = util.spec_from_file_location(title, name)
+        assert spec is not None and spec.loader is not None
+        sys.modules[title] = module = util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+    except (AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError, TypeError, ValueError) as error:
+        raise ConfigError(f"--plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _require_entry(entry: Any, where: str, found: dict[str, list[Any]]) -> None:
+    """Refuse what the command line could not name, or what would stand in another's place."""
+    name = getattr(entry, "name", None)
+    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
+        raise ConfigError(f"{where} holds {type(entry).__name__} with the name {name!r}; give letters, digits and _")
+    others = [other for entries in found.values() for other in entries]
+    if name in (*_names(others), "all", "random", "baseline"):
+        raise ConfigError(f"{where} holds {name}, and there is one of that name; call it something else")
+    part = getattr(entry, "settings", None)
+    if part is None:
+        return
+    if not (isinstance(part, type) and issubclass(part, ModelConfig) and is_dataclass(part)):
+        raise ConfigError(f"{where}: settings of {name} is not a frozen dataclass on ModelConfig")
+    taken = {*described(RunConfig)} | {flag for other in others if other.settings for flag in described(other.settings)}
+    if double := sorted((set(described(part)) - set(described(ModelConfig))) & taken):
+        raise ConfigError(f"{where}: --{double[0]} of {name} is a setting already; call it something else")
