@@ -1,8 +1,7 @@
 """Thresholds of gates, set so that a given share of harmless texts stays below them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,44 +9,49 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_forge.errors import ConfigError
-from sae_forge.interventions.gates import Cusum, MeanRate, Peak, SequenceGate, WindowRate
-
-Calibrated = TypeVar("Calibrated", MeanRate, WindowRate, Cusum, Peak)
+from sae_forge.interventions.gates.sequence import SequenceGate
 
 NOTHING_TO_CALIBRATE_ON = (
     "no retain sequence was given to set the gate's threshold by; collect retain text, or name a threshold"
 )
 
+Trace = Float[Tensor, "_ n"] | Bool[Tensor, "_ n"]
+"""The acts of the targeted latents on a sequence's real tokens, or where they fire."""
 
-def calibrated(
-    gate: Calibrated,
-    traces: Sequence[Float[Tensor, "_ n"] | Bool[Tensor, "_ n"]],
-    percentile: float,
-) -> Calibrated:
+
+def calibrated(gate: SequenceGate, traces: Sequence[Trace], percentile: float) -> SequenceGate:
     """The same gate with its threshold at ``percentile`` of its own statistic over retain sequences.
 
-    The statistic of a sequence is the mean over it for ``MeanRate`` and the highest it reaches for the others, under
+    The statistic of a sequence is the one it has at the end, or the highest it reaches, as the gate's kind says, under
     every policy; so at 95 about one harmless text in twenty opens the gate.
 
     Args:
-        traces: For each retain sequence the acts of the targeted latents on its real tokens, or where they fire.
         percentile: In [0, 100], interpolated linearly.
 
     Raises:
         ConfigError: no trace, or a percentile out of range.
     """
-    limit = _percentile([text_statistic(gate, trace) for trace in traces], percentile)
-    return replace(gate, threshold=limit) if isinstance(gate, Cusum) else replace(gate, tau=limit)
+    return replace(gate, limit=_percentile([text_statistic(gate, trace) for trace in traces], percentile))
 
 
-def text_statistic(gate: SequenceGate, trace: Float[Tensor, "tokens n"] | Bool[Tensor, "tokens n"]) -> float:
+def strictest(gate: SequenceGate, corpora: Iterable[Sequence[Trace]], percentile: float) -> SequenceGate:
+    """The gate as :func:`calibrated` on the retain corpus that asks for the highest threshold.
+
+    Raises:
+        ConfigError: a corpus has no trace, or a percentile out of range.
+    """
+    return max((calibrated(gate, traces, percentile) for traces in corpora), key=lambda one: one.limit)
+
+
+def text_statistic(gate: SequenceGate, trace: Trace) -> float:
     """What the gate compares with its threshold, for a whole text of real tokens; 0 for an empty one."""
     if not len(trace):
         return 0.0
     acts = trace[None].to(torch.promote_types(trace.dtype, torch.float32))
     real = torch.ones(acts.shape[:2], dtype=torch.bool, device=acts.device)
-    running, _ = gate.running(gate.signal(acts), real, None)
-    return float(gate.overall(running)[0])
+    hits = gate.inside.decide(acts, real, None)[0].double()
+    running, _ = gate.statistic.running(gate.statistic.signal(acts, hits), real, None)
+    return float(gate.statistic.overall(running)[0])
 
 
 def rate_percentile(retain_rates: Mapping[str, Sequence[float]], percentile: float) -> float:

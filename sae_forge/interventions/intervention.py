@@ -5,8 +5,8 @@ from typing import Literal, get_args
 
 from sae_forge.errors import ConfigError
 from sae_forge.interventions.controls import RandomDirections
+from sae_forge.interventions.gates.none import ALWAYS
 from sae_forge.interventions.protocol import Gate, LatentEdit, ResidualEdit, RowEdit
-from sae_forge.interventions.token_gates import ALWAYS
 
 Tokens = Literal["real", "attended"]
 

@@ -9,10 +9,11 @@ from collections.abc import Sequence
 from sae_forge.errors import ConfigError
 from sae_forge.interventions.ablation import NegativeScaling, ZeroAblation
 from sae_forge.interventions.clamping import ClampFiring, MeanAblation, SetTo, Split
-from sae_forge.interventions.gates import MeanRate, Policy
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.mean import MeanRate
+from sae_forge.interventions.gates.sequence import Policy
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.steering import AddConstant, RemoveProjection
-from sae_forge.interventions.token_gates import AnyFires
 from sae_forge.interventions.values import Value, relative_to_peaks
 
 Latents = tuple[int, ...]

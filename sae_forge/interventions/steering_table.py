@@ -12,9 +12,10 @@ from typing import Any, Literal
 
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.interventions.clamping import ClampFiring, SetTo
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.none import ALWAYS
 from sae_forge.interventions.intervention import Intervention, Tokens
 from sae_forge.interventions.steering import AddConstant, SetProjection
-from sae_forge.interventions.token_gates import ALWAYS, AnyFires
 from sae_forge.interventions.values import Value
 
 Dialect = Literal["conditional", "lm_eval"]

@@ -9,15 +9,14 @@ from collections.abc import Mapping
 from dataclasses import fields, replace
 from typing import Any, assert_never, get_args
 
-from sae_forge.config.editing import GateKind
 from sae_forge.config.evaluate import EvalConfig, EvalMethod
 from sae_forge.errors import BackendError, ConfigError, DataError, ForgeError
 from sae_forge.interventions import methods as published
 from sae_forge.interventions.apply import Intervention
-from sae_forge.interventions.calibration import Calibrated, calibrated
-from sae_forge.interventions.gates import Cusum, MeanRate, Peak, WindowRate
-from sae_forge.interventions.protocol import Gate
-from sae_forge.interventions.token_gates import AllFire, Always, AnyFires
+from sae_forge.interventions.calibration import strictest
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.mean import MeanRate
+from sae_forge.interventions.gates.table import gate_named, gate_of
 from sae_forge.methods.edits.diff_means import RemoveShare, matching_strength
 from sae_forge.methods.materials import Materials
 from sae_forge.methods.subjects import Hook, Retrained, Subject
@@ -39,8 +38,6 @@ UNTUNED: tuple[EvalMethod, ...] = ("zero", "mean_ablate")
 """Methods with nothing to tune but the number of latents: a sweep counts them once."""
 WRITTEN: tuple[EvalMethod, ...] = ("clamp", "clamp_prime", "conditional_clamp", "refusal_clamp", "dsg", "steer")
 """Edits that write a value."""
-MOST_DRIFT = 0.99
-"""A CUSUM gate whose drift were 1 would never gather evidence."""
 
 
 def asked(methods: tuple[EvalMethod, ...]) -> tuple[EvalMethod, ...]:
@@ -82,7 +79,7 @@ def _reads_shards(method: EvalMethod, config: EvalConfig) -> str | None:
         return "trains on the collected text"
     if method == "diff_means":
         return "is the difference of the collected means"
-    if (method == "dsg" and config.gate == "own") or config.gate in ("mean", "window", "cusum", "max"):
+    if (method == "dsg" and config.gate == "own") or gate_named(config.gate).reads_retain:
         return "has a gate that is calibrated on retain text"
     if method in WRITTEN and config.value_units == "relative":
         return "writes values relative to the residual norm (--value_units absolute does not)"
@@ -145,7 +142,8 @@ def _intervention(method: EvalMethod, settings: Settings, materials: Materials) 
             if "percentile" not in settings:
                 return plain
             gate = MeanRate(0.0, AnyFires(), materials.config.gate_policy)
-            return replace(plain, gate=_calibrated(gate, latents, settings["percentile"], materials))
+            corpora = materials.traces(latents).values()
+            return replace(plain, gate=strictest(gate, corpora, settings["percentile"]))
         case "mean_ablate":
             return published.mean_ablate(latents, materials.means(latents))
         case "steer":
@@ -162,37 +160,8 @@ def _gated(chosen: Intervention, materials: Materials) -> Intervention:
     """The intervention behind the gate that the config asks for, and with or without the SAE's error."""
     config = materials.config
     kept = replace(chosen, keep_error=config.keep_error)
-    return kept if config.gate == "own" else replace(kept, gate=_gate(config.gate, kept.targets, materials))
-
-
-def _gate(kind: GateKind, latents: tuple[int, ...], materials: Materials) -> Gate:
-    config = materials.config
-    inside, policy, percentile = AnyFires(config.theta), config.gate_policy, config.gate_percentile
-    match kind:
-        case "none" | "own":
-            return Always()
-        case "any":
-            return inside
-        case "all":
-            return AllFire(config.theta)
-        case "mean":
-            return _calibrated(MeanRate(0.0, inside, policy), latents, percentile, materials)
-        case "window":
-            return _calibrated(WindowRate(0.0, config.gate_window, inside, policy), latents, percentile, materials)
-        case "cusum":
-            drift = _calibrated(MeanRate(0.0, inside, policy), latents, percentile, materials).tau
-            gate = Cusum(0.0, min(drift, MOST_DRIFT), inside, policy)
-            return _calibrated(gate, latents, percentile, materials)
-        case "max":
-            return _calibrated(Peak(0.0, inside, policy), latents, percentile, materials)
-        case _:
-            assert_never(kind)
-
-
-def _calibrated(gate: Calibrated, latents: tuple[int, ...], percentile: float, materials: Materials) -> Calibrated:
-    """The gate with its threshold set on the retain corpus that asks for the highest."""
-    corpora = materials.traces(latents).values()
-    return max((calibrated(gate, traces, percentile) for traces in corpora), key=lambda found: found.limit)
+    gate = gate_of(config, lambda: materials.traces(kept.targets))
+    return kept if gate is None else replace(kept, gate=gate)
 
 
 def _diff_means(settings: Settings, materials: Materials) -> Hook:

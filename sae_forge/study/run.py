@@ -15,8 +15,8 @@ from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.clamping import SetTo
 from sae_forge.interventions.controls import RandomDirections
+from sae_forge.interventions.gates.none import Always
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
-from sae_forge.interventions.token_gates import Always
 from sae_forge.methods.building import UNTUNED, asked, build, controlled, impossible, require_possible
 from sae_forge.methods.edits.diff_means import Direction
 from sae_forge.methods.grids import from_flags

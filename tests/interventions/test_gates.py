@@ -3,6 +3,8 @@
 import copy
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,16 +21,30 @@ from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.interventions.calibration import calibrated, rate_percentile, text_statistic
 from sae_forge.interventions.clamping import SetTo
 from sae_forge.interventions.controls import RandomDirections
-from sae_forge.interventions.gates import Cusum, MeanRate, Peak, SequenceGate, WindowRate
+from sae_forge.interventions.gates.all import AllFire
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.cusum import Cusum, Excess
+from sae_forge.interventions.gates.gate import GateKind
+from sae_forge.interventions.gates.max import Peak, Strongest
+from sae_forge.interventions.gates.mean import Mean, MeanRate
+from sae_forge.interventions.gates.none import Always
+from sae_forge.interventions.gates.sequence import SequenceGate
+from sae_forge.interventions.gates.table import GATES as GATES_OF_FLAGS
+from sae_forge.interventions.gates.table import gate_of
+from sae_forge.interventions.gates.window import Window, WindowRate
 from sae_forge.interventions.protocol import Gate, State
-from sae_forge.interventions.token_gates import AllFire, Always, AnyFires
 from sae_forge.models.hooks import capture, select_rows
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.sae.topk import TopKSAE
 
 GATES: tuple[SequenceGate, ...] = (MeanRate(0.3), WindowRate(0.3, 5), Cusum(1.2, 0.25), Peak(0.8))
+NAMES = {Mean: "MeanRate", Window: "WindowRate", Excess: "Cusum", Strongest: "Peak"}
 TOKEN_GATES = (Always(), AnyFires(), AnyFires(0.3), AllFire(), AllFire(0.3))
+
+
+def name_of(gate: Gate) -> str:
+    return NAMES[type(gate.statistic)] if isinstance(gate, SequenceGate) else type(gate).__name__
 
 
 def text(seed: int, length: int = 14, latents: int = 3) -> tuple[Tensor, Tensor]:
@@ -47,16 +63,16 @@ def slow_statistics(gate: SequenceGate, acts: Tensor, real: Tensor) -> list[floa
     for token, is_real in zip(acts[0].tolist(), real[0].tolist(), strict=True):
         hit = float(any(act > 0 for act in token))
         if is_real:
-            seen.append(max(token) if isinstance(gate, Peak) else hit)
-            total = max(0.0, total + hit - gate.drift) if isinstance(gate, Cusum) else 0.0
-        match gate:
-            case MeanRate():
+            seen.append(max(token) if gate.statistic == Strongest() else hit)
+            total = max(0.0, total + hit - gate.statistic.drift) if isinstance(gate.statistic, Excess) else 0.0
+        match gate.statistic:
+            case Mean():
                 current = sum(seen) / max(len(seen), 1)
-            case WindowRate(width=width):
+            case Window(width=width):
                 current = sum(seen[-width:]) / width
-            case Cusum():
+            case Excess():
                 current = total
-            case Peak():
+            case Strongest():
                 current = max(seen, default=0.0)
         statistics.append(current)
     return statistics
@@ -65,7 +81,7 @@ def slow_statistics(gate: SequenceGate, acts: Tensor, real: Tensor) -> list[floa
 def slow_open(gate: SequenceGate, acts: Tensor, real: Tensor) -> list[bool]:
     statistics = slow_statistics(gate, acts, real)
     if gate.policy == "prompt":
-        of_text = statistics[-1] if isinstance(gate, MeanRate) else max(statistics)
+        of_text = statistics[-1] if gate.statistic == Mean() else max(statistics)
         statistics = [of_text] * len(statistics)
     return [
         any(act > 0 for act in token) and statistic > gate.limit
@@ -87,7 +103,7 @@ def in_parts(gate: Gate, acts: Tensor, real: Tensor, cuts: list[int]) -> Tensor:
 
 
 @pytest.mark.parametrize("policy", ["prompt", "streaming"])
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", GATES, ids=name_of)
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=100, deadline=None)
 def test_a_gate_is_open_where_its_definition_says(gate, policy, seed):
@@ -95,7 +111,8 @@ def test_a_gate_is_open_where_its_definition_says(gate, policy, seed):
     gate = replace(gate, policy=policy)
     opened, _ = gate.decide(acts, real, None)
     assert opened[0].tolist() == slow_open(gate, acts, real)
-    running, _ = gate.running(gate.signal(acts), real, None)
+    hits = gate.inside.decide(acts, real, None)[0].double()
+    running, _ = gate.statistic.running(gate.statistic.signal(acts, hits), real, None)
     torch.testing.assert_close(running[0], torch.tensor(slow_statistics(gate, acts, real), dtype=torch.float64))
 
 
@@ -109,7 +126,7 @@ def test_cutting_a_text_into_calls_moves_no_streaming_gate(gate, seed, cuts):
     assert torch.equal(in_parts(gate, acts, real, cuts), whole)
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", GATES, ids=name_of)
 def test_under_prompt_the_first_call_decides_for_all_that_follow(gate):
     gate = replace(gate, policy="prompt")
     quiet, loud, real = torch.zeros(1, 4, 3), torch.full((1, 4, 3), 2.0), torch.ones(1, 4, dtype=torch.bool)
@@ -120,7 +137,7 @@ def test_under_prompt_the_first_call_decides_for_all_that_follow(gate):
 
 
 @pytest.mark.parametrize("policy", ["prompt", "streaming", "per_token"])
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", GATES, ids=name_of)
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_padding_and_batching_move_no_gate(gate, policy, side):
     gate = replace(gate, policy=policy)
@@ -188,20 +205,15 @@ def test_a_calibrated_gate_has_its_own_percentile_of_retain_texts():
         found = []
         for trace in traces:
             running = slow_statistics(gate, trace[None], torch.ones(1, len(trace), dtype=torch.bool))
-            found.append(running[-1] if isinstance(gate, MeanRate) else max(running))
+            found.append(running[-1] if gate.statistic == Mean() else max(running))
             assert text_statistic(gate, trace) == pytest.approx(found[-1])
         made = calibrated(gate, traces, 90)
         assert made.limit == pytest.approx(np.percentile(found, 90))
-        assert type(made) is type(gate)
-        assert replace(made, **{_threshold(gate): gate.limit}) == gate
+        assert replace(made, limit=gate.limit) == gate
         opened = [bool(replace(made, policy="prompt").decide(t[None], _all(t), None)[0].any()) for t in traces]
         assert sum(opened) <= 3
     fires = [trace > 0 for trace in traces]
-    assert calibrated(MeanRate(0.0), fires, 95).tau == calibrated(MeanRate(0.0), traces, 95).tau
-
-
-def _threshold(gate: SequenceGate) -> str:
-    return "threshold" if isinstance(gate, Cusum) else "tau"
+    assert calibrated(MeanRate(0.0), fires, 95).limit == calibrated(MeanRate(0.0), traces, 95).limit
 
 
 def _all(trace: Tensor) -> Tensor:
@@ -223,7 +235,94 @@ def test_a_gate_cannot_be_calibrated_on_nothing():
             rate_percentile(rates, 95)
     with pytest.raises(ConfigError, match="percentile=101"):
         calibrated(MeanRate(0.0), [torch.zeros(3, 2)], 101)
-    assert calibrated(Peak(3.0), [torch.zeros(0, 2)], 95).tau == 0.0
+    assert calibrated(Peak(3.0), [torch.zeros(0, 2)], 95).limit == 0.0
+
+
+# ---- the table ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Longest:
+    """A gate of one's own: the longest run of hits so far, in real tokens."""
+
+    def signal(self, acts: Tensor, hits: Tensor) -> Tensor:
+        return hits
+
+    def running(self, signal: Tensor, real: Tensor, state: State | None) -> tuple[Tensor, State]:
+        run, best = state or (signal.new_zeros(len(signal)), signal.new_zeros(len(signal)))
+        seen = []
+        for hit, is_real in zip(signal.T, real.T, strict=True):
+            run = torch.where(is_real, (run + 1) * hit, run)
+            best = torch.maximum(best, run)
+            seen.append(best)
+        return torch.stack(seen, 1), (run, best)
+
+    def alone(self, signal: Tensor) -> Tensor:
+        return signal
+
+    def overall(self, running: Tensor) -> Tensor:
+        return running[:, -1]
+
+
+RUNS = GateKind(
+    name="runs",
+    words="after a long run of hits",
+    reads_retain=True,
+    make=lambda config, calibrate: calibrate(SequenceGate(Longest(), 0.0, AnyFires(config.theta), config.gate_policy)),
+)
+
+
+def flags(gate: str, **changes: Any) -> SimpleNamespace:
+    given = {"gate": gate, "theta": 0.25, "gate_policy": "streaming", "gate_percentile": 90.0, "gate_window": 4}
+    return SimpleNamespace(**given | changes)
+
+
+def test_a_gate_of_ones_own_is_calibrated_and_runs_like_the_built_in_ones():
+    traces = {"wiki": [text(seed, 12)[0][0] for seed in range(30)], "none": [torch.zeros(5, 3)]}
+    gate = gate_of(flags("runs"), lambda: traces, (*GATES_OF_FLAGS, RUNS))
+    assert isinstance(gate, SequenceGate) and gate.inside == AnyFires(0.25)
+    runs = [max(map(len, "".join("x" if row.max() > 0.25 else " " for row in trace).split()), default=0)
+            for trace in traces["wiki"]]  # fmt: skip
+    assert gate.limit == np.percentile(runs, 90) > 0
+    acts, real = text(3, 16)
+    assert torch.equal(in_parts(gate, acts, real, [2, 5, 11]), gate.decide(acts, real, None)[0])
+
+
+def test_every_gate_is_made_from_its_flags():
+    traces = {"wiki": [text(seed, 12)[0][0] for seed in range(20)], "other": [text(seed, 9)[0][0] for seed in range(9)]}
+    made = {kind.name: gate_of(flags(kind.name), lambda: traces) for kind in GATES_OF_FLAGS}
+    assert made["own"] is None
+    assert (made["none"], made["any"], made["all"]) == (Always(), AnyFires(0.25), AllFire(0.25))
+    for name, statistic in {"mean": Mean(), "window": Window(4), "max": Strongest()}.items():
+        bare = SequenceGate(statistic, 0.0, AnyFires(0.25), "streaming")
+        assert made[name] == max((calibrated(bare, each, 90.0) for each in traces.values()), key=lambda one: one.limit)
+    cusum = made["cusum"]
+    assert isinstance(cusum, SequenceGate) and cusum.statistic == Excess(made["mean"].limit)
+    always_firing = gate_of(flags("cusum"), lambda: {"wiki": [torch.ones(6, 3)]})
+    assert always_firing.statistic == Excess(0.99), "a drift of 1 would never gather evidence"
+
+
+def test_only_what_is_calibrated_reads_retain_text():
+    def unread():
+        raise AssertionError("retain text was read")
+
+    for kind in GATES_OF_FLAGS:
+        if kind.reads_retain:
+            with pytest.raises(AssertionError, match="was read"):
+                gate_of(flags(kind.name), unread)
+        else:
+            gate_of(flags(kind.name), unread)
+
+
+def test_a_gate_that_is_not_there_names_those_that_are():
+    with pytest.raises(ConfigError, match=r"--gate door: choose one of own, none, any, all, mean.*runs"):
+        gate_of(flags("door"), dict, (*GATES_OF_FLAGS, RUNS))
+
+
+def test_a_sum_over_a_text_is_refused_token_by_token():
+    told = {kind.name: kind.refused(flags(kind.name, gate_policy="per_token")) for kind in GATES_OF_FLAGS}
+    assert [name for name, error in told.items() if error] == ["cusum"]
+    assert not any(kind.refused(flags(kind.name)) for kind in GATES_OF_FLAGS)
 
 
 # ---- on a live model ----------------------------------------------------------------------------
@@ -264,9 +363,7 @@ PAIRS = [("dsg", gate) for gate in GATES] + [(name, GATES[0]) for name in EDITS 
 PAIRS += [("dsg", AnyFires()), ("steer", Always())]
 
 
-@pytest.mark.parametrize(
-    ("method", "gate"), PAIRS, ids=lambda part: part if isinstance(part, str) else type(part).__name__
-)
+@pytest.mark.parametrize(("method", "gate"), PAIRS, ids=lambda part: part if isinstance(part, str) else name_of(part))
 def test_cached_generation_equals_recomputing_everything_under_streaming(tiny_model, sae, method, gate):
     if isinstance(gate, SequenceGate):
         gate = replace(middling(tiny_model, sae, gate), policy="streaming")
@@ -297,7 +394,7 @@ class Held:
         return AnyFires().decide(acts, real, state)[0] & torch.tensor(self.rows)[:, None], ()
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", GATES, ids=name_of)
 def test_under_prompt_generation_holds_what_the_prompt_decided(tiny_model, sae, gate):
     gate = replace(middling(tiny_model, sae, gate), policy="prompt")
     token_ids, mask = tokens(tiny_model)
@@ -322,7 +419,7 @@ def test_under_prompt_generation_holds_what_the_prompt_decided(tiny_model, sae, 
 
 
 @pytest.mark.parametrize("policy", ["prompt", "streaming"])
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", GATES, ids=name_of)
 def test_a_text_alone_and_in_a_batch_padded_on_either_side_is_gated_alike(tiny_model, sae, gate, policy):
     gate = replace(middling(tiny_model, sae, gate), policy=policy)
     intervention = replace(methods.dsg(S, -2.0), gate=gate)
@@ -344,7 +441,7 @@ def test_a_text_alone_and_in_a_batch_padded_on_either_side_is_gated_alike(tiny_m
     assert any(any(row) for row in found["left"])
 
 
-@pytest.mark.parametrize("gate", GATES, ids=lambda gate: type(gate).__name__)
+@pytest.mark.parametrize("gate", GATES, ids=name_of)
 def test_continuations_that_share_a_context_go_on_from_its_state(tiny_model, sae, gate):
     """As questions are scored: the context once with a cache, then copies of chosen rows of it with each option."""
     gate = replace(middling(tiny_model, sae, gate), policy="streaming")

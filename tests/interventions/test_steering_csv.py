@@ -11,9 +11,9 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.interventions import methods
 from sae_forge.interventions.apply import Intervention
 from sae_forge.interventions.clamping import ClampFiring, SetTo
+from sae_forge.interventions.gates.any import AnyFires
 from sae_forge.interventions.steering import AddConstant, SetProjection
 from sae_forge.interventions.steering_csv import read_steering_csv, write_steering_csv
-from sae_forge.interventions.token_gates import AnyFires
 
 TEN = (11766, 9723, 4788, 1709, 9186, 3058, 13381, 14050, 11078, 16246)
 REFUSAL = 15864

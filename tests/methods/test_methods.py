@@ -19,8 +19,8 @@ from sae_forge.data.shards import ShardReader
 from sae_forge.errors import BackendError, ConfigError, DataError
 from sae_forge.interventions.apply import applied, delta
 from sae_forge.interventions.clamping import MeanAblation
-from sae_forge.interventions.gates import MeanRate
-from sae_forge.interventions.token_gates import AnyFires
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.sequence import SequenceGate
 from sae_forge.methods.building import HOOKS, RETRAINED, UNTUNED, asked, build, impossible
 from sae_forge.methods.grids import ends, from_flags, grid
 from sae_forge.methods.subjects import Hook, Retrained
@@ -206,8 +206,8 @@ def test_the_threshold_of_dsg_is_the_highest_percentile_of_any_retain_corpus(
     assert len(rates) == 2 and min(map(len, rates)) > 40
     wanted = max(np.percentile(found, percentile) for found in rates)
     assert isinstance(hook, Hook)
-    assert isinstance(hook.intervention.gate, MeanRate)
-    assert hook.intervention.gate.tau == pytest.approx(wanted, rel=1e-6)
+    assert isinstance(hook.intervention.gate, SequenceGate)
+    assert hook.intervention.gate.limit == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -292,7 +292,7 @@ def test_an_own_gate_is_the_methods_and_another_takes_its_place(run: TinyRun):
     own = build("dsg", settings, run.materials())
     shut = build("dsg", settings, run.materials(gate="none"))
     assert isinstance(own, Hook) and isinstance(shut, Hook)
-    assert isinstance(own.intervention.gate, MeanRate)
+    assert isinstance(own.intervention.gate, SequenceGate)
     assert own.intervention.edit == shut.intervention.edit
     assert own.intervention.gate != shut.intervention.gate
 

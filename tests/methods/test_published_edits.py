@@ -13,9 +13,10 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions import methods
 from sae_forge.interventions.apply import EditLog, Intervention, applied, delta, edited
 from sae_forge.interventions.clamping import ClampFiring, MeanAblation, SetTo, Split
-from sae_forge.interventions.gates import MeanRate
+from sae_forge.interventions.gates.all import AllFire
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.mean import MeanRate
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
-from sae_forge.interventions.token_gates import AllFire, AnyFires
 from sae_forge.interventions.values import median_norm, relative_to_norm, relative_to_peaks
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE

@@ -14,7 +14,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions import methods
 from sae_forge.interventions.apply import Intervention, applied, delta
 from sae_forge.interventions.controls import RandomDirections, RandomPlaces
-from sae_forge.interventions.gates import WindowRate
+from sae_forge.interventions.gates.window import WindowRate
 from sae_forge.sae.topk import TopKSAE
 
 D_IN, D_SAE, K = 56, 113, 7
