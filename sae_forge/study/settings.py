@@ -110,9 +110,9 @@ def run_config(known: Catalogue | None = None) -> type[RunConfig]:
 
 def _composed(base: type[ConfigT], entries: Iterable[Any], own: Sequence[Setting], known: Catalogue) -> type[ConfigT]:
     """A subclass of ``base`` and of every entry's ``settings``, whose fields come in the order of the entries."""
-    parts = dict.fromkeys(part for entry in entries if (part := entry.settings) and not issubclass(base, part))
-    # a class that another stands on comes after it, as Python orders bases
-    bases = sorted([*parts][::-1], key=lambda part: -len(part.__mro__))
+    bases = list(dict.fromkeys(part for entry in entries if (part := entry.settings) and not issubclass(base, part)))
+    bases.reverse()  # fields come last base first
+    bases.sort(key=lambda part: -len(part.__mro__))  # a class that another stands on comes after it, as Python wants
     namespace = _namespace(base, known)
     return make_dataclass(base.__name__, own, bases=(*bases, base), namespace=namespace, frozen=True, kw_only=True)
 
