@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from sae_forge.outcome import Outcome
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, kind: type[EvalConfig]) -> None:
+    """Add the command; its flags are the settings of ``kind``."""
 
     @verb(
         app,
-        EvalConfig,
+        kind,
         name="eval",
         reads_run=True,
         examples="""

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from sae_forge.outcome import Outcome
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, kind: type[FeaturesConfig]) -> None:
+    """Add the command; its flags are the settings of ``kind``."""
 
     @verb(
         app,
-        FeaturesConfig,
+        kind,
         reads_run=True,
         examples="""
         sae-forge features

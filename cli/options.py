@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, g
 
 import typer
 
+from cli.pages import Page
 from sae_forge.config.fields import Described, described
 from sae_forge.config.model import ModelConfig, shown
 from sae_forge.errors import ForgeError, ResourceError
@@ -25,6 +26,12 @@ Given = dict[str, Any]
 """Values of the flags that were spelled out, by field name."""
 
 CONFIG_FILE = Annotated[Path | None, typer.Option("--config", metavar="FILE", help="TOML file of settings.")]
+PLUGIN = Annotated[
+    str | None,
+    typer.Option(
+        "--plugin", metavar="MODULE,…", help="Modules or .py files with tasks, methods or selections of yours."
+    ),
+]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; prose goes to stderr.")]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
@@ -56,6 +63,7 @@ def verb(
 
         def command(**values: Any) -> None:
             machine, debug, file = values.pop("json"), values.pop("debug"), values.pop("config")
+            values.pop("plugin", None)  # read before there were flags, since it brings some: see cli.app
             extra = {parameter.name: values.pop(parameter.name) for parameter in own}
             call = Call(
                 name=name or body.__name__,
@@ -70,7 +78,7 @@ def verb(
 
         command.__signature__ = _signature(kind, own)  # pyright: ignore[reportFunctionMemberAccess]
         command.__doc__ = body.__doc__
-        app.command(name or body.__name__, epilog="Examples:\n\n\b\n" + inspect.cleandoc(examples))(command)
+        app.command(name or body.__name__, cls=Page, epilog="Examples:\n\n\b\n" + inspect.cleandoc(examples))(command)
         return body
 
     return register
@@ -155,6 +163,7 @@ def _fail(error: ForgeError, debug: bool) -> NoReturn:
 def _signature(kind: type[ModelConfig], own: list[inspect.Parameter]) -> inspect.Signature:
     keyword = inspect.Parameter.KEYWORD_ONLY
     shared = [("config", CONFIG_FILE, None), ("json", JSON, False), ("debug", DEBUG, False)]
+    shared = [("plugin", PLUGIN, None), *shared] if hasattr(kind, "catalogue") else shared
     return inspect.Signature(
         [parameter.replace(kind=keyword) for parameter in own]
         + [_parameter(said) for said in described(kind).values()]

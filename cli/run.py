@@ -14,15 +14,20 @@ if TYPE_CHECKING:
     from sae_forge.outcome import Outcome
 
 DEFAULT_PRESET = "tiny"
-PRESET = typer.Option("--preset", metavar="NAME", help="Start from a preset; those there are stand below.")
+PRESET = typer.Option(
+    "--preset",
+    metavar="NAME",
+    rich_help_panel=ModelConfig.heading,
+    help="Start from a preset; those there are stand below.",
+)
 
 
-def register(app: typer.Typer) -> None:
-    """Add the command."""
+def register(app: typer.Typer, kind: type[RunConfig]) -> None:
+    """Add the command; its flags are the settings of ``kind``."""
 
     @verb(
         app,
-        RunConfig,
+        kind,
         each_model=_models,
         examples="""
         sae-forge run

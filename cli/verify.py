@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cli.options import DEBUG, JSON, Call, Given
+from cli.pages import Page
 from sae_forge.config.model import ModelConfig
 from sae_forge.store.runs import Run, newest_run
 
@@ -34,7 +35,7 @@ class _RunCall(Call):
 def register(app: typer.Typer) -> None:
     """Add the command."""
 
-    @app.command("verify", epilog="Examples:\n\n\b\n" + inspect.cleandoc(EXAMPLES))
+    @app.command("verify", cls=Page, epilog="Examples:\n\n\b\n" + inspect.cleandoc(EXAMPLES))
     def verify(
         run_dir: Annotated[
             Path | None, typer.Option("--run_dir", metavar="PATH", help="Unset: the newest run.")

@@ -22,6 +22,7 @@ from sae_forge.show.plots import domain_bars, method_map, sweep_panels, trade_of
 from sae_forge.store import files
 from sae_forge.study.run import REPORT_FILE, EvalReport
 from sae_forge.study.run import evaluate as measure
+from sae_forge.study.settings import catalogue_of
 
 MOST_BARS = 8
 """Methods whose bars can be told apart in one picture."""
@@ -112,6 +113,7 @@ def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: P
         "selections": [selection.without_snippets().to_json() for selection in selections],
         "steering": None if config.steering is None else files.file_sha256(config.steering),
         "model": provenance.weights,
+        **({"plugins": plugins} if (plugins := catalogue_of(config).plugins) else {}),
     }
 
 

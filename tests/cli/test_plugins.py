@@ -1,0 +1,104 @@
+"""Tasks, methods and selections of one's own: named with ``--plugin``, listed with those that ship, or refused."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from cli.app import build, named_plugins
+from sae_forge.errors import ConfigError
+from sae_forge.study.settings import catalogue, catalogue_of, eval_config, features_config, run_config
+
+PLUGIN = '''
+"""A task with a setting of its own, a method and a way of selecting."""
+
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Annotated, ClassVar
+
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ToySettings(ModelConfig):
+    heading: ClassVar[str] = "Toys"
+    toys: Annotated[int, "Toys to play with.", Setting(at_least=1)] = 2
+
+
+TASKS = (SimpleNamespace(name="toy", settings=ToySettings),)
+METHODS = (SimpleNamespace(name="nudge", settings=None),)
+SELECTIONS = (SimpleNamespace(name="lucky", settings=None),)
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path: Path) -> str:
+    path = tmp_path / "mine.py"
+    path.write_text(PLUGIN)
+    return str(path)
+
+
+def test_what_a_plugin_brings_is_a_flag_a_choice_and_a_part_of_the_config(plugin: str) -> None:
+    known = catalogue((plugin,))
+    for kind in (eval_config(known), run_config(known)):
+        config = kind(toys=3)  # pyright: ignore[reportCallIssue]
+        assert config.deciding("report")["toys"] == 3
+        assert catalogue_of(config) is known
+        with pytest.raises(ConfigError, match="--toys 0: give a value at least 1"):
+            kind(toys=0)  # pyright: ignore[reportCallIssue]
+    assert [entry.name for entry in known.tasks][-1] == "toy"
+    assert [name for name, _ in known.plugins] == [plugin]
+    assert "toys" not in eval_config()().settings()
+    assert catalogue_of(features_config()()) is catalogue()
+
+
+def test_a_plugin_is_named_on_the_command_line(plugin: str) -> None:
+    page = CliRunner().invoke(build((plugin,)), ["eval", "--help"]).output
+    assert "Toys:\n  --toys INT" in page
+    assert "nudge" in page
+    assert "lucky" in CliRunner().invoke(build((plugin,)), ["features", "--help"]).output
+    assert "--toys" not in CliRunner().invoke(build(), ["eval", "--help"]).output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "names"),
+    [
+        ("eval --plugin a,b --plugin=c --json", ("a", "b", "c")),
+        ("eval --limit 3", ()),
+        ("eval --plugin", ()),
+    ],
+)
+def test_plugins_are_found_before_there_are_flags(arguments: str, names: tuple[str, ...]) -> None:
+    assert named_plugins(arguments.split()) == names
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ('name="toy"', 'name="Toy!"', "'Toy!'"),
+        ('name="nudge"', 'name="toy"', "holds toy, and there is one of that name"),
+        ("toys:", "layer_norm: int = 1\n    half:", "--half of toy is a setting already"),
+        ("settings=ToySettings", "settings=int", "settings of toy is not"),
+        ("TASKS = (", "TASKS = [] or [", "TASKS is a list"),
+        ("from types import", "from typos import", "cannot be imported: ModuleNotFoundError"),
+    ],
+)
+def test_a_plugin_that_does_not_fit_ends_in_one_line(plugin: str, before: str, after: str, words: str) -> None:
+    text = PLUGIN.replace(before, after)
+    Path(plugin).write_text(text.replace("ToySettings),)", "ToySettings)]") if "TASKS is" in words else text)
+    command = [sys.executable, "-m", "sae_forge", "eval", "--plugin", plugin]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --plugin")
+    assert words in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_module_without_tables_is_no_plugin() -> None:
+    with pytest.raises(ConfigError, match="has none of TASKS, METHODS, SELECTIONS"):
+        catalogue(("json",))
+    with pytest.raises(ConfigError, match="no_such_module"):
+        catalogue(("no_such_module",))
