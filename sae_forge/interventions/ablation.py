@@ -1,4 +1,4 @@
-"""Edits that scale the targeted latents where they fire, and leave a latent at rest at rest."""
+"""Edits that scale the targeted latents, and leave a latent at rest at rest."""
 
 import math
 from dataclasses import dataclass
@@ -35,3 +35,20 @@ class NegativeScaling:
 
     def edit(self, acts: Float[Tensor, "batch seq n"]) -> Float[Tensor, "batch seq n"]:
         return torch.where(acts > 0, self.scale * acts, acts)
+
+
+@dataclass(frozen=True)
+class RemoveShare:
+    """Take ``strength`` times each act away, whatever its sign.
+
+    At 1 nothing is left; above 1 the activation is pushed past the point where nothing is left.
+    """
+
+    strength: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not math.isfinite(self.strength):
+            raise ConfigError(f"strength={self.strength} is not a finite number; 1 removes all of it, 2 reflects it")
+
+    def edit(self, acts: Float[Tensor, "batch seq n"]) -> Float[Tensor, "batch seq n"]:
+        return torch.where(acts != 0, (1 - self.strength) * acts, acts)

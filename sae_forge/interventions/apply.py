@@ -6,9 +6,11 @@ What gates and controls remember of a text travels on the cache of its calls. No
 block, and nothing is global.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -17,18 +19,38 @@ from torch import Tensor
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.controls import Control, RandomDirections
+from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.protocol import LatentEdit, ResidualEdit, RowEdit
-from sae_forge.models.hooks import Call, Carried, splice_carrying
+from sae_forge.models.hooks import Call, Carried, CarryingRewrite, splice_carrying
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import memory_of
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.slices import Slice, whole
 from sae_forge.sae.topk import TopKSAE
+
+
+@dataclass(frozen=True, eq=False)
+class Seen:
+    """What an edit saw and did in one call, token by token."""
+
+    latents: tuple[int, ...]
+    acts: Float[Tensor, "batch seq n"]
+    """Of the latents concerned, before the edit; those of padding may be anything."""
+    editable: Bool[Tensor, "batch seq"]
+    """Tokens that may be edited."""
+    edited: Bool[Tensor, "batch seq"]
+    """Tokens whose activation was changed."""
+    norm: float
+    """Summed L2 norm of what was added to them."""
 
 
 @dataclass
 class EditLog:
-    """How much of the text that went through was touched; grows while the edit is in force."""
+    """How much of the text that went through was touched; grows while the edit is in force.
+
+    That of several edits counts a token which any of them may edit, or did, once.
+    """
 
     tokens: int = 0
     """Tokens seen that may be edited: the real ones, unless the intervention says otherwise. Under cached generation
@@ -41,7 +63,16 @@ class EditLog:
     """Texts seen, each counted by its first call."""
     opened: int = 0
     """Texts in which the gate was open on some token that may be edited."""
+    latest: Seen | None = field(default=None, repr=False, compare=False)
+    """The call before; None for several edits, whose own logs know."""
+    _parts: "tuple[EditLog, ...]" = field(default=(), repr=False, compare=False)
+    _under_way: dict[int, Seen] = field(default_factory=dict, repr=False, compare=False)
     _opened: set[int] = field(default_factory=set, repr=False, compare=False)
+
+    @property
+    def each(self) -> "tuple[EditLog, ...]":
+        """The log of each edit, in their order."""
+        return self._parts or (self,)
 
     @property
     def share(self) -> float:
@@ -63,48 +94,95 @@ class EditLog:
         self.texts += batch
         return torch.arange(self.texts - batch, self.texts)
 
-    def add(self, texts: Tensor, editable: Tensor, opened: Tensor, difference: Tensor) -> None:
+    def add(self, texts: Tensor, opened: Tensor, seen: Seen) -> None:
         """Count a call."""
-        self.tokens += int(editable.sum())
-        self.edited += int((difference != 0).any(dim=-1).sum())
-        self.norms += float(difference.detach().norm(dim=-1).double().sum())
+        self.latest = seen
+        self.tokens += int(seen.editable.sum())
+        self.edited += int(seen.edited.sum())
+        self.norms += seen.norm
         self._opened.update(texts[opened.any(dim=-1).cpu()].tolist())
         self.opened = len(self._opened)
 
+    def join(self, number: int) -> None:
+        """Count the latest call of one of several edits; all see the same calls, though not all at the same layer."""
+        part = self._parts[number]
+        assert part.latest is not None
+        if number in self._under_way:  # it was called again, so another pass has begun
+            self._under_way.clear()
+        self.tokens += _beyond(part.latest.editable, [seen.editable for seen in self._under_way.values()])
+        self.edited += _beyond(part.latest.edited, [seen.edited for seen in self._under_way.values()])
+        self._under_way[number] = part.latest
+        self.norms += part.latest.norm
+        self.texts = max(self.texts, part.texts)
+        self._opened |= part._opened
+        self.opened = len(self._opened)
+
+
+def _beyond(mask: Tensor, earlier: Sequence[Tensor]) -> int:
+    """How many tokens of the mask are in none of the earlier ones."""
+    for other in earlier:
+        mask = mask & ~other.to(mask.device)
+    return int(mask.sum())
+
 
 @contextmanager
-def applied(lm: LanguageModel, sae: Dictionary, point: HookPoint, intervention: Intervention) -> Iterator[EditLog]:
-    """Inside the block, ``lm`` computes with ``intervention`` in force at ``point``; after it, as before.
+def attached(lm: LanguageModel, edits: Sequence[Edit]) -> Iterator[EditLog]:
+    """Inside the block, ``lm`` computes with every edit in force; after it, as before.
+
+    Edits at different places each read what those below them wrote. Of several at one place the first in the list
+    comes first, and the next reads what it wrote.
 
     Raises:
-        CheckpointError: the SAE is of another width than the model.
-        ConfigError: the point lies beyond the model, a latent beyond the SAE, or, from a call inside, a gate or
+        CheckpointError: a dictionary is of another width than the model.
+        ConfigError: a point lies beyond the model, a latent beyond the dictionary, or, from a call inside, a gate or
             control that remembers is shown the continuation of a text whose beginning it has not seen.
     """
-    if sae.d_in != lm.d_model:
+    parts = tuple(EditLog() for _ in edits)
+    log = parts[0] if len(parts) == 1 else EditLog(_parts=parts)
+    with ExitStack() as in_force:
+        for number, (edit, part) in enumerate(zip(edits, parts, strict=True)):
+            joined = partial(log.join, number) if len(parts) > 1 else None
+            in_force.enter_context(splice_carrying(lm, edit.point, _rewriting(lm, edit, part, joined)))
+        yield log
+
+
+def applied(
+    lm: LanguageModel, sae: Dictionary, point: HookPoint, intervention: Intervention
+) -> AbstractContextManager[EditLog]:
+    """``attached`` for one edit, by its parts."""
+    return attached(lm, (Edit(point, sae, intervention),))
+
+
+def _rewriting(lm: LanguageModel, edit: Edit, log: EditLog, joined: Callable[[], None] | None) -> CarryingRewrite:
+    """What stands in the place of an activation, call by call."""
+    if edit.dictionary.d_in != lm.d_model:
         raise CheckpointError(
-            f"the SAE reads activations {sae.d_in} wide, but {lm.name} is {lm.d_model} wide; use one trained on it"
+            f"the SAE reads activations {edit.dictionary.d_in} wide, but {lm.name} is {lm.d_model} wide; use one "
+            "trained on it"
         )
-    log, bound = EditLog(), _bind(sae, intervention)
+    bound = _bind(edit.dictionary, edit.intervention)
 
     def rewrite(x: Tensor, call: Call) -> tuple[Tensor, Carried]:
         texts, *before = call.carried or (log.begin(len(x)), None, None)
         editable = bound.editable(call.real, call.attended)
-        difference, opened, after = bound.delta(x, call.real, editable, (before[0], before[1]))
-        if call.held and call.carried is None and any(after):
+        moved = bound.moved(x, call.real, editable, (before[0], before[1]))
+        if call.held and call.carried is None and any(moved.after):
             raise ConfigError(
-                f"{intervention.name} remembers what it has seen of a text, and the cache holds {call.held} tokens it "
-                "has not; run each text from its beginning inside the block, without shortening its cache"
+                f"{edit.intervention.name} remembers what it has seen of a text, and the cache holds {call.held} "
+                "tokens it has not; run each text from its beginning inside the block, without shortening its cache"
             )
-        log.add(texts, editable, opened, difference)
-        return _add(x, difference), (texts, *after)
+        changed = (moved.difference != 0).any(dim=-1)
+        norm = float(moved.difference.detach().norm(dim=-1).double().sum())
+        log.add(texts, moved.opened, Seen(edit.latents, moved.acts.detach(), editable, changed, norm))
+        if joined is not None:
+            joined()
+        return _add(x, moved.difference), (texts, *moved.after)
 
-    with splice_carrying(lm, point, rewrite):
-        yield log
+    return rewrite
 
 
 def edited(
-    sae: Dictionary,
+    sae: Dictionary | Slice,
     intervention: Intervention,
     x: Float[Tensor, "batch seq d_in"],
     real: Bool[Tensor, "batch seq"],
@@ -115,7 +193,7 @@ def edited(
 
 
 def delta(
-    sae: Dictionary,
+    sae: Dictionary | Slice,
     intervention: Intervention,
     x: Float[Tensor, "batch seq d_in"],
     real: Bool[Tensor, "batch seq"],
@@ -131,13 +209,24 @@ def delta(
     """
     bound = _bind(sae, intervention)
     editable = bound.editable(real, real if attended is None else attended)
-    return bound.delta(x, real, editable, (None, None))[0]
+    return bound.moved(x, real, editable, (None, None)).difference
 
 
 def _add(x: Tensor, difference: Tensor) -> Tensor:
     """Add where something changes; elsewhere even adding 0.0 would turn -0.0 into 0.0."""
     moved = (x.to(difference.dtype) + difference).to(x.dtype)
     return torch.where((difference != 0).any(dim=-1, keepdim=True), moved, x)
+
+
+class _Moved(NamedTuple):
+    """What an intervention makes of a call."""
+
+    difference: Float[Tensor, "batch seq d_in"]
+    opened: Bool[Tensor, "batch seq"]
+    """Tokens that may be edited, where the gate is open."""
+    acts: Float[Tensor, "batch seq n"]
+    after: Carried
+    """What gate and control remember."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +236,7 @@ class _Bound:
     sae: Dictionary
     intervention: Intervention
     latents: Tensor
-    """Watched or written, each once."""
+    """Watched or written, each once, as ``sae`` numbers them."""
     watched: Tensor
     """Columns of ``latents``."""
     given: Tensor
@@ -158,8 +247,7 @@ class _Bound:
     def editable(self, real: Tensor, attended: Tensor) -> Tensor:
         return real if self.intervention.tokens == "real" else attended
 
-    def delta(self, x: Tensor, real: Tensor, editable: Tensor, before: Carried) -> tuple[Tensor, Tensor, Carried]:
-        """The difference, where the gate is open, and what gate and control remember."""
+    def moved(self, x: Tensor, real: Tensor, editable: Tensor, before: Carried) -> _Moved:
         weights = self.sae.W_dec
         inside = x.to(weights.device, torch.promote_types(x.dtype, weights.dtype))
         real, editable = real.to(weights.device), editable.to(weights.device)
@@ -174,7 +262,7 @@ class _Bound:
         if not self.intervention.keep_error:
             rebuilt = self.sae.decode(self.sae.encode(inside))
             difference = difference + torch.where(editable[..., None], rebuilt - inside, 0.0)
-        return difference.to(x.device), opened, (gate_after, control_after)
+        return _Moved(difference.to(x.device), opened, acts, (gate_after, control_after))
 
     def acts(self, x: Tensor, inside: Tensor) -> Tensor:
         """Of all latents concerned; where a tape plays ``x``, its top k are found once for all edits."""
@@ -205,13 +293,11 @@ class _Written:
         return self.edit.edit(acts) - acts
 
 
-def _bind(sae: Dictionary, intervention: Intervention) -> _Bound:
+def _bind(sae: Dictionary | Slice, intervention: Intervention) -> _Bound:
+    source, latents = whole(sae), intervention.latents
     watched, written = intervention.targets, intervention.written
-    latents = tuple(dict.fromkeys((*watched, *written)))
-    if latents and max(latents) >= sae.d_sae:
-        raise ConfigError(f"latent {max(latents)} is beyond the SAE, whose latents are 0..{sae.d_sae - 1}")
-    W_dec, b_dec = sae.W_dec.detach(), sae.b_dec.detach()
-    rows = W_dec[torch.tensor(written, dtype=torch.long, device=W_dec.device)]
+    places = source.places(latents)
+    rows, b_dec = source.part.W_dec.detach()[source.places(written)], source.part.b_dec.detach()
     wanted = intervention.edit
     match wanted.edit if isinstance(wanted, RandomDirections) else wanted:
         case LatentEdit() as edit:
@@ -220,10 +306,9 @@ def _bind(sae: Dictionary, intervention: Intervention) -> _Bound:
             real, given = edit.bind(rows, b_dec), watched
         case edit:
             real, given = edit, watched
-    places = torch.tensor(latents, dtype=torch.long, device=W_dec.device)
-    control = wanted.bound(real, W_dec, places) if isinstance(wanted, RandomDirections) else None
+    control = wanted.bound(real, source, latents) if isinstance(wanted, RandomDirections) else None
     watched_columns, given_columns = (
-        torch.tensor([latents.index(latent) for latent in some], dtype=torch.long, device=W_dec.device)
+        torch.tensor([latents.index(latent) for latent in some], dtype=torch.long, device=places.device)
         for some in (watched, given)
     )
-    return _Bound(sae, intervention, places, watched_columns, given_columns, real, control)
+    return _Bound(source.part, intervention, places, watched_columns, given_columns, real, control)

@@ -4,16 +4,18 @@ A control takes the place of an intervention's edit and answers to its gate. Wha
 latents than those watched, on the residual itself), all but ``places`` have its delta's L2 norm on every token.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sae_forge.errors import ConfigError
 from sae_forge.interventions.protocol import AlongRows, LatentEdit, ResidualEdit, RowEdit, State
 from sae_forge.rng import generator
+from sae_forge.sae.slices import Slice
 
 DirectionKind = Literal["isotropic", "latents", "direction", "places"]
 MOVES_ON = 0.25
@@ -42,7 +44,7 @@ class RandomDirections:
         if self.kind not in get_args(DirectionKind):
             raise ConfigError(f"kind={self.kind!r} is unknown; choose one of {', '.join(get_args(DirectionKind))}")
 
-    def bound(self, real: ResidualEdit, W_dec: Float[Tensor, "d_sae d_in"], latents: Int[Tensor, " n"]) -> "Control":
+    def bound(self, real: ResidualEdit, source: Slice, latents: Sequence[int]) -> "Control":
         """The control for this SAE, its directions drawn.
 
         Args:
@@ -54,24 +56,32 @@ class RandomDirections:
         """
         if self.kind == "places":
             return RandomPlaces(self.seed)
+        W_dec = source.part.W_dec.detach()
         edit = real if isinstance(real, AlongRows) and self.kind != "direction" else None
         lengths = W_dec.new_ones(1) if edit is None else edit.rows.norm(dim=-1)
         if self.kind == "latents":
-            return MatchedDirections(edit, W_dec[self._others(len(lengths), len(W_dec), latents).to(W_dec.device)])
+            others = self.stand_ins(len(lengths), source.d_sae, latents)
+            return MatchedDirections(edit, W_dec[source.places(others)])
         return MatchedDirections(edit, self._isotropic(lengths, W_dec))
+
+    def stand_ins(self, count: int, d_sae: int, latents: Sequence[int]) -> tuple[int, ...]:
+        """The latents whose rows take the place of the real ones; none unless ``kind`` is ``latents``.
+
+        Raises:
+            ConfigError: too few other latents to draw from.
+        """
+        if self.kind != "latents":
+            return ()
+        taken = set(latents)
+        pool = [other for other in (range(d_sae) if self.alive is None else self.alive) if other not in taken]
+        if len(pool) < count:
+            raise ConfigError(f"the control needs {count} other latents and has {len(pool)} to draw from; target fewer")
+        return tuple(generator(self.seed, f"{self.kind} control directions").permutation(pool)[:count].tolist())
 
     def _isotropic(self, lengths: Tensor, W_dec: Tensor) -> Float[Tensor, "n d_in"]:
         random = generator(self.seed, f"{self.kind} control directions")
         drawn = torch.from_numpy(random.standard_normal((len(lengths), W_dec.shape[1]))).to(W_dec)
         return drawn / drawn.norm(dim=-1, keepdim=True) * lengths[:, None]
-
-    def _others(self, count: int, d_sae: int, latents: Tensor) -> Int[Tensor, " n"]:
-        taken = set(latents.tolist())
-        pool = [other for other in (range(d_sae) if self.alive is None else self.alive) if other not in taken]
-        if len(pool) < count:
-            raise ConfigError(f"the control needs {count} other latents and has {len(pool)} to draw from; target fewer")
-        chosen = generator(self.seed, f"{self.kind} control directions").permutation(pool)[:count]
-        return torch.from_numpy(chosen)
 
 
 @runtime_checkable

@@ -12,12 +12,13 @@ from typing import Any, assert_never, get_args
 from sae_forge.config.evaluate import EvalConfig, EvalMethod
 from sae_forge.errors import BackendError, ConfigError, DataError, ForgeError
 from sae_forge.interventions import methods as published
+from sae_forge.interventions.ablation import RemoveShare
 from sae_forge.interventions.apply import Intervention
 from sae_forge.interventions.calibration import strictest
 from sae_forge.interventions.gates.any import AnyFires
 from sae_forge.interventions.gates.mean import MeanRate
 from sae_forge.interventions.gates.table import gate_named, gate_of
-from sae_forge.methods.edits.diff_means import RemoveShare, matching_strength
+from sae_forge.methods.edits.diff_means import matching_strength
 from sae_forge.methods.materials import Materials
 from sae_forge.methods.subjects import Hook, Retrained, Subject
 from sae_forge.methods.weights.crisp import CRISP, Suppressed

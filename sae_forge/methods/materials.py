@@ -19,10 +19,11 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, delta
 from sae_forge.interventions.values import median_norm, relative_to_norm
-from sae_forge.methods.edits.diff_means import Direction, difference_in_means, retain_threshold
+from sae_forge.methods.edits.diff_means import difference_in_means, retain_threshold
 from sae_forge.methods.weights.texts import Texts, load_texts
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.direction import Direction
 
 SAMPLE_ROWS = 8192
 """Tokens of a corpus that norms are measured on."""

@@ -18,7 +18,6 @@ from sae_forge.interventions.controls import RandomDirections
 from sae_forge.interventions.gates.none import Always
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
 from sae_forge.methods.building import UNTUNED, asked, build, controlled, impossible, require_possible
-from sae_forge.methods.edits.diff_means import Direction
 from sae_forge.methods.grids import from_flags
 from sae_forge.methods.materials import Materials, Shards
 from sae_forge.methods.subjects import AsItIs, Hook, Retrained, Subject, in_force
@@ -27,6 +26,7 @@ from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.direction import Direction
 from sae_forge.statistics.answers import CHANCE
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.store import files

@@ -33,11 +33,9 @@ from sae_forge.errors import (
     UnsupportedModelError,
 )
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.ablation import ZeroAblation
+from sae_forge.interventions.ablation import RemoveShare, ZeroAblation
 from sae_forge.interventions.apply import Intervention, edited
 from sae_forge.methods.edits.diff_means import (
-    Direction,
-    RemoveShare,
     difference_in_means,
     matching_strength,
     retain_threshold,
@@ -55,6 +53,7 @@ from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.progress import SILENT
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.direction import Direction
 from sae_forge.sae.topk import TopKSAE
 
 POINT = HookPoint(2)

@@ -3,91 +3,19 @@
 The direction is that between the mean activation of forget and of retain tokens (arXiv 2312.06681 adds such a one).
 """
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import ConfigError, DataError, ShardError
-from sae_forge.sae.dictionary import LatentActs
+from sae_forge.sae.direction import Direction
 
 QUANTILE = 95.0
 """Percentile of the retain tokens' projections beyond which the gated form acts."""
-
-
-@dataclass(frozen=True, eq=False)
-class Direction:
-    """A ``Dictionary`` with one latent: the length of an activation along a unit direction.
-
-    Silencing the latent takes exactly ``(x . v) v`` out of ``x``. Unlike those of an SAE its acts may be negative,
-    which edits that ask whether a latent fires leave alone.
-    """
-
-    W_dec: Float[Tensor, "1 d_in"]
-    threshold: float = -math.inf
-    """A projection up to here is read as 0, so nothing is edited on that token."""
-
-    @property
-    def d_in(self) -> int:
-        """Width of the activations it reads and writes."""
-        return self.W_dec.shape[1]
-
-    @property
-    def d_sae(self) -> int:
-        """One."""
-        return 1
-
-    @property
-    def b_dec(self) -> Float[Tensor, " d_in"]:
-        """Zero."""
-        return torch.zeros_like(self.W_dec[0])
-
-    def encode(self, x: Float[Tensor, "*batch d_in"]) -> LatentActs:
-        """The projection of each token."""
-        values = self._projections(x)
-        return LatentActs(values, torch.zeros_like(values, dtype=torch.int64))
-
-    def decode(self, acts: LatentActs) -> Float[Tensor, "*batch d_in"]:
-        """The part along the direction."""
-        return acts.values @ self.W_dec
-
-    def latent_acts(self, x: Float[Tensor, "*batch d_in"], latents: Int[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
-        """The projection of each token, for the one latent there is."""
-        return self._projections(x)[..., latents]
-
-    def gated(self, threshold: float) -> "Direction":
-        """The same direction, read only where a token lies beyond ``threshold`` along it."""
-        return replace(self, threshold=threshold)
-
-    def to(self, device: torch.device | str) -> "Direction":
-        """The same direction on another device."""
-        return replace(self, W_dec=self.W_dec.to(device))
-
-    def _projections(self, x: Tensor) -> Tensor:
-        along = x.to(self.W_dec.dtype) @ self.W_dec.T
-        return torch.where(along > self.threshold, along, 0.0)
-
-
-@dataclass(frozen=True)
-class RemoveShare:
-    """Take ``strength`` times each act away, whatever its sign.
-
-    At 1 nothing is left; above 1 the activation is pushed past the point where nothing is left.
-    """
-
-    strength: float = 1.0
-
-    def __post_init__(self) -> None:
-        if not math.isfinite(self.strength):
-            raise ConfigError(f"strength={self.strength} is not a finite number; 1 removes all of it, 2 reflects it")
-
-    def edit(self, acts: Float[Tensor, "batch seq n"]) -> Float[Tensor, "batch seq n"]:
-        return torch.where(acts != 0, (1 - self.strength) * acts, acts)
 
 
 def difference_in_means(forget: Sequence[ShardReader], retain: Sequence[ShardReader]) -> Direction:

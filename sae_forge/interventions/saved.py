@@ -1,0 +1,137 @@
+"""Edits on disk: ``edit.json`` says what is done where, ``edit.safetensors`` holds the slices of dictionaries it takes.
+
+A loaded edit does what the saved one did, to the last bit on the same machine. The JSON is written last, under its
+seal, and holds the hash of the tensors, so its presence makes the folder whole. Nothing is unpickled, and no class is
+looked up by a name that a file gives but in the table below.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+from pydantic.errors import PydanticSchemaGenerationError
+
+from sae_forge.errors import CheckpointError, ConfigError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.interventions.ablation import NegativeScaling, RemoveShare, ZeroAblation
+from sae_forge.interventions.clamping import ClampFiring, MeanAblation, SetTo, Split
+from sae_forge.interventions.controls import RandomDirections
+from sae_forge.interventions.edit import Edit
+from sae_forge.interventions.gates import Cusum, MeanRate, Peak, WindowRate
+from sae_forge.interventions.intervention import Intervention
+from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
+from sae_forge.interventions.token_gates import AllFire, Always, AnyFires
+from sae_forge.sae.slices import SliceFacts, put_together, taken_apart
+from sae_forge.store import files
+from sae_forge.store.tensors import publish_tensors, read_tensors
+
+EDIT, TENSORS = "edit.json", "edit.safetensors"
+FORMAT = 1
+KINDS: tuple[type, ...] = (
+    Intervention, NegativeScaling, RemoveShare, ZeroAblation, ClampFiring, MeanAblation, SetTo, Split, AddConstant,
+    RemoveProjection, SetProjection, RandomDirections, Always, AnyFires, AllFire, MeanRate, WindowRate, Cusum, Peak,
+)  # fmt: skip
+"""What an intervention may be made of: frozen dataclasses of plain values and of one another."""
+
+
+def save_edits(folder: Path, edits: Sequence[Edit], *, kinds: tuple[type, ...] = ()) -> None:
+    """Write edits so that ``load_edits`` gives equal ones; of each dictionary no more than its edit needs.
+
+    Args:
+        kinds: Dataclasses of one's own among the edits and gates; to be named again when loading.
+
+    Raises:
+        ConfigError: an edit or gate is of a type that is not named.
+        CheckpointError: a dictionary is of a type that cannot be saved.
+    """
+    entries, tensors = [], {}
+    for number, edit in enumerate(edits):
+        facts, weights = taken_apart(edit.sliced().dictionary)
+        tensors |= {f"{number}.{name}": weight for name, weight in weights.items()}
+        entries.append({
+            "point": str(edit.point),
+            "intervention": _encoded(edit.intervention, (*KINDS, *kinds)),
+            "dictionary": asdict(facts),
+        })  # fmt: skip
+    publish_tensors(folder / TENSORS, tensors)
+    record = {"format": FORMAT, "edits": entries, "tensors_sha256": files.file_sha256(folder / TENSORS)}
+    files.publish_json(folder / EDIT, record)
+
+
+def load_edits(folder: Path, *, kinds: tuple[type, ...] = (), device: str = "cpu") -> tuple[Edit, ...]:
+    """The edits that were saved, each with its slice of a dictionary on ``device``.
+
+    Raises:
+        CheckpointError: missing, damaged, of another format, or made of types that are not named.
+    """
+    path = folder / EDIT
+    record = files.read_json(path, kind=CheckpointError, what="a saved edit")
+    if not isinstance(record, dict) or set(record) != {"format", "edits", "tensors_sha256"}:
+        raise CheckpointError(f"{path} is not a saved edit: it should hold format, edits and tensors_sha256")
+    if record["format"] != FORMAT:
+        raise CheckpointError(f"{path} is of format {str(record['format'])[:20]}; this version reads {FORMAT}")
+    tensors = read_tensors(folder / TENSORS, kind=CheckpointError, what="the tensors of a saved edit")
+    if files.file_sha256(folder / TENSORS) != record["tensors_sha256"]:
+        raise CheckpointError(f"{folder / TENSORS} is damaged: its hash is not the one in {EDIT}; save the edit again")
+    named = {kind.__name__: kind for kind in (*KINDS, *kinds)}
+    edits = []
+    try:
+        for number, entry in enumerate(record["edits"]):
+            if not isinstance(entry, dict) or set(entry) != {"point", "intervention", "dictionary"}:
+                raise ValueError(f"edit {number} should have a point, an intervention and a dictionary")
+            facts = _filled(SliceFacts, entry["dictionary"], named)
+            mine = {name.partition(".")[2]: t for name, t in tensors.items() if name.partition(".")[0] == str(number)}
+            dictionary, intervention = put_together(facts, mine), _decoded(entry["intervention"], named)
+            if not isinstance(intervention, Intervention):
+                raise ValueError(f"edit {number} has a {type(intervention).__name__} for an intervention")
+            edits.append(Edit(HookPoint.parse(entry["point"]), dictionary.to(device), intervention))
+    except (ValueError, TypeError, ConfigError) as error:
+        raise CheckpointError(f"{path} is not a saved edit: {error}") from None
+    return tuple(edits)
+
+
+def _encoded(value: Any, kinds: tuple[type, ...]) -> Any:
+    """A value JSON-ready: fields of one of the kinds under its name, a tuple as a list, anything else as it is."""
+    if type(value) in kinds:
+        return {type(value).__name__: {f.name: _encoded(getattr(value, f.name), kinds) for f in fields(value)}}
+    if isinstance(value, tuple):
+        return [_encoded(item, kinds) for item in value]
+    if value is None or isinstance(value, str | int | float):
+        return value
+    raise ConfigError(
+        f"a {type(value).__name__} cannot be saved with an edit; name its class in kinds, if it is one of yours"
+    )
+
+
+def _decoded(value: Any, named: Mapping[str, type]) -> Any:
+    """The value that was encoded.
+
+    Raises:
+        ValueError: it is of no known kind, or a field is missing, unknown or of another type.
+    """
+    match list(value.items()) if isinstance(value, dict) else []:
+        case [(str(name), given)] if name in named:
+            return _filled(named[name], given, named)
+    raise ValueError(f"{str(value)[:60]!r} is of no known kind; name a class of your own in kinds")
+
+
+def _filled(kind: type[Any], given: Any, named: Mapping[str, type]) -> Any:
+    """One of ``kind`` with exactly the fields given, each of the type that it declares."""
+    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
+    if not isinstance(given, dict) or set(given) != set(hints):
+        raise ValueError(f"a {kind.__name__} has the fields {', '.join(hints)}")
+    values = {name: tuple(item) if isinstance(item, list) else item for name, item in given.items()}
+    for name, item in values.items():
+        try:
+            if isinstance(item, dict):
+                values[name] = _decoded(item, named)
+                fits = isinstance(values[name], hints[name])
+            else:
+                values[name], fits = TypeAdapter(hints[name]).validate_python(item, strict=True), True
+        except (ValidationError, PydanticSchemaGenerationError):
+            fits = False
+        if not fits:
+            raise ValueError(f"{name} of a {kind.__name__} cannot be {str(item)[:40]!r}")
+    return kind(**values)
