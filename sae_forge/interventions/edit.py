@@ -11,8 +11,8 @@ import torch
 from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.controls import RandomDirections
+from sae_forge.interventions.gates.none import ALWAYS
 from sae_forge.interventions.intervention import Intervention
-from sae_forge.interventions.token_gates import ALWAYS
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.slices import Slice, sliced, taken_apart
 

@@ -19,10 +19,17 @@ from sae_forge.interventions.ablation import NegativeScaling, RemoveShare, ZeroA
 from sae_forge.interventions.clamping import ClampFiring, MeanAblation, SetTo, Split
 from sae_forge.interventions.controls import RandomDirections
 from sae_forge.interventions.edit import Edit
-from sae_forge.interventions.gates import Cusum, MeanRate, Peak, WindowRate
+from sae_forge.interventions.gates.all import AllFire
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.cusum import Excess
+from sae_forge.interventions.gates.max import Strongest
+from sae_forge.interventions.gates.mean import Mean
+from sae_forge.interventions.gates.none import Always
+from sae_forge.interventions.gates.sequence import SequenceGate
+from sae_forge.interventions.gates.window import Window
 from sae_forge.interventions.intervention import Intervention
+from sae_forge.interventions.protocol import Gate
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
-from sae_forge.interventions.token_gates import AllFire, Always, AnyFires
 from sae_forge.sae.slices import SliceFacts, put_together, taken_apart
 from sae_forge.store import files
 from sae_forge.store.tensors import publish_tensors, read_tensors
@@ -31,7 +38,8 @@ EDIT, TENSORS = "edit.json", "edit.safetensors"
 FORMAT = 1
 KINDS: tuple[type, ...] = (
     Intervention, NegativeScaling, RemoveShare, ZeroAblation, ClampFiring, MeanAblation, SetTo, Split, AddConstant,
-    RemoveProjection, SetProjection, RandomDirections, Always, AnyFires, AllFire, MeanRate, WindowRate, Cusum, Peak,
+    RemoveProjection, SetProjection, RandomDirections, Always, AnyFires, AllFire, SequenceGate, Mean,
+    Window, Excess, Strongest,
 )  # fmt: skip
 """What an intervention may be made of: frozen dataclasses of plain values and of one another."""
 
@@ -119,7 +127,8 @@ def _decoded(value: Any, named: Mapping[str, type]) -> Any:
 
 def _filled(kind: type[Any], given: Any, named: Mapping[str, type]) -> Any:
     """One of ``kind`` with exactly the fields given, each of the type that it declares."""
-    hints = {field.name: get_type_hints(kind)[field.name] for field in fields(kind)}
+    declared = get_type_hints(kind, localns={"Gate": Gate})  # gates load no torch, so they name it in quotes
+    hints = {field.name: declared[field.name] for field in fields(kind)}
     if not isinstance(given, dict) or set(given) != set(hints):
         raise ValueError(f"a {kind.__name__} has the fields {', '.join(hints)}")
     values = {name: tuple(item) if isinstance(item, list) else item for name, item in given.items()}

@@ -17,11 +17,13 @@ from sae_forge.interventions.ablation import NegativeScaling, RemoveShare
 from sae_forge.interventions.apply import applied, attached
 from sae_forge.interventions.controls import RandomDirections
 from sae_forge.interventions.edit import Edit
-from sae_forge.interventions.gates import Cusum, WindowRate
+from sae_forge.interventions.gates.all import AllFire
+from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.cusum import Cusum
+from sae_forge.interventions.gates.window import WindowRate
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.saved import EDIT, TENSORS, load_edits, save_edits
 from sae_forge.interventions.steering import SetProjection
-from sae_forge.interventions.token_gates import AllFire, AnyFires
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.direction import Direction
@@ -165,7 +167,9 @@ def test_edit_says_what_it_does_in_one_line(topk):
     assert lines[0] == "scale -3 on 5 latents at blocks.1.hook_resid_post"
     assert lines[1] == "zero on 1 latent at blocks.1.hook_resid_post"
     assert lines[3] == "conditional_clamp -5 theta 0.05 on 5 latents at blocks.1.hook_resid_post"
-    assert lines[6] == "dsg -5 on 5 latents behind MeanRate 0.3 at blocks.1.hook_resid_post"
+    assert (
+        lines[6] == "dsg -5 on 5 latents behind SequenceGate Mean limit 0.3 policy prompt at blocks.1.hook_resid_post"
+    )
     assert "latents control 5 of scale -3" in lines[16]
 
 
