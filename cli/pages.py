@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import typer
 from typer.core import TyperCommand
 
 GENERAL = "Options"
@@ -12,7 +11,7 @@ GENERAL = "Options"
 class Page(TyperCommand):
     """A command whose help page has its flags in groups, in the order in which the first of each is declared."""
 
-    def format_options(self, ctx: typer.Context, formatter: Any) -> None:
+    def format_options(self, ctx: Any, formatter: Any) -> None:  # of click, or of the copy of it in newer Typers
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}
         for parameter in self.get_params(ctx):
             if (record := parameter.get_help_record(ctx)) is None:

@@ -5,6 +5,7 @@ a corpus that is missing, or the verb ends naming the setting.
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 from sae_forge import ranks
@@ -96,7 +97,7 @@ def gather(
     with ranks.here().led() as first:
         if first:
             note(bench.run, found)
-    values: dict[str, Any] = {name: getattr(config, name) for name in CollectConfig.__dataclass_fields__}
+    values: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(CollectConfig)}
     for name in _KEPT:
         if found and name not in config.spelled and name not in ("split", "text_field"):  # these are the new text's
             values[name] = getattr(found[0].fingerprint, _KEPT[name])
