@@ -23,7 +23,7 @@ from sae_forge.sae.topk import TopKSAE
 from sae_forge.store.runs import Run
 from sae_forge.study.run import EvalReport, evaluate
 from sae_forge.tasks.engines.multiple_choice import answer, encode_questions
-from sae_forge.tasks.items import Question
+from sae_forge.tasks.records import Question
 
 POINT = HookPoint(1)
 LATENTS = 24

@@ -2,19 +2,18 @@
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 
 import xxhash
 
 from sae_forge import builtin
-from sae_forge.data import hub_datasets, sources
 from sae_forge.data.packing import PackedBatch, Tokenizer, iter_packed
+from sae_forge.data.records import READERS, Source, local_path, open_sources, visible_files
 from sae_forge.errors import DataError
 
 __all__ = ["PackedBatch", "Tokenizer", "corpus_identity", "corpus_name", "iter_packed", "iter_texts"]
 
-_HUB_ID = re.compile(r"([\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::([\w.+-]+))?(?:@([\w.+-]+))?", re.ASCII)
 _SAMPLE_BYTES = 16 * 2**20
 
 
@@ -38,7 +37,9 @@ def iter_texts(
         DataError: missing, empty, malformed, or without a text column (lists the columns).
         RemoteError: the Hub could not be reached or refused.
     """
-    texts = itertools.islice(_clean(_open(source, text_field, split), source), limit)
+    sources = open_sources(source, split)
+    documents = itertools.chain.from_iterable(_documents(one, text_field) for one in sources)
+    texts = itertools.islice(_clean(documents, source), limit)
     first = next(texts, None)
     if first is None:
         raise DataError(f"corpus {source} is empty: it holds no document with text; choose another")
@@ -51,7 +52,7 @@ def corpus_name(source: str) -> str:
     path = Path(source.removeprefix(builtin.SCHEME))
     # The name as given, not where a link leads: the Hub's cache links readable names to hashes.
     name = (path.name.strip(".") or path.resolve().name) if local else re.sub("[/:@]", "--", source)
-    if local and Path(name).suffix.lower() in sources.READERS:
+    if local and Path(name).suffix.lower() in READERS:
         name = Path(name).stem
     return re.sub(r"[^A-Za-z0-9._-]+", "-", name).strip(".-")[:100] or "corpus"
 
@@ -61,11 +62,11 @@ def corpus_identity(source: str) -> str:
 
     Of a file larger than 32 MiB only the length and both ends are hashed.
     """
-    path = _local(source)
+    path = local_path(source)
     if not path.exists():
         return source
     hasher = xxhash.xxh3_128()
-    for file in [path] if path.is_file() else _visible_files(path):
+    for file in [path] if path.is_file() else visible_files(path):
         hasher.update(f"{file.relative_to(path).as_posix()!r} {file.stat().st_size}\n".encode())
         with file.open("rb") as content:
             hasher.update(content.read(_SAMPLE_BYTES))
@@ -75,41 +76,58 @@ def corpus_identity(source: str) -> str:
     return f"{name} xxh3:{hasher.hexdigest()}"
 
 
-def _local(source: str) -> Path:
-    """Where a source would lie on this machine, whether or not it does."""
-    return builtin.locate(source) if builtin.is_builtin(source) else Path(source)
+def _documents(source: Source, text_field: str | None) -> Iterator[str]:
+    """The text of each record, a plain string or an object; null texts are skipped."""
+    field: str | None = None
+
+    def choose(columns: Collection[str], text_columns: Collection[str], *, typed: bool = True) -> str:
+        nonlocal field
+        meant = () if typed else [name for name in columns if name in ("text", text_field)]
+        field = _choose_field(source.name, columns, {*text_columns, *meant}, text_field)
+        return field
+
+    for place, record in source.read(choose):
+        where = f"{source.name} {place}"
+        if isinstance(record, str):
+            yield record
+            continue
+        if not isinstance(record, Mapping):
+            raise DataError(f"{where} is neither an object nor a string")
+        if field is None:
+            meant = ("text", text_field)
+            texts = [
+                name for name, value in record.items() if isinstance(value, str) or (value is None and name in meant)
+            ]
+            choose(record, texts)
+        text = record.get(field)
+        if text is not None and not isinstance(text, str):
+            raise DataError(f"{where}: {field!r} holds {type(text).__name__}, not text")
+        if field not in record:
+            raise DataError(f"{where} has no {field!r}; it has {', '.join(map(str, record)) or 'none'}")
+        if text is not None:
+            yield text
 
 
-def _open(source: str, text_field: str | None, split: str) -> Iterator[str]:
-    path = _local(source)
-    if path.is_dir():
-        return _read_folder(path, text_field, split)
-    if path.exists():
-        if not path.is_file() or path.suffix.lower() not in sources.READERS:
-            raise DataError(f"{path} is no corpus: give a file that ends in {', '.join(sources.READERS)}, or a folder")
-        return sources.read_file(path, text_field)
-    named = _HUB_ID.fullmatch(source)
-    if named is None or path.suffix.lower() in sources.READERS:
-        raise DataError(
-            f"corpus {source} does not exist; give a file, a folder, a datasets id or world:corpora/<domain>"
-        )
-    name, config, own_split = named.groups()
-    return hub_datasets.read_hub(name, config, text_field, own_split or split)
+def _choose_field(where: str, columns: Collection[str], text_columns: Collection[str], asked: str | None) -> str:
+    """The column that holds the text: the one asked for, else ``text``, else the only one that holds any text.
 
-
-def _read_folder(folder: Path, text_field: str | None, split: str) -> Iterator[str]:
-    if hub_datasets.is_saved_dataset(folder):
-        return hub_datasets.read_saved_dataset(folder, text_field, split)
-    found = [path for path in _visible_files(folder) if path.suffix.lower() in sources.READERS]
-    if not found:
-        raise DataError(f"folder {folder} holds no corpus; files may end in {', '.join(sources.READERS)}")
-    return itertools.chain.from_iterable(sources.read_file(path, text_field) for path in found)
-
-
-def _visible_files(folder: Path) -> list[Path]:
-    """Every file below, in order of path, but for hidden ones."""
-    found = (path for path in folder.rglob("*") if path.is_file())
-    return sorted(path for path in found if not any(part.startswith(".") for part in path.relative_to(folder).parts))
+    Raises:
+        DataError: there is no such column, or several could be meant; lists the columns.
+    """
+    listed = ", ".join(str(column)[:40] for column in itertools.islice(columns, 20)) or "none"
+    if asked is not None:
+        if asked not in text_columns:
+            why = "holds no text" if asked in columns else "does not exist"
+            raise DataError(f"{where}: column {asked!r} {why}; its columns are {listed}; choose one with --text_field")
+        return asked
+    if "text" in text_columns:
+        return "text"
+    if len(text_columns) == 1:
+        return next(iter(text_columns))
+    count = "several columns" if text_columns else "no column"
+    raise DataError(
+        f"{where} has {count} of text and none named 'text'; its columns are {listed}; choose with --text_field"
+    )
 
 
 def _clean(texts: Iterator[str], source: str) -> Iterator[str]:

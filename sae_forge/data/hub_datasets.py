@@ -1,8 +1,9 @@
-"""Documents of the ``datasets`` library: folders it saved, and ids on the Hub, streamed.
+"""Records of the ``datasets`` library: folders it saved, and ids on the Hub, streamed.
 
 Nothing from a repository is ever run: the library's ``trust_remote_code`` is not passed on.
 """
 
+import itertools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import cast
 
 import pyarrow as pa
 
-from sae_forge.data.tables import BATCH_ROWS, choose_field, documents, one_line, read_records, text_columns
+from sae_forge.data.records import BATCH_ROWS, Choose, Placed, one_line, text_columns
 from sae_forge.errors import DataError, RemoteError
 
 
@@ -21,11 +22,11 @@ def is_saved_dataset(folder: Path) -> bool:
     )
 
 
-def read_saved_dataset(folder: Path, text_field: str | None, split: str) -> Iterator[str]:
-    """The documents of a ``save_to_disk`` folder; ``split`` matters only where there are several.
+def read_saved_dataset(folder: Path, split: str, choose: Choose | None) -> Placed:
+    """The rows of a ``save_to_disk`` folder; ``split`` matters only where there are several.
 
     Raises:
-        DataError: the folder is damaged, or has no such split or column.
+        DataError: the folder is damaged, or has no such split.
     """
     from datasets import Dataset, load_from_disk
 
@@ -38,29 +39,30 @@ def read_saved_dataset(folder: Path, text_field: str | None, split: str) -> Iter
                 )
             data = dict(data)[split]
         schema = data.features.arrow_schema
-        field = choose_field(str(folder), schema.names, text_columns(schema), text_field)
-        for batch in data.with_format("arrow").select_columns([field]).iter(BATCH_ROWS):
-            yield from documents(cast("pa.Table", batch)[field].to_pylist())
+        if choose is not None:
+            data = data.select_columns([choose(schema.names, text_columns(schema))])
+        numbers = itertools.count(1)
+        for batch in data.with_format("arrow").iter(BATCH_ROWS):
+            yield from ((f"row {next(numbers)}", record) for record in cast("pa.Table", batch).to_pylist())
     except (OSError, ValueError, KeyError, pa.ArrowException) as error:
         raise DataError(f"{folder} cannot be read as a saved dataset: {one_line(error)}") from error
 
 
-def read_hub(name: str, config: str | None, text_field: str | None, split: str) -> Iterator[str]:
-    """The documents of a ``datasets`` id, streamed; nothing in the repository is ever run.
+def read_hub(name: str, config: str | None, split: str, choose: Choose | None) -> Placed:
+    """The rows of a ``datasets`` id, streamed; nothing in the repository is ever run.
 
     Raises:
-        DataError: there is no such dataset, configuration, split or column.
+        DataError: there is no such dataset, configuration or split.
         RemoteError: the Hub could not be reached, or refused.
     """
     from datasets import load_dataset
 
     with _hub_told(name):
         rows = load_dataset(name, config, split=split, streaming=True)
-        features = rows.features
-        if features is not None:
-            field = choose_field(name, list(features), text_columns(features.arrow_schema), text_field)
-            rows = rows.select_columns([field])
-        yield from read_records(enumerate(rows, 1), name, text_field)
+        if choose is not None and rows.features is not None:
+            rows = rows.select_columns([choose(list(rows.features), text_columns(rows.features.arrow_schema))])
+        for number, record in enumerate(rows, 1):
+            yield f"row {number}", record
 
 
 @contextmanager

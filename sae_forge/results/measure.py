@@ -25,6 +25,10 @@ Aggregate = Callable[[Sequence[Any], Bootstrap], Estimate]
 """From items (see :class:`Counted`) to one estimate."""
 
 
+Read = Callable[[Any], tuple[float, float]]
+"""From an item to its value and its weight."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Measure:
     """One thing that is measured of an item, and how it is said and summed up."""
@@ -43,6 +47,20 @@ class Measure:
     """Digits after the point in a table."""
     aggregate: Aggregate | None = None
     """From items to an estimate; None: sum of values over sum of weights, resampled by fact."""
+    read: Read | None = None
+    """From an item to its value and what it is counted over; None: the value of the measure's name, each counting once.
+
+    An item that has no such value is none of the measure's.
+    """
+    heading: str | None = None
+    """Where it stands if not under the heading of its task."""
+
+    def of(self, item: Any) -> tuple[float, float] | None:
+        """The item's value and weight; None where the item has none."""
+        if self.read is not None:
+            return self.read(item)
+        value = item.values.get(self.name)
+        return None if value is None else (value, item.weights.get(self.name, 1.0))
 
     def to_json(self) -> dict[str, Any]:
         """What a report keeps of it: all but how it is summed up."""

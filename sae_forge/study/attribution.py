@@ -29,8 +29,8 @@ from sae_forge.study.causes import LOSS_SHARE, PER_POSITION, Tested, Trial, put_
 from sae_forge.study.gradients import Known, encode_known
 from sae_forge.tasks.engines.losses import Corpus, load_corpus
 from sae_forge.tasks.engines.orders import ask_orders, orders_file
-from sae_forge.tasks.items import Domain, Role, half_of, load_questions
-from sae_forge.tasks.records import resolve
+from sae_forge.tasks.item import Role
+from sae_forge.tasks.records import Domain, domain_name, half_of, load_questions
 
 METHOD = "attribution"
 QUESTIONS = 300
@@ -173,8 +173,7 @@ def load_retain_text(lm: LanguageModel, config: FeaturesConfig) -> tuple[Corpus,
 
 
 def _domains(sources: Sequence[str], role: Role) -> tuple[Domain, ...]:
-    paths = [resolve(source) for source in sources]
-    return tuple(Domain(name=path.stem, role=role, questions=load_questions(path)) for path in paths)
+    return tuple(Domain(name=domain_name(source), role=role, questions=load_questions(source)) for source in sources)
 
 
 def _settings(config: FeaturesConfig) -> dict[str, Any]:

@@ -17,18 +17,15 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import Progress
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.statistics.answers import LETTERS
 from sae_forge.study.gradients import Known, encode_known, iter_gradients
 from sae_forge.tasks.engines.losses import Corpus, sequence_losses
 from sae_forge.tasks.engines.multiple_choice import answer
-from sae_forge.tasks.engines.orders import ORDERS, reordered
+from sae_forge.tasks.engines.orders import reordered, rotations
 
 PER_POSITION = 100
 """Latents a position puts forward at most."""
 LOSS_SHARE = 0.05
 """Share of the latents left at the end that is dropped for the loss they add."""
-ROTATIONS = tuple((*ORDERS[0][turn:], *ORDERS[0][:turn]) for turn in range(len(LETTERS)))
-"""The orders a latent is tested in: in the four of them every option stands behind every letter once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,8 +144,9 @@ def try_each(
 
 
 def _turned(trial: Trial, known: Known) -> list[Known]:
-    """A question in the orders that a latent is tested in."""
-    orders = ROTATIONS[:1] if trial.config.scoring == "cloze" else ROTATIONS
+    """A question in the orders that a latent is tested in: every option stands behind every letter once."""
+    turns = rotations(len(known.question.choices))
+    orders = turns[:1] if trial.config.scoring == "cloze" else turns
     questions = [reordered(known.question, order) for order in orders]
     return encode_known(trial.lm, questions, trial.config.scoring, known.domain)
 

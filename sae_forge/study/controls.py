@@ -1,21 +1,21 @@
 """What random directions of the same norm did, over all their seeds, and how far the edit went beyond them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.study.estimates import Series, by_role, loss_series, pooled
-from sae_forge.study.measure import Measurement, Suite
+from sae_forge.study.estimates import DERIVED, Pool, Series, by_role, pooled, under_headings
+from sae_forge.study.measure import Measurement
 
 SPREAD_OF = ("roles", "domains")
 
 
 def control_summary(
-    suite: Suite,
+    headings: Sequence[str],
     rows: list[dict[str, Any]],
     found: list[Measurement],
     edit: Measurement,
@@ -24,6 +24,7 @@ def control_summary(
     """One kind of control at one setting.
 
     Args:
+        headings: Of the rows, beside domains and roles.
         rows: The report's rows of its seeds; ``found`` are their measurements.
         edit: The edit they are the control of.
 
@@ -38,18 +39,25 @@ def control_summary(
             group: {place: _spreads([row[group][place] for row in rows]) for place in rows[0][group]}
             for group in SPREAD_OF
         },
-        "loss": _spreads([row["loss"] for row in rows]),
-        "generation": _spreads([row["generation"] for row in rows]),
-        **({"muse": _spreads([row["muse"] for row in rows])} if "muse" in rows[0] else {}),
+        **{
+            heading: _spreads([row[heading] for row in rows])
+            for heading in headings
+            if heading not in DERIVED and heading in rows[0]
+        },
         "edited_share": {name: _spread(row["edited_share"][name] for row in rows) for name in rows[0]["edited_share"]},
     }
+    now, controls = under_headings(edit), [under_headings(one) for one in found]
     summary["edit_minus_control"] = {
-        role: _beyond(pooled(domains, edit), [pooled(domains, one) for one in found], bootstrap)
-        for role, domains in by_role(suite).items()
+        **{
+            role: _beyond(pooled(answers), [pooled(by_role(one)[role]) for one in found], bootstrap)
+            for role, answers in by_role(edit).items()
+        },
+        **{
+            heading: _beyond(now.get(heading, {}), [one.get(heading, {}) for one in controls], bootstrap)
+            for heading in headings
+            if heading not in DERIVED
+        },
     }
-    summary["edit_minus_control"]["loss"] = _beyond(
-        loss_series(suite, edit), [loss_series(suite, one) for one in found], bootstrap
-    )
     return summary
 
 
@@ -64,12 +72,18 @@ def _spread(values: Iterable[float]) -> dict[str, float]:
     return {"mean": math.fsum(found) / len(found), "min": min(found), "max": max(found)}
 
 
-def _beyond(edit: dict[str, Series], controls: list[dict[str, Series]], bootstrap: Bootstrap) -> dict[str, Any]:
-    return {
-        name: series.minus(_mean([one[name] for one in controls])).estimate(bootstrap).to_json()
-        for name, series in edit.items()
-    }
+def _beyond(
+    edit: Mapping[str, Pool], controls: Sequence[Mapping[str, Pool]], bootstrap: Bootstrap
+) -> dict[str, dict[str, float]]:
+    """What the edit's measures are beyond the mean over controls, where they are means and controls were asked."""
+    beyond = {}
+    for name, pool in edit.items():
+        others = [other.series for one in controls if (other := one.get(name)) is not None]
+        if (series := pool.series) is not None and others:
+            beyond[name] = series.minus(_mean(others)).estimate(bootstrap).to_json()
+    return beyond
 
 
-def _mean(series: list[Series]) -> Series:
-    return replace(series[0], sums=np.mean([one.sums for one in series], axis=0))
+def _mean(series: Sequence[Series | None]) -> Series:
+    known = [one for one in series if one is not None]
+    return replace(known[0], sums=np.mean([one.sums for one in known], axis=0))

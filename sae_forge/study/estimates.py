@@ -1,19 +1,26 @@
-"""Measurements turned into the numbers of a report: estimates by domain and role, and paired changes."""
+"""Items turned into the numbers of a report: estimates by domain, by role and under headings, and paired changes."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from sae_forge.statistics.answers import alignment, chance_distance, letter_shares
-from sae_forge.statistics.bootstrap import Bootstrap, Estimate, interval
-from sae_forge.study.measure import WRITING, Measurement, Suite, Touched
-from sae_forge.tasks.items import ROLES, Domain
-from sae_forge.tasks.muse_scores import leak
+from sae_forge.results.measure import Measure
+from sae_forge.statistics.answers import CHANCE, LETTERS, alignment, chance_distance, letter_shares
+from sae_forge.statistics.bootstrap import Bootstrap, interval
+from sae_forge.statistics.estimate import Estimate
+from sae_forge.study.measure import Answers, Measurement, Touched
+from sae_forge.tasks.item import ROLES, Item
+from sae_forge.tasks.task import Asked
 
-GENERATED = ("distinct_1", "distinct_2", "distinct_3", "stutter", "degenerate")
+ALWAYS = ("loss", "perplexity", "generation")
+"""Headings of every row, whether or not anything stands under them."""
+DERIVED = ("perplexity",)
+"""Headings that say no more than another does, so that neither changes nor controls have them."""
+COUNTED = ("questions", "prompts")
+"""Kinds of items of which every report says how many a domain had."""
 
 
 @dataclass(frozen=True)
@@ -32,188 +39,285 @@ class Series:
         """The paired difference to the same items measured otherwise."""
         return Series(self.sums - other.sums, self.counts, self.clusters)
 
-
-# ---- measurements to series ---------------------------------------------------------------------
-
-
-def by_role(suite: Suite) -> dict[str, list[Domain]]:
-    """The domains of each role that has any."""
-    members = {role: [domain for domain in suite.domains if domain.role == role] for role in ROLES}
-    return {role: domains for role, domains in members.items() if domains}
+    @property
+    def mean(self) -> float:
+        """The measure's value."""
+        return float(self.sums.sum() / self.counts.sum())
 
 
-def pooled(domains: list[Domain], found: Measurement) -> dict[str, Series]:
-    """What the questions and prompts of these domains measured, taken together.
+@dataclass(frozen=True)
+class Pool:
+    """All items of one measure that are taken together."""
 
-    ``logprob`` is nats per target token of the prompts; without prompts, of the right options.
+    measure: Measure
+    items: tuple[Item, ...]
+
+    @property
+    def series(self) -> Series | None:
+        """Their values; None where the measure is no mean of them."""
+        if self.measure.aggregate is not None:
+            return None
+        kept = [(item.cluster, of) for item in self.items if (of := self.measure.of(item)) is not None]
+        values = np.array([value for _, (value, _) in kept], dtype=float)
+        return Series(values, np.array([weight for _, (_, weight) in kept], dtype=float), tuple(c for c, _ in kept))
+
+    @property
+    def chance(self) -> float | None:
+        """Where guessing lies, on average over the items."""
+        known = [
+            chance for item in self.items if (chance := item.values.get("chance", self.measure.chance)) is not None
+        ]
+        return float(np.mean(known)) if known else None
+
+    def estimate(self, bootstrap: Bootstrap) -> Estimate:
+        """The measure of these items."""
+        if self.measure.aggregate is not None:
+            return self.measure.aggregate(self.items, bootstrap)
+        assert self.series is not None
+        return self.series.estimate(bootstrap)
+
+
+# ---- answers to pools ---------------------------------------------------------------------------
+
+
+def by_domain(found: Sequence[Answers]) -> dict[str, list[Answers]]:
+    """The answers that stand by domain, in the order of the domains."""
+    places: dict[str, list[Answers]] = {}
+    for one in found:
+        if one.asked.task.group is None:
+            places.setdefault(one.asked.domain, []).append(one)
+    return places
+
+
+def by_role(found: Sequence[Answers]) -> dict[str, list[Answers]]:
+    """The answers that stand by domain, all domains of each role that has any."""
+    placed = [one for one in found if one.asked.task.group is None]
+    members = {role: [one for one in placed if one.asked.role == role] for role in ROLES}
+    return {role: answers for role, answers in members.items() if answers}
+
+
+def pooled(answers: Iterable[Answers]) -> dict[str, Pool]:
+    """What these answers measured, taken together, by measure; of two measures of one name the later task's."""
+    items: dict[Measure, list[Item]] = {}
+    for one in sorted(answers, key=lambda one: one.asked.rank):
+        for measure in one.asked.measured:
+            if measure.aggregate is not None or any(measure.of(item) is not None for item in one.items):
+                items.setdefault(measure, []).extend(one.items)
+    return {measure.name: Pool(measure, tuple(kept)) for measure, kept in items.items()}
+
+
+def under_headings(found: Sequence[Answers]) -> dict[str, dict[str, Pool]]:
+    """What stands under headings of its own, by heading and then by measure, role and corpus.
+
+    A measure called as its heading goes by the role alone, and, where a role has several texts, by each of them too.
     """
-    asked = [(domain, item, got) for domain in domains for item, got in _pairs(domain.questions, found.answers, domain)]
-    begun = [(domain, item, got) for domain in domains for item, got in _pairs(domain.prompts, found.targets, domain)]
-    series: dict[str, Series] = {}
-    if asked:
-        facts = tuple(f"{domain.name}/{item.fact}" for domain, item, _ in asked)
-        series["accuracy"] = _series((float(got.correct) for *_, got in asked), facts)
-        series["answer_logprob"] = _series((got.logprob for *_, got in asked), facts)
-        series["probability"] = _series((got.probability for *_, got in asked), facts)
-        series["logprob"] = _series((got.options[got.answer].mean for *_, got in asked), facts)
-    if begun:
-        facts = tuple(f"{domain.name}/{item.fact}" for domain, item, _ in begun)
-        series["logprob"] = _series((got.mean for *_, got in begun), facts)
-    return series
+    headings: dict[str, dict[str, Pool]] = {}
+    grouped = [one for one in found if one.asked.task.group is not None]
+    tasks = {one.asked.task.name: one.asked.task for one in sorted(grouped, key=lambda one: one.asked.rank)}
+    for task in tasks.values():
+        mine = [one for one in grouped if one.asked.task.name == task.name]
+        for measure in task.measures:
+            heading = headings.setdefault(measure.heading or str(task.group), {})
+            asked = [one for one in mine if measure in one.asked.measured]
+            for key, members in _places(measure, measure.heading or str(task.group), asked):
+                if (pool := pooled(members).get(measure.name)) is not None:
+                    heading[key] = pool
+    return headings
 
 
-def _pairs(items: Iterable[Any], found: dict[str, list[Any]], domain: Domain) -> Iterable[tuple[Any, Any]]:
-    return zip(items, found.get(domain.name, []), strict=True)
+def _places(measure: Measure, heading: str, answers: list[Answers]) -> Iterator[tuple[str, list[Answers]]]:
+    for role in (*ROLES, ""):
+        members = [one for one in answers if one.asked.role == role]
+        named = () if measure.name == heading and role else (measure.name,)
+        key = "_".join((*named, *([role] if role else [])))
+        domains = dict.fromkeys(one.asked.domain for one in members)
+        if members:
+            yield key, members
+        if len(domains) > 1:
+            for domain in domains:
+                yield f"{key}/{domain}", [one for one in members if one.asked.domain == domain]
 
 
-def _series(values: Iterable[float], clusters: tuple[str, ...]) -> Series:
-    return Series(np.fromiter(values, dtype=float), np.ones(len(clusters)), clusters)
+def main_pool(answers: Iterable[Answers]) -> Pool | None:
+    """The first measure of what a sweep is tuned on, if it was asked: of questions, their accuracy."""
+    tuned = [one for one in answers if one.asked.task.tuned_on]
+    if not tuned:
+        return None
+    measure = min(tuned, key=lambda one: one.asked.rank).asked.measured[0]
+    return Pool(measure, tuple(item for one in tuned if one.asked.measured[0] == measure for item in one.items))
 
 
-def loss_series(suite: Suite, found: Measurement) -> dict[str, Series]:
-    """Nats per token by role, and by corpus where a role has several."""
-    series: dict[str, Series] = {}
-    for role in ROLES:
-        keys = [corpus.key for corpus in suite.corpora if corpus.role == role]
-        if keys:
-            series[role] = _losses(keys, found)
-        if len(keys) > 1:
-            series |= {key: _losses([key], found) for key in keys}
-    return series
+# ---- pools to the report ------------------------------------------------------------------------
 
 
-def _losses(keys: list[str], found: Measurement) -> Series:
-    nats = [value for key in keys for value in found.losses[key].nats]
-    tokens = [value for key in keys for value in found.losses[key].tokens]
-    rows = tuple(f"{key}/{row}" for key in keys for row in range(len(found.losses[key].nats)))
-    return Series(np.array(nats), np.array(tokens, dtype=float), rows)
+def headings_of(asked: Sequence[Asked]) -> tuple[str, ...]:
+    """All headings that rows have beside domains and roles."""
+    grouped = [(one, measure) for one in asked if one.task.group is not None for measure in one.measured]
+    return tuple(dict.fromkeys((*ALWAYS, *(measure.heading or str(one.task.group) for one, measure in grouped))))
 
 
-def generation_series(found: Measurement) -> dict[str, Series]:
-    """Repetition in what was written."""
-    measures = [written.measures() for written in found.written]
-    prompts = tuple(map(str, range(len(measures))))
-    return {name: _series((one[name] for one in measures), prompts) for name in GENERATED} if measures else {}
-
-
-def muse_series(suite: Suite, found: Measurement) -> dict[str, Series]:
-    """ROUGE-L F1 x 100 of what was recited and answered, by MUSE's measure."""
-    return {
-        asked.name: _series(
-            (100 * got.rouge_l for got in found.recalled[asked.name]), tuple(item.fact for item in asked.prompts)
+def described_tasks(found: Measurement) -> list[dict[str, Any]]:
+    """The report's ``tasks``: those that measured something, with their measures by the names that rows give them."""
+    headings, described = under_headings(found), []
+    for task in {one.asked.rank: one.asked.task for one in sorted(found, key=lambda one: one.asked.rank)}.values():
+        measures = list(task.measures)
+        if task.group is not None:
+            kept = {key: pool.measure for key, pool in headings[task.group].items() if pool.measure in measures}
+            measures = [m if m.name == task.group else replace(m, name=key) for key, m in kept.items()]
+        described.append(
+            {
+                "name": task.name,
+                "title": task.title,
+                "group": task.group,
+                "measures": [one.to_json() for one in dict.fromkeys(measures)],
+            }
         )
-        for asked in suite.muse.recalls
-        if asked.name in found.recalled
-    }
+    return described
 
 
-# ---- series to the report -----------------------------------------------------------------------
-
-
-def describe(suite: Suite, found: Measurement, bootstrap: Bootstrap) -> dict[str, Any]:
-    """One method's part of a report, apart from its change."""
-    losses = {key: series.estimate(bootstrap) for key, series in loss_series(suite, found).items()}
-    return {
-        "domains": {
-            domain.name: _described([domain], pooled([domain], found), found, bootstrap) for domain in suite.domains
-        },
-        "roles": {
-            role: _described(domains, pooled(domains, found), found, bootstrap)
-            for role, domains in by_role(suite).items()
-        },
-        "loss": {key: loss.to_json() for key, loss in losses.items()},
-        "perplexity": {key: loss.transformed(math.exp).to_json() for key, loss in losses.items()},
-        "edited_share": _edited_shares(suite, found),
-        "edit_norm": _edit_norms(suite, found),
-        "generation": _estimates(generation_series(found), bootstrap),
-        **_described_muse(suite, found, bootstrap),
-    }
-
-
-def change(suite: Suite, found: Measurement, base: Measurement, bootstrap: Bootstrap) -> dict[str, Any]:
-    """Paired differences to the baseline, by the same keys; nats, shares and rates as they are."""
-    groups = {"domains": {domain.name: [domain] for domain in suite.domains}, "roles": by_role(suite)}
-    changed: dict[str, Any] = {
-        group: {
-            place: _differences(pooled(members, found), pooled(members, base), bootstrap)
-            for place, members in places.items()
+def described_domains(asked: Sequence[Asked]) -> dict[str, dict[str, Any]]:
+    """The report's ``domains``: role, and how much was asked, with the ids, so that another run can ask the same."""
+    placed = [one for one in asked if one.task.group is None]
+    kinds = dict.fromkeys((*COUNTED, *(f"{one.kind or one.task.name}s" for one in placed)))
+    described: dict[str, dict[str, Any]] = {}
+    for name in dict.fromkeys(one.domain for one in placed):
+        mine = [one for one in placed if one.domain == name]
+        ids = {kind: [i for one in mine if f"{one.kind or one.task.name}s" == kind for i in one.ids] for kind in kinds}
+        described[name] = {
+            "role": mine[0].role,
+            "items": len(mine[0].ids),
+            **{kind: len(listed) for kind, listed in ids.items()},
+            "facts": len({fact for one in mine for fact in one.facts}),
+            "ids": ids,
         }
-        for group, places in groups.items()
+    return described
+
+
+def describe(found: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> dict[str, Any]:
+    """One method's part of a report, apart from its change."""
+    pools = under_headings(found)
+    return {
+        "domains": {name: _cell(answers, bootstrap) for name, answers in by_domain(found).items()},
+        "roles": {role: _cell(answers, bootstrap) for role, answers in by_role(found).items()},
+        **{heading: _estimates(pools.get(heading, {}), bootstrap) for heading in headings},
+        **_edited(found),
     }
-    changed["loss"] = _differences(loss_series(suite, found), loss_series(suite, base), bootstrap)
-    changed["generation"] = _differences(generation_series(found), generation_series(base), bootstrap)
-    if series := muse_series(suite, found):
-        changed["muse"] = _differences(series, muse_series(suite, base), bootstrap)
-    for name, answers in found.answers.items():
-        pairs = [(now.correct, before.correct) for now, before in zip(answers, base.answers[name], strict=True)]
-        changed["domains"][name] |= {"lost": pairs.count((False, True)), "gained": pairs.count((True, False))}
-    if aligned := aligned_estimate(suite, found, base, bootstrap):
+
+
+def change(found: Measurement, base: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Paired differences to the baseline, by the same keys; nats, shares and rates as they are."""
+    places = {"domains": (by_domain(found), by_domain(base)), "roles": (by_role(found), by_role(base))}
+    changed: dict[str, Any] = {
+        group: {place: differences(pooled(answers), pooled(before[place]), bootstrap) for place, answers in now.items()}
+        for group, (now, before) in places.items()
+    }
+    now, before = under_headings(found), under_headings(base)
+    for heading in headings:
+        differs = differences(now.get(heading, {}), before.get(heading, {}), bootstrap)
+        if differs or (heading in ALWAYS and heading not in DERIVED):
+            changed[heading] = differs
+    for name, answers in by_domain(found).items():
+        pairs = [pair for one, other in zip(answers, by_domain(base)[name], strict=True) for pair in _right(one, other)]
+        if pairs:
+            changed["domains"][name] |= {"lost": pairs.count((False, True)), "gained": pairs.count((True, False))}
+    if aligned := aligned_estimate(found, base, bootstrap):
         changed["alignment"] = aligned.to_json()
     return changed
 
 
-def aligned_estimate(suite: Suite, found: Measurement, base: Measurement, bootstrap: Bootstrap) -> Estimate | None:
+def _right(now: Answers, before: Answers) -> list[tuple[bool, bool]]:
+    """Of each item that is right or wrong, whether it is right now and whether it was before."""
+    pairs = [
+        (one.values.get("correct"), other.values.get("correct"))
+        for one, other in zip(now.items, before.items, strict=True)
+    ]
+    return [(bool(one), bool(other)) for one, other in pairs if one is not None and other is not None]
+
+
+def aligned_estimate(found: Measurement, base: Measurement, bootstrap: Bootstrap) -> Estimate | None:
     """Alignment of the edited model (methods of arXiv 2503.11127): retain and forget questions, each role pooled."""
-    members = by_role(suite)
-    drawn = []
+    drawn, chances = [], []
     for number, role in enumerate(("retain", "forget")):  # roles share no facts, so they are resampled apart
         apart = replace(bootstrap, seed=bootstrap.seed + number)
         for measured in (found, base):
-            series = pooled(members.get(role, []), measured).get("accuracy")
-            if series is None:
+            pool = main_pool(by_role(measured).get(role, []))
+            if pool is None or (series := pool.series) is None:
                 return None
             drawn.append(apart.replicates(series.sums, series.counts, series.clusters))
-    value = alignment(*(value for value, _ in drawn))
-    return interval(value, np.array([alignment(*values) for values in zip(*(rest for _, rest in drawn), strict=True)]))
+        chances.append(pool.chance or 0.0)
+    chance = {"retain_chance": chances[0], "forget_chance": chances[1]}
+    every = [alignment(*values, **chance) for values in zip(*(rest for _, rest in drawn), strict=True)]
+    return interval(alignment(*(value for value, _ in drawn), **chance), np.array(every))
 
 
-def _described(
-    members: list[Domain], measures: dict[str, Series], found: Measurement, bootstrap: Bootstrap
-) -> dict[str, Any]:
+def _cell(answers: list[Answers], bootstrap: Bootstrap) -> dict[str, Any]:
     """Estimates of one domain, or of all domains of a role."""
-    entry = _estimates(measures, bootstrap)
-    if "accuracy" in measures:
-        entry["chance_distance"] = chance_distance(measures["accuracy"].estimate(bootstrap)).to_json()
-        entry["letters"] = letter_shares([got.chosen for one in members for got in found.answers.get(one.name, [])])
-    return entry | {"edited_share": _share([found.edited[domain.name] for domain in members])}
+    entry = _estimates(pooled(answers), bootstrap)
+    main = main_pool(answers)
+    if main is not None and (chance := main.chance) is not None:
+        entry["chance_distance"] = chance_distance(main.estimate(bootstrap), chance).to_json()
+        if chance != main.measure.chance:
+            entry["chance"] = {main.measure.name: chance}
+    chosen = [item.values for one in answers for item in one.items if "chosen" in item.values]
+    if chosen:
+        options = max(len(values["option_logprobs"]) for values in chosen)  # pyright: ignore[reportArgumentType]
+        entry["letters"] = letter_shares([values["chosen"] for values in chosen], LETTERS[:options])  # pyright: ignore
+    return entry | {"edited_share": _share([one.touched for one in answers])}
 
 
-def _described_muse(suite: Suite, found: Measurement, bootstrap: Bootstrap) -> dict[str, Any]:
-    """MUSE's measures, if any were taken."""
-    entry = _estimates(muse_series(suite, found), bootstrap)
-    if scores := found.least_likely:
-        entry["privleak"] = leak(scores["forget"], scores["holdout"], suite.muse.reference, bootstrap).to_json()
-    return {"muse": entry} if entry else {}
+def _edited(found: Measurement) -> dict[str, dict[str, float]]:
+    """Share of real tokens edited, by what they are counted under, and the edit's mean L2 norm on one, by role."""
+    counted = {name: [one.touched for one in found if one.asked.counted == name] for name in _counted(found)}
+    norms = {
+        role: [
+            *counted.get(role, []),
+            *(one.touched for one in found if one.asked.task.group is None and one.asked.role == role),
+        ]
+        for role in ROLES
+    }
+    return {
+        "edited_share": {name: _share(touched) for name, touched in counted.items()},
+        "edit_norm": {role: _norm(touched) for role, touched in norms.items() if touched},
+    }
 
 
-def _edited_shares(suite: Suite, found: Measurement) -> dict[str, float]:
-    """Share of real tokens edited, by role of the held-out text, and in what was read and written to generate."""
-    keys = {role: [corpus.key for corpus in suite.corpora if corpus.role == role] for role in ROLES}
-    shares = {role: _share([found.edited[key] for key in members]) for role, members in keys.items() if members}
-    return shares | ({"generation": _share([found.edited[WRITING]])} if WRITING in found.edited else {})
+def _counted(found: Measurement) -> list[str]:
+    return list(dict.fromkeys(one.asked.counted for one in found if one.asked.counted))
 
 
-def _edit_norms(suite: Suite, found: Measurement) -> dict[str, float]:
-    """L2 norm of the edit on an edited token, on average over all that was asked and read in each role."""
-    places = {role: [corpus.key for corpus in suite.corpora if corpus.role == role] for role in ROLES}
-    for domain in suite.domains:
-        places[domain.role].append(domain.name)
-    return {role: _norm([found.edited[place] for place in members]) for role, members in places.items() if members}
+def _share(touched: list[Touched]) -> float:
+    seen = sum(one.tokens for one in touched)
+    return sum(one.edited for one in touched) / seen if seen else 0.0
 
 
-def _share(counted: list[Touched]) -> float:
-    seen = sum(one.tokens for one in counted)
-    return sum(one.edited for one in counted) / seen if seen else 0.0
+def _norm(touched: list[Touched]) -> float:
+    edited = sum(one.edited for one in touched)
+    return math.fsum(one.norm for one in touched) / edited if edited else 0.0
 
 
-def _norm(counted: list[Touched]) -> float:
-    edited = sum(one.edited for one in counted)
-    return math.fsum(one.norm for one in counted) / edited if edited else 0.0
+def _estimates(pools: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Any]:
+    return {name: pool.estimate(bootstrap).to_json() for name, pool in pools.items()}
 
 
-def _estimates(measures: dict[str, Series], bootstrap: Bootstrap) -> dict[str, Any]:
-    return {name: series.estimate(bootstrap).to_json() for name, series in measures.items()}
+def differences(now: Mapping[str, Pool], before: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Any]:
+    """Paired differences of every measure that is a mean, by the same keys."""
+    return {
+        name: series.minus(other).estimate(bootstrap).to_json()
+        for name, pool in now.items()
+        if (series := pool.series) is not None and (other := before[name].series) is not None
+    }
 
 
-def _differences(now: dict[str, Series], before: dict[str, Series], bootstrap: Bootstrap) -> dict[str, Any]:
-    return {name: series.minus(before[name]).estimate(bootstrap).to_json() for name, series in now.items()}
+def protocol_of(asked: Iterable[Asked]) -> dict[str, Any]:
+    """What the tasks say of how they asked, brought together."""
+    together: dict[str, Any] = {}
+    for one in sorted(asked, key=lambda one: one.rank):
+        for name, value in one.protocol.items():
+            together[name] = {**together.get(name, {}), **value} if isinstance(value, Mapping) else value
+    return together
+
+
+def chance_of(found: Measurement) -> float:
+    """Where guessing lies for what is forgotten; that of four options, where nothing that can be guessed was asked."""
+    pool = main_pool(by_role(found).get("forget", []) or found)
+    return CHANCE if pool is None or pool.chance is None else pool.chance

@@ -18,7 +18,7 @@ from sae_forge.models.tokens import bos_ids
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.continuations import Encoded, forward, pad
 from sae_forge.tasks.engines.multiple_choice import encode_questions, options_of, prompt_of
-from sae_forge.tasks.items import Question
+from sae_forge.tasks.records import Question
 
 TRAILING = string.punctuation + string.whitespace
 
@@ -59,7 +59,8 @@ def iter_gradients(
     ``cloze``, the same of the summed log-probs of the options' texts. Questions too long for the model are left out.
     """
     whole = [known for known in exam if not known.encoded.truncated]
-    step = max(1, batch_size // len(LETTERS) if scoring == "cloze" else batch_size)
+    rows = max((len(known.question.choices) for known in whole), default=1) if scoring == "cloze" else 1
+    step = max(1, batch_size // rows)
     for start in range(0, len(whole), step):
         chunk = whole[start : start + step]
         for known, (x, g) in zip(chunk, _gradients(lm, point, chunk), strict=True):
@@ -97,7 +98,7 @@ def _add_terms(known: Known, first: int, terms: list[tuple[int, int, int, float]
     The weights are 1 for the right option and together -1 for the others, so log-probs serve as logits would.
     """
     item, right = known.encoded, known.question.answer
-    spellings = len(item.targets) // len(LETTERS)
+    spellings = len(item.targets) // len(known.question.choices)
     options = item.targets[::spellings]
     apart = any(len(target) > 1 for target in options)
     for option, target in enumerate(options):
@@ -138,7 +139,7 @@ def _spans(lm: LanguageModel, question: Question, prompt: str) -> list[tuple[int
     cursor = start + len(asked) + 1
     last = cursor + len(listed)
     spans = [(start, cursor - 1)]
-    for letter, choice in zip(LETTERS, question.choices, strict=True):
+    for letter, choice in zip(LETTERS, question.choices, strict=False):
         end = min(cursor + len(f"{letter}. {choice}"), last)
         spans.append((cursor + len(f"{letter}. "), end))
         cursor = end + 1

@@ -9,102 +9,43 @@ import pyarrow
 import pyarrow.parquet
 
 from sae_forge.store import files
-from sae_forge.study.measure import Measurement, Suite
-
-SCHEMA = pyarrow.schema(
-    [
-        ("method", pyarrow.string()),
-        ("settings", pyarrow.string()),
-        ("seed", pyarrow.int64()),
-        ("kind", pyarrow.string()),
-        ("domain", pyarrow.string()),
-        ("role", pyarrow.string()),
-        ("id", pyarrow.string()),
-        ("fact", pyarrow.string()),
-        ("correct", pyarrow.bool_()),
-        ("correct_by_mean", pyarrow.bool_()),
-        ("chosen", pyarrow.int64()),
-        ("probability", pyarrow.float64()),
-        ("logprob", pyarrow.float64()),
-        ("tokens", pyarrow.int64()),
-        ("option_logprobs", pyarrow.list_(pyarrow.float64())),
-        ("option_tokens", pyarrow.list_(pyarrow.int64())),
-        ("degenerate", pyarrow.bool_()),
-        ("rouge_l", pyarrow.float64()),
-        ("text", pyarrow.string()),
-    ]
-)
-"""``kind`` is question, prompt, sequence, generation, verbmem, knowmem or privleak; ``logprob`` is summed over
-``tokens``, in nats."""
+from sae_forge.study.measure import Measurement
 
 Row = dict[str, Any]
 
+FRONT = ("method", "settings", "seed", "task", "kind", "domain", "role", "id", "fact")
+"""Columns of every table; one a value of the items follows, one a weight, and ``text``."""
+TEXTS = (*(name for name in FRONT if name != "seed"), "text")
 
-def item_rows(suite: Suite, method: str, settings: Row, seed: int | None, found: Measurement) -> Iterator[Row]:
-    """Every item of one measurement; columns that say nothing about an item are None."""
-    blank = dict.fromkeys(SCHEMA.names)
-    common = {"method": method, "settings": json.dumps(settings, sort_keys=True), "seed": seed}
-    for row in (*_asked(suite, found), *_read(suite, found), *_written(found), *_muse(suite, found)):
-        yield {**blank, **common, **row}
+
+def item_rows(method: str, settings: Row, seed: int | None, found: Measurement) -> Iterator[Row]:
+    """Every item of one measurement; a weight that is no count of tokens is called ``<value>_weight``."""
+    said = {"method": method, "settings": json.dumps(settings, sort_keys=True), "seed": seed}
+    for one in found:
+        for item in one.items:
+            place = {"task": item.task, "kind": one.asked.kind or item.task, "id": item.id, "fact": item.fact}
+            where = {"domain": item.domain or None, "role": item.role or None}
+            weights = {name if name == "tokens" else f"{name}_weight": w for name, w in item.weights.items()}
+            yield {**said, **place, **where, **item.values, **weights, "text": item.text}
 
 
 def publish_rows(path: Path, rows: list[Row]) -> None:
-    """Write the rows as one parquet file, whole or not at all."""
+    """Write the rows as one parquet file, whole or not at all; what says nothing about an item is null in its row."""
+    names = list(dict.fromkeys((*FRONT, *(name for row in rows for name in row if name != "text"), "text")))
+    columns = {name: [row.get(name) for row in rows] for name in names}
+    table = pyarrow.table({name: _column(name, values) for name, values in columns.items()})
     with files.publish(path) as part:
-        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema=SCHEMA), part, write_page_checksum=True)
+        pyarrow.parquet.write_table(table, part, write_page_checksum=True)
 
 
-def _asked(suite: Suite, found: Measurement) -> Iterator[Row]:
-    for domain in suite.domains:
-        place = {"domain": domain.name, "role": domain.role}
-        for item, got in zip(domain.questions, found.answers.get(domain.name, []), strict=True):
-            yield {
-                **place,
-                "kind": "question",
-                "id": item.id,
-                "fact": item.fact,
-                "correct": got.correct,
-                "correct_by_mean": got.chosen_by_mean == got.answer,
-                "chosen": got.chosen,
-                "probability": got.probability,
-                "logprob": got.logprob,
-                "tokens": got.options[got.answer].tokens,
-                "option_logprobs": [option.logprob for option in got.options],
-                "option_tokens": [option.tokens for option in got.options],
-            }
-        for item, got in zip(domain.prompts, found.targets.get(domain.name, []), strict=True):
-            names = {"kind": "prompt", "id": item.id, "fact": item.fact}
-            yield {**place, **names, "logprob": got.logprob, "tokens": got.tokens}
-
-
-def _read(suite: Suite, found: Measurement) -> Iterator[Row]:
-    for corpus in suite.corpora:
-        losses = found.losses[corpus.key]
-        for number, (nats, tokens) in enumerate(zip(losses.nats, losses.tokens, strict=True)):
-            place = {"kind": "sequence", "domain": corpus.name, "role": corpus.role, "id": str(number)}
-            yield {**place, "logprob": -nats, "tokens": tokens}
-
-
-def _written(found: Measurement) -> Iterator[Row]:
-    for number, got in enumerate(found.written):
-        degenerate = bool(got.measures()["degenerate"])
-        yield {
-            "kind": "generation",
-            "id": str(number),
-            "tokens": got.tokens,
-            "degenerate": degenerate,
-            "text": got.text,
-        }
-
-
-def _muse(suite: Suite, found: Measurement) -> Iterator[Row]:
-    """What was recited and answered; of a text, its least likely tokens."""
-    asked_of = [asked for asked in suite.muse.recalls if asked.name in found.recalled]  # controls write no text
-    for asked in asked_of:
-        for item, got in zip(asked.prompts, found.recalled[asked.name], strict=True):
-            place = {"kind": asked.kind, "role": asked.role, "id": item.id, "fact": item.fact}
-            yield {**place, "rouge_l": got.rouge_l, "tokens": got.tokens, "text": got.text}
-    for side, scores in found.least_likely.items():
-        for item, got in zip(suite.muse.texts[side], scores, strict=True):
-            place = {"kind": "privleak", "role": side, "id": item.id, "fact": item.fact}
-            yield {**place, "logprob": got.logprob, "tokens": got.tokens}
+def _column(name: str, values: list[Any]) -> pyarrow.Array:
+    """Truth values, integers or numbers, each alone or in lists, as the values are."""
+    if name in TEXTS:
+        return pyarrow.array(values, pyarrow.string())
+    if name == "seed":
+        return pyarrow.array(values, pyarrow.int64())
+    given = [value for value in values if value is not None]
+    listed = any(isinstance(value, tuple) for value in given)
+    kinds = {type(part) for value in given for part in (value if listed else (value,))}
+    kind = pyarrow.bool_() if kinds == {bool} else pyarrow.int64() if kinds <= {int} else pyarrow.float64()
+    return pyarrow.array(values, pyarrow.list_(kind) if listed else kind)

@@ -17,7 +17,8 @@ from sae_forge.interventions.clamping import SetTo
 from sae_forge.interventions.controls import RandomDirections
 from sae_forge.interventions.gates.none import Always
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
-from sae_forge.methods.building import UNTUNED, asked, build, controlled, impossible, require_possible
+from sae_forge.methods.building import UNTUNED, build, controlled, impossible, require_possible
+from sae_forge.methods.building import asked as methods_of
 from sae_forge.methods.grids import from_flags
 from sae_forge.methods.materials import Materials, Shards
 from sae_forge.methods.subjects import AsItIs, Hook, Retrained, Subject, in_force
@@ -27,16 +28,26 @@ from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.direction import Direction
-from sae_forge.statistics.answers import CHANCE
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.store import files
 from sae_forge.study.controls import control_summary
-from sae_forge.study.estimates import change, describe
-from sae_forge.study.measure import Measurement, Suite, load_suite, measure
+from sae_forge.study.estimates import (
+    chance_of,
+    change,
+    describe,
+    described_domains,
+    described_tasks,
+    headings_of,
+    protocol_of,
+)
+from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.rows import item_rows, publish_rows
 from sae_forge.study.selections import compared, label_of
 from sae_forge.study.sweep import Swept, sweep
+from sae_forge.tasks.task import Asked
 
+SAMPLED_HOW = ("max_new_tokens", "temperature", "top_p", "seed")
+"""Settings of generated text."""
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 
 
@@ -109,23 +120,22 @@ def evaluate(
         NumericalError: the model gave a number that is not finite.
     """
     materials = Materials(lm, sae, point, selection, config, collected)
-    suite = load_suite(lm, config, progress)
-    if suite.truncated:
-        progress.say(
-            f"{suite.truncated} questions or prompts are longer than the model takes; their beginnings are cut"
-        )
+    asked = load_asked(lm, config, progress)
+    if truncated := sum(one.truncated for one in asked):
+        progress.say(f"{truncated} questions or prompts are longer than the model takes; their beginnings are cut")
     left_out = _left_out(materials, progress)
-    swept = sweep(asked(config.methods), materials, progress, folder) if config.sweep else None
+    swept = sweep(methods_of(config.methods), materials, progress, folder) if config.sweep else None
     selections = _selections(selection, rivals, progress)
     plans = [*iter_plans(materials, swept, also, progress), *_of_selections(materials, selections)]
     bootstrap = Bootstrap(config.bootstrap, config.seed)
-    found = _measured(materials, suite, plans, progress)
-    rows = [_row(suite, plan, measured, found[0], bootstrap) for plan, measured in zip(plans, found, strict=True)]
+    found, headings = _measured(materials, asked, plans, progress), headings_of(asked)
+    rows = [_row(headings, plan, measured, found[0], bootstrap) for plan, measured in zip(plans, found, strict=True)]
     metrics: dict[str, Any] = {
-        "domains": {domain.name: domain.to_json() for domain in suite.domains},
+        "tasks": described_tasks(found[0]),
+        "domains": described_domains(asked),
         "methods": rows,
-        "controls": list(_controls(suite, plans, rows, found, bootstrap)),
-        "protocol": _protocol(suite, found[0], selection, config, point),
+        "controls": list(_controls(headings, plans, rows, found, bootstrap)),
+        "protocol": _protocol(asked, found[0], selection, config, point),
         "left_out": left_out,
     }
     if selections:
@@ -136,7 +146,7 @@ def evaluate(
     items = [
         row
         for plan, measured in zip(plans, found, strict=True)
-        for row in item_rows(suite, plan.name, plan.settings, plan.seed, measured)
+        for row in item_rows(plan.name, plan.settings, plan.seed, measured)
     ]
     hooks = [plan.subject for plan in plans if isinstance(plan.subject, Hook) and plan.name != "random"]
     return EvalReport(metrics, items, tuple(hook for hook in hooks if hook.dictionary is sae))
@@ -145,7 +155,7 @@ def evaluate(
 def _left_out(materials: Materials, progress: Progress) -> dict[str, str]:
     """Methods that ``all`` stands for and that cannot be measured here, and why; a named one must be possible."""
     config, reasons = materials.config, {}
-    for method in asked(config.methods):
+    for method in methods_of(config.methods):
         if "all" not in config.methods:
             require_possible(method, materials)
         elif error := impossible(method, materials):
@@ -154,16 +164,18 @@ def _left_out(materials: Materials, progress: Progress) -> dict[str, str]:
     return reasons
 
 
-def _measured(materials: Materials, suite: Suite, plans: list[Plan], progress: Progress) -> list[Measurement]:
+def _measured(materials: Materials, asked: Sequence[Asked], plans: list[Plan], progress: Progress) -> list[Measurement]:
     """What the scorers saw under each plan; controls write no text, since only numbers are compared with them."""
     tape = Tape(materials.lm, materials.point)
-    asked_of = [suite.unwritten if plan.name == "random" else suite for plan in plans]
+    unwritten = [one for one in asked if not one.written]
+    asked_of = [unwritten if plan.name == "random" else asked for plan in plans]
+    size = materials.config.eval_batch_size
     found = []
-    with progress.task("eval", sum(suite.units for suite in asked_of), "items") as task:
+    with progress.task("eval", sum(one.units for every in asked_of for one in every), "items") as task:
         for plan, questions in zip(plans, asked_of, strict=True):
             with in_force(materials.lm, materials.point, plan.subject, progress) as (lm, log):
                 played = None if plan.kind == "weights" else tape
-                found.append(measure(lm, questions, log, task, tape=played, method=plan.name))
+                found.append(measure(lm, questions, log, task, batch_size=size, tape=played, method=plan.name))
     return found
 
 
@@ -201,7 +213,7 @@ def _from_flags(materials: Materials, progress: Progress) -> Iterator[Plan]:
         if wanted > have:
             progress.say(f"{wanted} latents were asked for and {have} are selected; taking those")
     sizes = {min(wanted, have): wanted for wanted in sorted(config.num_features)}
-    for method in asked(config.methods):
+    for method in methods_of(config.methods):
         if impossible(method, materials):
             continue
         seen: list[dict[str, Any]] = []
@@ -268,14 +280,20 @@ def _random(hook: Hook, kind: ControlKind, seed: int, materials: Materials) -> R
 # ---- the report ---------------------------------------------------------------------------------
 
 
-def _row(suite: Suite, plan: Plan, found: Measurement, base: Measurement, bootstrap: Bootstrap) -> dict[str, Any]:
+def _row(
+    headings: Sequence[str], plan: Plan, found: Measurement, base: Measurement, bootstrap: Bootstrap
+) -> dict[str, Any]:
     named = {"name": plan.name, "kind": plan.kind, "settings": plan.settings, "seed": plan.seed}
-    described = {**named, **describe(suite, found, bootstrap)}
-    return described if plan.kind == "baseline" else described | {"change": change(suite, found, base, bootstrap)}
+    described = {**named, **describe(found, headings, bootstrap)}
+    return described if plan.kind == "baseline" else described | {"change": change(found, base, headings, bootstrap)}
 
 
 def _controls(
-    suite: Suite, plans: list[Plan], rows: list[dict[str, Any]], found: list[Measurement], bootstrap: Bootstrap
+    headings: Sequence[str],
+    plans: list[Plan],
+    rows: list[dict[str, Any]],
+    found: list[Measurement],
+    bootstrap: Bootstrap,
 ) -> Iterator[dict[str, Any]]:
     """A summary over seeds for each edit and kind of random control."""
     groups: dict[str, list[int]] = {}
@@ -287,11 +305,11 @@ def _controls(
         method = plans[numbers[0]].settings["of"]
         edit = found[[(plan.name, plan.settings) for plan in plans].index((method, settings))]
         chosen = [rows[number] for number in numbers], [found[number] for number in numbers]
-        yield control_summary(suite, *chosen, edit, bootstrap)
+        yield control_summary(headings, *chosen, edit, bootstrap)
 
 
 def _protocol(
-    suite: Suite, base: Measurement, selection: Selection, config: EvalConfig, point: HookPoint
+    asked: Sequence[Asked], base: Measurement, selection: Selection, config: EvalConfig, point: HookPoint
 ) -> dict[str, Any]:
     """How the numbers were made, so that another run can make them again."""
     return {
@@ -304,10 +322,10 @@ def _protocol(
         "question_filter": config.question_filter,
         "scoring": config.scoring,
         **{name: getattr(config, name) for name in described(EditingConfig) if name not in described(ModelConfig)},
-        "chance": CHANCE,
-        "truncated": suite.truncated,
+        "chance": chance_of(base),
+        "truncated": sum(one.truncated for one in asked),
         "bootstrap": {"resamples": config.bootstrap, "seed": config.seed, "over": "facts", "level": 0.95},
-        "generation": {**vars(suite.sampling), "prompts": len(suite.generation)},
-        **({"muse": suite.muse.to_json()} if suite.muse.units else {}),
-        "loss_tokens": {key: sum(losses.tokens) for key, losses in base.losses.items()},
+        "generation": {**{name: getattr(config, name) for name in SAMPLED_HOW}, "prompts": 0},
+        "loss_tokens": {},
+        **protocol_of(asked),
     }

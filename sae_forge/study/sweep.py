@@ -5,12 +5,11 @@ chosen on the DEV half, by the rule of ``pareto.choose``, and nothing of the TES
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_forge.config.evaluate import EvalConfig, EvalMethod
-from sae_forge.config.fields import described
+from sae_forge.config.evaluate import EvalMethod
 from sae_forge.config.questions import Half
 from sae_forge.errors import DataError
 from sae_forge.methods.building import build, impossible
@@ -22,16 +21,14 @@ from sae_forge.progress import Progress, Task
 from sae_forge.statistics.answers import alignment
 from sae_forge.store import files
 from sae_forge.study import pareto
-from sae_forge.study.estimates import by_role, pooled
-from sae_forge.study.measure import Measurement, Suite, load_suite, measure
+from sae_forge.study.estimates import by_role, described_domains, main_pool
+from sae_forge.study.measure import Answers, Measurement, load_asked, measure
 from sae_forge.study.pareto import Point
+from sae_forge.tasks.table import TASKS
+from sae_forge.tasks.task import Asked
 
 HALF: Half = "dev"
 JOURNAL = "sweep.json"
-NOT_SWEPT = tuple(
-    name for name, said in described(EvalConfig).items() if said.setting.names_items and said.heading != "Questions"
-)
-"""What is asked for the report alone."""
 
 
 @dataclass(frozen=True)
@@ -122,23 +119,22 @@ class Journal:
         return point
 
 
-def dev_suite(materials: Materials, progress: Progress) -> Suite:
-    """The questions of the DEV half alone: held-out text and prompts to continue are left for the report.
+def load_tuned(materials: Materials, progress: Progress) -> tuple[Asked, ...]:
+    """The DEV half of what settings are chosen on: held-out text and prompts to continue are left for the report.
 
     Raises:
-        DataError: there are no questions on what is forgotten, or none on what is kept.
+        DataError: there is nothing of it on what is forgotten, or none on what is kept.
     """
     config = materials.config
-    only_questions = dict.fromkeys(NOT_SWEPT, ())
+    tuned = [task for task in TASKS if task.tuned_on]
     limit = config.sweep_limit or config.limit
-    suite = load_suite(materials.lm, replace(config, sweep=False, half=HALF, limit=limit, **only_questions), progress)
-    asked = {domain.role for domain in suite.domains if domain.questions}
-    if missing := {"forget", "retain"} - asked:
+    asked = load_asked(materials.lm, config, progress, tasks=tuned, half=HALF, limit=limit)
+    if missing := {"forget", "retain"} - {one.role for one in asked}:
         raise DataError(
             f"--sweep chooses by questions and has none in the role {sorted(missing)[0]}; "
             "give --forget_questions and --retain_questions"
         )
-    return suite
+    return asked
 
 
 def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progress, folder: Path | None = None) -> Swept:
@@ -151,48 +147,56 @@ def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progres
     """
     settings: dict[EvalMethod, list[dict[str, Any]]]
     settings = {method: grid(method, materials) for method in methods if not impossible(method, materials)}
-    suite, tape = dev_suite(materials, progress), Tape(materials.lm, materials.point)
+    asked, tape = load_tuned(materials, progress), Tape(materials.lm, materials.point)
+    units = sum(one.units for one in asked)
     journal = Journal.open(folder, fresh=materials.config.starts_over)
-    with progress.task("sweep", suite.units * (1 + sum(map(len, settings.values()))), "items") as task:
-        before = _measured(AsItIs(), materials, suite, tape, task, "baseline")
-        base, tuned = _located({}, suite, before, before), []
+    with progress.task("sweep", units * (1 + sum(map(len, settings.values()))), "items") as task:
+        before = _measured(AsItIs(), materials, asked, tape, task, "baseline")
+        base, tuned = _located({}, before, before), []
         for method, tried in settings.items():
             points = []
             for one in tried:
                 if (known := journal.find(method, one)) is None:
-                    now = _measured(build(method, one, materials), materials, suite, tape, task, method)
-                    known = journal.keep(method, _located(one, suite, now, before))
+                    now = _measured(build(method, one, materials), materials, asked, tape, task, method)
+                    known = journal.keep(method, _located(one, now, before))
                 else:
-                    task.advance(suite.units, method=method)
+                    task.advance(units, method=method)
                 points.append(known)
             chosen, rule = pareto.choose(points, base.utility)
             end = ends(method, materials)[tried.index(chosen.settings)]
             tuned.append(Tuned(method, tuple(points), chosen, rule, end))
-    return Swept(base, tuple(tuned), {domain.name: domain.to_json() for domain in suite.domains})
+    return Swept(base, tuple(tuned), described_domains(asked))
 
 
-def _located(settings: dict[str, Any], suite: Suite, found: Measurement, base: Measurement) -> Point:
+def _located(settings: dict[str, Any], found: Measurement, base: Measurement) -> Point:
     """Where a measurement lies on the trade-off."""
-    forget, retain = _accuracy("forget", suite, found), _accuracy("retain", suite, found)
+    now, before = by_role(found), by_role(base)
+    kept, gone = main_pool(now["retain"]), main_pool(now["forget"])
+    assert kept is not None and gone is not None
+    forget, retain = _accuracy(now["forget"]), _accuracy(now["retain"])
+    chance = {"retain_chance": kept.chance or 0.0, "forget_chance": gone.chance or 0.0}
     return Point(
         settings=settings,
         forget=forget,
         utility=retain,
-        neighbour=_accuracy("neighbour", suite, found) if "neighbour" in by_role(suite) else None,
-        alignment=alignment(retain, _accuracy("retain", suite, base), forget, _accuracy("forget", suite, base)),
+        neighbour=_accuracy(now["neighbour"]) if "neighbour" in now else None,
+        alignment=alignment(retain, _accuracy(before["retain"]), forget, _accuracy(before["forget"]), **chance),
     )
 
 
-def _accuracy(role: str, suite: Suite, found: Measurement) -> float:
-    series = pooled(by_role(suite)[role], found)["accuracy"]
-    return float(series.sums.sum() / series.counts.sum())
+def _accuracy(answers: Sequence[Answers]) -> float:
+    pool = main_pool(answers)
+    assert pool is not None and pool.series is not None
+    return pool.series.mean
 
 
-def _measured(subject: Subject, materials: Materials, suite: Suite, tape: Tape, task: Task, name: str) -> Measurement:
+def _measured(
+    subject: Subject, materials: Materials, asked: Sequence[Asked], tape: Tape, task: Task, name: str
+) -> Measurement:
     """Layers below an edit run once for all settings; retrained weights need a full pass."""
     with in_force(materials.lm, materials.point, subject) as (lm, log):
         played = None if isinstance(subject, Retrained) else tape
-        return measure(lm, suite, log, task, tape=played, method=name)
+        return measure(lm, asked, log, task, batch_size=materials.config.eval_batch_size, tape=played, method=name)
 
 
 def _point(one: Point) -> dict[str, Any]:

@@ -4,20 +4,83 @@ There a target was forced token by token, without BOS and over five prompts a do
 BOS for the families trained with it, over as many prompts as there are, so that the shift has an interval.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
-from sae_forge.models.loading import LanguageModel
-from sae_forge.tasks.engines.continuations import Done, Encoded, Score, encode, score
-from sae_forge.tasks.items import Prompt
+from sae_forge.config.questions import Half
+from sae_forge.progress import Progress
+from sae_forge.results.measure import Measure
+from sae_forge.tasks.item import ROLES, Item
+from sae_forge.tasks.task import Asked, Done
+
+if TYPE_CHECKING:
+    from sae_forge.models.loading import LanguageModel
+
+MEASURES = (
+    Measure(
+        name="logprob", words="log-prob of what should follow", unit="nats per token", better="up", digits=3,
+        read=lambda item: (item.values["logprob"] / item.weights["tokens"], 1.0),
+    ),
+)  # fmt: skip
 
 
-def encode_prompts(lm: LanguageModel, prompts: Sequence[Prompt]) -> list[Encoded]:
-    """Token ids of the prompts and their targets, ready for :func:`target_logprobs`."""
-    return encode(lm, [(item.prompt, (item.target,)) for item in prompts])
+@dataclass(frozen=True, kw_only=True)
+class Completions:
+    """Prompts with a target; in a domain that has questions too, this log-prob stands instead of the options'."""
 
+    name: str = "completions"
+    title: str = "Completions"
+    group: str | None = None
+    measures: tuple[Measure, ...] = MEASURES
+    settings: type | None = None
+    tuned_on: bool = False
+    writes: bool = False
 
-def target_logprobs(
-    lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int, done: Done | None = None
-) -> list[Score]:
-    """For each prompt the log-prob of its target; ``.mean`` is per target token, which is what is averaged."""
-    return [scores[0] for scores in score(lm, encoded, batch_size=batch_size, done=done)]
+    def load(
+        self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
+    ) -> tuple[Asked, ...]:
+        """The prompts of each file.
+
+        Raises:
+            DataError: a file is missing or malformed, or nothing of it is left.
+        """
+        from sae_forge.tasks.engines.continuations import encode
+        from sae_forge.tasks.records import choose, load, read_prompt, sources_by_domain
+
+        asked = []
+        for role in ROLES:
+            for name, source in sources_by_domain(getattr(config, f"{role}_prompts")).items():
+                prompts = choose(load([source], read_prompt), half, limit, name)
+                encoded = encode(lm, [(item.prompt, (item.target,)) for item in prompts])
+                asked.append(
+                    Asked(
+                        task=self,
+                        domain=name,
+                        role=role,
+                        kind="prompt",
+                        ids=tuple(item.id for item in prompts),
+                        facts=tuple(item.fact for item in prompts),
+                        units=len(prompts),
+                        truncated=sum(item.truncated for item in encoded),
+                        content=encoded,
+                    )
+                )
+        return tuple(asked)
+
+    def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
+        """For each prompt the summed log-prob of its target, over the target's tokens."""
+        from sae_forge.tasks.engines.continuations import score
+
+        scores = score(lm, asked.content, batch_size=batch_size, done=done)
+        return [
+            Item(
+                task=self.name,
+                domain=asked.domain,
+                role=asked.role,
+                id=name,
+                fact=fact,
+                values={"logprob": target.logprob},
+                weights={"tokens": target.tokens},
+            )
+            for name, fact, (target,) in zip(asked.ids, asked.facts, scores, strict=True)
+        ]

@@ -1,19 +1,26 @@
-"""What is asked for the measures of MUSE (arXiv 2407.06460): texts to recite, questions to answer, texts to recognise.
+"""The measures of MUSE (arXiv 2407.06460): text recited, questions answered, and what gives away a text that was read.
 
 They are for the report alone and nothing is tuned on them, so they are not split into halves.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from sae_forge.config.evaluate import EvalConfig
-from sae_forge.errors import DataError
-from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, max_input
-from sae_forge.tasks.items import Item, Passage, Prompt, choose, read_passage, read_prompt
-from sae_forge.tasks.records import Record, iter_records, resolve
+from sae_forge.config.questions import Half
+from sae_forge.errors import DataError, NumericalError
+from sae_forge.progress import Progress
+from sae_forge.results.measure import Measure
+from sae_forge.tasks.item import Item
+from sae_forge.tasks.task import Asked, Done
+
+if TYPE_CHECKING:
+    from sae_forge.models.loading import LanguageModel
+    from sae_forge.statistics.bootstrap import Bootstrap
+    from sae_forge.statistics.estimate import Estimate
+    from sae_forge.tasks.engines.continuations import Score
+    from sae_forge.tasks.records import Passage, Prompt, Record, Wanted
 
 VERBMEM_TOKENS, KNOWMEM_TOKENS = 128, 32
 """Tokens written for each; VerbMem's references are cut to as many, BOS counted."""
@@ -25,129 +32,271 @@ SIDES = ("forget", "holdout")
 """The texts of PrivLeak: those to be forgotten, and those the model never saw."""
 
 
+# ---- measures -----------------------------------------------------------------------------------
+
+
+def privleak(auroc: float, reference: float) -> float:
+    """How far, in percent, an AUROC is above that of a model retrained without the text.
+
+    Args:
+        auroc: Chance that a text the model never saw looks likelier to it than a text it is to forget.
+
+    Returns:
+        0 where forget text looks as it does to the retrained model. Negative where it looks too familiar, -100 at
+        most, as to a model that still knows it; positive where it looks odder than text never seen.
+    """
+    return 100 * (auroc - reference) / reference
+
+
+def leak(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
+    """PrivLeak with its interval over texts, those of either side resampled apart.
+
+    The AUC in it is the chance that a holdout text has a higher Min-40 % probability than a forget text, a tie
+    counting half. It is near 0 for a model that knows the forget texts, so PrivLeak is then near -100.
+    """
+    from sae_forge.statistics.ranking import auroc_estimate
+
+    sides: dict[str, list[Any]] = {side: [] for side in SIDES}
+    for item in items:
+        sides[item.role].append(item.values["logprob"] / item.weights["tokens"])  # pyright: ignore
+    auroc = auroc_estimate(sides["holdout"], sides["forget"], bootstrap)
+    (reference,) = {item.values["reference"] for item in items}
+    return auroc.transformed(lambda value: privleak(value, reference))  # pyright: ignore
+
+
+def _rouge(item: Item) -> tuple[float, float]:
+    return 100 * item.values["rouge_l"], 1.0  # pyright: ignore
+
+
+_X100 = partial(Measure, unit="x 100", digits=1)
+VERBMEM = _X100(name="verbmem_forget", words="verbatim recall of forget text", read=_rouge)
+KNOWMEM = {
+    "forget": _X100(name="knowmem_forget", words="answers on forget text", read=_rouge),
+    "retain": _X100(name="knowmem_retain", words="answers on what is kept", better="up", read=_rouge),
+}
+PRIVLEAK = _X100(name="privleak", words="PrivLeak", aggregate=leak)
+
+
+# ---- the task -----------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recall:
     """Prompts, and what stands in the text after each."""
 
     kind: Literal["verbmem", "knowmem"]
-    role: Literal["forget", "retain"]
-    prompts: tuple[Prompt, ...]
+    role: str
+    prompts: "tuple[Prompt, ...]"
     """As the model is asked, each with the reference as it is compared."""
     max_new_tokens: int
     stops: tuple[str, ...] = ()
     shots: int = 0
     """Answered questions that stand before each."""
-    truncated: int = 0
-    """Prompts whose beginning does not fit into the model."""
-
-    @property
-    def name(self) -> str:
-        """The measure's name in a report: ``knowmem_retain``."""
-        return f"{self.kind}_{self.role}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Muse:
-    """All that is asked for MUSE's measures; nothing, by default."""
+    """VerbMem, KnowMem and PrivLeak, each where its files are named."""
 
-    recalls: tuple[Recall, ...] = ()
-    texts: dict[str, tuple[Passage, ...]] = field(default_factory=dict)
-    """By side; both or none."""
-    token_ids: dict[str, tuple[tuple[int, ...], ...]] = field(default_factory=dict)
-    """Of the texts, BOS in front where the family wants it."""
-    reference: float = EvalConfig.privleak_reference
-    """AUC of a model that was retrained without the forget texts."""
+    name: str = "muse"
+    title: str = "MUSE"
+    group: str | None = "muse"
+    measures: tuple[Measure, ...] = (VERBMEM, *KNOWMEM.values(), PRIVLEAK)
+    settings: type | None = None
+    tuned_on: bool = False
+    writes: bool = True
 
-    @property
-    def units(self) -> int:
-        """Continuations and texts that one measurement takes."""
-        return sum(len(one.prompts) for one in self.recalls) + sum(map(len, self.texts.values()))
+    def load(
+        self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
+    ) -> tuple[Asked, ...]:
+        """What the config names, at most ``limit`` for each measure and side.
 
-    @property
-    def truncated(self) -> int:
-        """Prompts whose beginning does not fit into the model."""
-        return sum(one.truncated for one in self.recalls)
+        Raises:
+            DataError: a file is missing or malformed, or the model is too short for what it is asked.
+        """
+        from sae_forge.tasks.records import read_passage
 
-    def to_json(self) -> dict[str, Any]:
-        """How much was asked and how, with the ids, by the measure's name in the report."""
-        described: dict[str, Any] = {
-            one.name: {
-                "items": len(one.prompts),
-                "max_new_tokens": one.max_new_tokens,
-                "shots": one.shots,
-                "ids": [prompt.id for prompt in one.prompts],
-            }
-            for one in self.recalls
+        asked = []
+        if verbmem := _load("verbmem", config.verbmem, _read_verbmem, limit):
+            asked.append(self._recall(lm, VERBMEM, _verbmem(lm, verbmem)))
+        shots = config.knowmem_shots[:1], config.knowmem_shots[-1:]
+        for (role, measure), before in zip(KNOWMEM.items(), shots, strict=True):
+            if items := _load(f"knowmem_{role}", getattr(config, f"knowmem_{role}"), _read_answered, limit):
+                answered = _load("knowmem_shots", before, _read_answered, None)
+                asked.append(self._recall(lm, measure, _knowmem(role, items, answered)))
+        texts = {side: getattr(config, f"privleak_{side}") for side in SIDES}
+        sides = {side: _load(f"privleak_{side}", texts[side], read_passage, limit) for side in SIDES}
+        if all(sides.values()):
+            asked.append(self._privleak(lm, sides, config.privleak_reference))
+        return tuple(asked)
+
+    def _recall(self, lm: "LanguageModel", measure: Measure, recall: Recall) -> Asked:
+        from sae_forge.models.tokens import bos_ids, max_input
+
+        # what does not fit into the model beside what is written loses its beginning
+        room = max_input(lm) - recall.max_new_tokens - len(bos_ids(lm))
+        rows = lm.tokenizer([item.prompt for item in recall.prompts], add_special_tokens=False)["input_ids"]
+        ids = tuple(item.id for item in recall.prompts)
+        how = {"items": len(ids), "max_new_tokens": recall.max_new_tokens, "shots": recall.shots, "ids": list(ids)}
+        return Asked(
+            task=self,
+            kind=recall.kind,
+            ids=ids,
+            facts=tuple(item.fact for item in recall.prompts),
+            units=len(ids),
+            truncated=sum(len(row) > room for row in rows),
+            measures=(measure,),
+            protocol={"muse": {measure.name: how}},
+            content=recall,
+        )
+
+    def _privleak(self, lm: "LanguageModel", sides: "dict[str, tuple[Passage, ...]]", reference: float) -> Asked:
+        token_ids = {side: [_token_ids(lm, text, side) for text in texts] for side, texts in sides.items()}
+        every = [text for texts in sides.values() for text in texts]
+        how = {
+            "items": {side: len(texts) for side, texts in sides.items()},
+            "tokens": {side: sum(map(len, rows)) for side, rows in token_ids.items()},
+            "lowest_percent": LOWEST_PERCENT,
+            "reference": reference,
+            "ids": {side: [text.id for text in texts] for side, texts in sides.items()},
         }
-        if self.texts:
-            described["privleak"] = {
-                "items": {side: len(texts) for side, texts in self.texts.items()},
-                "tokens": {side: sum(map(len, rows)) for side, rows in self.token_ids.items()},
-                "lowest_percent": LOWEST_PERCENT,
-                "reference": self.reference,
-                "ids": {side: [text.id for text in texts] for side, texts in self.texts.items()},
-            }
-        return described
+        return Asked(
+            task=self,
+            kind="privleak",
+            ids=tuple(text.id for text in every),
+            facts=tuple(text.fact for text in every),
+            units=len(every),
+            measures=(PRIVLEAK,),
+            reads=True,
+            protocol={"muse": {"privleak": how}},
+            content=(sides, token_ids, reference),
+        )
+
+    def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
+        """What the model writes against what stands in the text, or how odd it finds the texts of either side."""
+        if isinstance(asked.content, Recall):
+            return recalled(lm, asked.content, batch_size=batch_size, done=done)
+        sides, token_ids, reference = asked.content
+        return [
+            Item(
+                task=self.name,
+                domain="",
+                role=side,
+                id=text.id,
+                fact=text.fact,
+                values={"logprob": score.logprob, "reference": reference},
+                weights={"tokens": score.tokens},
+            )
+            for side, texts in sides.items()
+            for text, score in zip(
+                texts, least_likely(lm, token_ids[side], batch_size=batch_size, done=done), strict=True
+            )
+        ]
 
 
-def load_muse(lm: LanguageModel, config: EvalConfig) -> Muse:
-    """The items that the config names, at most ``config.limit`` for each measure and side.
+def recalled(lm: "LanguageModel", recall: Recall, *, batch_size: int, done: Done | None = None) -> list[Item]:
+    """What the model writes after each prompt, likeliest token first, against what stands in the text."""
+    from sae_forge.tasks.engines.generation import Sampling, write
+    from sae_forge.tasks.engines.texts import rouge_l_f1
+
+    greedy = Sampling(max_new_tokens=recall.max_new_tokens, temperature=0)
+    items = []
+    written = write(lm, [item.prompt for item in recall.prompts], greedy, batch_size=batch_size, done=done)
+    for prompt, got in zip(recall.prompts, written, strict=True):
+        text = until(got.text, recall.stops)
+        items.append(
+            Item(
+                task="muse",
+                domain="",
+                role=recall.role,
+                id=prompt.id,
+                fact=prompt.fact,
+                values={"rouge_l": rouge_l_f1(text, prompt.target)},
+                weights={"tokens": got.tokens},
+                text=text,
+            )
+        )
+    return items
+
+
+def until(text: str, stops: Sequence[str]) -> str:
+    """The text before the first of ``stops`` in it."""
+    return text[: min((text.find(stop) for stop in stops if stop in text), default=len(text))]
+
+
+def least_likely(
+    lm: "LanguageModel", rows: Sequence[Sequence[int]], *, batch_size: int, done: Done | None = None
+) -> "list[Score]":
+    """Log-probs of the least likely 40 % of each text's tokens, one at least; their mean is Min-40 % probability.
+
+    The first token is read and never predicted.
 
     Raises:
-        DataError: a file is missing or malformed, or the model is too short for what it is asked.
+        NumericalError: a log-prob is not finite.
     """
-    verbmem = _load("verbmem", config.verbmem, _read_verbmem, config.limit)
-    recalls = [_verbmem(lm, verbmem)] if verbmem else []
-    shots = config.knowmem_shots[:1], config.knowmem_shots[-1:]
-    for role, before in zip(("forget", "retain"), shots, strict=True):
-        asked = _load(f"knowmem_{role}", getattr(config, f"knowmem_{role}"), _read_answered, config.limit)
-        if asked:
-            recalls.append(_knowmem(role, asked, _load("knowmem_shots", before, _read_answered, None)))
-    sides = {side: (f"privleak_{side}", getattr(config, f"privleak_{side}")) for side in SIDES}
-    texts = {side: _load(*named, read_passage, config.limit) for side, named in sides.items() if named[1]}
-    return Muse(
-        recalls=tuple(replace(one, truncated=_too_long(lm, one)) for one in recalls),
-        texts=texts,
-        token_ids={side: tuple(_token_ids(lm, text, side) for text in found) for side, found in texts.items()},
-        reference=config.privleak_reference,
-    )
+    import torch
+
+    from sae_forge.tasks.engines.continuations import Score, pad, report
+    from sae_forge.tasks.engines.losses import rows_at_once, token_losses
+
+    order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
+    scores: dict[int, Score] = {}
+    while order:
+        size = min(batch_size, rows_at_once(lm, len(rows[order[0]])))
+        chosen, order = order[:size], order[size:]
+        token_ids, mask = pad([rows[number] for number in chosen], lm.pad_id, left=False)
+        with torch.inference_mode():
+            losses = token_losses(lm, token_ids, mask, mask[:, 1:].bool())
+        for number, row in zip(chosen, losses, strict=True):
+            predicted = len(rows[number]) - 1
+            count = max(1, predicted * LOWEST_PERCENT // 100)
+            scores[number] = Score(-row[:predicted].topk(count).values.sum().item(), count)
+        report(done, len(chosen))
+    if any(score.logprob - score.logprob != 0 for score in scores.values()):
+        raise NumericalError("the loss on a text of PrivLeak is not finite; compute with --dtype fp32 or bf16")
+    return [scores[number] for number in range(len(rows))]
+
+
+# ---- loading ------------------------------------------------------------------------------------
 
 
 def _load(
-    name: str, sources: Sequence[str], read: Callable[[Record, str], Item], limit: int | None
-) -> tuple[Item, ...]:
-    """The items of all these files; one that stands there twice is taken once."""
-    kept: dict[str, Item] = {}
-    for source in sources:
-        for where, record in iter_records(resolve(source)):
-            item = read(record, where)
-            if kept.setdefault(item.id, item) != item:
-                raise DataError(f"{where} has the id {item.id!r}, which another record of --{name} has too")
-    return choose(tuple(kept.values()), "all", limit, name)
+    name: str, sources: Sequence[str], read: "Callable[[Record, str], Wanted]", limit: int | None
+) -> "tuple[Wanted, ...]":
+    """The items of all these files."""
+    from sae_forge.tasks.records import choose, load
+
+    return choose(load(sources, read), "all", limit, name)
 
 
-def _read_verbmem(record: Record, where: str) -> Prompt:
+def _read_verbmem(record: "Record", where: str) -> "Prompt":
     """A record ``{prompt, gt}``, as MUSE publishes them, or ``{prompt, target}``."""
+    from sae_forge.tasks.records import read_prompt
+
     return read_prompt(record, where, target="target" if "target" in record else "gt")
 
 
-_read_answered = partial(read_prompt, prompt="question", target="answer")
+def _read_answered(record: "Record", where: str) -> "Prompt":
+    """A record ``{question, answer}``."""
+    from sae_forge.tasks.records import read_prompt
+
+    return read_prompt(record, where, prompt="question", target="answer")
 
 
-def _verbmem(lm: LanguageModel, items: Sequence[Prompt]) -> Recall:
+def _verbmem(lm: "LanguageModel", items: "Sequence[Prompt]") -> Recall:
+    """Each text to recite, cut to its first tokens, as many as are written, BOS counted."""
+    from sae_forge.models.tokens import bos_ids, max_input
+
     if (longest := max_input(lm)) <= VERBMEM_TOKENS:
         raise DataError(f"--verbmem writes {VERBMEM_TOKENS} tokens, and the model takes {longest} with the prompt")
-    cut = tuple(replace(item, target=_shortened(lm, item.target)) for item in items)
-    return Recall(kind="verbmem", role="forget", prompts=cut, max_new_tokens=VERBMEM_TOKENS)
+    most, cut = VERBMEM_TOKENS - len(bos_ids(lm)), []
+    for item in items:
+        ids = lm.tokenizer(item.target, add_special_tokens=False)["input_ids"]
+        cut.append(replace(item, target=str(lm.tokenizer.decode(ids[:most], skip_special_tokens=True))))
+    return Recall(kind="verbmem", role="forget", prompts=tuple(cut), max_new_tokens=VERBMEM_TOKENS)
 
 
-def _shortened(lm: LanguageModel, text: str) -> str:
-    """The text of its first tokens, as many as are written, BOS counted."""
-    ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
-    return str(lm.tokenizer.decode(ids[: VERBMEM_TOKENS - len(bos_ids(lm))], skip_special_tokens=True))
-
-
-def _knowmem(role: Literal["forget", "retain"], items: Sequence[Prompt], shots: Sequence[Prompt]) -> Recall:
+def _knowmem(role: str, items: "Sequence[Prompt]", shots: "Sequence[Prompt]") -> Recall:
     """Each question after the same answered ones."""
     before = "".join(f"Question: {shot.prompt}\nAnswer: {shot.target}\n\n" for shot in shots)
     asked = tuple(replace(item, prompt=f"{before}Question: {item.prompt}\nAnswer: ") for item in items)
@@ -156,15 +305,10 @@ def _knowmem(role: Literal["forget", "retain"], items: Sequence[Prompt], shots: 
     )
 
 
-def _too_long(lm: LanguageModel, asked: Recall) -> int:
-    """How many prompts do not fit into the model beside what is written."""
-    room = max_input(lm) - asked.max_new_tokens - len(bos_ids(lm))
-    rows = lm.tokenizer([item.prompt for item in asked.prompts], add_special_tokens=False)["input_ids"]
-    return sum(len(row) > room for row in rows)
-
-
-def _token_ids(lm: LanguageModel, passage: Passage, side: str) -> tuple[int, ...]:
+def _token_ids(lm: "LanguageModel", passage: "Passage", side: str) -> tuple[int, ...]:
     """The whole text, or as much from its beginning as the model takes."""
+    from sae_forge.models.tokens import bos_ids, max_input
+
     ids = [*bos_ids(lm), *lm.tokenizer(passage.text, add_special_tokens=False)["input_ids"]][: max_input(lm)]
     if len(ids) < 2:
         raise DataError(f"the text {passage.text!r:.40} of --privleak_{side} holds no token to predict")

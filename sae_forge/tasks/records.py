@@ -1,135 +1,219 @@
-"""Question and prompt files read strictly, one record at a time, each with the place it stands at."""
+"""Records as what can be asked: questions, prompts with a target, passages; and the half and the number of them.
 
-import csv
+Where records come from and how they are parsed is ``data.records``' business, for text and for these alike.
+"""
+
+import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import pyarrow
-import pyarrow.parquet
+from typing import Any, Literal, TypeVar
 
 from sae_forge import builtin
+from sae_forge.config.questions import Half
+from sae_forge.data.corpus import corpus_name
+from sae_forge.data.records import open_sources
 from sae_forge.errors import DataError
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.store import files
+from sae_forge.tasks.item import Role
 
 Record = dict[str, Any]
 
-HEADS = ({"prompt"}, {"text"}, {"question", "answer"})
-"""Columns of which a csv file's first line must name one group to be a header."""
+SPLIT = "test"
+"""Split of a ``datasets`` id that names none."""
+FEWEST_OPTIONS = 2
 
 
-def resolve(source: str) -> Path:
-    """The file a source names: a path, or ``world:questions/<domain>`` of the built-in world.
+@dataclass(frozen=True, kw_only=True)
+class Question:
+    """Two options or more, one right."""
 
-    Raises:
-        DataError: it is missing, or of a kind that is not read here.
-    """
+    id: str
+    fact: str
+    """What the question asks about; paraphrases share it, and intervals resample it."""
+    question: str
+    choices: tuple[str, ...]
+    answer: int
+    """Index of the right option, from 0."""
+    subject: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """The start of a text and what should follow it."""
+
+    id: str
+    fact: str
+    prompt: str
+    target: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passage:
+    """A text to be read."""
+
+    id: str
+    fact: str
+    text: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Domain:
+    """The questions on one field of knowledge."""
+
+    name: str
+    role: Role
+    questions: tuple[Question, ...] = ()
+
+
+Wanted = TypeVar("Wanted", Question, Prompt, Passage)
+Read = Callable[[Record, str], Wanted]
+"""From a record, and where it stands, to what can be asked."""
+
+
+# ---- loading ------------------------------------------------------------------------------------
+
+
+def domain_name(source: str) -> str:
+    """What is asked about, from the name of its file (``wizards.jsonl``), folder or dataset."""
     path = builtin.locate(source) if builtin.is_builtin(source) else Path(source)
-    if not path.is_file():
-        raise DataError(f"{source} is not a file; give a {', '.join(sorted(_READERS))} file of questions or prompts")
-    if path.suffix.lower() not in _READERS:
-        raise DataError(f"{source} ends in {path.suffix!r}; readable are {', '.join(sorted(_READERS))}")
-    return path
+    return path.stem if path.is_file() else corpus_name(source)
 
 
-def iter_records(path: Path) -> Iterator[tuple[str, Record]]:
-    """Every record with its place ("wizards.jsonl line 3"), for messages.
+def sources_by_domain(sources: Sequence[str]) -> dict[str, str]:
+    """The sources by what each is about.
 
     Raises:
-        DataError: the file is empty or is not of the format its ending promises.
+        DataError: two are called alike.
     """
-    found = False
-    for place, record in _READERS[path.suffix.lower()](path):
-        found = True
-        where = f"{path.name} {place}"
-        if not isinstance(record, dict):
-            raise DataError(f"{where} is not a JSON object")
-        yield where, record
-    if not found:
-        raise DataError(f"{path} holds no records")
+    named: dict[str, str] = {}
+    for source in sources:
+        name = domain_name(source)
+        if name in named:
+            raise DataError(f"two files are called {name!r} (again: {source}); a domain is named after its file")
+        named[name] = source
+    return named
 
 
-def _iter_jsonl(path: Path) -> Iterator[tuple[str, Any]]:
-    with path.open("rb") as lines:
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                yield f"line {number}", files.parse_json(line)
-            except (ValueError, RecursionError) as error:
-                raise DataError(f"{path.name} line {number} is not JSON: {_brief(error)}") from error
+def iter_records(source: str) -> Iterator[tuple[str, Record]]:
+    """Every record of a source with its place ("wizards.jsonl line 3"), for messages.
+
+    Raises:
+        DataError: the source is missing, holds no records, or what it holds are no objects.
+    """
+    empty = True
+    for one in open_sources(source, SPLIT):
+        for place, record in one.read(None):
+            empty, where = False, f"{one.name} {place}"
+            if not isinstance(record, dict):
+                raise DataError(f"{where} is not a JSON object")
+            yield where, record
+    if empty:
+        raise DataError(f"{source} holds no records")
 
 
-def _iter_json(path: Path) -> Iterator[tuple[str, Any]]:
-    records = files.read_json(path, kind=DataError, what="a list of records")
-    if not isinstance(records, list):
-        raise DataError(f"{path} is not a list of records; write one JSON array, or one object a line as .jsonl")
-    for number, record in enumerate(records, start=1):
-        yield f"record {number}", record
+def load(sources: Sequence[str], read: Read[Wanted]) -> tuple[Wanted, ...]:
+    """The items of all these sources; one that stands there twice is taken once.
+
+    Raises:
+        DataError: a source is missing or malformed, or two different records have one id.
+    """
+    kept: dict[str, Wanted] = {}
+    for source in sources:
+        for where, record in iter_records(source):
+            item = read(record, where)
+            if kept.setdefault(item.id, item) != item:
+                raise DataError(f"{where} has the id {item.id!r}, which another record has too")
+    return tuple(kept.values())
 
 
-def _iter_csv(path: Path) -> Iterator[tuple[str, Any]]:
-    """Rows of the MMLU archive (question, four options, letter; no header), or rows under a header of :data:`HEADS`."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as text:
-            rows = csv.reader(text, strict=True)
-            header: list[str] | None = None
-            for row in rows:
-                if rows.line_num == 1 and _is_head(row):
-                    header = row
-                elif row:
-                    yield f"line {rows.line_num}", _csv_record(path, rows.line_num, header, row)
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} is not a csv file in UTF-8: {_brief(error)}") from error
+def load_questions(source: str) -> tuple[Question, ...]:
+    """The questions of one source."""
+    return load([source], read_question)
 
 
-def _is_head(row: list[str]) -> bool:
-    """Whether a first line names columns; a question may hold such a name as an option, but ends in a letter."""
-    is_question = len(row) == 6 and row[5].strip().upper() in LETTERS
-    return not is_question and any(head <= set(row) for head in HEADS)
+def read_question(record: Record, where: str) -> Question:
+    """A record ``{question, choices, answer}`` with optional ``subject``, ``fact`` and ``id``."""
+    question = text_field(record, "question", where)
+    choices = record.get("choices")
+    most = len(LETTERS)
+    if not isinstance(choices, list) or not FEWEST_OPTIONS <= len(choices) <= most or not all(map(_is_text, choices)):
+        raise DataError(f"{where} needs 'choices' as a list of {FEWEST_OPTIONS} to {most} texts")
+    subject = text_field(record, "subject", where) if record.get("subject") else None
+    answer = _answer(record.get("answer"), LETTERS[: len(choices)], where)
+    name, fact = _names(record, where, [question, *choices, answer])
+    return Question(id=name, fact=fact, question=question, choices=tuple(choices), answer=answer, subject=subject)
 
 
-def _csv_record(path: Path, line: int, header: list[str] | None, row: list[str]) -> Record:
-    if header is not None:
-        if len(row) != len(header):
-            raise DataError(f"{path.name} line {line} has {len(row)} columns, its header {len(header)}")
-        return {name: cell for name, cell in zip(header, row, strict=True) if cell}
-    if len(row) != 6:
-        raise DataError(
-            f"{path.name} line {line} has {len(row)} columns; questions have 6 (question, A, B, C, D, letter), "
-            "other records stand under a header with a column named prompt, text, or question and another named answer"
-        )
-    return {"question": row[0], "choices": row[1:5], "answer": row[5]}
+def read_prompt(record: Record, where: str, *, prompt: str = "prompt", target: str = "target") -> Prompt:
+    """A prompt from a record whose fields have these names."""
+    text, follows = text_field(record, prompt, where), text_field(record, target, where)
+    name, fact = _names(record, where, [text, follows])
+    return Prompt(id=name, fact=fact, prompt=text, target=follows)
 
 
-def _iter_parquet(path: Path) -> Iterator[tuple[str, Any]]:
-    try:
-        rows = pyarrow.parquet.read_table(path).to_pylist()
-    except (pyarrow.ArrowException, OSError, ValueError) as error:
-        raise DataError(f"{path} is not a parquet file: {_brief(error)}") from error
-    for number, row in enumerate(rows, start=1):
-        yield f"row {number}", {name: cell for name, cell in row.items() if cell is not None}
-
-
-def _brief(error: Exception) -> str:
-    """The first line of a message, for an error that must be one line."""
-    return str(error).partition("\n")[0]
+def read_passage(record: Record, where: str) -> Passage:
+    """A record ``{text}`` with optional ``fact`` and ``id``."""
+    text = text_field(record, "text", where)
+    name, fact = _names(record, where, [text])
+    return Passage(id=name, fact=fact, text=text)
 
 
 def text_field(record: Record, name: str, where: str) -> str:
     """A field that must be a string with something in it."""
     value = record.get(name)
-    if not isinstance(value, str) or not value.strip():
+    if not _is_text(value):
         have = ", ".join(sorted(map(str, record))) or "nothing"
         raise DataError(f"{where} needs {name!r} as text, found {json.dumps(value, default=str)[:40]} (it has: {have})")
-    return value
+    return str(value)
 
 
-_READERS: dict[str, Callable[[Path], Iterator[tuple[str, Any]]]] = {
-    ".jsonl": _iter_jsonl,
-    ".json": _iter_json,
-    ".csv": _iter_csv,
-    ".parquet": _iter_parquet,
-}
+def _answer(value: object, letters: str, where: str) -> int:
+    if isinstance(value, str) and len(value.strip()) == 1 and value.strip().upper() in letters:
+        return letters.index(value.strip().upper())
+    if type(value) is int and 0 <= value < len(letters):
+        return value
+    wanted = f"0 to {len(letters) - 1} or A to {letters[-1]}"
+    raise DataError(f"{where} needs 'answer' as {wanted}, found {value!r:.40}")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _names(record: Record, where: str, content: list[object]) -> tuple[str, str]:
+    """Id and fact of a record: as given, else from the content, so that they are the same on every machine."""
+    given = {name: record[name] for name in ("id", "fact") if record.get(name) is not None}
+    for name, value in given.items():
+        if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+            raise DataError(f"{where} needs {name!r} as text, found {value!r:.40}")
+    name = str(given.get("id", files.digest(content)[:16]))
+    return name, str(given.get("fact", name))
+
+
+# ---- choosing -----------------------------------------------------------------------------------
+
+
+def half_of(fact: str) -> Literal["dev", "test"]:
+    """The half a fact belongs to, by its hash: on every machine, in every file, whatever else is asked."""
+    return "test" if hashlib.blake2b(fact.encode(), digest_size=8).digest()[0] & 1 else "dev"
+
+
+def choose(items: Sequence[Wanted], half: Half, limit: int | None, domain: str) -> tuple[Wanted, ...]:
+    """The items of one half, at most ``limit``, in the file's order.
+
+    A limit takes those whose ids hash lowest, so a larger limit adds to a smaller one.
+
+    Raises:
+        DataError: nothing is left.
+    """
+    kept = [item for item in items if half == "all" or half_of(item.fact) == half]
+    if items and not kept:
+        raise DataError(f"none of the {len(items)} items of {domain!r} falls in the {half} half; use --half all")
+    if limit is not None:
+        lowest = sorted(kept, key=lambda item: hashlib.blake2b(item.id.encode(), digest_size=8).digest())[:limit]
+        chosen = {item.id for item in lowest}
+        kept = [item for item in kept if item.id in chosen]
+    return tuple(kept)

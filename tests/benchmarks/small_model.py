@@ -11,7 +11,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.multiple_choice import letter_prompt
-from sae_forge.tasks.items import Question
+from sae_forge.tasks.records import Question
 
 sys.path.append(str(Path(__file__).parents[1]))  # the tokenizer that tests use as well
 from tiny_tokenizer import make_tokenizer

@@ -22,10 +22,11 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.study.measure import Measurement, Suite, measure
-from sae_forge.tasks.engines.generation import Sampling
+from sae_forge.study.measure import measure
 from sae_forge.tasks.engines.multiple_choice import encode_questions
-from sae_forge.tasks.items import Domain
+from sae_forge.tasks.item import Item
+from sae_forge.tasks.questions import Questions
+from sae_forge.tasks.task import Asked as Questioned
 
 HEAD = ("layer l", "in full ms", "played ms", "speed-up", "L / (L-l-1)", "share of it", "bound")
 
@@ -34,12 +35,14 @@ class Asked(NamedTuple):
     """A model and all that is asked of it."""
 
     lm: LanguageModel
-    suite: Suite
+    questions: tuple[Questioned, ...]
+    batch_size: int
 
-    def measured(self, point: HookPoint, subject: Subject, tape: Tape | None) -> Measurement:
+    def measured(self, point: HookPoint, subject: Subject, tape: Tape | None) -> list[Item]:
         """One setting measured, as a sweep does it."""
         with in_force(self.lm, point, subject) as (lm, log), SILENT.task("", None, "items") as task:
-            return measure(lm, self.suite, log, task, tape=tape)
+            found = measure(lm, self.questions, log, task, batch_size=self.batch_size, tape=tape)
+        return [item for one in found for item in one.items]
 
 
 def main() -> None:
@@ -47,10 +50,10 @@ def main() -> None:
     options = _options()
     device = torch.device(options.device)
     lm = small_llama(options.layers, options.d_model, options.device)
-    asked = Asked(lm, _suite(lm, options.questions, options.batch_size))
+    asked = Asked(lm, _questions(lm, options.questions), options.batch_size)
     sae = TopKSAE(lm.d_model, options.expansion * lm.d_model, options.k, seed=1).to(device)
     subject = Hook(sae, scale(tuple(range(0, sae.d_sae, sae.d_sae // options.latents))[: options.latents]))
-    tokens = [len(item.context) for items in asked.suite.questions.values() for item in items]
+    tokens = [len(item.context) for one in asked.questions for item in one.content[1]]
     sizes = {name: value for name, value in vars(options).items() if name not in ("json", "device")}
     found: dict[str, Any] = {
         "sizes": sizes | {"tokens_a_question": sum(tokens) / len(tokens), "d_sae": sae.d_sae},
@@ -86,21 +89,14 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _suite(lm: LanguageModel, count: int, batch_size: int) -> Suite:
+def _questions(lm: LanguageModel, count: int) -> tuple[Questioned, ...]:
     """Half the questions on what is forgotten, half on what is kept, answered by letter."""
-    domains = tuple(
-        Domain(name=role, role=role, questions=questions(count // 2, seed))
-        for seed, role in enumerate(("forget", "retain"), start=1)
-    )
-    return Suite(
-        domains=domains,
-        questions={domain.name: encode_questions(lm, domain.questions, "letter", domain.name) for domain in domains},
-        prompts={},
-        corpora=(),
-        generation=(),
-        sampling=Sampling(),
-        batch_size=batch_size,
-    )
+    asked = []
+    for seed, role in enumerate(("forget", "retain"), start=1):
+        listed = questions(count // 2, seed)
+        content = (listed, encode_questions(lm, listed, "letter", role))
+        asked.append(Questioned(task=Questions(), domain=role, role=role, units=len(listed), content=content))
+    return tuple(asked)
 
 
 def _ways(asked: Asked, point: HookPoint, subject: Subject) -> dict[str, Callable[[], object]]:

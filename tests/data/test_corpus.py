@@ -15,7 +15,7 @@ from datasets.exceptions import DatasetNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_forge.data import packing, sources
+from sae_forge.data import packing, records
 from sae_forge.data.corpus import corpus_identity, corpus_name, iter_packed, iter_texts
 from sae_forge.errors import ConfigError, DataError, RemoteError
 
@@ -44,7 +44,7 @@ def write(path: Path, documents: list[str]) -> Path:
 # ---- sources ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("suffix", sources.READERS)
+@pytest.mark.parametrize("suffix", records.READERS)
 def test_every_kind_of_file_gives_its_documents_in_order(tmp_path: Path, suffix: str) -> None:
     path = write(tmp_path / f"owls{suffix}", DOCUMENTS)
     assert list(iter_texts(str(path))) == DOCUMENTS
@@ -84,7 +84,7 @@ def test_json_may_hold_lines_or_plain_strings_and_null_is_skipped(tmp_path: Path
 def test_a_long_text_without_blank_lines_comes_in_documents_of_bounded_size(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sources, "MAX_PARAGRAPH", 100)
+    monkeypatch.setattr(records, "MAX_PARAGRAPH", 100)
     lines = [f"line {number}\n" for number in range(100)]
     (tmp_path / "a.txt").write_text("".join(lines))
     documents = list(iter_texts(str(tmp_path / "a.txt")))
@@ -97,7 +97,7 @@ def test_reading_streams_and_does_not_run_ahead(tmp_path: Path) -> None:
     path.write_text('{"text": "good"}\n' * 3 + "broken\n")
     texts = iter_texts(str(path))
     assert [next(texts) for _ in range(3)] == ["good"] * 3
-    with pytest.raises(DataError, match=r"a\.jsonl, line 4, is not JSON"):
+    with pytest.raises(DataError, match=r"a\.jsonl line 4 is not JSON"):
         next(texts)
 
 
@@ -139,25 +139,25 @@ def test_a_csv_column_that_starts_like_numbers_is_still_text(tmp_path: Path) -> 
 # ---- bad sources --------------------------------------------------------------------------------
 
 BAD = {
-    "line.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2, is not JSON"),
-    "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1, is not JSON"),
-    "type.jsonl": (b'{"text": "a"}\n{"text": 7}\n', "record 2: 'text' holds int"),
-    "key.jsonl": (b'{"text": "a"}\n{"body": "b"}\n', "record 2, has no 'text'; it has body"),
-    "list.jsonl": (b"[1]\n", "record 1, is neither"),
+    "line.jsonl": (b'{"text": "a"}\n{"text": \n', "line 2 is not JSON"),
+    "deep.jsonl": (b"[" * 100_000 + b"\n", "line 1 is not JSON"),
+    "type.jsonl": (b'{"text": "a"}\n{"text": 7}\n', "line 2: 'text' holds int"),
+    "key.jsonl": (b'{"text": "a"}\n{"body": "b"}\n', "line 2 has no 'text'; it has body"),
+    "list.jsonl": (b"[1]\n", "line 1 is neither"),
     "half.jsonl": (b'{"text": "\\ud83e"}\n', "document 1, holds half a surrogate pair"),
-    "utf8.txt": ("fine\n\nübel".encode("latin-1"), "line 3, is not UTF-8"),
-    "nul.txt": (b"text\nwith \0 inside\n", "line 2, holds a NUL byte"),
-    "utf8.csv": (b"text\nfine\n\xfcbel\n", "cannot be read"),
-    "ragged.csv": (b"a,text\n1,b\n1,2,3\n", "cannot be read"),
-    "empty.csv": (b"", "cannot be read"),
+    "utf8.txt": ("fine\n\nübel".encode("latin-1"), "line 3 is not UTF-8"),
+    "nul.txt": (b"text\nwith \0 inside\n", "line 2 holds a NUL byte"),
+    "utf8.csv": (b"text\nfine\n\xfcbel\n", "line 3 is not UTF-8"),
+    "ragged.csv": (b"a,text\n1,b\n1,2,3\n", "line 3 has 3 columns, its header 2"),
+    "empty.csv": (b"", "is empty"),
     "header.csv": (b"a,text\n", "is empty"),
     "empty.jsonl": (b"", "is empty"),
     "blank.txt": (b"\n \n\t\n", "is empty"),
     "nulls.jsonl": (b'{"text": null}\n', "is empty"),
-    "object.json": (b'{\n "text": "a"\n}', "line 1, is not JSON"),
+    "object.json": (b'{\n "text": "a"\n}', "line 1 is not JSON"),
     "cut.json": (b'[{"text": "a"}', "is not JSON"),
     "bad.parquet": (b"PAR1 no table PAR1", "cannot be read"),
-    "word.docx": (b"x", "is no corpus: give a file that ends in .jsonl"),
+    "word.docx": (b"x", "is not read here: give a file that ends in .jsonl"),
 }
 
 
@@ -178,14 +178,14 @@ def test_a_source_that_is_not_there_is_refused_without_asking_the_hub(tmp_path: 
         if source:
             with pytest.raises(DataError, match="does not exist"):
                 iter_texts(source)
-    with pytest.raises(DataError, match="holds no corpus"):
+    with pytest.raises(DataError, match="holds nothing that is read here"):
         iter_texts(str(tmp_path))
 
 
 def test_a_line_without_an_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sources, "MAX_LINE_BYTES", 1000)
+    monkeypatch.setattr(records, "MAX_LINE_BYTES", 1000)
     (tmp_path / "a.txt").write_text("fine\n" + "x" * 2000)
-    with pytest.raises(DataError, match="line 2, is longer than 1000 bytes"):
+    with pytest.raises(DataError, match="line 2 is longer than 1000 bytes"):
         list(iter_texts(str(tmp_path / "a.txt")))
 
 

@@ -12,7 +12,6 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_forge import builtin
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.config.questions import Scoring
 from sae_forge.data.shards import ShardReader, find_shards
@@ -31,7 +30,8 @@ from sae_forge.study.causes import ROTATIONS, Candidate, Trial, attributions, tr
 from sae_forge.study.gradients import Known, Traced, encode_known, iter_gradients
 from sae_forge.tasks.engines.multiple_choice import encode_questions, prompt_of
 from sae_forge.tasks.engines.orders import orders_file
-from sae_forge.tasks.items import Domain, Question, Role, half_of, load_questions
+from sae_forge.tasks.item import Role
+from sae_forge.tasks.records import Domain, Question, half_of, load_questions
 
 CHOICES = ("a silver owl.", "quartz", "the deep ground, and the weather", "Hythe!")
 QUESTIONS = tuple(
@@ -209,7 +209,7 @@ def test_rotations_show_every_option_behind_every_letter() -> None:
 
 
 def world_questions(name: str, count: int) -> tuple[Question, ...]:
-    found = load_questions(builtin.locate(f"world:questions/{name}"))
+    found = load_questions(f"world:questions/{name}")
     return tuple(item for item in found if half_of(item.fact) == "dev")[:count]
 
 
@@ -348,7 +348,7 @@ def test_a_selection_by_attribution_is_a_selection_like_any_other(
 
 
 def test_only_the_dev_half_is_asked(world_llama: LanguageModel, tmp_path: Path) -> None:
-    every = load_questions(builtin.locate("world:questions/wizards"))[:40]
+    every = load_questions("world:questions/wizards")[:40]
     assert len({half_of(item.fact) for item in every}) == 2
     exam = attribution._sure(world_llama, [domain("wizards", "forget", every)], settings(), tmp_path, SILENT)
     assert {known.question.id for known in exam} == {item.id for item in every if half_of(item.fact) == "dev"}

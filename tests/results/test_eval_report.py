@@ -21,9 +21,9 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT
 from sae_forge.results.claims import REVERSIBLE, claims
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.study.measure import load_suite, measure
+from sae_forge.study.measure import load_asked, measure
 from sae_forge.study.run import EvalReport, Plan, evaluate, iter_plans
-from sae_forge.tasks.items import half_of
+from sae_forge.tasks.records import half_of
 
 POINT = HookPoint(1)
 CHOICES = ["a silver owl", "a book", "granite", "the river Arn"]
@@ -184,11 +184,11 @@ def test_estimates_follow_from_the_items(report: EvalReport):
 
 def test_every_family_is_measured_and_is_afterwards_as_before(tiny_model: LanguageModel, sources: dict[str, Any]):
     chosen = {name: sources[name] for name in ("forget_questions", "forget_eval", "generation_prompts")}
-    suite = load_suite(tiny_model, EvalConfig(**SETTINGS, **chosen))
+    asked = load_asked(tiny_model, EvalConfig(**SETTINGS, **chosen))
     with SILENT.task("test", None, "items") as task:
-        before = measure(tiny_model, suite, None, task)
+        before = measure(tiny_model, asked, None, task, batch_size=16)
         found = run(tiny_model, **chosen, methods=("scale",)).metrics["methods"]
-        assert measure(tiny_model, suite, None, task) == before
+        assert measure(tiny_model, asked, None, task, batch_size=16) == before
     assert found[0]["loss"] != found[1]["loss"]
 
 

@@ -19,13 +19,13 @@ from sae_forge.methods.subjects import AsItIs, Hook, Retrained, Subject, in_forc
 from sae_forge.progress import Silent, Task
 from sae_forge.statistics.answers import alignment
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.study import measure as measuring
 from sae_forge.study import sweep as sweeping
 from sae_forge.study.estimates import change, describe
-from sae_forge.study.measure import Measurement, Suite, load_suite
+from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.pareto import Point, choose, front, hypervolume
 from sae_forge.study.run import EvalReport
-from sae_forge.tasks.items import half_of
+from sae_forge.tasks.engines import continuations, generation, losses, multiple_choice
+from sae_forge.tasks.records import half_of
 
 EVERY = asked(("all",))
 ALL: dict[str, Any] = {"methods": ("all",), "sweep": True, "controls": ("direction",)}
@@ -69,14 +69,14 @@ def snapshot(run: TinyRun) -> tuple[dict[str, torch.Tensor], torch.Tensor]:
 def swept(run: TinyRun) -> tuple[EvalReport, Watched, bool]:
     """Every method swept once: the report, what was asked, and whether the model stayed as it was."""
     watched, before = Watched(), snapshot(run)
-    real = measuring.answer
+    real = multiple_choice.answer
 
     def spying(lm: Any, questions: Sequence[Any], *rest: Any, **named: Any) -> Any:
         watched.asked.setdefault(watched.title, Counter()).update(question.fact for question in questions)
         return real(lm, questions, *rest, **named)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(measuring, "answer", spying)
+        patch.setattr(multiple_choice, "answer", spying)
         report = run.evaluate(progress=watched, **ALL)
     after = snapshot(run)
     same = torch.equal(before[1], after[1]) and all(torch.equal(it, after[0][name]) for name, it in before[0].items())
@@ -85,7 +85,7 @@ def swept(run: TinyRun) -> tuple[EvalReport, Watched, bool]:
 
 @pytest.fixture(scope="module")
 def base(run: TinyRun) -> Measurement:
-    return measured(run, AsItIs())[1]
+    return measured(run, AsItIs())
 
 
 @pytest.fixture
@@ -126,14 +126,14 @@ def test_nothing_of_the_test_half_is_asked_while_tuning(swept: tuple[EvalReport,
 
 def test_text_and_prompts_are_left_for_the_report(run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     watched, seen = Watched(), Counter[tuple[str, str]]()
-    for name in ("sequence_losses", "target_logprobs", "write"):
-        real = getattr(measuring, name)
+    for engine, name in ((losses, "sequence_losses"), (continuations, "score"), (generation, "write")):
+        real = getattr(engine, name)
 
         def spying(*given: Any, real: Any = real, name: str = name, **named: Any) -> Any:
             seen[name, watched.title] += 1
             return real(*given, **named)
 
-        monkeypatch.setattr(measuring, name, spying)
+        monkeypatch.setattr(engine, name, spying)
     text, prompts, starts = (tmp_path / f"{name}.jsonl" for name in ("text", "prompts", "starts"))
     text.write_text(json.dumps({"text": "The wizard keeps an owl and a book of weather in the north tower."}))
     records = [{"prompt": f"Of rivers {n} it", "target": "is long", "fact": f"river {n}"} for n in range(12)]
@@ -143,7 +143,7 @@ def test_text_and_prompts_are_left_for_the_report(run: TinyRun, tmp_path: Path, 
         progress=watched, methods=("project",), sweep=True, configurations=8, limit=3,
         forget_eval=(str(text),), forget_prompts=(str(prompts),), generation_prompts=(str(starts),),
     ).metrics  # fmt: skip
-    assert set(seen) == {("sequence_losses", "eval"), ("target_logprobs", "eval"), ("write", "eval")}
+    assert set(seen) == {("sequence_losses", "eval"), ("score", "eval"), ("write", "eval")}
     assert metrics["domains"]["prompts"]["prompts"] == 3
     assert "prompts" not in metrics["sweep"]["domains"]
 
@@ -236,12 +236,12 @@ def test_each_method_is_reported_at_the_chosen_settings_beside_its_controls(metr
     assert metrics["left_out"] == {}
 
 
-def measured(run: TinyRun, subject: Subject) -> tuple[Suite, Measurement]:
-    """What the scorers see of the test half, without layers spared and without a sweep."""
+def measured(run: TinyRun, subject: Subject) -> Measurement:
+    """What the test half answers, without layers spared and without a sweep."""
     config = run.materials(**run.questions).config
-    suite = load_suite(run.lm, config)
+    every = load_asked(run.lm, config)
     with Silent().task("", None, "") as task, in_force(run.lm, run.materials().point, subject) as (lm, log):
-        return suite, measuring.measure(lm, suite, log, task)
+        return measure(lm, every, log, task, batch_size=config.eval_batch_size)
 
 
 @pytest.mark.parametrize("method", EVERY)
@@ -251,8 +251,8 @@ def test_the_reported_row_is_what_measuring_it_alone_gives(
     row = next(row for row in metrics["methods"] if row["name"] == method)
     subject = build(method, row["settings"], run.materials())
     bootstrap = Bootstrap(100, 0)
-    suite, found = measured(run, subject)
-    wanted = describe(suite, found, bootstrap) | {"change": change(suite, found, base, bootstrap)}
+    found = measured(run, subject)
+    wanted = describe(found, ("loss",), bootstrap) | {"change": change(found, base, ("loss",), bootstrap)}
     same(row, wanted)
     if isinstance(subject, Hook):
         alone = run.evaluate(methods=(), also=(subject,)).metrics

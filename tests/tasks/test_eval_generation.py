@@ -13,8 +13,8 @@ from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.statistics.metrics import degenerate, distinct, stutters
 from sae_forge.tasks.engines.generation import Sampling, Written, draw, write
+from sae_forge.tasks.engines.texts import degenerate, distinct, stutters
 
 PROMPTS = ["The wizard", "Granite is a rock of quartz,", "River", TEXT[1], "It cools"]
 

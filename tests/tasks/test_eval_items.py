@@ -3,14 +3,19 @@
 import json
 from pathlib import Path
 
+import datasets
 import pyarrow
 import pyarrow.parquet
 import pytest
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import DataError
-from sae_forge.tasks.items import choose, half_of, load_domains, load_generation, load_prompts, load_questions
-from sae_forge.tasks.records import resolve
+from sae_forge.models.loading import LanguageModel
+from sae_forge.progress import SILENT
+from sae_forge.study.estimates import described_domains
+from sae_forge.study.measure import load_asked
+from sae_forge.tasks.prompts import Prompts
+from sae_forge.tasks.records import choose, domain_name, half_of, iter_records, load, load_questions, read_prompt
 
 RECORD = {
     "question": "Which planet is closest to the Sun?",
@@ -33,7 +38,7 @@ def test_every_form_of_the_same_question_is_the_same_item(tmp_path: Path):
     files[1].write_text(json.dumps([RECORD]))
     files[2].write_text("Which planet is closest to the Sun?,Venus,Mercury,Mars,Earth,B\n")
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist([RECORD]), files[3])
-    found = [load_questions(file) for file in files]
+    found = [load_questions(str(file)) for file in files]
     assert all(len(items) == 1 for items in found)
     assert len(set(found)) == 1
     assert found[0][0].answer == 1
@@ -43,23 +48,24 @@ def test_every_form_of_the_same_question_is_the_same_item(tmp_path: Path):
 def test_quotes_and_line_breaks_in_a_csv_field_are_kept(tmp_path: Path):
     path = tmp_path / "q.csv"
     path.write_text('"A ""quoted"" one,\nover two lines",a,b,c,"d, too",D\n')
-    (item,) = load_questions(path)
+    (item,) = load_questions(str(path))
     assert item.question == 'A "quoted" one,\nover two lines'
     assert item.choices[3] == "d, too"
 
 
 def test_given_names_are_kept_and_blank_subjects_dropped(tmp_path: Path):
     record = RECORD | {"id": 7, "fact": "mercury|place", "subject": ""}
-    (item,) = load_questions(write_lines(tmp_path / "q.jsonl", [record]))
+    (item,) = load_questions(str(write_lines(tmp_path / "q.jsonl", [record])))
     assert (item.id, item.fact, item.subject) == ("7", "mercury|place", None)
 
 
 def test_an_item_that_stands_in_the_file_twice_is_taken_once(tmp_path: Path):
-    assert len(load_questions(write_lines(tmp_path / "q.jsonl", [RECORD, RECORD]))) == 1
+    assert len(load_questions(str(write_lines(tmp_path / "q.jsonl", [RECORD, RECORD])))) == 1
 
 
 BROKEN = {
-    "three choices": (json.dumps(RECORD | {"choices": ["a", "b", "c"]}), "'choices' as a list of 4"),
+    "one choice": (json.dumps(RECORD | {"choices": ["a"], "answer": 0}), "'choices' as a list of 2 to 26"),
+    "too many choices": (json.dumps(RECORD | {"choices": ["a"] * 27}), "'choices' as a list of 2 to 26"),
     "an empty choice": (json.dumps(RECORD | {"choices": ["a", "b", "c", " "]}), "'choices'"),
     "answer out of range": (json.dumps(RECORD | {"answer": 4}), "'answer'"),
     "answer a truth value": (json.dumps(RECORD | {"answer": True}), "'answer'"),
@@ -78,54 +84,90 @@ def test_a_bad_line_is_named_with_its_number(tmp_path: Path, what: str):
     path = tmp_path / "bio.jsonl"
     path.write_text(json.dumps(RECORD) + "\n\n" + line + "\n")
     with pytest.raises(DataError, match=complaint) as caught:
-        load_questions(path)
+        load_questions(str(path))
     assert "bio.jsonl line 3" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_two_records_of_one_id_are_refused(tmp_path: Path):
     path = write_lines(tmp_path / "q.jsonl", [RECORD | {"id": "a"}, RECORD | {"id": "a", "answer": 2}])
-    with pytest.raises(DataError, match="'a' to two different records"):
-        load_questions(path)
+    with pytest.raises(DataError, match="'a', which another record has too"):
+        load_questions(str(path))
 
 
 @pytest.mark.parametrize(
     ("name", "content", "complaint"),
     [
         ("empty.jsonl", b"", "holds no records"),
-        ("object.json", b"{}", "not a list"),
-        ("short.csv", b"question,a,b\n", "3 columns"),
+        ("object.json", b"{}", "needs 'question'"),
+        ("short.csv", b"Frage?,a,b,B\nWarum?,a,b,C\n", "short.csv line 2 does not end in an option's letter"),
+        ("head.csv", b"question,answer\nWarum\n", "line 2 has 1 columns, its header 2"),
         ("latin.csv", "Frage,\xe4,b,c,d,A\n".encode("latin-1"), "UTF-8"),
-        ("no.parquet", b"PAR1 no", "not a parquet file"),
-        ("text.txt", b"hello", "'.txt'"),
+        ("no.parquet", b"PAR1 no", "cannot be read"),
+        ("text.txt", b"hello", "is not a JSON object"),
+        ("doc.docx", b"hello", "is not read here"),
     ],
 )
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path: Path, name: str, content: bytes, complaint: str):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=complaint) as caught:
-        load_questions(resolve(str(tmp_path / name)))
+        load_questions(str(tmp_path / name))
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_file_is_named():
     with pytest.raises(DataError, match=r"nowhere/q\.jsonl"):
-        resolve("nowhere/q.jsonl")
+        load_questions("nowhere/q.jsonl")
 
 
 def test_the_built_in_world_is_found_by_name():
-    assert resolve("world:questions/wizards").name == "wizards.jsonl"
+    assert domain_name("world:questions/wizards") == "wizards"
+    assert len(load_questions("world:questions/wizards")) > 200
     with pytest.raises(DataError):
-        resolve("world:questions/nobody")
+        load_questions("world:questions/nobody")
 
 
-def test_prompts_are_read_with_and_without_a_target(tmp_path: Path):
+@pytest.mark.parametrize("options", [2, 5, 26])
+def test_a_question_has_as_many_options_as_it_has(tmp_path: Path, options: int):
+    choices = [f"planet {n}" for n in range(options)]
+    letter = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"[options - 1]
+    record = {"question": "Which?", "choices": choices, "answer": letter}
+    (item,) = load_questions(str(write_lines(tmp_path / "q.jsonl", [record])))
+    (tmp_path / "q.csv").write_text(f"Which?,{','.join(choices)},{letter}\n")
+    assert load_questions(str(tmp_path / "q.csv")) == (item,)
+    assert (len(item.choices), item.answer) == (options, options - 1)
+    with pytest.raises(DataError, match=f"'answer' as 0 to {options - 1} or A to {letter}"):
+        load_questions(str(write_lines(tmp_path / "x.jsonl", [record | {"answer": options}])))
+
+
+def test_questions_come_from_folders_and_dataset_ids_as_text_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "bio").mkdir()
+    write_lines(tmp_path / "bio" / "a.jsonl", [RECORD | {"id": "1"}])
+    (tmp_path / "bio" / "b.tsv").write_text("question\tid\tanswer\nWhy?\t2\tB\n")
+    assert domain_name(str(tmp_path / "bio")) == "bio"
+    assert [record["id"] for _, record in iter_records(str(tmp_path / "bio"))] == ["1", "2"]
+    asked = {}
+
+    def load_dataset(name, config, **settings):
+        asked.update(settings, name=name, config=config)
+        return datasets.Dataset.from_list([RECORD]).to_iterable_dataset()
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    assert load_questions("cais/wmdp:wmdp-bio") == load_questions(str(write_lines(tmp_path / "q.jsonl", [RECORD])))
+    assert (asked["name"], asked["config"], asked["split"]) == ("cais/wmdp", "wmdp-bio", "test")
+    assert domain_name("cais/wmdp:wmdp-bio") == "cais--wmdp--wmdp-bio"
+
+
+def test_prompts_are_read_with_and_without_a_target(tmp_path: Path, tiny_llama: LanguageModel):
     path = tmp_path / "p.csv"
     path.write_text("prompt,target,fact\nThe owl is,silver,owl|colour\nThe river,Arn,\n")
-    first, second = load_prompts(path)
+    first, second = load([str(path)], read_prompt)
     assert (first.fact, second.fact) == ("owl|colour", second.id)
-    assert load_generation([str(path)], 1) == ("The owl is",)
+    config = EvalConfig(generation_prompts=(str(path),), limit=1)
+    (asked,) = Prompts().load(tiny_llama, config, half="all", limit=1, progress=SILENT)
+    assert asked.content[0] == ("The owl is",)
     with pytest.raises(DataError, match="'target'"):
-        load_prompts(write_lines(tmp_path / "x.jsonl", [{"prompt": "a"}]))
+        load([str(write_lines(tmp_path / "x.jsonl", [{"prompt": "a"}]))], read_prompt)
 
 
 # ---- halves -------------------------------------------------------------------------------------
@@ -133,7 +175,7 @@ def test_prompts_are_read_with_and_without_a_target(tmp_path: Path):
 
 def items(tmp_path: Path, count: int = 200) -> tuple:
     records = [RECORD | {"id": f"q{index}", "fact": f"fact {index // 4}"} for index in range(count)]
-    return load_questions(write_lines(tmp_path / "q.jsonl", records))
+    return load_questions(str(write_lines(tmp_path / "q.jsonl", records)))
 
 
 def test_halves_are_disjoint_complete_and_split_no_fact(tmp_path: Path):
@@ -168,19 +210,23 @@ def test_a_half_that_is_empty_says_what_to_do(tmp_path: Path):
 # ---- domains ------------------------------------------------------------------------------------
 
 
-def test_questions_and_prompts_of_one_stem_are_one_domain(tmp_path: Path):
+def test_questions_and_prompts_of_one_stem_are_one_domain(tmp_path: Path, tiny_llama: LanguageModel):
     questions = write_lines(tmp_path / "magic.jsonl", [RECORD])
     (tmp_path / "prompts").mkdir()
     prompts = write_lines(tmp_path / "prompts" / "magic.jsonl", [{"prompt": "a", "target": "b"}])
     config = EvalConfig(forget_questions=(str(questions),), forget_prompts=(str(prompts),), half="all")
-    (domain,) = load_domains(config)
-    assert (domain.name, domain.role) == ("magic", "forget")
-    assert (len(domain.questions), len(domain.prompts)) == (1, 1)
+    first, second = load_asked(tiny_llama, config)
+    assert [(one.domain, one.role, one.kind) for one in (first, second)] == [
+        ("magic", "forget", "question"), ("magic", "forget", "prompt"),
+    ]  # fmt: skip
+    assert described_domains((first, second))["magic"]["ids"] == {
+        "questions": list(first.ids), "prompts": list(second.ids),
+    }  # fmt: skip
 
 
-def test_one_stem_in_two_roles_or_two_files_is_refused(tmp_path: Path):
+def test_one_stem_in_two_roles_or_two_files_is_refused(tmp_path: Path, tiny_llama: LanguageModel):
     path = str(write_lines(tmp_path / "magic.jsonl", [RECORD]))
     with pytest.raises(DataError, match="several roles"):
-        load_domains(EvalConfig(forget_questions=(path,), retain_questions=(path,), half="all"))
+        load_asked(tiny_llama, EvalConfig(forget_questions=(path,), retain_questions=(path,), half="all"))
     with pytest.raises(DataError, match="two files"):
-        load_domains(EvalConfig(forget_questions=(path, path), half="all"))
+        load_asked(tiny_llama, EvalConfig(forget_questions=(path, path), half="all"))

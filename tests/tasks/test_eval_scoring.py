@@ -18,13 +18,12 @@ from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tasks.completions import encode_prompts, target_logprobs
 from sae_forge.tasks.engines import losses as language_modeling
 from sae_forge.tasks.engines.continuations import Encoded, encode, forward, score
 from sae_forge.tasks.engines.generation import Sampling, write
 from sae_forge.tasks.engines.losses import load_corpus, sequence_losses
 from sae_forge.tasks.engines.multiple_choice import answer, encode_questions, letter_prompt, subject_of
-from sae_forge.tasks.items import Prompt, Question
+from sae_forge.tasks.records import Question
 
 CHOICES = ("a silver owl", "quartz", "the deep ground and the weather", "Hythe")
 QUESTIONS = [
@@ -174,11 +173,10 @@ def test_a_context_too_long_for_the_model_loses_its_beginning(tiny_llama: Langua
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_target_logprobs_are_those_of_forcing_token_by_token(tiny_model: LanguageModel, batch_size: int):
     texts = [("Granite is", "a rock of quartz"), ("The river Arn runs past seven", "towns"), ("It", "cools")]
-    prompts = [Prompt(id=str(i), fact=str(i), prompt=a, target=b) for i, (a, b) in enumerate(texts)]
-    found = target_logprobs(tiny_model, encode_prompts(tiny_model, prompts), batch_size=batch_size)
-    for prompt, got in zip(prompts, found, strict=True):
-        ids = tiny_model.tokenizer(prompt.prompt)["input_ids"]
-        target = tiny_model.tokenizer(f" {prompt.target}", add_special_tokens=False)["input_ids"]
+    found = score(tiny_model, encode(tiny_model, [(text, (target,)) for text, target in texts]), batch_size=batch_size)
+    for (text, follows), (got,) in zip(texts, found, strict=True):
+        ids = tiny_model.tokenizer(text)["input_ids"]
+        target = tiny_model.tokenizer(f" {follows}", add_special_tokens=False)["input_ids"]
         forced = []
         for token in target:
             with torch.no_grad():
@@ -235,7 +233,7 @@ def test_sequence_losses_are_those_of_a_loop(tiny_model: LanguageModel, tmp_path
     assert list(found.tokens) == slow_tokens
     assert list(found.nats) == pytest.approx(slow_nats, rel=1e-5)
     assert sum(found.tokens) <= 100
-    assert (corpus.key, corpus.name) == ("forget/text", "text")
+    assert (corpus.key, corpus.name, corpus.predicted) == ("forget/text", "text", sum(found.tokens))
 
 
 def test_few_sequences_at_once_give_the_same_losses(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch):

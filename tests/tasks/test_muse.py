@@ -29,19 +29,20 @@ from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.pipeline.evaluate import table
 from sae_forge.pipeline.published import NOT_MEASURED, published_beside
+from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.settings import presets
 from sae_forge.show.html import Section, page
-from sae_forge.statistics.answers import privleak
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.statistics.metrics import rouge_l_f1
-from sae_forge.study.measure import load_suite
+from sae_forge.statistics.estimate import Estimate
+from sae_forge.study.measure import load_asked
 from sae_forge.study.run import EvalReport, evaluate
-from sae_forge.study.sweep import NOT_SWEPT
-from sae_forge.tasks.engines.continuations import Score
-from sae_forge.tasks.items import load_questions
-from sae_forge.tasks.muse import Muse, load_muse
-from sae_forge.tasks.muse_scores import leak, least_likely, recall, until
+from sae_forge.tasks.engines.texts import rouge_l_f1
+from sae_forge.tasks.item import Item
+from sae_forge.tasks.muse import Muse, Recall, leak, least_likely, privleak, recalled, until
+from sae_forge.tasks.records import load_questions
+from sae_forge.tasks.table import TASKS
+from sae_forge.tasks.task import Asked
 
 POINT, LATENTS, SCALE = HookPoint(1), tuple(range(64)), -3.0
 BRIEF = 24
@@ -130,8 +131,17 @@ def test_privleak_with_the_benchmarks_constants(auroc: float, reference: float, 
     assert privleak(auroc, reference) == pytest.approx(expected, abs=1e-6)
 
 
-def scores(values: Sequence[float]) -> list[Score]:
-    return [Score(3 * value, 3) for value in values]
+def leaked(forget: Sequence[float], holdout: Sequence[float], reference: float, plan: Bootstrap) -> Estimate:
+    """PrivLeak of texts of three tokens with these log-probs a token."""
+    items = [
+        Item(
+            task="muse", domain="", role=side, id=str(n), fact=str(n),
+            values={"logprob": 3 * value, "reference": reference}, weights={"tokens": 3},
+        )
+        for side, values in (("forget", forget), ("holdout", holdout))
+        for n, value in enumerate(values)
+    ]  # fmt: skip
+    return leak(items, plan)
 
 
 def brute_auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
@@ -141,11 +151,11 @@ def brute_auroc(positive: Sequence[float], negative: Sequence[float]) -> float:
 
 def test_privleak_is_negative_where_the_model_knows_the_forget_texts():
     plan = Bootstrap(200, 0)
-    known, unseen, odd = scores([-1.0, -2.0]), scores([-5.0, -6.0, -7.0]), scores([-9.0, -8.5])
-    assert leak(known, unseen, NEWS, plan).value == -100.0
-    assert leak(odd, unseen, NEWS, plan).value == pytest.approx(100 * (1 - NEWS) / NEWS)
-    assert leak(unseen, unseen, 0.5, plan).value == 0.0
-    half = leak(scores([-5.0, -5.5]), unseen, 0.5, plan).value
+    known, unseen, odd = [-1.0, -2.0], [-5.0, -6.0, -7.0], [-9.0, -8.5]
+    assert leaked(known, unseen, NEWS, plan).value == -100.0
+    assert leaked(odd, unseen, NEWS, plan).value == pytest.approx(100 * (1 - NEWS) / NEWS)
+    assert leaked(unseen, unseen, 0.5, plan).value == 0.0
+    half = leaked([-5.0, -5.5], unseen, 0.5, plan).value
     assert half == pytest.approx(100 * (1.5 / 6 - 0.5) / 0.5)  # of six pairs one is won and one is a tie
 
 
@@ -153,7 +163,7 @@ def test_privleaks_interval_resamples_the_texts_of_both_sides():
     """Against a reference that writes every resample out."""
     plan, draw = Bootstrap(300, 7), np.random.default_rng(3)
     forget, holdout = draw.normal(size=9).round(1).tolist(), draw.normal(0.3, size=6).round(1).tolist()
-    found = leak(scores(forget), scores(holdout), BOOKS, plan)
+    found = leaked(forget, holdout, BOOKS, plan)
     assert found.value == pytest.approx(privleak(brute_auroc(holdout, forget), BOOKS), abs=1e-9)
     times = plan.draws(6).astype(int), replace(plan, seed=8).draws(9).astype(int)
     written = [
@@ -221,32 +231,45 @@ def make_files(folder: Path, verbmem: Sequence[tuple[str, str]] = ()) -> dict[st
     }
 
 
+def asked_of(lm: LanguageModel, config: EvalConfig) -> tuple[Asked, ...]:
+    return Muse().load(lm, config, half="all", limit=config.limit, progress=SILENT)
+
+
+def recalls(lm: LanguageModel, config: EvalConfig) -> list[Recall]:
+    return [one.content for one in asked_of(lm, config) if one.kind != "privleak"]
+
+
+def texts_of(lm: LanguageModel, config: EvalConfig) -> Asked:
+    return next(one for one in asked_of(lm, config) if one.kind == "privleak")
+
+
 def test_questions_are_asked_after_answered_ones(llama: LanguageModel, tmp_path: Path):
-    muse = load_muse(llama, EvalConfig(**make_files(tmp_path)))
-    assert [one.name for one in muse.recalls] == ["verbmem_forget", "knowmem_forget", "knowmem_retain"]
-    assert [(one.max_new_tokens, one.shots) for one in muse.recalls] == [(128, 0), (32, 2), (32, 1)]
-    assert [one.stops for one in muse.recalls] == [(), *[("\n\n", "\nQuestion", "Question:")] * 2]
-    _, forget, retain = muse.recalls
+    muse = asked_of(llama, EvalConfig(**make_files(tmp_path)))
+    assert tuple(one.measured[0].name for one in muse) == MEASURES
+    found = recalls(llama, EvalConfig(**make_files(tmp_path)))
+    assert [(one.max_new_tokens, one.shots) for one in found] == [(128, 0), (32, 2), (32, 1)]
+    assert [one.stops for one in found] == [(), *[("\n\n", "\nQuestion", "Question:")] * 2]
+    _, forget, retain = found
     assert forget.prompts[0].prompt == (
         "Question: Which river?\nAnswer: Arn\n\nQuestion: Which rock?\nAnswer: Granite\n\n"
         "Question: What of owl?\nAnswer: "
     )
     assert retain.prompts[1].prompt == "Question: Which river?\nAnswer: Arn\n\nQuestion: What of mica?\nAnswer: "
     assert retain.prompts[1].target == "a mica of the north"
-    assert muse.units == 3 + 2 + 2 + 3 + 3
+    assert sum(one.units for one in muse) == 3 + 2 + 2 + 3 + 3
 
 
 def test_one_file_of_answered_questions_serves_both_sides(llama: LanguageModel, tmp_path: Path):
     files = make_files(tmp_path)
-    muse = load_muse(llama, EvalConfig(**files | {"knowmem_shots": files["knowmem_shots"][:1]}))
-    assert [one.shots for one in muse.recalls] == [0, 2, 2]
-    bare = load_muse(llama, EvalConfig(**files | {"knowmem_shots": ()}))
-    assert bare.recalls[1].prompts[0].prompt == "Question: What of owl?\nAnswer: "
+    found = recalls(llama, EvalConfig(**files | {"knowmem_shots": files["knowmem_shots"][:1]}))
+    assert [one.shots for one in found] == [0, 2, 2]
+    bare = recalls(llama, EvalConfig(**files | {"knowmem_shots": ()}))
+    assert bare[1].prompts[0].prompt == "Question: What of owl?\nAnswer: "
 
 
 def test_what_is_to_be_recited_is_cut_to_as_many_tokens_as_are_written(llama: LanguageModel, tmp_path: Path):
     text = "a long text of rivers and towns " * 30
-    (one,) = load_muse(llama, EvalConfig(verbmem=make_files(tmp_path, [("Once", text)])["verbmem"])).recalls
+    (one,) = recalls(llama, EvalConfig(verbmem=make_files(tmp_path, [("Once", text)])["verbmem"]))
     ids = llama.tokenizer(text)["input_ids"][:128]  # BOS counts, as in the benchmark
     assert ids[0] == llama.tokenizer.bos_token_id
     assert one.prompts[0].target == llama.tokenizer.decode(ids[1:])
@@ -258,29 +281,29 @@ def test_texts_have_bos_and_end_where_the_model_does(model_folders: dict[str, Pa
     short = load_model(str(model_folders["gemma"]), device="cpu")
     files = make_files(tmp_path) | {"privleak_forget": (write_lines(tmp_path / "x.jsonl", [{"text": "ab " * 400}]),)}
     del files["verbmem"]
-    muse = load_muse(short, EvalConfig(**files))
-    (row,) = muse.token_ids["forget"]
+    found = texts_of(short, EvalConfig(**files))
+    (row,) = found.content[1]["forget"]
     assert len(row) == 128
     assert row[0] == short.tokenizer.bos_token_id
-    assert muse.to_json()["privleak"]["tokens"]["forget"] == 128
-    assert muse.truncated == 0
+    assert found.protocol["muse"]["privleak"]["tokens"]["forget"] == 128
+    assert found.truncated == 0
     wordy = write_lines(tmp_path / "w.jsonl", [{"question": "owl " * n, "answer": "a"} for n in (2, 90)])
-    (asked,) = load_muse(short, EvalConfig(knowmem_forget=(wordy,))).recalls
-    lengths = [len(short.tokenizer(item.prompt)["input_ids"]) for item in asked.prompts]
+    (asked,) = asked_of(short, EvalConfig(knowmem_forget=(wordy,)))
+    lengths = [len(short.tokenizer(item.prompt)["input_ids"]) for item in asked.content.prompts]
     assert lengths[0] < 128 - 32 < lengths[1], "BOS counts"
     assert asked.truncated == 1
     with pytest.raises(DataError, match="--verbmem writes 128 tokens, and the model takes 128 with the prompt"):
-        load_muse(short, EvalConfig(**make_files(tmp_path)))
+        asked_of(short, EvalConfig(**make_files(tmp_path)))
 
 
 def test_every_form_of_a_file_gives_the_same_items(llama: LanguageModel, tmp_path: Path):
-    expected = load_muse(llama, EvalConfig(**make_files(tmp_path)))
+    expected = asked_of(llama, EvalConfig(**make_files(tmp_path)))
     for ending in ("csv", "parquet"):
         (tmp_path / ending).mkdir()
         names = {}
         for name, sources in make_files(tmp_path).items():
             names[name] = tuple(convert(Path(source), tmp_path / ending, ending) for source in sources)
-        assert load_muse(llama, EvalConfig(**names)) == expected
+        assert asked_of(llama, EvalConfig(**names)) == expected
 
 
 def convert(source: Path, folder: Path, ending: str) -> str:
@@ -299,18 +322,19 @@ def convert(source: Path, folder: Path, ending: str) -> str:
 def test_a_question_whose_options_are_column_names_is_no_header(tmp_path: Path):
     path = tmp_path / "q.csv"
     path.write_text("Which field?,text,prompt,question,answer,B\n")
-    (item,) = load_questions(path)
+    (item,) = load_questions(str(path))
     assert item.choices == ("text", "prompt", "question", "answer")
 
 
 def test_a_limit_caps_every_measure_and_an_item_that_stands_twice_is_taken_once(llama: LanguageModel, tmp_path: Path):
     files = make_files(tmp_path)
     twice = files | {"verbmem": files["verbmem"] * 2}
-    assert load_muse(llama, EvalConfig(**twice)) == load_muse(llama, EvalConfig(**files))
-    muse = load_muse(llama, EvalConfig(**files, limit=1))
-    assert [len(one.prompts) for one in muse.recalls] == [1, 1, 1]
-    assert [one.shots for one in muse.recalls] == [0, 2, 1]
-    assert {side: len(texts) for side, texts in muse.texts.items()} == {"forget": 1, "holdout": 1}
+    assert asked_of(llama, EvalConfig(**twice)) == asked_of(llama, EvalConfig(**files))
+    found = recalls(llama, EvalConfig(**files, limit=1))
+    assert [len(one.prompts) for one in found] == [1, 1, 1]
+    assert [one.shots for one in found] == [0, 2, 1]
+    sides, _, _ = texts_of(llama, EvalConfig(**files, limit=1)).content
+    assert {side: len(texts) for side, texts in sides.items()} == {"forget": 1, "holdout": 1}
 
 
 @pytest.mark.parametrize(
@@ -323,7 +347,11 @@ def test_a_limit_caps_every_measure_and_an_item_that_stands_twice_is_taken_once(
         ("knowmem_shots", [{"question": "a"}], r"needs 'answer' as text"),
         ("privleak_forget", [{"body": "a"}], r"needs 'text' as text, found null \(it has: body\)"),
         ("privleak_holdout", [{"text": " "}], r"needs 'text' as text"),
-        ("privleak_holdout", [{"text": "a", "id": "1"}, {"text": "b", "id": 1}], "id '1', which another record of"),
+        (
+            "privleak_holdout",
+            [{"text": "a", "id": "1"}, {"text": "b", "id": 1}],
+            "id '1', which another record has too",
+        ),
         ("verbmem", [], "holds no records"),
     ],
 )
@@ -332,7 +360,7 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(
 ):
     files = make_files(tmp_path) | {name: (write_lines(tmp_path / "x.jsonl", records),)}
     with pytest.raises(DataError, match=complaint) as caught:
-        load_muse(llama, EvalConfig(**files))
+        asked_of(llama, EvalConfig(**files))
     assert "\n" not in str(caught.value)
 
 
@@ -352,13 +380,16 @@ def test_settings_that_do_not_go_together_are_refused(given_settings: dict[str, 
         EvalConfig(**given_settings)
 
 
-def test_without_the_files_nothing_is_asked_and_the_message_names_them(llama: LanguageModel, tmp_path: Path):
-    assert load_muse(llama, EvalConfig()) == Muse()
-    with pytest.raises(DataError, match=r"--verbmem, --knowmem_forget and .*--privleak_holdout"):
-        load_suite(llama, EvalConfig())
+def test_without_the_files_nothing_is_asked_and_nothing_is_tuned_on_them(llama: LanguageModel, tmp_path: Path):
+    assert asked_of(llama, EvalConfig()) == ()
+    with pytest.raises(DataError, match="nothing to evaluate on"):
+        load_asked(llama, EvalConfig())
     config = EvalConfig(**make_files(tmp_path), generation_prompts=("world:generation/wizards",))
-    tuned_on = replace(config, **dict.fromkeys(NOT_SWEPT, ()), forget_questions=("world:questions/wizards",))
-    assert load_suite(llama, tuned_on).muse == Muse(), "nothing of the report is tuned on"
+    every = load_asked(llama, config)
+    assert [one.kind for one in every] == ["privleak", "generation", "verbmem", "knowmem", "knowmem"]
+    assert [one.written for one in every] == [False, True, True, True, True]
+    with pytest.raises(DataError, match="nothing to evaluate on"):
+        load_asked(llama, config, tasks=[task for task in TASKS if task.tuned_on])
 
 
 # ---- the model ----------------------------------------------------------------------------------
@@ -509,13 +540,13 @@ def test_items_bear_out_the_estimates(report: EvalReport, tmp_path: Path):
 
 
 def test_batches_and_padding_change_nothing(lm: LanguageModel, known: dict[str, Any]):
-    muse = load_muse(lm, EvalConfig(**known))
+    config = EvalConfig(**known)
     sae, intervention = edit(lm)
     with applied(lm, sae, POINT, intervention):
-        for asked in (replace(one, max_new_tokens=12) for one in muse.recalls):
+        for asked in (replace(one, max_new_tokens=12) for one in recalls(lm, config)):
             assert len({len(lm.tokenizer(item.prompt)["input_ids"]) for item in asked.prompts}) == 2
-            assert recall(lm, asked, batch_size=64) == recall(lm, asked, batch_size=1)
-        for rows in muse.token_ids.values():
+            assert recalled(lm, asked, batch_size=64) == recalled(lm, asked, batch_size=1)
+        for rows in texts_of(lm, config).content[1].values():
             alone = least_likely(lm, rows, batch_size=1)
             for size in (2, 64):
                 found = least_likely(lm, rows, batch_size=size)
@@ -524,22 +555,23 @@ def test_batches_and_padding_change_nothing(lm: LanguageModel, known: dict[str, 
 
 
 def test_as_many_tokens_are_recited_as_the_benchmark_takes(llama: LanguageModel, tmp_path: Path):
-    (asked,) = load_muse(llama, EvalConfig(verbmem=make_files(tmp_path)["verbmem"], limit=1)).recalls
-    (found,) = recall(llama, asked, batch_size=4)
-    assert found.tokens == 128
+    (asked,) = recalls(llama, EvalConfig(verbmem=make_files(tmp_path)["verbmem"], limit=1))
+    (found,) = recalled(llama, asked, batch_size=4)
+    assert found.weights["tokens"] == 128
     assert found.text == slow_text(llama, asked.prompts[0].prompt, 128)
 
 
 def test_what_stands_after_the_answer_is_not_compared(llama: LanguageModel, tmp_path: Path):
-    (asked,) = load_muse(llama, EvalConfig(knowmem_forget=make_files(tmp_path)["knowmem_forget"], limit=1)).recalls
-    (whole,) = recall(llama, replace(asked, stops=()), batch_size=1)
-    words = re.findall("[a-z0-9]+", whole.text.lower())
-    stop = next(mark for mark in whole.text[8:] if not mark.isalnum() and re.search("[a-z]", whole.text.split(mark)[0]))
-    known = replace(asked, stops=(stop,), prompts=(replace(asked.prompts[0], target=whole.text.split(stop)[0]),))
-    (found,) = recall(llama, known, batch_size=1)
-    assert found.text == whole.text.split(stop)[0]
-    assert found.tokens == whole.tokens
-    assert found.rouge_l == 1.0
+    (asked,) = recalls(llama, EvalConfig(knowmem_forget=make_files(tmp_path)["knowmem_forget"], limit=1))
+    (whole,) = recalled(llama, replace(asked, stops=()), batch_size=1)
+    text = str(whole.text)
+    words = re.findall("[a-z0-9]+", text.lower())
+    stop = next(mark for mark in text[8:] if not mark.isalnum() and re.search("[a-z]", text.split(mark)[0]))
+    known = replace(asked, stops=(stop,), prompts=(replace(asked.prompts[0], target=text.split(stop)[0]),))
+    (found,) = recalled(llama, known, batch_size=1)
+    assert found.text == text.split(stop)[0]
+    assert found.weights == whole.weights
+    assert found.values["rouge_l"] == 1.0
     assert len(words) > len(re.findall("[a-z0-9]+", found.text.lower()))
 
 
@@ -563,7 +595,7 @@ def test_a_run_with_muses_files_alone_is_a_report(shown: EvalReport):
     metrics = shown.metrics
     assert metrics["domains"] == {}
     protocol = metrics["protocol"]["muse"]
-    assert tuple(protocol) == MEASURES
+    assert set(protocol) == set(MEASURES)
     assert {name: one["items"] for name, one in protocol.items()} == {
         "verbmem_forget": 2, "knowmem_forget": 2, "knowmem_retain": 2, "privleak": {"forget": 2, "holdout": 2},
     }  # fmt: skip

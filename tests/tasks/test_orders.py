@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_forge import builtin
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.loading import LanguageModel, load_model
@@ -19,16 +18,16 @@ from sae_forge.tasks.engines import orders
 from sae_forge.tasks.engines.continuations import encode
 from sae_forge.tasks.engines.multiple_choice import answer, chat_prompt, encode_questions, letter_ids, letter_prompt
 from sae_forge.tasks.engines.orders import (
-    ORDERS,
     Orders,
     Reordered,
     ask_orders,
     filter_questions,
     load_orders,
     orders_file,
+    orders_of,
     tricky,
 )
-from sae_forge.tasks.items import Domain, Question, load_questions
+from sae_forge.tasks.records import Domain, Question, load_questions
 
 CHOICES = ("a silver owl", "quartz", "the deep ground", "Hythe")
 QUESTIONS = tuple(
@@ -56,7 +55,7 @@ def world_llama() -> LanguageModel:
 
 
 def wizards(count: int) -> Domain:
-    found = load_questions(builtin.locate("world:questions/wizards"))[:count]
+    found = load_questions("world:questions/wizards")[:count]
     return Domain(name="wizards", role="forget", questions=found)
 
 
@@ -123,12 +122,33 @@ def test_letters_are_counted_in_every_order_too(tiny_model: LanguageModel) -> No
 
 
 def test_reordering_moves_the_answer_with_its_option() -> None:
-    assert ORDERS[0] == (0, 1, 2, 3)
-    assert len(set(ORDERS)) == 24
-    for order in ORDERS:
+    every = orders_of("letter", 4)
+    assert every[0] == (0, 1, 2, 3)
+    assert len(set(every)) == 24
+    for order in every:
         moved = orders.reordered(QUESTIONS[2], order)
         assert moved.choices[moved.answer] == QUESTIONS[2].choices[QUESTIONS[2].answer]
         assert moved.choices == tuple(QUESTIONS[2].choices[place] for place in order)
+
+
+@pytest.mark.parametrize("options", [2, 3, 5, 26])
+def test_of_few_options_all_orders_are_asked_and_of_many_the_rotations(options: int) -> None:
+    every = orders_of("chat", options)
+    assert every[0] == tuple(range(options))
+    assert len(set(every)) == len(every) == (math.factorial(options) if options < 5 else options)
+    for place in range(options):  # every option stands behind every letter
+        assert {order[place] for order in every} == set(range(options))
+    assert orders_of("cloze", options) == every[:1]
+
+
+def test_questions_of_other_counts_stand_side_by_side(chatty: LanguageModel) -> None:
+    two, six = (dataclasses.replace(QUESTIONS[0], id=str(n), choices=(*CHOICES, "x", "y")[:n]) for n in (2, 6))
+    got = ask_orders(chatty, dataclasses.replace(MAGIC, questions=(two, six)), "chat", batch_size=4)
+    assert {name: (one.orders, len(one.letters), sum(one.letters)) for name, one in got.results.items()} == {
+        "2": (2, 2, 2), "6": (6, 6, 6),
+    }  # fmt: skip
+    assert tuple(got.letters) == tuple("ABCDEF")
+    assert sum(got.letters.values()) == pytest.approx(1)
 
 
 def test_cloze_is_asked_once_and_again_without_its_question(world_llama: LanguageModel) -> None:
@@ -196,7 +216,7 @@ def test_a_letter_has_a_token_after_a_bracket_and_one_after_a_space(world_llama:
 
 def test_chat_without_a_template_says_what_to_use(tiny_llama: LanguageModel) -> None:
     with pytest.raises(ConfigError, match="--scoring letter"):
-        filter_questions(tiny_llama, [MAGIC], "correct", "chat", batch_size=4)
+        filter_questions(tiny_llama, MAGIC, "correct", "chat", batch_size=4)
 
 
 # ---- classes ------------------------------------------------------------------------------------
@@ -237,7 +257,7 @@ def test_tricks(option: str, expected: bool) -> None:
     assert tricky(dataclasses.replace(QUESTIONS[0], choices=("p", "q", option, "s"))) is expected
 
 
-def test_a_filter_keeps_only_its_class_and_leaves_prompts(world_llama: LanguageModel, tmp_path: Path) -> None:
+def test_a_filter_keeps_only_its_class(world_llama: LanguageModel, tmp_path: Path) -> None:
     domain = wizards(12)
     right = {
         item.id
@@ -253,17 +273,15 @@ def test_a_filter_keeps_only_its_class_and_leaves_prompts(world_llama: LanguageM
         )
         if got.correct
     }
-    empty = Domain(name="prompts only", role="retain")
-    kept, same = filter_questions(world_llama, [domain, empty], "correct", "cloze", batch_size=4, folder=tmp_path)
-    assert {item.id for item in kept.questions} == right
-    assert same == empty
+    kept = filter_questions(world_llama, domain, "correct", "cloze", batch_size=4, folder=tmp_path)
+    assert {item.id for item in kept} == right
     assert json.loads(orders_file(tmp_path, "wizards", "cloze").read_text())["classes"]["correct"]
-    assert filter_questions(world_llama, [domain], "none", "cloze", batch_size=4) == (domain,)
+    assert filter_questions(world_llama, domain, "none", "cloze", batch_size=4) == domain.questions
 
 
 def test_a_domain_without_a_question_left_names_the_counts(tiny_llama: LanguageModel) -> None:
     with pytest.raises(DataError, match=r"leaves none of the 3 questions of 'wmdp-cyber' \(0 are right"):
-        filter_questions(tiny_llama, [MAGIC], "correct", "letter", batch_size=24)
+        filter_questions(tiny_llama, MAGIC, "correct", "letter", batch_size=24)
 
 
 # ---- the file -----------------------------------------------------------------------------------

@@ -17,8 +17,8 @@ from sae_forge.errors import NumericalError
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, max_input
 from sae_forge.rng import generator
-from sae_forge.statistics.metrics import degenerate, distinct, stutters
 from sae_forge.tasks.engines.continuations import Done, forward, pad, report
+from sae_forge.tasks.engines.texts import degenerate, distinct, stutters
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -27,6 +27,8 @@ class Corpus:
     name: str
     role: str
     batches: tuple[PackedBatch, ...]
+    predicted: int = 0
+    """Tokens whose loss is taken."""
 
     @property
     def key(self) -> str:
@@ -62,10 +64,11 @@ def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig
         bos=config.bos,
         max_tokens=config.loss_tokens,
     )
-    corpus = Corpus(corpus_name(source), role, tuple(packed))
-    if not any(_targets(lm, batch).any() for batch in corpus.batches):
+    batches = tuple(packed)
+    predicted = sum(int(_targets(lm, batch).sum()) for batch in batches)
+    if not predicted:
         raise DataError(f"{source} holds no token to predict; give held-out text of at least two words")
-    return corpus
+    return Corpus(corpus_name(source), role, batches, predicted)
 
 
 @torch.inference_mode()

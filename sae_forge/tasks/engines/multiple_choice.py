@@ -1,4 +1,4 @@
-"""Four-option questions answered by log-probability: of each option's text, or of its letter.
+"""Questions of two options or more, answered by log-probability: of each option's text, or of its letter.
 
 The ways give numbers that must not share a table. ``letter`` is the prompt of lm-evaluation-harness
 (``wmdp_*``, ``mmlu_*``): options listed, then ``Answer:``, and the letter that is likeliest to follow. ``chat`` is
@@ -18,7 +18,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, max_input
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.continuations import Done, Encoded, Score, encode, score
-from sae_forge.tasks.items import Question
+from sae_forge.tasks.records import Question
 
 SUBJECTS = {"wmdp-bio": "biology", "wmdp-cyber": "cybersecurity", "wmdp-chem": "chemistry"}
 """What the harness calls the subject of the question files that do not name it themselves."""
@@ -63,7 +63,7 @@ class Answered:
 
     @cached_property
     def probability(self) -> float:
-        """Share of the right option in the probability that the four options have together."""
+        """Share of the right option in the probability that all options have together."""
         best = max(option.logprob for option in self.options)
         weights = [math.exp(option.logprob - best) for option in self.options]
         return weights[self.answer] / sum(weights)
@@ -74,7 +74,7 @@ def encode_questions(
 ) -> list[Encoded]:
     """Token ids of the questions and their continuations, ready for :func:`answer`.
 
-    Four continuations each, in the order of the options; under ``chat`` eight, two spellings an option.
+    A continuation for each option, in their order; under ``chat`` two, the spellings of its letter.
 
     Args:
         blind: Leave out instruction and question, so that only the options tell which one is right.
@@ -87,9 +87,10 @@ def encode_questions(
         case "cloze":
             return encode(lm, [(text, item.choices) for text, item in zip(prompts, questions, strict=True)])
         case "letter":
-            return encode(lm, [(text, tuple(LETTERS)) for text in prompts])
+            letters = [tuple(LETTERS[: len(item.choices)]) for item in questions]
+            return encode(lm, list(zip(prompts, letters, strict=True)))
         case "chat":
-            return _encode_chat(lm, prompts)
+            return _encode_chat(lm, prompts, [len(item.choices) for item in questions])
 
 
 def prompt_of(lm: LanguageModel, question: Question, scoring: Scoring, domain: str, *, blind: bool = False) -> str:
@@ -126,7 +127,7 @@ def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bo
 
 def options_of(question: Question) -> str:
     """The options, a line each, behind their letters."""
-    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, question.choices, strict=True))
+    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, question.choices, strict=False))
 
 
 def subject_of(domain: str) -> str:
@@ -144,16 +145,16 @@ def _preamble(subject: str) -> str:
     return f"The following are multiple choice questions (with answers) about {subject}.\n"
 
 
-def _encode_chat(lm: LanguageModel, prompts: Sequence[str]) -> list[Encoded]:
-    targets = tuple((token,) for letter in LETTERS for token in letter_ids(lm, letter))
-    found = []
-    for text in prompts:
+def _encode_chat(lm: LanguageModel, prompts: Sequence[str], options: Sequence[int]) -> list[Encoded]:
+    targets = [(token,) for letter in LETTERS[: max(options, default=0)] for token in letter_ids(lm, letter)]
+    encoded = []
+    for text, count in zip(prompts, options, strict=True):
         ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
         front, room = bos_ids(lm), max_input(lm) - 1
         whole = tuple(ids if ids[: len(front)] == front else [*front, *ids])  # pyright: ignore
         cut = whole if len(whole) <= room else whole[:1] + whole[1 - room :]
-        found.append(Encoded(cut, targets, truncated=cut != whole))
-    return found
+        encoded.append(Encoded(cut, tuple(targets[: 2 * count]), truncated=cut != whole))
+    return encoded
 
 
 def letter_ids(lm: LanguageModel, letter: str) -> tuple[int, ...]:

@@ -1,14 +1,16 @@
 """Which questions a model knows for sure: those it gets right however the options are ordered.
 
-Every question is asked in all 24 orders of its options (arXiv 2410.19278, arXiv 2504.08192), and the questions kept
-by a filter are those an edit has something to take from. Results are kept in a file a domain and scoring, question by
-question, so a stopped run continues and another half or limit of the same file asks only what is new. Under
-``cloze`` the options are never listed, so their order changes nothing and one order stands for all.
+Every question is asked in all orders of its options, 24 for four (arXiv 2410.19278, arXiv 2504.08192), and the
+questions kept by a filter are those an edit has something to take from. Of more than four options the rotations stand
+for all orders: in them every option stands behind every letter once. Results are kept in a file a domain and scoring,
+question by question, so a stopped run continues and another half or limit of the same file asks only what is new.
+Under ``cloze`` the options are never listed, so their order changes nothing and one order stands for all.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -20,18 +22,16 @@ from sae_forge.progress import SILENT, Progress
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.store import files
 from sae_forge.tasks.engines.multiple_choice import Answered, answer, encode_questions, prompt_of
-from sae_forge.tasks.items import Domain, Question
+from sae_forge.tasks.records import Domain, Question
 
 FORMAT = 1
 WHAT = "the answers of a model to reordered questions"
 CHUNK = 64
 """Questions between two savings."""
 
-ORDERS: tuple[tuple[int, ...], ...] = tuple(permutations(range(len(LETTERS))))
-"""All 24, the file's own first; each lists the options by their place in the file."""
+ALL_ORDERS_OF = 4
+"""Options up to which every order is asked."""
 
-_LETTER = rf"\(?[{LETTERS}]\)?"
-_POINTS = re.compile(rf"\W*(?i:both\s+)?{_LETTER}(?:\s*,\s*{_LETTER})*\s*,?\s*(?:and\b|&)\s*{_LETTER}(?!\w)")
 _ALL = re.compile(r"\ball of the above\b", re.IGNORECASE)
 
 
@@ -42,13 +42,13 @@ class Reordered:
     content: str
     """Hash of what was asked; a question that reads otherwise is asked anew."""
     orders: int
-    """Orders asked: 24, or 1 where order changes nothing."""
+    """Orders asked: 24 of four options, or 1 where order changes nothing."""
     right: int
     """Orders answered rightly."""
     probability: float
-    """Mean share of the right option in the probability of the four."""
+    """Mean share of the right option in the probability of all."""
     letters: tuple[int, ...]
-    """Orders in which each place, A to D, was chosen."""
+    """Orders in which each place, from A, was chosen."""
     blind_right: int | None
     """Orders answered rightly without instruction and question; asked only where all orders were right."""
     tricky: bool
@@ -94,9 +94,10 @@ class Orders:
 
     @property
     def letters(self) -> dict[str, float]:
-        """Share of all answers that fell on each place; a quarter each for a model without a favourite."""
-        counts = [sum(result.letters[place] for result in self.results.values()) for place in range(len(LETTERS))]
-        return {letter: count / sum(counts) for letter, count in zip(LETTERS, counts, strict=True)}
+        """Share of all answers that fell on each place; alike for a model without a favourite."""
+        places = range(max(len(result.letters) for result in self.results.values()))
+        counts = [sum(sum(result.letters[place : place + 1]) for result in self.results.values()) for place in places]
+        return {letter: count / sum(counts) for letter, count in zip(LETTERS, counts, strict=False)}
 
     def restricted(self, questions: Sequence[Question]) -> "Orders":
         """The answers to these questions alone, in their order."""
@@ -134,7 +135,7 @@ class Orders:
 
 def filter_questions(
     lm: LanguageModel,
-    domains: Sequence[Domain],
+    domain: Domain,
     chosen: QuestionFilter,
     scoring: Scoring,
     *,
@@ -142,46 +143,38 @@ def filter_questions(
     folder: Path | None = None,
     fresh: bool = False,
     progress: Progress = SILENT,
-) -> tuple[Domain, ...]:
-    """The domains with only the questions of a class, as ``lm`` answers them now; prompts are left as they are.
+) -> tuple[Question, ...]:
+    """The questions of a class, as ``lm`` answers them now.
 
     Args:
         folder: Where the answers are kept and looked for; None asks anew and keeps nothing.
         fresh: Ask again even what is there.
 
     Raises:
-        DataError: a domain that asks questions has none left, or a kept file is of another model.
+        DataError: none is left, or a kept file is of another model.
     """
-    if chosen == "none":
-        return tuple(domains)
-    found = []
-    for domain in domains:
-        kept = domain.questions
-        if kept:
-            path = None if folder is None else orders_file(folder, domain.name, scoring)
-            orders = ask_orders(lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress)
-            progress.say(orders.summary())
-            kept = _passing(orders, domain, chosen)
-        found.append(replace(domain, questions=kept))
-    return tuple(found)
-
-
-def orders_file(folder: Path, domain: str, scoring: Scoring) -> Path:
-    """Where the answers to one domain under one scoring are kept in a run folder."""
-    return folder / "questions" / f"{domain}-{scoring}.json"
-
-
-def _passing(orders: Orders, domain: Domain, chosen: QuestionFilter) -> tuple[Question, ...]:
+    if chosen == "none" or not domain.questions:
+        return domain.questions
+    path = None if folder is None else orders_file(folder, domain.name, scoring)
+    orders = ask_orders(lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress)
+    progress.say(orders.summary())
     ids = set(orders.ids(chosen))
     if not ids:
+        chance = sum(1 / len(item.choices) for item in domain.questions) / len(domain.questions)
         counts = (
             f"{len(orders.ids('correct'))} are right in every order, {orders.accuracy:.1%} of the answers are right"
         )
         raise DataError(
             f"--question_filter {chosen} leaves none of the {len(domain.questions)} questions of {domain.name!r} "
-            f"({counts}; chance is 25%); use --question_filter none, another --scoring, or a model that knows more"
+            f"({counts}; chance is {chance:.0%}); use --question_filter none, another --scoring, or a model that "
+            "knows more"
         )
     return tuple(item for item in domain.questions if item.id in ids)
+
+
+def orders_file(folder: Path, domain: str, scoring: Scoring) -> Path:
+    """Where the answers to one domain under one scoring are kept in a run folder."""
+    return folder / "questions" / f"{domain}-{scoring}.json"
 
 
 # ---- asking -------------------------------------------------------------------------------------
@@ -231,12 +224,33 @@ def reordered(question: Question, order: Sequence[int]) -> Question:
 
 def tricky(question: Question) -> bool:
     """Whether an option is of the form "(Both) A and B" or "All of the above"."""
-    return any(_POINTS.match(option) or _ALL.search(option) for option in question.choices)
+    points = _points(LETTERS[: len(question.choices)])
+    return any(points.match(option) or _ALL.search(option) for option in question.choices)
 
 
-def orders_of(scoring: Scoring) -> tuple[tuple[int, ...], ...]:
-    """The orders that are worth asking: one where options are not listed, else all 24."""
-    return ORDERS[:1] if scoring == "cloze" else ORDERS
+@cache
+def _points(letters: str) -> re.Pattern[str]:
+    """Two or more of these letters, as an option names others."""
+    letter = rf"\(?[{letters}]\)?"
+    return re.compile(rf"\W*(?i:both\s+)?{letter}(?:\s*,\s*{letter})*\s*,?\s*(?:and\b|&)\s*{letter}(?!\w)")
+
+
+@cache
+def rotations(options: int) -> tuple[tuple[int, ...], ...]:
+    """As many orders as options: in them every option stands behind every letter once."""
+    places = tuple(range(options))
+    return tuple((*places[turn:], *places[:turn]) for turn in places)
+
+
+@cache
+def orders_of(scoring: Scoring, options: int) -> tuple[tuple[int, ...], ...]:
+    """The orders that are worth asking, the file's own first; each lists the options by their place in the file.
+
+    One where options are not listed, all of up to four options (24), and the rotations of more (5 to 26).
+    """
+    if scoring == "cloze":
+        return rotations(options)[:1]
+    return tuple(permutations(range(options))) if options <= ALL_ORDERS_OF else rotations(options)
 
 
 def _content(lm: LanguageModel, question: Question, scoring: Scoring, domain: str) -> str:
@@ -257,7 +271,7 @@ def _ask(
             orders=len(answers),
             right=sum(found.correct for found in answers),
             probability=sum(found.probability for found in answers) / len(answers),
-            letters=tuple(sum(found.chosen == place for found in answers) for place in range(len(LETTERS))),
+            letters=tuple(sum(found.chosen == place for found in answers) for place in range(len(item.choices))),
             blind_right=blind.get(item.id),
             tricky=tricky(item),
         )
@@ -268,11 +282,10 @@ def _ask(
 def _in_orders(
     lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, batch_size: int, *, blind: bool
 ) -> list[list[Answered]]:
-    orders = orders_of(scoring)
-    asked = [reordered(item, order) for item in questions for order in orders]
+    asked = [reordered(item, order) for item in questions for order in orders_of(scoring, len(item.choices))]
     encoded = encode_questions(lm, asked, scoring, domain, blind=blind)
-    answers = answer(lm, asked, encoded, batch_size=batch_size)
-    return [answers[start : start + len(orders)] for start in range(0, len(answers), len(orders))]
+    answers = iter(answer(lm, asked, encoded, batch_size=batch_size))
+    return [[next(answers) for _ in orders_of(scoring, len(item.choices))] for item in questions]
 
 
 # ---- reading back -------------------------------------------------------------------------------
@@ -314,6 +327,6 @@ def _result(entry: Mapping[str, Any]) -> Reordered:
     counts = (result.orders, result.right, *result.letters, result.blind_right or 0)
     if any(type(count) is not int or not 0 <= count <= result.orders for count in counts):
         raise ValueError(f"the counts of {entry['id']!r} do not fit together")
-    if len(result.letters) != len(LETTERS) or sum(result.letters) != result.orders or result.orders < 1:
+    if sum(result.letters) != result.orders or result.orders < 1:
         raise ValueError(f"the letters of {entry['id']!r} do not sum to its orders")
     return result

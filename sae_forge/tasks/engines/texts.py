@@ -1,4 +1,4 @@
-"""Plain numbers about texts, each a pure function that can be checked by hand."""
+"""Plain numbers about texts: overlap and repetition, each a pure function that can be checked by hand."""
 
 import re
 from collections.abc import Sequence

@@ -1,0 +1,93 @@
+"""How well a model predicts text that the SAE has not seen: loss in nats per token, and perplexity."""
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_forge.config.questions import Half
+from sae_forge.errors import DataError
+from sae_forge.progress import Progress
+from sae_forge.results.measure import Measure
+from sae_forge.tasks.item import Item
+from sae_forge.tasks.task import Asked, Done
+
+if TYPE_CHECKING:
+    from sae_forge.models.loading import LanguageModel
+    from sae_forge.statistics.bootstrap import Bootstrap
+    from sae_forge.statistics.estimate import Estimate
+
+
+def _perplexity(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
+    nats, tokens = zip(*(_loss(item) for item in items), strict=True)
+    return bootstrap.ratio(nats, tokens, [item.cluster for item in items]).transformed(math.exp)
+
+
+def _loss(item: Item) -> tuple[float, float]:
+    return -item.values["logprob"], item.weights["tokens"]  # pyright: ignore[reportOperatorIssue, reportReturnType]
+
+
+MEASURES = (
+    Measure(name="loss", words="loss", unit="nats per token", better="down", digits=3, read=_loss),
+    Measure(name="perplexity", words="perplexity", better="down", heading="perplexity", aggregate=_perplexity),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """Held-out text, sequence by sequence so that sequences can be resampled."""
+
+    name: str = "held_out"
+    title: str = "Loss on held-out text"
+    group: str | None = "loss"
+    measures: tuple[Measure, ...] = MEASURES
+    settings: type | None = None
+    tuned_on: bool = False
+    writes: bool = False
+
+    def load(
+        self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
+    ) -> tuple[Asked, ...]:
+        """The beginning of each text; neither halves nor limits cut it, but ``loss_tokens``.
+
+        Raises:
+            DataError: a source is missing, holds nothing to predict, or is called as another.
+        """
+        from sae_forge.tasks.engines.losses import load_corpus
+
+        texts = {"forget": config.forget_eval, "retain": config.retain_eval}
+        corpora = [load_corpus(lm, source, role, config) for role, sources in texts.items() for source in sources]
+        if doubled := [key for key, times in Counter(corpus.key for corpus in corpora).items() if times > 1]:
+            raise DataError(f"two held-out texts are called {doubled[0]!r}; rename one of the files")
+        return tuple(
+            Asked(
+                task=self,
+                domain=corpus.name,
+                role=corpus.role,
+                kind="sequence",
+                units=corpus.rows,
+                counted=corpus.role,
+                protocol={"loss_tokens": {corpus.key: corpus.predicted}},
+                content=corpus.batches,
+            )
+            for corpus in corpora
+        )
+
+    def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
+        """The log-prob of each sequence, summed over its real tokens."""
+        from sae_forge.tasks.engines.losses import sequence_losses
+
+        losses = sequence_losses(lm, asked.content, done=done)
+        return [
+            Item(
+                task=self.name,
+                domain=asked.domain,
+                role=asked.role,
+                id=str(number),
+                fact=str(number),
+                values={"logprob": -nats},
+                weights={"tokens": tokens},
+            )
+            for number, (nats, tokens) in enumerate(zip(losses.nats, losses.tokens, strict=True))
+        ]

@@ -1,0 +1,83 @@
+"""Prompts to continue: what a model writes, and whether it repeats itself."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_forge.config.questions import Half
+from sae_forge.progress import Progress
+from sae_forge.results.measure import Measure
+from sae_forge.tasks.item import Item
+from sae_forge.tasks.task import Asked, Done
+
+if TYPE_CHECKING:
+    from sae_forge.models.loading import LanguageModel
+
+MEASURES = (
+    Measure(name="distinct_1", words="distinct words", better="up"),
+    Measure(name="distinct_2", words="distinct word pairs", better="up"),
+    Measure(name="distinct_3", words="distinct word triples", better="up"),
+    Measure(name="stutter", words="stutters", better="down"),
+    Measure(name="degenerate", words="degenerate", better="down"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """Sampled continuations, drawn with the same numbers whatever is done to the model."""
+
+    name: str = "prompts"
+    title: str = "Generated text"
+    group: str | None = "generation"
+    measures: tuple[Measure, ...] = MEASURES
+    settings: type | None = None
+    tuned_on: bool = False
+    writes: bool = True
+
+    def load(
+        self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
+    ) -> tuple[Asked, ...]:
+        """The prompts of all files, in their order; ``limit`` counts per file, and halves do not matter.
+
+        Raises:
+            DataError: a file is missing or malformed.
+        """
+        from sae_forge.tasks.engines.generation import Sampling
+        from sae_forge.tasks.records import iter_records, text_field
+
+        texts: list[str] = []
+        for source in config.generation_prompts:
+            texts += [text_field(record, "prompt", where) for where, record in iter_records(source)][:limit]
+        sampling = Sampling(
+            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
+        )
+        numbers = tuple(map(str, range(len(texts))))
+        asked = Asked(
+            task=self,
+            kind="generation",
+            ids=numbers,
+            facts=numbers,
+            units=len(texts),
+            counted="generation",
+            protocol={"generation": {**vars(sampling), "prompts": len(texts)}},
+            content=(tuple(texts), sampling),
+        )
+        return (asked,) if texts else ()
+
+    def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
+        """What is written after each prompt, and the repetition in it."""
+        from sae_forge.tasks.engines.generation import write
+
+        texts, sampling = asked.content
+        return [
+            Item(
+                task=self.name,
+                domain="",
+                role="",
+                id=name,
+                fact=name,
+                values={**got.measures(), "degenerate": bool(got.measures()["degenerate"])},
+                weights={"tokens": got.tokens},
+                text=got.text,
+            )
+            for name, got in zip(asked.ids, write(lm, texts, sampling, batch_size=batch_size, done=done), strict=True)
+        ]

@@ -1,0 +1,108 @@
+"""Questions with options: which one a model finds likeliest, beside what guessing gives."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sae_forge.config.questions import Half
+from sae_forge.progress import Progress
+from sae_forge.results.measure import Measure
+from sae_forge.tasks.item import ROLES, Item
+from sae_forge.tasks.task import Asked, Done
+
+if TYPE_CHECKING:
+    from sae_forge.models.loading import LanguageModel
+
+MEASURES = (
+    Measure(
+        name="accuracy", words="question accuracy", better="up", chance=0.25,
+        read=lambda item: (item.values["correct"], 1.0),
+    ),
+    Measure(
+        name="answer_logprob", words="log-prob of the right option among all", unit="nats", better="up",
+        read=lambda item: (item.values["logprob"], 1.0),
+    ),
+    Measure(name="probability", words="probability of the right option", better="up"),
+    Measure(
+        name="logprob", words="log-prob of the right option", unit="nats per token", better="up", digits=3,
+        read=lambda item: (item.values["logprob"] / item.weights["tokens"], 1.0),
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """One right among two options or more (WMDP, MMLU); how they are asked is the setting ``scoring``."""
+
+    name: str = "questions"
+    title: str = "Questions"
+    group: str | None = None
+    measures: tuple[Measure, ...] = MEASURES
+    settings: type | None = None
+    tuned_on: bool = True
+    writes: bool = False
+
+    def load(
+        self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
+    ) -> tuple[Asked, ...]:
+        """The questions of each file; a limit counts those that the filter left.
+
+        Raises:
+            DataError: a file is missing or malformed, or nothing of it is left.
+        """
+        from sae_forge.tasks.engines.multiple_choice import encode_questions
+        from sae_forge.tasks.engines.orders import filter_questions
+        from sae_forge.tasks.records import Domain, choose, load_questions, sources_by_domain
+
+        asked = []
+        for role in ROLES:
+            for name, source in sources_by_domain(getattr(config, f"{role}_questions")).items():
+                whole = Domain(name=name, role=role, questions=choose(load_questions(source), half, None, name))
+                kept = filter_questions(
+                    lm, whole, config.question_filter, config.scoring, batch_size=config.eval_batch_size,
+                    folder=config.run_folder, fresh=config.starts_over, progress=progress,
+                )  # fmt: skip
+                questions = choose(kept, "all", limit, name)
+                encoded = encode_questions(lm, questions, config.scoring, name)
+                asked.append(
+                    Asked(
+                        task=self,
+                        domain=name,
+                        role=role,
+                        kind="question",
+                        ids=tuple(item.id for item in questions),
+                        facts=tuple(item.fact for item in questions),
+                        units=len(questions),
+                        truncated=sum(item.truncated for item in encoded),
+                        content=(questions, encoded),
+                    )
+                )
+        return tuple(asked)
+
+    def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
+        """Every option's log-prob, and what follows from them."""
+        from sae_forge.tasks.engines.multiple_choice import answer
+
+        questions, encoded = asked.content
+        return [
+            Item(
+                task=self.name,
+                domain=asked.domain,
+                role=asked.role,
+                id=question.id,
+                fact=question.fact,
+                values={
+                    "correct": got.correct,
+                    "correct_by_mean": got.chosen_by_mean == got.answer,
+                    "chosen": got.chosen,
+                    "probability": got.probability,
+                    "logprob": got.logprob,
+                    "option_logprobs": tuple(option.logprob for option in got.options),
+                    "option_tokens": tuple(option.tokens for option in got.options),
+                    "chance": 1 / len(question.choices),
+                },
+                weights={"tokens": got.options[got.answer].tokens},
+            )
+            for question, got in zip(
+                questions, answer(lm, questions, encoded, batch_size=batch_size, done=done), strict=True
+            )
+        ]

@@ -1,0 +1,11 @@
+"""The tasks there are: one line each. Taking a line out takes the task out of the program."""
+
+from sae_forge.tasks.completions import Completions
+from sae_forge.tasks.held_out import HeldOut
+from sae_forge.tasks.muse import Muse
+from sae_forge.tasks.prompts import Prompts
+from sae_forge.tasks.questions import Questions
+from sae_forge.tasks.task import Task
+
+TASKS: tuple[Task, ...] = (Questions(), Completions(), HeldOut(), Prompts(), Muse())
+"""In the order in which a domain is asked."""

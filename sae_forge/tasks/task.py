@@ -1,0 +1,106 @@
+"""What a task is: it loads its items, asks them of a model as it stands, and says what its numbers are called.
+
+A task is a file here, and a line in ``table.py``; or an object of one's own. It imports no torch until it is used.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from sae_forge.config.questions import Half
+from sae_forge.progress import Progress
+from sae_forge.results.measure import Measure
+from sae_forge.tasks.item import Item
+
+if TYPE_CHECKING:
+    from sae_forge.models.loading import LanguageModel
+
+Done = Callable[[int], None]
+"""Called as work goes on with how many more items are finished."""
+
+
+@runtime_checkable
+class Task(Protocol):
+    """One kind of thing to ask."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def title(self) -> str:
+        """For a heading: ``Questions``."""
+        ...
+
+    @property
+    def group(self) -> str | None:
+        """The heading that its estimates stand under in a report's rows; None: by domain and by role."""
+        ...
+
+    @property
+    def measures(self) -> tuple[Measure, ...]:
+        """What its items are summed up to, the most important first."""
+        ...
+
+    @property
+    def settings(self) -> type | None:
+        """Its own flags."""
+        ...
+
+    @property
+    def tuned_on(self) -> bool:
+        """Whether a sweep asks it on the DEV half, and chooses settings by its first measure."""
+        ...
+
+    @property
+    def writes(self) -> bool:
+        """Whether it has text written: then it is not asked of controls, and comes last."""
+        ...
+
+    def load(
+        self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
+    ) -> tuple["Asked", ...]:
+        """What the config names of it, encoded for this model; nothing, where it names nothing."""
+        ...
+
+    def ask(self, lm: "LanguageModel", asked: "Asked", *, batch_size: int, done: Done | None) -> list[Item]:
+        """An item for each thing asked, of the model as it stands, edits included."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a task asks about one domain, of one text or for one measure, ready to be asked of many subjects."""
+
+    task: Task = field(repr=False)
+    domain: str = ""
+    role: str = ""
+    """forget, neighbour or retain; nothing where estimates are not told apart by role."""
+    kind: str = ""
+    """What one of its items is: ``question``; as the task is called, where nothing is said."""
+    ids: tuple[str, ...] = ()
+    facts: tuple[str, ...] = ()
+    units: int
+    """Items, for the progress that is shown."""
+    truncated: int = 0
+    """Items whose beginning does not fit into the model."""
+    measures: tuple[Measure, ...] = ()
+    """Those of the task's that it is for; all, where none is said."""
+    counted: str = ""
+    """The name under which a row says what share of the tokens read here was edited: a role, or one of its own."""
+    reads: bool = False
+    """Whether it only reads, though its task writes elsewhere."""
+    protocol: Mapping[str, Any] = field(default_factory=dict)
+    """How it was asked, for the report's ``protocol``."""
+    content: Any = field(repr=False, default=None)
+    """What ``ask`` needs."""
+    rank: int = 0
+    """Place of its task among all that ask."""
+
+    @property
+    def written(self) -> bool:
+        """Whether text is written for it."""
+        return self.task.writes and not self.reads
+
+    @property
+    def measured(self) -> Sequence[Measure]:
+        """What its items are summed up to."""
+        return self.measures or self.task.measures
