@@ -2,10 +2,12 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from sae_forge.errors import DataError
-from sae_forge.statistics.bootstrap import Bootstrap, Estimate
+
+if TYPE_CHECKING:  # numpy stays out of --help
+    from sae_forge.statistics.bootstrap import Bootstrap, Estimate
 
 BETTER = ("up", "down", "neither")
 
@@ -21,7 +23,7 @@ class Counted(Protocol):
     def weights(self) -> Mapping[str, float]: ...
 
 
-Aggregate = Callable[[Sequence[Any], Bootstrap], Estimate]
+Aggregate = Callable[[Sequence[Any], "Bootstrap"], "Estimate"]
 """From items (see :class:`Counted`) to one estimate."""
 
 

@@ -284,8 +284,8 @@ def _row(
     headings: Sequence[str], plan: Plan, found: Measurement, base: Measurement, bootstrap: Bootstrap
 ) -> dict[str, Any]:
     named = {"name": plan.name, "kind": plan.kind, "settings": plan.settings, "seed": plan.seed}
-    described = {**named, **describe(found, headings, bootstrap)}
-    return described if plan.kind == "baseline" else described | {"change": change(found, base, headings, bootstrap)}
+    row = {**named, **describe(found, headings, bootstrap)}
+    return row if plan.kind == "baseline" else row | {"change": change(found, base, headings, bootstrap)}
 
 
 def _controls(
