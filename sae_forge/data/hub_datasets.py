@@ -12,7 +12,9 @@ from typing import cast
 import pyarrow as pa
 
 from sae_forge.data.records import BATCH_ROWS, Choose, Placed, one_line, text_columns
-from sae_forge.errors import DataError, RemoteError
+from sae_forge.errors import DataError
+from sae_forge.store import hub_errors
+from sae_forge.store.hub_errors import READING, Asked
 
 
 def is_saved_dataset(folder: Path) -> bool:
@@ -71,19 +73,25 @@ def _hub_told(name: str) -> Iterator[None]:
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
+    shown, fetched = (
+        f"dataset {name!r}",
+        "{name} could not be fetched: {error}; check the network, or give a local file",
+    )
+    asked = Asked(
+        name=shown,
+        page=f"huggingface.co/datasets/{name}",
+        flag="its name",
+        words={**READING, "network": fetched, "other": fetched},
+    )
     try:
         yield
     except DatasetNotFoundError as error:
         if "gated" in str(error):
-            raise RemoteError(
-                f"dataset {name!r} is gated: ask for access on its page, then log in with: hf auth login"
-            ) from error
+            raise hub_errors.told_as("gated", error, asked) from error
         raise DataError(
-            f"dataset {name!r} is neither a file or folder here nor on the Hub (private ones need a login)"
+            f"{shown} is neither a file or folder here nor on the Hub (private ones need a login)"
         ) from error
     except (DatasetsError, ValueError, RuntimeError, pa.ArrowException) as error:
-        raise DataError(f"dataset {name!r} cannot be read: {one_line(error)}") from error
+        raise DataError(f"{shown} cannot be read: {one_line(error)}") from error
     except (OSError, HTTPError) as error:
-        raise RemoteError(
-            f"dataset {name!r} could not be fetched: {one_line(error)}; check the network, or give a local file"
-        ) from error
+        raise hub_errors.told(error, asked) from error

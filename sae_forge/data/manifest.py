@@ -1,19 +1,18 @@
 """What a folder of shards says of itself: whose activations these are, which files hold them, and their hashes.
 
 Each shard has a sidecar beside it; the manifest is made from the sidecars alone, last, so its presence means
-the folder is whole. Both carry the sha256 of their own canonical JSON. xxh3 finds accidents, not tampering.
+the folder is whole. Both stand under the seal of ``store/seal.py``. xxh3 finds accidents, not tampering.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from sae_forge.data.rounding import STORED, Rounding, is_rounded
 from sae_forge.errors import ConfigError, ShardError
-from sae_forge.store import files
-from sae_forge.store import seal as sealed
+from sae_forge.store import files, records
 from sae_forge.store.remote import AnyPath
 
 FORMAT = 2
@@ -131,7 +130,7 @@ class Sidecar:
 
     def publish(self, folder: AnyPath) -> None:
         """Write it; from here on the shard counts as whole."""
-        sealed.publish(sidecar_path(folder, self.shard.file), asdict(self))
+        files.publish_json(sidecar_path(folder, self.shard.file), asdict(self))
 
     @classmethod
     def read(cls, folder: AnyPath, index: int) -> "Sidecar":
@@ -140,23 +139,19 @@ class Sidecar:
         Raises:
             ShardError: missing, altered, or something else; the message names the file.
         """
-        path = sidecar_path(folder, shard_name(index))
-        body = sealed.read(path, "the sidecar of a shard", _names(cls))
+        path, what = sidecar_path(folder, shard_name(index)), "the sidecar of a shard"
+        body = files.read_json(path, kind=ShardError, what=what, proven=True)
         try:
-            fingerprint = _fingerprint(body["fingerprint"])
-            sidecar = cls(
-                fingerprint,
-                sealed.record(ShardInfo, body["shard"]),
-                sealed.record(Hashes, body["hashes"]),
-                _rounding(body["rounding"], fingerprint),
-            )
+            sidecar = _decoded(cls, body, {"fingerprint", "shard", "hashes", "rounding"})
             blocks = -(-sidecar.shard.rows // BLOCK_ROWS)
             if not len(sidecar.hashes.acts) == len(sidecar.hashes.origins) == blocks:
                 raise ValueError(f"{sidecar.shard.rows} rows need the hashes of {blocks} blocks")
             if sidecar.shard.file != shard_name(index) or sidecar.shard.hashes != files.digest(asdict(sidecar.hashes)):
                 raise ValueError(f"it does not belong to {shard_name(index)}")
-        except (ValueError, ConfigError) as error:
-            raise ShardError(f"{path} is not the sidecar of a shard: {error}") from error
+            if files.canonical(asdict(sidecar)) != files.canonical(body):  # 1 is no 1.0 on disk
+                raise ValueError("it lacks a field, or a whole number stands for a float")
+        except ValueError as error:
+            raise ShardError(f"{path} is not {what}: {error}") from error
         return sidecar
 
 
@@ -199,7 +194,7 @@ class Manifest:
 
     def publish(self, folder: AnyPath) -> None:
         """Write it; from here on the folder counts as complete."""
-        sealed.publish(folder / MANIFEST, self._body())
+        files.publish_json(folder / MANIFEST, self._body())
 
     @classmethod
     def read(cls, folder: AnyPath) -> "Manifest":
@@ -211,16 +206,12 @@ class Manifest:
         path = folder / MANIFEST
         if not files.is_there(path):
             raise ShardError(_why_incomplete(folder))
-        body = sealed.read(path, "a shard manifest", {*_names(cls), "rows", "dropped"})
+        body = files.read_json(path, kind=ShardError, what="a shard manifest", proven=True)
         try:
-            if not isinstance(body["shards"], list):
-                raise ValueError("it lists no shards")
-            shards = tuple(sealed.record(ShardInfo, shard) for shard in body["shards"])
-            fingerprint = _fingerprint(body["fingerprint"])
-            manifest = cls(fingerprint, shards, _rounding(body["rounding"], fingerprint))
-            if files.canonical(manifest._body()) != files.canonical(body):  # to Python, False == 0 == 0.0
-                raise ValueError("its totals are not those of its shards")
-        except (ValueError, ConfigError) as error:
+            manifest = _decoded(cls, body, {"fingerprint", "shards", "rounding"})
+            if files.canonical(manifest._body()) != files.canonical(body):
+                raise ValueError("it lacks a field, or its totals are not those of its shards")
+        except ValueError as error:
             raise ShardError(f"{path} is not a shard manifest: {error}") from error
         return manifest
 
@@ -233,6 +224,9 @@ class Manifest:
             "rows": self.rows,
             "dropped": self.dropped,
         }
+
+
+Proof = TypeVar("Proof", Sidecar, Manifest)
 
 
 # ---- names and folders --------------------------------------------------------------------------
@@ -287,9 +281,9 @@ def require_match(folder: AnyPath, expected: Fingerprint, found: Fingerprint) ->
 
 def total_rounding(sidecars: Iterable[Sidecar]) -> Rounding | None:
     """What rounding did to the rows of all these shards; None where nothing was rounded."""
-    found = (sidecar.rounding for sidecar in sidecars)
-    total = next(found, None)
-    for rounding in found:
+    roundings = (sidecar.rounding for sidecar in sidecars)
+    total = next(roundings, None)
+    for rounding in roundings:
         total = total and rounding and total + rounding
     return total
 
@@ -314,27 +308,25 @@ def _why_incomplete(folder: AnyPath) -> str:
     return f"{folder} holds no shards; make them with: sae-forge collect"
 
 
-def _fingerprint(value: Any) -> Fingerprint:
-    """A fingerprint from its JSON; raises ValueError or ConfigError when it is none of this format."""
-    if isinstance(value, dict) and value.get("format") != FORMAT:
-        raise ValueError(f"its format is {str(value.get('format'))[:20]} and this version reads {FORMAT}")
-    return sealed.record(Fingerprint, value)
+def _decoded(kind: type[Proof], body: Any, names: Set[str]) -> Proof:
+    """A sidecar or a manifest from what its file holds under these names.
 
-
-def _rounding(value: Any, fingerprint: Fingerprint) -> Rounding | None:
-    """What rounding did, from its JSON; raises ValueError where rows of this kind have more or less to say of it."""
-    if (value is None) == is_rounded(fingerprint.storage_dtype):
+    Raises:
+        ValueError: it is none of this format, or tells more or less of rounding than rows of its kind have to say.
+    """
+    if not isinstance(body, dict) or not isinstance(body.get("fingerprint"), dict):
+        raise ValueError("it has no fingerprint")
+    if (written := body["fingerprint"].get("format")) != FORMAT:
+        raise ValueError(f"its format is {str(written)[:20]} and this version reads {FORMAT}")
+    proof = records.decode(kind, {name: value for name, value in body.items() if name in names})
+    fingerprint, rounding = proof.fingerprint, proof.rounding
+    if (rounding is None) == is_rounded(fingerprint.storage_dtype):
         raise ValueError(f"its rounding is not that of rows stored as {fingerprint.storage_dtype}")
-    rounding = None if value is None else sealed.record(Rounding, value)
     if rounding and len(rounding.sums) != fingerprint.d_in:
         raise ValueError(f"its rounding sums rows {len(rounding.sums)} wide, not {fingerprint.d_in}")
-    return rounding
+    return proof
 
 
 def _brief(value: Any) -> str:
     """Long enough for a sha256 and too short to fill a screen."""
     return text if len(text := repr(value)) <= 80 else f"{text[:80]}…"
-
-
-def _names(kind: type) -> set[str]:
-    return {field.name for field in fields(kind)}

@@ -18,8 +18,7 @@ from sae_forge.data.rounding import is_rounded
 from sae_forge.data.stream import ActivationStream, Part
 from sae_forge.data.writer import row_bytes
 from sae_forge.errors import ConfigError, DataError, ShardError
-from sae_forge.store import files
-from sae_forge.store import seal as sealed
+from sae_forge.store import files, records
 
 _RECORD_BYTES, _BLOCK_BYTES, _NUMBER_BYTES = 4096, 64, 32
 """What a shard takes at most beside its rows, and the manifest: header and record, hashes of a block, a sum of int8."""
@@ -70,7 +69,7 @@ class WindowPlan:
 
     def publish(self, path: Path) -> None:
         """Write it."""
-        sealed.publish(path, self._body())
+        files.publish_json(path, self._body())
 
     @classmethod
     def read(cls, path: Path) -> "WindowPlan":
@@ -80,14 +79,20 @@ class WindowPlan:
             ShardError: missing, altered, or something else; the message names the file.
         """
         what = "a plan of windows"
-        body = sealed.read(path, what, {"cuts"})
+        body = files.read_json(path, kind=ShardError, what=what, proven=True)
         try:
-            cuts = {name: _cut(value) for name, value in body["cuts"].items()}
-            if len({len(cut.ends) for cut in cuts.values()} | {len(cut.rows) for cut in cuts.values()}) != 1:
+            plan = records.decode(cls, body)
+            if files.canonical(plan._body()) != files.canonical(body):
+                raise ValueError("it lacks a field")
+            for name, cut in plan.cuts.items():
+                if min(*cut.ends, *cut.rows, 0) < 0 or tuple(sorted(cut.ends)) != cut.ends:
+                    raise ValueError(f"the windows of {name[:40]} do not follow one another")
+            lengths = {len(counts) for cut in plan.cuts.values() for counts in (cut.ends, cut.rows)}
+            if len(lengths) != 1 or 0 in lengths:
                 raise ValueError("its corpora are not cut alike")
-        except (ValueError, AttributeError, ConfigError) as error:
+        except ValueError as error:
             raise ShardError(f"{path} is not {what}: {error}") from error
-        return cls(cuts)
+        return plan
 
     def _body(self) -> dict[str, Any]:
         return {"cuts": {name: asdict(cut) for name, cut in self.cuts.items()}}
@@ -251,15 +256,3 @@ class WindowedStream:
 
 Stream = ActivationStream | WindowedStream
 """Where training batches come from."""
-
-
-def _cut(value: Any) -> Cut:
-    """A cut from its JSON; raises ValueError when it is none."""
-    if not isinstance(value, dict) or set(value) != {"fingerprint", "ends", "rows"}:
-        raise ValueError("a corpus in it is not cut")
-    lists = [value["ends"], value["rows"]]
-    if not all(isinstance(one, list) and one and all(type(n) is int and n >= 0 for n in one) for one in lists):
-        raise ValueError("its windows are not counted")
-    if sorted(value["ends"]) != value["ends"]:
-        raise ValueError("its windows do not follow one another")
-    return Cut(sealed.record(Fingerprint, value["fingerprint"]), tuple(value["ends"]), tuple(value["rows"]))

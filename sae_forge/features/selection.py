@@ -3,16 +3,17 @@
 import dataclasses
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, get_args, get_origin, get_type_hints
+from typing import Any
 
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import Analysis
 from sae_forge.features.snippets import Snippet
-from sae_forge.store import files
+from sae_forge.store import files, records
+from sae_forge.store.weights import require_same
 
 FORMAT = 2
 WHAT = "a selection of latents"
+_MAKE_ONE = "make one with: sae-forge features"
 
 
 @dataclass(frozen=True)
@@ -123,9 +124,9 @@ class Selection:
         if self.refusal_latent is not None:
             told += f"; refusal latent {self.refusal_latent}"
         if self.analysis is not None:
-            found = self.analysis.separation
-            worst = min(found.auroc_by_corpus, key=found.auroc_by_corpus.__getitem__)
-            told += f"; AUROC {found.auroc:.3f}, lowest {found.auroc_by_corpus[worst]:.3f} against {worst}"
+            separation = self.analysis.separation
+            worst = min(separation.auroc_by_corpus, key=separation.auroc_by_corpus.__getitem__)
+            told += f"; AUROC {separation.auroc:.3f}, lowest {separation.auroc_by_corpus[worst]:.3f} against {worst}"
         return told
 
     def save(self, path: Path) -> None:
@@ -153,21 +154,18 @@ class Selection:
         """
         record = files.read_json(path, kind=DataError, what=WHAT)
         if not isinstance(record, dict) or "latents" not in record:
-            raise DataError(f"{path} is not {WHAT}; make one with: sae-forge features")
+            raise DataError(f"{path} is not {WHAT}; {_MAKE_ONE}")
         if record.get("format") != FORMAT:
-            found = str(record.get("format"))[:20]
-            raise DataError(f"{path} has format {found}, not {FORMAT}; make it again with: sae-forge features")
+            written = str(record.get("format"))[:20]
+            raise DataError(f"{path} has format {written}, not {FORMAT}; make it again with: sae-forge features")
         try:
-            files.canonical(record)  # settings may hold 1e999, which parses to what JSON cannot say
-            selection = _decode(cls, record, "it")
-        except (ValueError, OverflowError) as error:
+            selection = records.decode(cls, record)
+        except ValueError as error:
             raise DataError(f"{path} is not {WHAT}: {error}") from None
-        if flaw := selection.flaw():
+        if flaw := _lacking(record) or selection.flaw():
             raise DataError(f"{path} is not {WHAT}: {flaw}")
-        if weights is not None and weights != selection.weights:
-            raise DataError(
-                f"{path} was made for the SAE {selection.sae} with other weights; make one with: sae-forge features"
-            )
+        made = f"{path} was made for the SAE {selection.sae}"
+        require_same(selection.weights, weights or "", made, "this one", kind=DataError, advice=_MAKE_ONE)
         return selection
 
     def flaw(self) -> str | None:
@@ -190,24 +188,6 @@ class Selection:
         return None if self.analysis is None else self.analysis.flaw()
 
 
-def _decode(kind: Any, value: Any, where: str) -> Any:
-    """``value`` as the type ``kind`` says, down to the leaves; ValueError names the first place that is not."""
-    if kind is Any:
-        return value
-    if get_origin(kind) is UnionType:
-        return None if value is None else _decode(next(k for k in get_args(kind) if k is not NoneType), value, where)
-    if isinstance(kind, type) and dataclasses.is_dataclass(kind):
-        hints = get_type_hints(kind)
-        if not isinstance(value, dict) or set(value) != set(hints):
-            odd = sorted(set(value) ^ set(hints))[0] if isinstance(value, dict) else "everything"
-            raise ValueError(f"{where} has other fields than {kind.__name__}: {odd!r}")
-        return kind(**{name: _decode(hint, value[name], name) for name, hint in hints.items()})
-    if get_origin(kind) is tuple and isinstance(value, list):
-        return tuple(_decode(get_args(kind)[0], item, where) for item in value)
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {name: _decode(get_args(kind)[1], item, where) for name, item in value.items()}
-    if kind is float and type(value) in (int, float) and abs(value) < float("inf"):
-        return float(value)
-    if type(value) is kind and kind is not float:
-        return value
-    raise ValueError(f"{where} holds {str(value)[:40]!r}, which is no {getattr(kind, '__name__', kind)}")
+def _lacking(record: dict[str, Any]) -> str | None:
+    """A field that was left out: none may be, also where one made by hand need not name it."""
+    return next((f"{one.name}: it is missing" for one in dataclasses.fields(Selection) if one.name not in record), None)

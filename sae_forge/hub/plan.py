@@ -19,6 +19,7 @@ from typing import Any, BinaryIO
 from sae_forge.errors import CheckpointError, ConfigError, DataError, ForgeError
 from sae_forge.sae.store import CFG, WEIGHTS
 from sae_forge.store import files
+from sae_forge.store.weights import require_same
 
 FEATURES = "features.json"
 REPORT = "eval.json"
@@ -114,8 +115,14 @@ def selection_file(path: Path, inside: str, weights: str, *, contexts: bool) -> 
     latents = record.get("latents")
     if not isinstance(latents, list) or not all(isinstance(entry, dict) and "index" in entry for entry in latents):
         raise DataError(f"{path} is not a selection of latents; make one with: sae-forge features")
-    if record.get("weights", weights) != weights:
-        raise DataError(f"{path} was made for an SAE with other weights; make one with: sae-forge features")
+    require_same(
+        str(record.get("weights", "")),
+        weights,
+        f"{path} was made for an SAE",
+        "this one",
+        kind=DataError,
+        advice="make one with: sae-forge features",
+    )
     public = without_paths(record if contexts else _without_snippets(record))
     return public, Upload.of(f"{inside}/{FEATURES}", encoded(public))
 

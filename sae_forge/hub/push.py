@@ -13,11 +13,11 @@ from sae_forge.errors import CheckpointError, ConfigError, DataError, RemoteErro
 from sae_forge.hub import plan
 from sae_forge.hub.card import Subject, render
 from sae_forge.hub.plan import CARD, MANIFEST, Upload
-from sae_forge.hub.refusals import no_token
 from sae_forge.hub.repository import Change, Repository, Snapshot
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.store import WEIGHTS, load_sae
 from sae_forge.store import files
+from sae_forge.store.weights import require_same
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 _UNPLACED = "sae"
@@ -95,7 +95,7 @@ def push(
         return PushReport(repo_id, revision, None, sizes, True, card)
     token = get_token()
     if token is None:
-        raise no_token()
+        raise RemoteError("no Hub token; set HF_TOKEN, or log in with: hf auth login")
     plan.refuse_secrets([*uploads, Upload.of("the commit message", message.encode())], token)
     repository = Repository(repo_id, token, progress)
     here = _standing(repository, revision, private=config.private)
@@ -123,9 +123,9 @@ def prepare(
     plots: tuple[str, ...] = ()
     if evaluation is not None:
         report, found = plan.report_files(evaluation)
-        measured_on = report.get("protocol", {}).get("sae_weights", weights)
-        if measured_on != weights:
-            raise DataError(f"{evaluation} reports on an SAE with other weights; measure this one with: sae-forge eval")
+        measured_on = str(report.get("protocol", {}).get("sae_weights", ""))
+        measure_it, about = "measure this one with: sae-forge eval", f"{evaluation} reports on an SAE"
+        require_same(measured_on, weights, about, "this one", kind=DataError, advice=measure_it)
         plots = tuple(upload.path for upload in found[1:])
         uploads += found
     subject = Subject(

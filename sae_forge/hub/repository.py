@@ -7,7 +7,7 @@ answer that was lost is told from a commit that never landed by the hashes of th
 import os
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from json import JSONDecodeError
 from typing import Any, TypeVar
@@ -16,16 +16,29 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, hf
 from huggingface_hub.errors import RepositoryNotFoundError, RevisionNotFoundError
 from huggingface_hub.utils import build_hf_headers, get_session, hf_raise_for_status
 
-from sae_forge.errors import CheckpointError, ConfigError, RemoteError
+from sae_forge.errors import CheckpointError, ConfigError, ForgeError, RemoteError
 from sae_forge.hub.plan import Upload
-from sae_forge.hub.refusals import exhausted, refusal, status
-from sae_forge.hub.wire import Patience, TransientError, single_tries
+from sae_forge.hub.wire import TransientError, patience, single_tries, wait_after
 from sae_forge.progress import Progress
-from sae_forge.store import files
+from sae_forge.store import files, hub_errors
+from sae_forge.store.hub_errors import Asked, Trouble, status
 
 _ANOTHER_COMMIT = frozenset({409, 412})
 _UNREADABLE = (ValueError, KeyError, TypeError, AttributeError)
 """What the client raises on an answer that is not the Hub's, such as a proxy's page."""
+_REFUSALS: Mapping[Trouble, str] = {
+    "offline": "HF_HUB_OFFLINE is set, so nothing can be pushed; unset it",
+    "gated": "{name} is gated and this token has no access; ask for it at {page}",
+    "revision": "{name} has no such revision (404); check --branch",
+    "token": "the Hub does not accept this token (401); set HF_TOKEN to a valid one, or: hf auth login",
+    "forbidden": (
+        "this token may not write to {name} (403{said}); make one with write access at {flag}/settings/tokens, or push "
+        "to a name of your own"
+    ),
+    "missing": "{name} is not on {flag}, or this token may not see it (404); check the name",
+    "answer": "the Hub refused the push to {name} ({status}{said})",
+    "other": "the Hub refused the push to {name} ({status}: {error})",
+}
 
 Answer = TypeVar("Answer")
 
@@ -134,7 +147,7 @@ class Repository:
         Raises:
             RemoteError: the Hub refused or kept failing, or someone else changed one of these files meanwhile.
         """
-        patience = Patience(self._progress)
+        left = patience()
         others = 0
         while True:
             try:
@@ -145,12 +158,12 @@ class Repository:
                 if status(error) not in _ANOTHER_COMMIT:
                     raise self._refusal(error) from None
                 failure, outdated = TransientError("has a newer commit than was read", wait=0.0), True
-            wait = patience.next_wait(failure)
+            wait = wait_after(failure, left, self._progress)
             time.sleep(wait or 0.0)
             if landed := self._find(change, revision=revision, pr=pr):
                 return landed
             if wait is None:
-                raise exhausted(failure, patience.tries, self.endpoint)
+                raise self._exhausted(failure, left.failed)
             now = self._unclaimed(change, onto, revision)
             others += outdated or now.commit != onto.commit
             if others > 1:
@@ -210,7 +223,7 @@ class Repository:
 
     def _ask(self, request: Callable[[], Answer]) -> Answer:
         """The answer to what may be asked again; whether a missing thing matters is for the caller to say."""
-        patience = Patience(self._progress)
+        left = patience()
         while True:
             try:
                 with single_tries():
@@ -223,8 +236,8 @@ class Repository:
                 if _is_refusal(error):
                     raise self._refusal(error) from None
                 failure = _unreadable(error)
-            if (wait := patience.next_wait(failure)) is None:
-                raise exhausted(failure, patience.tries, self.endpoint)
+            if (wait := wait_after(failure, left, self._progress)) is None:
+                raise self._exhausted(failure, left.failed)
             time.sleep(wait)
 
     def _settle(self, request: Callable[[], Answer]) -> Answer:
@@ -234,8 +247,17 @@ class Repository:
         except OSError as error:
             raise self._refusal(error) from None
 
-    def _refusal(self, error: Exception) -> RemoteError:
-        return refusal(error, self.id, self.endpoint, self._token)
+    def _refusal(self, error: Exception) -> ForgeError:
+        """An answer that will not change by asking again, never with the token in it."""
+        page = f"{self.endpoint}/{self.id}"
+        asked = Asked(name=self.id, page=page, flag=self.endpoint, words=_REFUSALS, token=self._token)
+        return hub_errors.told(error, asked)
+
+    def _exhausted(self, failure: TransientError, tries: int) -> RemoteError:
+        if failure.unreached:
+            return RemoteError(f"cannot reach {self.endpoint}: it {failure}; check the network and HF_ENDPOINT")
+        again = "try again later" if failure.wait is None else f"try again in {failure.wait:.0f} s"
+        return RemoteError(f"the Hub at {self.endpoint} {failure}, {tries} times; nothing was published: {again}")
 
     def url(self, revision: str) -> str:
         """Where a person looks at it."""

@@ -8,20 +8,16 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from importlib import import_module
 from threading import Thread
 from typing import Any
 
-from huggingface_hub.utils import (
-    are_progress_bars_disabled,
-    disable_progress_bars,
-    enable_progress_bars,
-    get_session,
-)
+from huggingface_hub.utils import get_session
 
 from sae_forge.progress import Progress
+from sae_forge.store.hub_errors import without_bars
+from sae_forge.store.retry import Patience
 
 CONNECT, SILENCE = 15.0, 120.0
 """Seconds a server may take to accept a connection, and stay silent on one, before a request counts as failed."""
@@ -51,26 +47,17 @@ class TransientError(Exception):
         """No connection came about."""
 
 
-@dataclass
-class Patience:
-    """How often and how long one thing is tried."""
+def patience() -> Patience:
+    """How often and how long one request of the Hub is tried; from the first failure, as an upload may take an hour."""
+    return Patience(tries=TRIES, first=FIRST_WAIT, longest=LONGEST_WAIT, seconds=PATIENCE)
 
-    progress: Progress
-    tries: int = 0
-    until: float | None = None
-    """When to give up; counted from the first failure, as an upload alone may take an hour."""
 
-    def next_wait(self, failure: TransientError) -> float | None:
-        """Seconds to wait before the next try; None when enough was tried."""
-        self.tries += 1
-        self.until = self.until or time.monotonic() + PATIENCE
-        doubled = min(LONGEST_WAIT, FIRST_WAIT * 2 ** (self.tries - 1))
-        wait = doubled if failure.wait is None else failure.wait
-        enough = self.tries >= (TRIES_UNREACHED if failure.unreached else TRIES)
-        if enough or time.monotonic() + wait > self.until:
-            return None
-        self.progress.say(f"the Hub {failure}; trying again in {wait:.0f} s")
-        return wait
+def wait_after(failure: TransientError, left: Patience, progress: Progress) -> float | None:
+    """Seconds to wait before the next try, which is said; None when enough was tried."""
+    wait = left.next_wait(asked=failure.wait, tries=TRIES_UNREACHED if failure.unreached else None)
+    if wait is not None:
+        progress.say(f"the Hub {failure}; trying again in {wait:.0f} s")
+    return wait
 
 
 @contextmanager
@@ -86,14 +73,11 @@ def single_tries(carrying: int = 0) -> Iterator[None]:
     """
     session: Any = get_session()
     session.send = _once(session.send, _library(session), SILENCE + carrying / SLOWEST)
-    drew_bars = not are_progress_bars_disabled()
-    disable_progress_bars()  # the library never prints; the client would, for large files
     try:
-        yield
+        with without_bars():
+            yield
     finally:
         del session.send
-        if drew_bars:
-            enable_progress_bars()
 
 
 def _library(session: Any) -> Any:

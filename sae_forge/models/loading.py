@@ -121,7 +121,7 @@ def load_model(
     source = str(folder or name)
     placed, quantization = _placement(device, device_map), _quantization(quantize, dtype)
     common = _common(revision)
-    with one_line(name, local=folder is not None):
+    with one_line(name, local=folder is not None, revision=revision):
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config.model_type, name)
         tokenizer = AutoTokenizer.from_pretrained(source, **common)
@@ -152,7 +152,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
     folder = _local_folder(name)
-    with one_line(name, local=folder is not None):
+    with one_line(name, local=folder is not None, revision=revision):
         return AutoTokenizer.from_pretrained(str(folder or name), **_common(revision))
 
 

@@ -16,7 +16,7 @@ from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.named import NamedSAE, load_dictionary
 from sae_forge.settings import preset_of, settings_for
-from sae_forge.store import files
+from sae_forge.store import files, weights
 from sae_forge.store.runs import Run
 
 
@@ -87,12 +87,14 @@ class Bench:
                 f"{named.name} reads activations {named.sae.d_in} wide, but {self.config.model} is {self.lm.d_model} "
                 "wide; name an SAE of this model with --sae, or train one"
             )
-        found, trained_on = self.lm.fingerprint()["weights"], named.provenance.weights
-        if trained_on not in ("", found):
-            raise CheckpointError(
-                f"the SAE was trained on other weights of {self.config.model}: expected {trained_on[:12]}, "
-                f"found {found[:12]}; name the same --revision, or train it again"
-            )
+        weights.require_same(
+            named.provenance.weights,
+            self.lm.fingerprint()["weights"],
+            f"{named.name} was trained on {named.provenance.model}",
+            self.config.model,
+            kind=CheckpointError,
+            advice="name the same --revision, or train it again",
+        )
 
     @property
     def _shown_model(self) -> str:

@@ -17,7 +17,7 @@ from sae_forge.data.shards import Fingerprint, ShardReader, complete, find_shard
 from sae_forge.errors import ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.pipeline.bench import Bench
-from sae_forge.store import files
+from sae_forge.store import files, weights
 from sae_forge.store.runs import Run
 from sae_forge.store.tensors import DTYPES
 
@@ -56,11 +56,14 @@ def require_same_weights(bench: Bench, found: Sequence[ShardReader]) -> None:
     """
     for reader in found:
         there, asked = reader.fingerprint, bench.lm.fingerprint()
-        if there.weights != asked["weights"]:
-            raise ShardError(
-                f"{reader.folder} was collected from {there.model} with weights {there.weights[:12]}, and this is "
-                f"{asked['name']} with {asked['weights'][:12]}; name that model, or another --run_dir and --shards_dir"
-            )
+        weights.require_same(
+            there.weights,
+            asked["weights"],
+            f"{reader.folder} was collected from {there.model}",
+            asked["name"],
+            kind=ShardError,
+            advice="name that model, or another --run_dir and --shards_dir",
+        )
 
 
 def require_spelled(config: CollectConfig, found: Sequence[ShardReader]) -> None:

@@ -21,7 +21,7 @@ from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_spelled
 from sae_forge.sae.named import NamedSAE
 from sae_forge.show.plots import frequency_scatter
-from sae_forge.store import files
+from sae_forge.store import files, weights
 from sae_forge.study.attribution import METHOD as ATTRIBUTION
 from sae_forge.study.attribution import find, load_asked, load_retain_text, recorded, taken
 
@@ -156,12 +156,14 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
 def _require_same_weights(found: Sequence[ShardReader], named: NamedSAE) -> None:
     """Refuse activations of another model than the SAE was trained on, where that is known."""
     for reader in found:
-        if named.provenance.weights not in ("", reader.fingerprint.weights):
-            raise ShardError(
-                f"{reader.folder} holds activations of {reader.fingerprint.model} with weights "
-                f"{reader.fingerprint.weights[:12]}, and {named.name} was trained on weights "
-                f"{named.provenance.weights[:12]}; collect with that model, or name an SAE of this one"
-            )
+        weights.require_same(
+            reader.fingerprint.weights,
+            named.provenance.weights,
+            f"{reader.folder} was collected from {reader.fingerprint.model}",
+            f"the model of {named.name}",
+            kind=ShardError,
+            advice="collect with that model, or name an SAE of this one",
+        )
 
 
 def _begun_retain(config: FeaturesConfig, bench: Bench, found: Sequence[ShardReader]) -> list[tuple[str, str]]:

@@ -36,6 +36,7 @@ from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import corpora
 from sae_forge.progress import Task
 from sae_forge.store import files
+from sae_forge.store.seal import is_sealed
 
 PLAN, RECORD = "plan.json", "collected.json"
 _WINDOW = "window-*"
@@ -312,7 +313,7 @@ class _Collector:
             known = files.read_json(path, kind=DataError, what="a record of windows")
         except DataError as error:
             raise DataError(f"{error}; {advice}") from error
-        if not isinstance(known, dict) or not files.is_sealed(path.read_bytes()):
+        if not isinstance(known, dict) or not is_sealed(path.read_bytes()):
             raise DataError(f"{path} is not a record of windows; {advice}")
         return known
 

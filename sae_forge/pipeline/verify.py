@@ -26,6 +26,7 @@ from sae_forge.sae.store import CFG, WEIGHTS, load_sae
 from sae_forge.store import files
 from sae_forge.store.remote import AnyPath
 from sae_forge.store.runs import Run
+from sae_forge.store.seal import is_sealed
 from sae_forge.training.state import STATE, verify_checkpoint
 
 Verdict = Literal["whole", "damaged", "unproven"]
@@ -159,7 +160,7 @@ def _reader(path: Path, inside: tuple[str, ...]) -> Callable[[], object]:
 
 def _sealed_json(path: AnyPath) -> None:
     files.read_json(path, kind=DataError, what="a record of a run")
-    if not files.is_sealed(path.read_bytes()):
+    if not is_sealed(path.read_bytes()):
         raise _UnprovenError("has no seal: another version or another program wrote it")
 
 
@@ -207,7 +208,7 @@ def _table(path: Path) -> None:
 
 
 def _page(path: Path) -> None:
-    if not files.is_sealed(path.read_bytes()):
+    if not is_sealed(path.read_bytes()):
         _unknown(path)
 
 

@@ -5,9 +5,9 @@ selections and reports are filed, found and named like those of any other.
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, cast
+from typing import cast
 
 from torch import nn
 
@@ -19,8 +19,9 @@ from sae_forge.sae.formats import dictionary_learning, sparsify
 from sae_forge.sae.formats.gemma_scope import PARAMS, load_gemma_scope
 from sae_forge.sae.released import Reference, fetch, model_of, point_of
 from sae_forge.sae.store import WEIGHTS, Provenance, load_sae
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.store.runs import POINTER, Run
+from sae_forge.store.weights import require_same
 
 _FOREIGN = (PARAMS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS)
 """Weights files by which the format of a folder is known."""
@@ -127,6 +128,18 @@ class _Origin:
     """The Hub reference with its commit; None for a local file."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Pointer:
+    """What the run keeps of it."""
+
+    source: str
+    """Pinned reference, or path from the pointer's folder."""
+    weights: str
+    hook_point: str
+    model: str
+    on_hub: bool = False
+
+
 def _elsewhere(path: Path, source: str, progress: Progress) -> _Origin | None:
     """The weights file that is meant, fetched if it is on the Hub; None when something else is."""
     if path.is_file() and (path.suffix == ".npz" or path.name in _FOREIGN):
@@ -171,29 +184,29 @@ def _adopted(origin: _Origin, run: Run, asked: HookPoint | None, allow_pickle: b
     folder = run.folder / "saes" / str(point) / origin.name
     found = _described(folder, origin.params, point, model, allow_pickle)
     if (folder / POINTER).exists():
-        _require_weights(found, _pointer(folder)["weights"])
+        _require_weights(found, _pointer(folder).weights)
         (folder / POINTER).touch()  # what was asked for last is the newest
         return found
-    record = {
-        "source": origin.pinned or os.path.relpath(origin.params, folder.resolve()),
-        "on_hub": origin.pinned is not None,
-        "weights": found.weights,
-        "hook_point": str(point),
-        "model": found.provenance.model,
-    }
-    files.publish_json(folder / POINTER, record)
+    pointer = _Pointer(
+        source=origin.pinned or os.path.relpath(origin.params, folder.resolve()),
+        on_hub=origin.pinned is not None,
+        weights=found.weights,
+        hook_point=str(point),
+        model=found.provenance.model,
+    )
+    files.publish_json(folder / POINTER, asdict(pointer))
     return found
 
 
 def _pointed(folder: Path, allow_pickle: bool) -> NamedSAE:
     """The SAE that a run's pointer leads to, refused when it is no longer the same."""
-    record = _pointer(folder)
-    reference = Reference.parse(record["source"]) if record["on_hub"] else None
-    params = fetch(reference)[0] if reference else folder.resolve() / record["source"]
+    pointer = _pointer(folder)
+    reference = Reference.parse(pointer.source) if pointer.on_hub else None
+    params = fetch(reference)[0] if reference else folder.resolve() / pointer.source
     if not params.is_file():
-        raise CheckpointError(f"{folder / POINTER} points to {record['source']}, which is gone; name it with --sae")
-    found = _described(folder, params, _parsed(folder, record["hook_point"]), record["model"], allow_pickle)
-    _require_weights(found, record["weights"])
+        raise CheckpointError(f"{folder / POINTER} points to {pointer.source}, which is gone; name it with --sae")
+    found = _described(folder, params, _parsed(folder, pointer.hook_point), pointer.model, allow_pickle)
+    _require_weights(found, pointer.weights)
     return found
 
 
@@ -211,17 +224,17 @@ def _read(params: Path, allow_pickle: bool) -> Dictionary:
     return load_gemma_scope(params)
 
 
-def _pointer(folder: Path) -> dict[str, Any]:
-    record = files.read_json(folder / POINTER, kind=CheckpointError, what="a pointer to an SAE")
-    texts = ("source", "weights", "hook_point", "model")
-    if not isinstance(record, dict) or not all(isinstance(record.get(name), str) for name in texts):
-        raise CheckpointError(f"{folder / POINTER} is no pointer to an SAE; delete it and name the SAE with --sae")
-    return {**record, "on_hub": record.get("on_hub") is True}
+def _pointer(folder: Path) -> _Pointer:
+    hint = "delete it and name the SAE with --sae"
+    return records.read(_Pointer, folder / POINTER, error=CheckpointError, what="a pointer to an SAE", hint=hint)
 
 
 def _require_weights(found: NamedSAE, expected: str) -> None:
-    if expected != found.weights:
-        raise CheckpointError(
-            f"{found.folder.name} has other weights than when this run first used it: expected {expected[:12]}, found "
-            f"{found.weights[:12]}; pin it as owner/name@revision:path, or choose another --run_dir"
-        )
+    require_same(
+        expected,
+        found.weights,
+        f"this run first used {found.folder.name}",
+        "it now",
+        kind=CheckpointError,
+        advice="pin it as owner/name@revision:path, or choose another --run_dir",
+    )

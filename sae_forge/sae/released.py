@@ -2,21 +2,19 @@
 the one file it stands for.
 """
 
-import errno
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from sae_forge.errors import CheckpointError, ForgeError, RemoteError, ResourceError
+from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.formats.gemma_scope import PARAMS
+from sae_forge.store import hub_errors
+from sae_forge.store.hub_errors import READING, Asked
 
 _WRITTEN = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<path>[\w./-]+)")
 _RELEASE = re.compile(r"gemma-scope-(?P<size>2b|9b|27b)-(?P<tuning>pt|it)-(?P<site>\w+)")
 _LAYER = re.compile(r"layer_(\d+)")
-_LOG_IN = "log in with `hf auth login` or set HF_TOKEN"
 
 
 @dataclass(frozen=True)
@@ -83,65 +81,24 @@ def fetch(reference: Reference) -> tuple[Path, str | None]:
         ResourceError: the disk is full.
     """
     from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
-    with _hub_told(reference), _no_bars():
-        path = Path(hf_hub_download(reference.repo, f"{reference.path}/{PARAMS}", revision=reference.revision))
+    asked = Asked(
+        name=reference.repo,
+        page=f"huggingface.co/{reference.repo}",
+        flag="--sae",
+        revision=reference.revision or "main",
+        instead=f"; or give --sae a local folder that holds its {PARAMS}",
+        words={
+            **READING,
+            "file": f"{{name}} holds no {reference.path}/{PARAMS}; look up the folders at {{page}}/tree/main",
+        },
+        kinds={"name": CheckpointError},
+    )
+    try:
+        with hub_errors.without_bars():
+            path = Path(hf_hub_download(reference.repo, f"{reference.path}/{PARAMS}", revision=reference.revision))
+    except (OSError, ValueError, HTTPError) as error:
+        raise hub_errors.told(error, asked) from error
     parts = path.parts
     return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
-
-
-@contextmanager
-def _no_bars() -> Iterator[None]:
-    """The library never prints; the Hub's client would."""
-    from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
-
-    drew_bars = not are_progress_bars_disabled()
-    disable_progress_bars()
-    try:
-        yield
-    finally:
-        if drew_bars:
-            enable_progress_bars()
-
-
-@contextmanager
-def _hub_told(reference: Reference) -> Iterator[None]:
-    """Turn what the Hub client raises into one line; the order matters, as its errors are subclasses."""
-    from huggingface_hub import errors
-
-    repo = reference.repo
-    try:
-        yield
-    except errors.GatedRepoError as error:
-        raise RemoteError(f"{repo} is gated: ask for access at huggingface.co/{repo}, then {_LOG_IN}") from error
-    except errors.RevisionNotFoundError as error:
-        raise RemoteError(f"{repo} has no revision {reference.revision!r} on the Hub; check --sae") from error
-    except errors.RepositoryNotFoundError as error:
-        raise RemoteError(f"{repo} is not on the Hub, or is private; check --sae, or {_LOG_IN}") from error
-    except errors.LocalEntryNotFoundError as error:
-        raise _unreached(reference) from error
-    except errors.EntryNotFoundError as error:
-        raise RemoteError(
-            f"{repo} holds no {reference.path}/{PARAMS}; look up the folders at huggingface.co/{repo}/tree/main"
-        ) from error
-    except errors.HFValidationError as error:
-        raise CheckpointError(f"--sae {reference}: {repo!r} is no Hub id of the form owner/name") from error
-    except errors.OfflineModeIsEnabled as error:
-        raise _unreached(reference) from error
-    except errors.HfHubHTTPError as error:
-        status = getattr(error.response, "status_code", None)
-        hint = _LOG_IN if status in (401, 403) else "try again later"
-        raise RemoteError(f"the Hub answered HTTP {status} for {repo}; {hint}") from error
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise ResourceError(f"the disk is full while fetching {reference}; free some, or set HF_HOME") from error
-        raise _unreached(reference) from error
-    except errors.HTTPError as error:  # pyright: ignore[reportPrivateImportUsage]
-        raise _unreached(reference) from error
-
-
-def _unreached(reference: Reference) -> ForgeError:
-    return RemoteError(
-        f"{reference} is not in the local cache and the Hub cannot be reached (no network?); "
-        f"give --sae a local folder that holds its {PARAMS}"
-    )

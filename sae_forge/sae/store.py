@@ -14,7 +14,7 @@ from torch import Tensor
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.store.tensors import publish_tensors, read_header, read_tensors
 
 CFG = "cfg.json"
@@ -48,20 +48,6 @@ class Provenance:
     def to_json(self) -> dict[str, Any]:
         """JSON-ready fields."""
         return asdict(self) | {"datasets": list(self.datasets), "shards": list(self.shards)}
-
-    @classmethod
-    def from_json(cls, value: Any) -> "Provenance":
-        """Fields read back; raises TypeError or ValueError when it is something else."""
-        if not isinstance(value, dict):
-            raise TypeError("provenance is not a JSON object")
-        lists = {name: tuple(value[name]) for name in ("datasets", "shards") if name in value}
-        found = cls(**{**value, **lists})
-        texts = (found.model, found.hook_point, found.hf_hook_name or "", found.bos, found.tokenizer, found.weights)
-        if type(found.ctx_len) is not int or not all(
-            isinstance(text, str) for text in (*texts, *found.datasets, *found.shards)
-        ):
-            raise TypeError("a field of the provenance is of the wrong type")
-        return found
 
 
 def save_sae(folder: Path, sae: TopKSAE, provenance: Provenance) -> None:
@@ -195,7 +181,7 @@ def _fold_conventions(folder: Path, cfg: dict[str, Any], weights: dict[str, Tens
 def _provenance(folder: Path, cfg: dict[str, Any], ours: dict[str, Any]) -> Provenance:
     try:
         if "provenance" in ours:
-            return Provenance.from_json(ours["provenance"])
+            return records.decode(Provenance, ours["provenance"])
         metadata = cfg.get("metadata") or {}
         return Provenance(
             model=str(metadata.get("model_name") or ""),
@@ -205,7 +191,8 @@ def _provenance(folder: Path, cfg: dict[str, Any], ours: dict[str, Any]) -> Prov
             datasets=(str(metadata["dataset_path"]),) if metadata.get("dataset_path") else (),
         )
     except (TypeError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{folder / CFG} says where its SAE comes from in a way that cannot be read") from error
+        told = "says where its SAE comes from in a way that cannot be read"
+        raise CheckpointError(f"{folder / CFG} {told}: {error}") from error
 
 
 def _check_provenance(folder: Path, provenance: Provenance, model: str | None, point: HookPoint | None) -> None:

@@ -15,6 +15,7 @@ from sae_forge.results.claims import headlines
 from sae_forge.results.estimates import Measurement, Record, domains, label, measurements, methods
 from sae_forge.show.style import CSS
 from sae_forge.store import files
+from sae_forge.store.seal import sealed
 
 UNMEASURED = ("No eval report is here, so nothing can be claimed about forgetting or side effects.",)
 MAX_SNIPPETS = 3
@@ -41,7 +42,7 @@ class Section:
 
 def write_page(path: Path, model: str, sections: Sequence[Section]) -> None:
     """Publish the page as one file."""
-    files.publish_bytes(path, files.sealed(page(model, sections).encode()))
+    files.publish_bytes(path, sealed(page(model, sections).encode()))
 
 
 def page(model: str, sections: Sequence[Section]) -> str:

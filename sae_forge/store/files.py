@@ -3,9 +3,7 @@
 Every final name in a run folder is created here and nowhere else: write ``.name.part``, fsync, chmod,
 rename, fsync the folder. A process killed at any point leaves either the old file or the new one.
 
-JSON that is published opens with a seal: a line of blanks and tabs that spells the xxh3_64 of what follows. Every
-reader of JSON passes over it, so it fits files whose keys others decide; :func:`read_json` refuses a file that its seal
-contradicts. A file without one, from an older version or another hand, is read as it is.
+JSON is published under its seal (``seal.py``), and :func:`read_json` refuses a file that its seal contradicts.
 
 On a store that fsspec reaches there is no rename: a file is made on this machine and uploaded under its final name.
 """
@@ -22,18 +20,15 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-import xxhash
-
 from sae_forge.errors import ConfigError, ForgeError, ResourceError
 from sae_forge.store.remote import AnyPath, RemotePath, beside
+from sae_forge.store.seal import is_sealed, sealed_json
 
 MAX_JSON_BYTES = 16 * 2**20
 MAX_JSON_DEPTH = 32
 MAX_JSON_CONTAINERS, MAX_JSON_VALUES = 2**18, 3 * 2**19
 """What a file may hold of lists and objects, and of values: in memory each is many times its length in the file."""
 _READING_UMASK = Lock()
-_SEAL_BYTES = 65
-"""64 blanks and tabs, and the end of their line."""
 
 
 # ---- publish ------------------------------------------------------------------------------------
@@ -196,22 +191,31 @@ def _resource_error(path: Path, error: OSError) -> ResourceError:
 # ---- strict JSON --------------------------------------------------------------------------------
 
 
-def read_json(path: AnyPath, *, kind: type[ForgeError], what: str) -> Any:
+def read_json(path: AnyPath, *, kind: type[ForgeError], what: str, proven: bool = False) -> Any:
     """Read JSON that may come from anyone: capped in size and depth, no duplicate keys, no NaN.
 
     Args:
         kind: The error to raise; its message names the file.
         what: What the file should be ("a shard manifest"), for that message.
+        proven: It is only ever written here, so a link and a file that nothing proves are refused too. Records of
+            version 0.1 hold the sha256 of their own canonical form; they are held against it and read without it.
     """
+    if proven:
+        require_plain(path, kind=kind, what=what)
     try:
-        found = path.stat()
-        if not stat.S_ISREG(found.st_mode):
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
             raise kind(f"{path} is not a regular file, so it cannot be {what}")
-        if found.st_size > MAX_JSON_BYTES:
+        if status.st_size > MAX_JSON_BYTES:
             raise kind(f"{path} is larger than {MAX_JSON_BYTES} bytes, so it cannot be {what}")
-        content = path.read_bytes() if isinstance(path, Path) else path.read(0, found.st_size)
-        is_sealed(content)
-        return parse_json(content)
+        content = path.read_bytes() if isinstance(path, Path) else path.read(0, status.st_size)
+        has_seal, value = is_sealed(content), parse_json(content)
+        if proven and isinstance(value, dict) and "sha256" in value:
+            if value.pop("sha256") != digest(value):
+                raise ValueError("it is damaged: its content does not match its sha256")
+        elif proven and not has_seal:
+            raise ValueError("it has lost its seal, so nothing proves it")
+        return value
     except FileNotFoundError:
         raise kind(f"{path} is missing; it should be {what}") from None
     except OSError as error:
@@ -232,31 +236,6 @@ def parse_json(content: bytes) -> Any:
     value = json.loads(content.decode("utf-8"), object_pairs_hook=_unique, parse_constant=_refuse_constant)
     _check_depth(value)
     return value
-
-
-def sealed_json(value: Any) -> bytes:
-    """``value`` as canonical, readable JSON under its seal: sorted keys, no NaN, a final newline."""
-    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
-    return sealed((text + "\n").encode())
-
-
-def sealed(content: bytes) -> bytes:
-    """``content`` under its seal; for any format that passes over leading blanks."""
-    bits = f"{xxhash.xxh3_64_intdigest(content):064b}"
-    return bits.replace("0", " ").replace("1", "\t").encode() + b"\n" + content
-
-
-def is_sealed(content: bytes) -> bool:
-    """Whether ``content`` begins with a seal.
-
-    Raises:
-        ValueError: it does, and the seal is not that of what follows.
-    """
-    if len(content) <= _SEAL_BYTES or not content[:_SEAL_BYTES].isspace():
-        return False
-    if sealed(content[_SEAL_BYTES:]) != content:
-        raise ValueError("it is damaged: its content is not what its seal says")
-    return True
 
 
 def is_there(record: AnyPath) -> bool:
@@ -282,12 +261,12 @@ def require_plain(path: AnyPath, *, kind: type[ForgeError], what: str) -> None:
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
-    for key, value in pairs:
-        if key in found:
+    value: dict[str, Any] = {}
+    for key, item in pairs:
+        if key in value:
             raise ValueError(f"the key {key!r} appears twice")
-        found[key] = value
-    return found
+        value[key] = item
+    return value
 
 
 def _refuse_constant(name: str) -> float:

@@ -18,9 +18,11 @@ from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import quote, unquote
+from urllib.parse import unquote
 
 from sae_forge.errors import ConfigError, RemoteError
+from sae_forge.store.retry import Patience
+from sae_forge.store.secrets import scrubbed
 
 Answer = TypeVar("Answer")
 
@@ -94,7 +96,7 @@ def connect(url: str, local: Path) -> "RemotePath":
     try:
         fs, path = url_to_fs(url := _plain(url))  # and no setting: some pass theirs on to libraries that know none
     except ImportError as error:
-        raise ConfigError(f"{url} needs a library that is not installed: {_scrubbed(str(error))}") from None
+        raise ConfigError(f"{url} needs a library that is not installed: {scrubbed(str(error))}") from None
     except OSError as error:  # some ask their server for a session
         raise RemoteError(f"{url} could not be reached ({_told(error)}); check the URL and the network") from None
     except Exception as error:  # noqa: BLE001 (every implementation has errors of its own)
@@ -317,18 +319,19 @@ class RemotePath:
             FileNotFoundError: nothing has this name, or what should be a folder above it is none.
             RemoteError: any other failure.
         """
-        began, said, advice = time.monotonic(), "", "check the network and the credentials of its store"
-        for number in range(TRIES):
-            if number and time.monotonic() - began > _DEADLINE:
-                break
-            if number:
-                time.sleep(_PAUSE * 2 ** (number - 1))
+        patience = Patience(
+            tries=TRIES, first=_PAUSE, longest=_DEADLINE, seconds=_DEADLINE, until=time.monotonic() + _DEADLINE
+        )
+        wait: float | None = 0.0
+        said, advice = "", "check the network and the credentials of its store"
+        while wait is not None:
+            time.sleep(wait)
             try:
                 return request()
             except (FileNotFoundError, NotADirectoryError) as error:
                 raise FileNotFoundError(_told(error)) from None
             except Exception as error:  # noqa: BLE001 (every implementation has errors of its own)
-                said = _told(error)
+                said, wait = _told(error), patience.next_wait()
                 if isinstance(error, _FINAL):
                     advice = "check the URL and what its credentials allow"
                     break
@@ -393,25 +396,6 @@ def _seconds(size: int) -> float:
     return _SECONDS + size / _SLOWEST
 
 
-_SECRET_NAME = re.compile(r"KEY|SECRET|TOKEN|PASS|CREDENTIAL|CONNECTION|SAS|AUTH", re.IGNORECASE)
-_SECRETS = (
-    (re.compile(r"\?\S+"), "?…"),
-    (re.compile(r"//[^/\s]*@"), "//…@"),
-    (re.compile(r"hf_[A-Za-z0-9]{20,}|\b(?:AKIA|ASIA)[A-Z0-9]{12,}\b|\b(?:Bearer|Basic) \S+"), "[secret]"),
-)
-
-
-def _scrubbed(text: str) -> str:
-    """A store's own words on one line, without queries, logins, and values of variables that hold secrets."""
-    secrets = {value for name, value in os.environ.items() if len(value) >= 6 and _SECRET_NAME.search(name)}
-    spelled = {form for value in secrets for form in (value, quote(value), quote(value, safe=""))}
-    for form in sorted(spelled, key=len, reverse=True):  # one may begin another
-        text = re.sub(re.escape(form), "[secret]", text, flags=re.IGNORECASE)
-    for pattern, shown in _SECRETS:
-        text = pattern.sub(shown, text)
-    return " ".join(text.split())[:160]
-
-
 def _told(error: Exception) -> str:
     """An error of a store in its own words, as far as they may be repeated."""
-    return f"{type(error).__name__}: {_scrubbed(str(error))}".rstrip(": ")
+    return f"{type(error).__name__}: {scrubbed(str(error))}".rstrip(": ")

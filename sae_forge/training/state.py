@@ -26,6 +26,7 @@ from sae_forge.progress import Progress
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
+from sae_forge.store.seal import sealed_json
 from sae_forge.store.tensors import read_header, read_tensors
 
 KEPT = 2
@@ -118,7 +119,7 @@ def save_checkpoint(folder: Path, state: TrainState, share: Share = WHOLE, team:
         if team.leads:
             _require_same(scratch, hashes, mine)
             facts = {"format": 1, "files": hashes} | {name: getattr(state, name) for name in _FACTS}
-            (scratch / STATE).write_bytes(files.sealed_json(facts if share.of == 1 else facts | {"shares": share.of}))
+            (scratch / STATE).write_bytes(sealed_json(facts if share.of == 1 else facts | {"shares": share.of}))
     for _, older in _checkpoints(folder)[:-KEPT] if team.leads else ():
         files.discard_folder(older)
     return target

@@ -483,7 +483,7 @@ def _load(folder: Path, allow_pickle: bool) -> object:
 
 # ---- C5: what the package may not say -----------------------------------------------------------
 
-_PICKLED, _FILES = "sae_forge/sae/formats/pickled.py", "sae_forge/files.py"
+_PICKLED, _FILES = "sae_forge/sae/formats/pickled.py", "sae_forge/store/files.py"
 _CHECKSUMS = "sae_forge/pipeline/verify.py"
 _STORED = "sae_forge/sae/formats/gemma_scope.py"
 """Reads a zip in which nothing is compressed, and refuses any other."""

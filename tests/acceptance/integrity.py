@@ -24,7 +24,6 @@ from sae_forge.pipeline.streaming import PLAN, RECORD
 from sae_forge.pipeline.verify import verify
 from sae_forge.sae.store import load_sae
 from sae_forge.store import files
-from sae_forge.store import seal as sealed
 from sae_forge.store.runs import Run
 from sae_forge.training.state import verify_checkpoint
 from tests.acceptance.harness import FEW, Ground, Kind, Result, differences, fork, judge
@@ -234,9 +233,8 @@ def _reseal(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
     """Change the body of every sidecar and of the manifest, and give each the seal that goes with it."""
     for path in (*sorted(folder.glob("shard-*.json")), folder / MANIFEST):
         body = files.read_json(path, kind=DataError, what="a record")
-        del body["sha256"]
         change(body)
-        sealed.publish(path, body)
+        files.publish_json(path, body)
 
 
 def fingerprints(ground: Ground) -> Iterator[Result]:

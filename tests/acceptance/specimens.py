@@ -30,6 +30,7 @@ from sae_forge.sae.topk import TopKSAE
 from sae_forge.settings import read_config_file, resolve
 from sae_forge.store import files
 from sae_forge.store.runs import Run
+from sae_forge.store.seal import sealed, sealed_json
 from sae_forge.training.state import TrainState, load_checkpoint, save_checkpoint
 from tests.acceptance.mutations import spoil_bytes, spoil_settings, spoil_tensors, spoil_tree
 
@@ -169,7 +170,7 @@ def forge_shard(path: Path, draw: Random) -> None:
     if draw.randrange(2):
         length = min(struct.unpack_from("<Q", content)[0], len(content))
         record = sidecar_path(path.parent, path.name)
-        body = _body(record)
+        body = json.loads(record.read_text())
         body["shard"]["bytes"] = len(content)
         body["hashes"]["header"] = xxhash.xxh3_64_hexdigest(content[: 8 + length])
         body["shard"]["hashes"] = files.digest(body["hashes"])
@@ -179,7 +180,7 @@ def forge_shard(path: Path, draw: Random) -> None:
 
 def forge_record(path: Path, draw: Random) -> None:
     """A spoilt record with a right seal; half of the sidecars with a manifest that agrees."""
-    body = _body(path)
+    body = json.loads(path.read_text())
     text = spoil_tree(body, draw)
     try:
         found = files.parse_json(text)
@@ -191,21 +192,15 @@ def forge_record(path: Path, draw: Random) -> None:
         path.write_bytes(text)  # no JSON any more, or no record: no hash of it is to be had
 
 
-def _body(path: Path) -> dict[str, Any]:
-    body = json.loads(path.read_text())
-    body.pop("sha256", None)
-    return body
-
-
 def vouch(path: Path, body: dict[str, Any]) -> None:
-    """Write a record with the right hash of itself."""
-    text = json.dumps({**body, "sha256": files.digest(body)}, sort_keys=True)  # ASCII, so a name may be no Unicode
-    path.write_bytes(files.sealed(text.encode()))
+    """Write a record under the right seal."""
+    text = json.dumps(body, sort_keys=True, allow_nan=False)  # ASCII, so a name may be no Unicode
+    path.write_bytes(sealed(text.encode()))
 
 
 def agree(folder: Path, sidecar: dict[str, Any]) -> None:
     """Make the manifest say of the first shard what its sidecar says."""
-    body = _body(folder / MANIFEST)
+    body = json.loads((folder / MANIFEST).read_text())
     before = body["shards"][0]
     body["fingerprint"], body["shards"][0] = sidecar["fingerprint"], sidecar["shard"]
     body["rows"] += sidecar["shard"]["rows"] - before["rows"]
@@ -239,17 +234,17 @@ def forge_sae(path: Path, draw: Random) -> None:
         cfg = path.parent / CFG
         record = json.loads(cfg.read_text())
         record["sae_forge"]["weights_sha256"] = found
-        return cfg.write_bytes(files.sealed_json(record)) and None
+        return cfg.write_bytes(sealed_json(record)) and None
     state = path.parent / "state.json"
     record = json.loads(state.read_text())
     record["files"][path.name] = found
-    return state.write_bytes(files.sealed_json(record)) and None
+    return state.write_bytes(sealed_json(record)) and None
 
 
 def forge_json(path: Path, draw: Random) -> None:
     """Spoilt JSON, under a right seal or without one."""
     text = spoil_tree(json.loads(path.read_text()), draw)
-    path.write_bytes(files.sealed(text) if draw.randrange(2) else text)
+    path.write_bytes(sealed(text) if draw.randrange(2) else text)
 
 
 def rename_inside(path: Path, name: str) -> None:
@@ -257,9 +252,8 @@ def rename_inside(path: Path, name: str) -> None:
     record = json.loads(path.read_text())
     if path.name == "state.json":
         record["files"][name] = record["files"].pop("weights.safetensors")
-        path.write_bytes(files.sealed_json(record) if name.isprintable() else json.dumps(record).encode())
+        path.write_bytes(sealed_json(record) if name.isprintable() else json.dumps(record).encode())
         return
-    del record["sha256"]
     record["shard"]["file"] = name
     vouch(path, record)
     agree(path.parent, record)

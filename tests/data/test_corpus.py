@@ -229,7 +229,7 @@ def test_rows_without_declared_columns_are_read_as_records(monkeypatch: pytest.M
             DataError,
             "neither a file or folder here nor on the Hub",
         ),
-        (DatasetNotFoundError("Dataset 'some/owls' is a gated dataset"), RemoteError, "log in with: hf auth login"),
+        (DatasetNotFoundError("Dataset 'some/owls' is a gated dataset"), RemoteError, "log in with `hf auth login`"),
         (ValueError("Config name is missing.\nPlease pick one: ['a']"), DataError, "missing. Please pick one: "),
         (RuntimeError("Dataset scripts are no longer supported"), DataError, "scripts are no longer supported"),
         (

@@ -29,6 +29,7 @@ from sae_forge.pipeline.verify import verify
 from sae_forge.store import files, remote
 from sae_forge.store.remote import AnyPath, RemotePath, connect, is_url
 from sae_forge.store.runs import Run
+from sae_forge.store.seal import is_sealed, sealed_json
 
 CANARY = "sEcReT-canary-77"
 WHERE = Path("forget-gnomes") / "blocks.1.hook_resid_post"
@@ -498,7 +499,7 @@ def test_two_writers_that_share_a_run_folder_notice_one_another(store, tmp_path:
 
 
 def test_only_a_whole_record_has_its_end() -> None:
-    record = files.sealed_json({"a": {"b": {}}, "c": [{"d": 1}, {}]})
+    record = sealed_json({"a": {"b": {}}, "c": [{"d": 1}, {}]})
     assert not files._cut_short(record)
     assert all(files._cut_short(record[:length]) for length in range(len(record)))
 
@@ -508,7 +509,7 @@ def test_only_a_whole_record_has_its_end() -> None:
 
 def read_pointer(run: Path) -> dict[str, Any]:
     content = (run / "shards" / "place.json").read_bytes()
-    assert files.is_sealed(content)
+    assert is_sealed(content)
     return json.loads(content)
 
 

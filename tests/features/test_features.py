@@ -841,27 +841,27 @@ def edit(record: dict[str, Any], *keys: Any, to: Any) -> None:
         (("latents",), [], "no latents"),
         (("latents", 0, "index"), 5, "outside an SAE of 5"),
         (("latents", 0, "index"), 1, "twice"),
-        (("latents", 0, "index"), True, "index holds 'True'"),
-        (("latents", 0, "index"), 1.0, "index holds '1.0'"),
-        (("latents", 0, "score"), "high", "score holds 'high'"),
-        (("latents", 0, "score"), None, "score holds"),
-        (("latents", 0, "forget", "extra"), 1, "other fields than CorpusStats: 'extra'"),
-        (("latents", 0, "snippets"), {}, "snippets holds"),
-        (("latents",), 3, "latents holds '3'"),
-        (("filtered", "min_freq"), "x", "filtered holds 'x'"),
+        (("latents", 0, "index"), True, r"latents\.0\.index: it should be a valid integer, not True"),
+        (("latents", 0, "index"), 1.0, r"latents\.0\.index: .* not 1\.0"),
+        (("latents", 0, "score"), "high", r"latents\.0\.score: it should be a valid number, not 'high'"),
+        (("latents", 0, "score"), None, r"latents\.0\.score: "),
+        (("latents", 0, "forget", "extra"), 1, r"latents\.0\.forget\.extra: there is no such key"),
+        (("latents", 0, "snippets"), {}, r"latents\.0\.snippets: "),
+        (("latents",), 3, "latents: .* not 3"),
+        (("filtered", "min_freq"), "x", r"filtered\.min_freq: .* not 'x'"),
         (("retain_rates", "a"), [0.5, 1.5], "outside"),
-        (("unknown",), 1, "other fields than Selection: 'unknown'"),
+        (("unknown",), 1, "unknown: there is no such key"),
         (("format",), 1, "format 1, not 2; make it again with: sae-forge features"),
         (("format",), 3, "format 3"),
         (("dead",), [5], "outside an SAE of 5"),
         (("dead",), [4, 4], "twice"),
         (("dead",), [0], "one that fires"),
         (("refusal_latent",), 5, "outside an SAE of 5"),
-        (("refusal_latent",), 1.0, "refusal_latent holds '1.0'"),
+        (("refusal_latent",), 1.0, r"refusal_latent: .* not 1\.0"),
         (("analysis", "separation", "auroc"), 1.1, "outside"),
-        (("analysis", "separation", "auroc"), None, "auroc holds 'None'"),
+        (("analysis", "separation", "auroc"), None, r"analysis\.separation\.auroc: .* not None"),
         (("analysis", "overlap", "crisp"), -0.1, "outside"),
-        (("analysis",), {}, "other fields than Analysis"),
+        (("analysis",), {}, r"analysis\.separation: it is missing"),
     ],
 )
 def test_a_malformed_selection_is_refused_with_the_place(corpora, tmp_path: Path, keys, value, told: str):
@@ -873,6 +873,14 @@ def test_a_malformed_selection_is_refused_with_the_place(corpora, tmp_path: Path
         Selection.load(path)
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+def test_a_selection_that_leaves_out_what_it_might_is_refused(corpora, tmp_path: Path):
+    record = json.loads(json.dumps(make(corpora).to_json()))
+    del record["dead"]
+    (tmp_path / "s.json").write_text(json.dumps(record))
+    with pytest.raises(DataError, match="dead: it is missing"):
+        Selection.load(tmp_path / "s.json")
 
 
 @pytest.mark.parametrize(

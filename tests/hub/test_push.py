@@ -442,7 +442,7 @@ def test_the_token_is_in_no_output(made: Artefacts, hub: FakeHub, caplog, capfd)
 def test_a_token_of_any_shape_is_cut_from_what_the_server_says(made: Artefacts, hub: FakeHub, monkeypatch):
     monkeypatch.setenv("HF_TOKEN", "odd.secret.value")
     hub.faults.append(Fault("look", 403, headers={"X-Error-Message": "no odd.secret.value, no hf_" + "x" * 30}))
-    with pytest.raises(RemoteError, match=r"403: no \[token\], no \[token\]"):
+    with pytest.raises(RemoteError, match=r"403: no \[secret\], no \[secret\]"):
         made.push()
 
 

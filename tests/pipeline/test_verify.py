@@ -17,6 +17,7 @@ from sae_forge.sae.store import Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
 from sae_forge.store.runs import Run
+from sae_forge.store.seal import is_sealed
 
 POINT = "blocks.1.hook_resid_post"
 
@@ -143,7 +144,7 @@ def test_a_seal_is_nothing_to_a_reader_of_json_and_proves_every_byte(tmp_path: P
     files.publish_json(path, value)
     content = path.read_bytes()
     assert json.loads(content) == value == files.read_json(path, kind=DataError, what="it")
-    assert files.is_sealed(content)
+    assert is_sealed(content)
     for byte in range(len(content)):
         for bit in (0, 2, 5):
             path.write_bytes(content[:byte] + bytes([content[byte] ^ 1 << bit]) + content[byte + 1 :])

@@ -174,7 +174,9 @@ def test_a_digest_depends_on_the_content_and_not_on_the_order_of_keys(value: dic
 
 
 def test_a_second_writer_is_refused_until_the_first_is_gone(tmp_path: Path) -> None:
-    hold = "import sys, time, pathlib; from sae_forge import files; lock = files.locked(pathlib.Path(sys.argv[1])); "
+    hold = (
+        "import sys, time, pathlib; from sae_forge.store import files; lock = files.locked(pathlib.Path(sys.argv[1])); "
+    )
     hold += "lock.__enter__(); print('held', flush=True); time.sleep(60)"
     root = Path(__file__).parents[2]
     with subprocess.Popen([sys.executable, "-c", hold, str(tmp_path)], stdout=subprocess.PIPE, cwd=root) as holder:
