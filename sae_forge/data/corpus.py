@@ -96,7 +96,9 @@ def _documents(source: Source, text_field: str | None) -> Iterator[str]:
         if field is None:
             meant = ("text", text_field)
             texts = [
-                name for name, value in record.items() if isinstance(value, str) or (value is None and name in meant)
+                str(name)
+                for name, value in record.items()
+                if isinstance(value, str) or (value is None and name in meant)
             ]
             choose(record, texts)
         text = record.get(field)
