@@ -1,17 +1,20 @@
 """The latents each method takes, and what it says of those it leaves."""
 
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_forge.config.features import FeaturesConfig, SelectionMethod
-from sae_forge.errors import DataError
-from sae_forge.features import methods
+from sae_forge.config.features import FeaturesConfig
+from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.identity import requested
+from sae_forge.features.methods.method import Ask, Found, SelectionMethod, asked_of
 from sae_forge.features.scores import Measured, Selectivity, sieve
 from sae_forge.progress import Progress
+from sae_forge.sae.dictionary import Dictionary
 
 
 @dataclass(frozen=True)
@@ -23,40 +26,73 @@ class Choice:
     scores: Float[Tensor, "d_sae"]
     candidates: int
     filtered: dict[str, int]
+    rivals_take: int
+    """How many latents the methods it is compared with take."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """What decided it beside what decides every selection."""
+
+
+def answers(
+    config: FeaturesConfig, sae: Dictionary, ask: Callable[[], Ask] | None, progress: Progress
+) -> dict[str, Found]:
+    """What the methods find that ask a model; nothing is read and no model loaded where there is none of them.
+
+    Raises:
+        ConfigError: there is one, and no model to ask.
+    """
+    finding = [] if config.latents is not None else [method for method in asked_of(config) if method.find]
+    if finding and ask is None:
+        raise ConfigError(
+            f"--method {finding[0].name} asks the model questions, so counts cannot decide it; use sae-forge features, "
+            "or hand select what asks: sae_forge.pipeline.attribution.asking"
+        )
+    handed = ask() if finding and ask else None
+    return {method.name: method.find(handed, sae, config, progress) for method in finding if method.find and handed}
 
 
 def choices(
-    measured: Measured, selectivity: Selectivity, config: FeaturesConfig, progress: Progress
+    measured: Measured,
+    selectivity: Selectivity,
+    config: FeaturesConfig,
+    found: Mapping[str, Found],
+    progress: Progress,
 ) -> dict[str, Choice]:
     """What each method takes, in the order they were asked for."""
+    n = requested(config)
     if config.latents is not None:
         given = torch.tensor(config.latents)
-        return {"given": Choice(given, selectivity.score, len(given), {})}
-    found, refused = {}, []
-    for method in config.selection_methods:
-        choice = _chosen(method, measured, selectivity, config)
+        return {"given": Choice(given, selectivity.score, n, {}, n)}
+    made, refused = {}, []
+    for method in asked_of(config):
+        choice = _chosen(method, measured, selectivity, config, found.get(method.name))
+        told = ", ".join(f"{name} removed {count}" for name, count in choice.filtered.items() if count)
         if not choice.candidates:
-            refused.append(f"none of the {measured.d_sae} latents is valid for --method {method}: {_counts(choice)}")
+            refused.append(f"none of the {measured.d_sae} latents is valid for --method {method.name}: {told}")
             continue
-        found[method] = choice
-        if len(choice.latents) < requested(config):
+        made[method.name] = choice
+        if len(choice.latents) < n:
             progress.say(
-                f"{method}: {requested(config)} latents were asked for and {len(choice.latents)} are valid; taking "
-                f"those (removed: {_counts(choice)})"
+                f"{method.name}: {n} latents were asked for and {len(choice.latents)} are valid; taking those "
+                f"(removed: {told})"
             )
-    if not found:
+    if not made:
         raise DataError(f"{'; '.join(refused)}; loosen the filter that removed most, or collect more forget text")
     for line in refused:
         progress.say(f"{line}; left out")
-    return found
+    return made
 
 
-def _chosen(method: SelectionMethod, measured: Measured, selectivity: Selectivity, config: FeaturesConfig) -> Choice:
-    ranking = methods.rank(method, measured, config, requested(config))
+def _chosen(
+    method: SelectionMethod, measured: Measured, selectivity: Selectivity, config: FeaturesConfig, found: Found | None
+) -> Choice:
+    n = requested(config)
+    if found is not None:
+        latents = torch.tensor([*found.scores][:n], dtype=torch.long)
+        scores = torch.full((measured.d_sae,), torch.nan, dtype=torch.double)
+        scores[[*found.scores]] = torch.tensor([*found.scores.values()], dtype=torch.double)
+        return Choice(latents, scores, len(found.scores), found.removed, len(latents), found.settings)
+    assert method.rank is not None
+    ranking = method.rank(measured, config, n)
     valid, removed = sieve(ranking.filters)
-    told = selectivity.score if method in ("inlp", *methods.UNSCORED) else ranking.by
-    return Choice(ranking.best(requested(config)), told, int(valid.sum()), removed)
-
-
-def _counts(choice: Choice) -> str:
-    return ", ".join(f"{name} removed {count}" for name, count in choice.filtered.items() if count)
+    told = selectivity.score if method.inlp_score else ranking.by
+    return Choice(ranking.best(n), told, int(valid.sum()), removed, n)

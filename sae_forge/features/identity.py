@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_forge.config.features import FeaturesConfig
+from sae_forge.config.fields import described
+from sae_forge.config.model import ModelConfig, plain
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import ShardReader
-from sae_forge.features import methods
+from sae_forge.features.methods.method import asked_of, table_of
+from sae_forge.features.methods.retain_threshold import NAME as RETAIN_THRESHOLD
 from sae_forge.features.scores import ACT_RATIO_MAX
 from sae_forge.features.selection import FORMAT
 from sae_forge.store import files
@@ -34,12 +37,14 @@ def file_name(
         "weights": weights,
         "format": FORMAT,
     }
+    if plugins := type(config).catalogue.plugins:  # what they select is compared with
+        decided_by["plugins"] = plugins
     return f"{method}-{files.short_hash(decided_by)}.json"
 
 
 def method_names(config: FeaturesConfig) -> tuple[str, ...]:
     """The selections a config asks for: ``given`` for a list of latents, else one for each method."""
-    return config.selection_methods if config.latents is None else ("given",)
+    return tuple(method.name for method in asked_of(config)) if config.latents is None else ("given",)
 
 
 def settings(method: str, config: FeaturesConfig) -> dict[str, Any]:
@@ -48,15 +53,18 @@ def settings(method: str, config: FeaturesConfig) -> dict[str, Any]:
     Those of the other methods are among them, since the analysis says what these would have chosen.
     """
     chosen = config.deciding("selection") | {"num_features": requested(config), "act_ratio_max": ACT_RATIO_MAX}
-    chosen["retain_threshold"] = {name: methods.retain_threshold(name, config) for name in methods.RETAIN_THRESHOLDS}
+    bounds = {each.name: each.thresholds(config).get(RETAIN_THRESHOLD) for each in table_of(config)}
+    chosen[RETAIN_THRESHOLD] = {name: bound for name, bound in bounds.items() if bound is not None}
     if method == "given":
-        chosen["latents"] = list(config.latents or ())
-    if method == "random_matched":
-        chosen["matched_to"] = methods.matched_to(config)
-    if method == "attribution":
+        return chosen | {"latents": list(config.latents or ())}
+    own = next(each for each in table_of(config) if each.name == method)
+    if own.settings is not None:
+        flags = [name for name in described(own.settings) if name not in described(ModelConfig)]
+        chosen |= {name: plain(getattr(config, name)) for name in flags if name != RETAIN_THRESHOLD}
+    if own.find:
         chosen |= config.deciding("attribution")
         chosen |= {name: list(map(corpus_identity, named)) for name, named in config.items("attribution").items()}
-    return chosen
+    return {**chosen, **own.decides(config)}
 
 
 def requested(config: FeaturesConfig) -> int:

@@ -11,13 +11,13 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
-from sae_forge.config.features import FeaturesConfig, SelectionMethod
+from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.features import methods
 from sae_forge.features.analysis import Analysis, jaccard, separations
-from sae_forge.features.choices import Choice, choices
+from sae_forge.features.choices import Choice, answers, choices
 from sae_forge.features.identity import requested, settings
+from sae_forge.features.methods.method import Ask, Found, asked_of, table_of
 from sae_forge.features.scores import Measured, Selectivity
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.features.snippets import Snippet, read_snippets
@@ -26,9 +26,6 @@ from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.dictionary import Dictionary
 
 Decode = Callable[[list[int]], str]
-
-RIVALS: tuple[SelectionMethod, ...] = ("inlp", "frequency", "dsg_ratio", "conditional", "crisp", "top_mean", "random")
-"""Methods whose choice a selection's is compared with; no matched draw, as that shares none with its reference."""
 
 COMMON = 0.05
 """Share of retain tokens from which on a refusal latent that was found deserves a warning."""
@@ -45,10 +42,16 @@ def select(
     name: str,
     weights: str,
     refusal: ShardReader | None = None,
+    ask: Callable[[], Ask] | None = None,
 ) -> dict[str, Selection]:
-    """:func:`measure`, then :func:`choose`."""
-    measured = measure(forget, retain, sae, config, progress, refusal=refusal)
-    return choose(measured, forget, retain, sae, config, decode, progress, name=name, weights=weights)
+    """:func:`answers`, then :func:`measure`, then :func:`choose`.
+
+    Args:
+        ask: Makes what asks a model, for methods that do.
+    """
+    found = answers(config, sae, ask, progress)
+    measured = measure(forget, retain, sae, config, progress, refusal=refusal, found=found)
+    return choose(measured, forget, retain, sae, config, decode, progress, name=name, weights=weights, found=found)
 
 
 def measure(
@@ -59,15 +62,17 @@ def measure(
     progress: Progress = SILENT,
     *,
     refusal: ShardReader | None = None,
+    found: Mapping[str, Found] | None = None,
 ) -> Measured:
     """Read every corpus once, for all methods asked for.
 
     Args:
         refusal: Text where the model refuses.
+        found: What the methods found that ask a model.
 
     Raises:
         DataError: there is no retain corpus.
-        ConfigError: a latent given by ``config`` is not one of the SAE's, or a method needs a model.
+        ConfigError: a latent given by ``config`` is not one of the SAE's.
         ShardError: a corpus was collected elsewhere than the SAE reads.
     """
     if not retain:
@@ -77,7 +82,7 @@ def measure(
     of_forget = survey(
         forget, sae, title="forget", keep_top=config.snippets, fire_threshold=threshold, progress=progress
     )
-    watch = _may_be_chosen(of_forget, config)
+    watch = _may_be_chosen(of_forget, config, found or {})
     of_retain = {
         corpus: survey(reader, sae, title=f"retain {corpus}", watch=watch, fire_threshold=threshold, progress=progress)
         for corpus, reader in retain.items()
@@ -97,6 +102,7 @@ def choose(
     *,
     name: str,
     weights: str,
+    found: Mapping[str, Found] | None = None,
 ) -> dict[str, Selection]:
     """The best valid latents by each method asked for, or the list that was given, with every statistic and analysed.
 
@@ -107,12 +113,13 @@ def choose(
         decode: Token ids to text, for snippets; None leaves them out.
         name: The SAE's folder relative to the run's ``saes``.
         weights: sha256 of its weights file.
+        found: What the methods found that ask a model.
 
     Raises:
         DataError: no latent passes the filters of any method; says how many each removed.
     """
     selectivity = measured.selectivity(config)
-    taken = choices(measured, selectivity, config, progress)
+    taken = choices(measured, selectivity, config, found or {}, progress)
     refusal = _refusal_latent(measured, config, progress)
     snippets = _snippets(measured, forget, taken, config, decode)
     analyses = _analyses(measured, forget, retain, sae, config, taken, progress)
@@ -124,7 +131,7 @@ def choose(
             weights=weights,
             d_sae=measured.d_sae,
             method=method,
-            settings=settings(method, config),
+            settings=settings(method, config) | choice.settings,
             forget_corpus=_corpus(forget),
             retain_corpora=corpora,
             requested=requested(config),
@@ -152,17 +159,17 @@ def _check(config: FeaturesConfig, d_sae: int) -> None:
             raise ConfigError(f"--{flag} names {outside[0]}, but the SAE has latents 0 to {d_sae - 1}")
     if len(set(latents)) < len(latents):
         raise ConfigError(f"--latents {','.join(map(str, latents))} names a latent twice; name each once")
-    if config.latents is None and "attribution" in config.selection_methods:
-        raise methods.needs_model()
 
 
-def _may_be_chosen(forget: LatentStats, config: FeaturesConfig) -> Bool[Tensor, "d_sae"]:
-    if config.latents is None:
-        wanted = config.selection_methods
-        return torch.stack([methods.may_be_chosen(method, forget, config) for method in wanted]).any(0)
-    given = torch.zeros(len(forget.fires), dtype=torch.bool)
-    given[list(config.latents)] = True
-    return given
+def _may_be_chosen(forget: LatentStats, config: FeaturesConfig, found: Mapping[str, Found]) -> Bool[Tensor, "d_sae"]:
+    known = torch.zeros(len(forget.fires), dtype=torch.bool)
+    if config.latents is not None:
+        known[list(config.latents)] = True
+        return known
+    for one in found.values():
+        known[list(one.scores)] = True
+    counted = [method.may_be_chosen(forget, config) for method in asked_of(config) if method.rank]
+    return torch.stack([known, *counted]).any(0)
 
 
 def _refusal_latent(measured: Measured, config: FeaturesConfig, progress: Progress) -> int | None:
@@ -205,16 +212,23 @@ def _analyses(
     taken: Mapping[str, Choice],
     progress: Progress,
 ) -> dict[str, Analysis]:
-    n = requested(config)
     chosen = {method: choice.latents for method, choice in taken.items()}
-    rivals = {method: methods.rank(method, measured, config, n).best(n) for method in RIVALS}
+    ranks = {method.name: method.rank for method in table_of(config) if method.rank and method.rival}
+    rivals = {
+        n: {rival: rank(measured, config, n).best(n) for rival, rank in ranks.items()}
+        for n in {choice.rivals_take for choice in taken.values()}
+    }
     found = separations(forget, retain, sae, chosen, progress=progress)
     return {
         method: Analysis(
             separation=found[method],
-            overlap={rival: jaccard(mine, theirs) for rival, theirs in rivals.items() if rival != method},
+            overlap={
+                rival: jaccard(choice.latents, theirs)
+                for rival, theirs in rivals[choice.rivals_take].items()
+                if rival != method
+            },
         )
-        for method, mine in chosen.items()
+        for method, choice in taken.items()
     }
 
 

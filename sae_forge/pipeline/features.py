@@ -10,20 +10,19 @@ from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.corpus import corpus_identity, corpus_name
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import DataError, ShardError
+from sae_forge.features.choices import answers
 from sae_forge.features.identity import file_name, method_names
-from sae_forge.features.methods import retain_threshold
-from sae_forge.features.scores import Measured
+from sae_forge.features.methods.method import table_of
 from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
 from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
 from sae_forge.outcome import Outcome, Sheet
+from sae_forge.pipeline.attribution import asking
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_spelled
 from sae_forge.sae.named import NamedSAE
 from sae_forge.show.plots import frequency_scatter
 from sae_forge.store import files, weights
-from sae_forge.study.attribution import METHOD as ATTRIBUTION
-from sae_forge.study.attribution import find, load_asked, load_retain_text, recorded, taken
 
 SHOWN = 20
 """Rows of the printed table; the file holds them all."""
@@ -65,52 +64,27 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
 def _make(
     config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
 ) -> dict[str, Selection]:
-    """Every selection, saved with its picture; all that counts can decide from one measurement."""
-    selections: dict[str, Selection] = {}
-    counting = tuple(method for method in config.selection_methods if method != ATTRIBUTION)
-    if config.latents is not None or counting:
-        selections |= _chosen(replace(config, method=counting or ("inlp",)), bench, named, corpora, paths)
-    if ATTRIBUTION in paths:
-        selections[ATTRIBUTION] = _attributed(config, bench, named, corpora, paths[ATTRIBUTION])
-    return {method: selections[method] for method in paths if method in selections}
-
-
-def _chosen(
-    config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
-) -> dict[str, Selection]:
-    measured = measure(corpora.forget, corpora.retain, named.sae, config, bench.progress, refusal=corpora.refusal)
+    """Every selection, saved with its picture; all are chosen from one measurement."""
+    found = answers(config, named.sae, lambda: asking(config, bench, named), bench.progress)
+    measured = measure(
+        corpora.forget, corpora.retain, named.sae, config, bench.progress, refusal=corpora.refusal, found=found
+    )
     selections = choose(
         measured, corpora.forget, corpora.retain, named.sae, config, bench.decode, bench.progress,
-        name=named.name, weights=named.weights,
+        name=named.name, weights=named.weights, found=found,
     )  # fmt: skip
+    thresholds = {method.name: method.thresholds(config) for method in table_of(config)}
+    selectivity = measured.selectivity(config)
     for method, selection in selections.items():
-        _save(selection, paths[method], measured, config)
+        picture = frequency_scatter(
+            selectivity.forget_frequency.numpy(),
+            selectivity.retain_frequency.numpy(),
+            selection.indices,
+            thresholds=thresholds.get(method, {}),
+        )
+        files.publish_bytes(paths[method].with_suffix(".png"), picture)
+        selection.save(paths[method])
     return selections
-
-
-def _attributed(config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, path: Path) -> Selection:
-    """The latents that the model's answers name, with the statistics that counts give of them."""
-    questions, retain_questions = load_asked(config)
-    bench.require_same_model(named)
-    texts = load_retain_text(bench.lm, config)
-    found = find(
-        bench.lm, named.sae, named.point, config, questions, retain_questions, texts, bench.progress,
-        folder=bench.run.folder,
-    )  # fmt: skip
-    listed = taken(found, config)
-    measured = measure(corpora.forget, corpora.retain, named.sae, listed, bench.progress, refusal=corpora.refusal)
-    given = choose(
-        measured, corpora.forget, corpora.retain, named.sae, listed, bench.decode, bench.progress,
-        name=named.name, weights=named.weights,
-    )["given"]  # fmt: skip
-    selection = recorded(found, given, config)
-    _save(selection, path, measured, config)
-    return selection
-
-
-def _save(selection: Selection, path: Path, measured: Measured, config: FeaturesConfig) -> None:
-    files.publish_bytes(path.with_suffix(".png"), _picture(measured, selection, config))
-    selection.save(path)
 
 
 def _rank_by_age(paths: Sequence[Path]) -> None:
@@ -212,19 +186,4 @@ def _outcome(bench: Bench, selections: Mapping[str, Selection], paths: Mapping[s
         summary="\n".join(f"{selection.summary()}\n{paths[method]}" for method, selection in selections.items()),
         tables=(sheet,),
         then=bench.next("eval"),
-    )
-
-
-def _picture(measured: Measured, selection: Selection, config: FeaturesConfig) -> bytes:
-    selectivity = measured.selectivity(config)
-    thresholds = {
-        "inlp": {name: getattr(config, name) for name in ("min_freq", "max_freq", "max_neutral_freq")},
-        "frequency": {"retain_threshold": retain_threshold("frequency", config)},
-        "conditional": {"retain_threshold": retain_threshold("conditional", config)},
-    }
-    return frequency_scatter(
-        selectivity.forget_frequency.numpy(),
-        selectivity.retain_frequency.numpy(),
-        selection.indices,
-        thresholds=thresholds.get(selection.method, {}),
     )

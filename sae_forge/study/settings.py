@@ -43,7 +43,7 @@ class Catalogue:
 TABLES = {
     "tasks": ("sae_forge.tasks.table", "TASKS"),
     "methods": ("sae_forge.methods.table", "METHODS"),
-    "selections": ("sae_forge.features.table", "SELECTIONS"),
+    "selections": ("sae_forge.features.methods.table", "SELECTIONS"),
 }
 """Where the entries that ship are listed; a plug-in lists its own under the same names."""
 

@@ -1,0 +1,1 @@
+"""How latents are selected: one file a method, and the table of them."""

@@ -1,0 +1,31 @@
+"""``conditional``: as ``frequency``, of clear firings and with a stricter bound (arXiv 2503.11127)."""
+
+from typing import TYPE_CHECKING, Any
+
+from sae_forge.features.methods.method import Ranking, SelectionMethod
+from sae_forge.features.methods.retain_threshold import NAME, ThresholdSettings, threshold
+
+if TYPE_CHECKING:
+    from sae_forge.features.scores import Measured
+
+DEFAULT = 1e-4
+
+
+def rank(measured: "Measured", config: Any, n: int) -> Ranking:
+    """Forget frequency of activations above ``fire_threshold``, among latents that hardly show them on retain text."""
+    del n
+    filters = {
+        "never_fires_on_forget": measured.forget.fires > 0,
+        "fire_threshold": measured.forget.clear_fires > 0,
+        NAME: measured.worst(lambda stats: stats.clear_frequency) < threshold(config, DEFAULT),
+    }
+    return Ranking(filters, measured.forget.clear_frequency)
+
+
+CONDITIONAL = SelectionMethod(
+    name="conditional",
+    words="most often clearly active on forget text, and hardly ever on retain text",
+    rank=rank,
+    settings=ThresholdSettings,
+    thresholds=lambda config: {NAME: threshold(config, DEFAULT)},
+)
