@@ -26,10 +26,10 @@ from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.study import attribution, causes
 from sae_forge.study.attribution import attribute, find, load_asked, load_retain_text
-from sae_forge.study.causes import ROTATIONS, Candidate, Trial, attributions, try_each
+from sae_forge.study.causes import Candidate, Trial, attributions, try_each
 from sae_forge.study.gradients import Known, Traced, encode_known, iter_gradients
 from sae_forge.tasks.engines.multiple_choice import encode_questions, prompt_of
-from sae_forge.tasks.engines.orders import orders_file
+from sae_forge.tasks.engines.orders import orders_file, rotations
 from sae_forge.tasks.item import Role
 from sae_forge.tasks.records import Domain, Question, half_of, load_questions
 
@@ -201,8 +201,8 @@ def test_a_place_puts_forward_only_its_highest(monkeypatch: pytest.MonkeyPatch) 
 
 
 def test_rotations_show_every_option_behind_every_letter() -> None:
-    assert ROTATIONS[0] == (0, 1, 2, 3)
-    assert {tuple(column) for column in zip(*ROTATIONS, strict=True)} == set(ROTATIONS)
+    assert rotations(4)[0] == (0, 1, 2, 3)
+    assert {tuple(column) for column in zip(*rotations(4), strict=True)} == set(rotations(4))
 
 
 # ---- planted latents ----------------------------------------------------------------------------
