@@ -1,12 +1,16 @@
 """``generate``: one prompt continued by the model as it is and under the edit."""
 
+from typing import Any
+
 from sae_forge.config.generate import GenerateConfig
 from sae_forge.features.selection import Selection
-from sae_forge.interventions.ablation import NegativeScaling
-from sae_forge.interventions.apply import Intervention, applied
+from sae_forge.interventions.apply import attached
+from sae_forge.interventions.edit import Edit
+from sae_forge.interventions.methods import scale
+from sae_forge.live.session import Session
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
-from sae_forge.tasks.engines.generation import Sampling, Written, write
+from sae_forge.tasks.engines.generation import Sampling, Written
 
 
 def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
@@ -18,27 +22,28 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
     bench.require_same_model(named)
     path = bench.selection(config.selection, named.folder)
     selection = Selection.load(path, weights=named.weights)
-    texts = {"baseline": _continued(bench, prompt, sampling)} if config.compare else {}
     if max(config.num_features) > len(selection.indices):
         bench.progress.say(
             f"{max(config.num_features)} latents were asked for and {len(selection.indices)} are selected"
         )
+    edits: dict[str, tuple[Edit, ...]] = {"baseline": ()} if config.compare else {}
     for count in config.num_features:
-        for scale in config.ablation_scale:
-            edit = Intervention("scale", selection.indices[:count], NegativeScaling(scale))
-            with applied(bench.lm, named.sae, named.point, edit):
-                texts[f"scale {scale:g} on {len(edit.latents)} latents"] = _continued(bench, prompt, sampling)
+        for factor in config.ablation_scale:
+            intervention = scale(selection.indices[:count], factor)
+            name = f"scale {factor:g} on {len(intervention.latents)} latents"
+            edits[name] = (Edit(named.point, named.sae, intervention),)
+    texts: dict[str, dict[str, Any]] = {}
+    for name, in_force in edits.items():
+        with attached(bench.lm, in_force) as log:
+            tokens = [token for token in Session(bench.lm, log).stream([prompt], sampling) if token.written]
+        text = "".join(token.piece for token in tokens)
+        measures = Written(prompt, text, len(tokens)).measures()
+        edited = sum(token.edited for token in tokens)
+        texts[name] = {"text": text, **measures, "tokens": len(tokens), "edited_tokens": edited}
     return Outcome(
         run=bench.run,
         outputs={"selection": path},
-        metrics={
-            "prompt": prompt,
-            "texts": {name: {"text": found.text, **found.measures()} for name, found in texts.items()},
-        },
+        metrics={"prompt": prompt, "texts": texts},
         summary="removing the hook restores the baseline: an edit lives in the forward pass, not in the weights",
-        tables=(Sheet(prompt, ("edit", "continuation"), tuple((name, found.text) for name, found in texts.items())),),
+        tables=(Sheet(prompt, ("edit", "continuation"), tuple((name, of["text"]) for name, of in texts.items())),),
     )
-
-
-def _continued(bench: Bench, prompt: str, sampling: Sampling) -> Written:
-    return write(bench.lm, [prompt], sampling, batch_size=1)[0]

@@ -119,6 +119,8 @@ def test_report_generate_and_push_stand_on_the_run(run: tuple[str, Path, dict[st
     assert page.count("<img") >= 3
     written = forge_json("generate", *where, "The young wizard", "--max_new_tokens", "5")["metrics"]["texts"]
     assert len(written) == 2
+    assert written["baseline"]["edited_tokens"] == 0
+    assert all(text["edited_tokens"] <= text["tokens"] <= 5 for text in written.values())
     pushed = forge_json("push", "someone/some-sae", *where, "--dry_run")["metrics"]
     paths = {file["path"] for file in pushed["files"]}
     assert {"README.md", "config.json", "eval.json"} <= paths

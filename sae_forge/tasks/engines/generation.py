@@ -5,12 +5,13 @@ step alone. The token is read off the nucleus at that quantile: two models that 
 whatever else was measured before and however prompts were batched.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_forge.errors import NumericalError
@@ -31,6 +32,10 @@ class Sampling:
     top_p: float = 0.9
     """The nucleus: the likeliest tokens that together have this probability."""
     seed: int = 0
+
+    def draws(self, prompts: int) -> Float[np.ndarray, "prompts steps"]:
+        """The random number of each prompt and step, in [0, 1)."""
+        return generator(self.seed, "sampling").random((prompts, self.max_new_tokens))
 
 
 @dataclass(frozen=True)
@@ -60,45 +65,58 @@ def write(
     Raises:
         NumericalError: the model gave logits that are not finite.
     """
-    draws = generator(sampling.seed, "sampling").random((len(prompts), sampling.max_new_tokens))
+    draws = sampling.draws(len(prompts))
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
     found: dict[int, Written] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         texts = [prompts[index] for index in chosen]
-        for index, ids in zip(chosen, _continue(lm, texts, sampling, draws[chosen]), strict=True):
+        written: list[list[int]] = [[] for _ in chosen]
+        for step in steps(lm, texts, sampling, draws[chosen]):
+            for row in step.alive.nonzero()[:, 0].tolist():
+                written[row].append(int(step.drawn[row]))
+        for index, ids in zip(chosen, written, strict=True):
             text = lm.tokenizer.decode(ids, skip_special_tokens=True)
             found[index] = Written(prompts[index], str(text), len(ids))
         report(done, len(chosen))
     return [found[index] for index in range(len(prompts))]
 
 
-@torch.inference_mode()
-def _continue(
-    lm: LanguageModel, texts: list[str], sampling: Sampling, draws: Float[np.ndarray, "batch steps"]
-) -> list[list[int]]:
-    """New token ids of each text, up to and without the first token that ends it.
+class Step(NamedTuple):
+    """One forward pass: what the model read, and what it wrote after that."""
 
-    A row that has ended goes on as padding, which no edit touches or counts.
+    read: Int[Tensor, "batch seq"]
+    """The prompts, padded on the left; then the tokens of the step before."""
+    attended: Int[Tensor, "batch seq"]
+    """1 where a token was read, 0 where padding was."""
+    drawn: Int[Tensor, " batch"]
+    alive: Bool[Tensor, " batch"]
+    """Texts that go on with what was drawn; the others have ended before it."""
+
+
+def steps(
+    lm: LanguageModel, texts: Sequence[str], sampling: Sampling, draws: Float[np.ndarray, "batch steps"]
+) -> Iterator[Step]:
+    """The passes in which the model continues each text, until all have ended or the limit is reached.
+
+    A text that has ended goes on as padding, which no edit touches or counts.
     """
     room = max(1, max_input(lm) - sampling.max_new_tokens)
-    ids = lm.tokenizer(texts, add_special_tokens=False)["input_ids"]
+    ids = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
     token_ids, mask = pad([_fit([*bos_ids(lm), *row], room) for row in ids], lm.pad_id, left=True)
     ends, quantiles = torch.tensor(sorted(_end_ids(lm))), torch.from_numpy(draws)
     alive = torch.ones(len(texts), dtype=torch.bool)
-    written: list[list[int]] = [[] for _ in texts]
     cache = None
     for step in range(sampling.max_new_tokens):
-        output = forward(lm, token_ids, mask, keep=1, cache=cache, use_cache=True)
-        drawn = draw(output.logits[:, -1].float().cpu(), quantiles[:, step], sampling)
-        alive &= ~torch.isin(drawn, ends)
+        with torch.inference_mode():
+            output = forward(lm, token_ids, mask, keep=1, cache=cache, use_cache=True)
+            drawn = draw(output.logits[:, -1].float().cpu(), quantiles[:, step], sampling)
+        alive = alive & ~torch.isin(drawn, ends)
+        yield Step(token_ids, mask[:, -token_ids.shape[1] :], drawn, alive)
         if not alive.any():
-            break
-        for row in alive.nonzero()[:, 0].tolist():
-            written[row].append(int(drawn[row]))
+            return
         cache, token_ids = output.past_key_values, torch.where(alive, drawn, lm.pad_id)[:, None]
         mask = torch.cat([mask, alive[:, None].long()], 1)
-    return written
 
 
 def draw(

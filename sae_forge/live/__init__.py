@@ -1,0 +1,1 @@
+"""A model at work, edits and all, watched token by token."""
