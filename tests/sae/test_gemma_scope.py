@@ -383,7 +383,7 @@ def test_a_pointer_that_was_written_by_someone_else_is_refused(tmp_path: Path) -
     good = json.loads((found.folder / POINTER).read_text())
     for bad in ([], {**good, "weights": 3}, {**good, "source": None}):
         (found.folder / POINTER).write_text(json.dumps(bad))
-        with pytest.raises(CheckpointError, match="no pointer to an SAE"):
+        with pytest.raises(CheckpointError, match="is not a pointer to an SAE"):
             load_dictionary(found.folder, run, model="tiny")
     (found.folder / POINTER).write_text(json.dumps({**good, "hook_point": "the third"}))
     with pytest.raises(ForgeError, match="the third"):

@@ -164,7 +164,7 @@ def test_shards_of_another_model_are_not_trained_on(place: Path, tmp_path: Path)
     flags = ["--model", "tiny-gemma2", "--layer", "1", "--shards_dir", f"file://{place}"]
     said = train(tmp_path / "second", *flags, code=2)
     assert "was collected from tiny-llama" in said
-    assert "this is tiny-gemma2" in said
+    assert "than tiny-gemma2 has" in said
     assert not (tmp_path / "second" / "saes").exists()
 
 
