@@ -7,7 +7,7 @@ a method asks of its config beside its own settings are those of ``FeaturesConfi
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError
@@ -49,6 +49,7 @@ class Found:
     """What decided the result, JSON-ready, and what it rests on."""
 
 
+@runtime_checkable
 class Ask(Protocol):
     """A model that is asked questions, as it is or with one latent clamped; a method is handed one and knows no more.
 
