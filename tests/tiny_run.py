@@ -13,8 +13,11 @@ from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.interventions.edit import Edit
 from sae_forge.methods.materials import Materials, Shards
-from sae_forge.methods.subjects import Hook
+from sae_forge.methods.method import Method, Settings
+from sae_forge.methods.subjects import Edited
+from sae_forge.methods.table import METHODS
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.named import NamedSAE, load_dictionary
@@ -39,6 +42,15 @@ SMALL: dict[str, Any] = {
     "baseline_steps": 2, "baseline_batch": 20, "max_new_tokens": 4, "eval_batch_size": 64,
 }  # fmt: skip
 """Settings under which a whole sweep takes seconds."""
+NAMED = {method.name: method for method in METHODS}
+
+
+def made(name: str, settings: Settings, materials: Materials) -> Edit:
+    """The one edit that a method is at these settings."""
+    subject = NAMED[name].build(settings, materials)
+    assert isinstance(subject, Edited)
+    (edit,) = subject.edits
+    return edit
 
 
 def forge(*args: str, code: int = 0) -> str:
@@ -91,9 +103,10 @@ class TinyRun:
         selection: Selection | None = None,
         *,
         progress: Progress = SILENT,
-        also: Sequence[Hook] = (),
+        also: Sequence[Edit] = (),
         rivals: Sequence[Selection] = (),
         folder: Path | None = None,
+        table: Sequence[Method] = METHODS,
         **settings: Any,
     ) -> EvalReport:
         """A report on the questions."""
@@ -101,7 +114,7 @@ class TinyRun:
         chosen = selection or self.selection
         return evaluate(
             self.lm, self.sae, chosen, config, POINT, progress,
-            collected=self.shards, also=also, rivals=rivals, folder=folder,
+            collected=self.shards, also=also, rivals=rivals, folder=folder, table=table,
         )  # fmt: skip
 
 

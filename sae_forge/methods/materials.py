@@ -3,8 +3,10 @@
 Everything is read once, when the first method asks for it; a report of plain edits needs no shards at all.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Float
@@ -16,15 +18,12 @@ from sae_forge.errors import DataError
 from sae_forge.features.analysis import traces
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.ablation import NegativeScaling
-from sae_forge.interventions.apply import Intervention, delta
 from sae_forge.interventions.values import median_norm, relative_to_norm
-from sae_forge.methods.edits.diff_means import difference_in_means, retain_threshold
 from sae_forge.methods.weights.texts import Texts, load_texts
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.sae.direction import Direction
 
+Made = TypeVar("Made")
 SAMPLE_ROWS = 8192
 """Tokens of a corpus that norms are measured on."""
 TRACED = 512
@@ -49,6 +48,7 @@ class Materials:
     selection: Selection
     config: EvalConfig
     collected: Shards | None = None
+    _made: dict[Callable[..., Any], Any] = field(default_factory=dict, repr=False, init=False)
 
     @property
     def shards(self) -> Shards:
@@ -84,17 +84,11 @@ class Materials:
         """The retain corpora as token sequences."""
         return load_texts(self.lm, list(self.shards.retain.values()))
 
-    @cached_property
-    def direction(self) -> Direction:
-        """From the mean of the retain tokens to that of the forget tokens."""
-        found = difference_in_means([self.shards.forget], list(self.shards.retain.values()))
-        return found.to(self.sae.W_dec.device)
-
-    @cached_property
-    def direction_threshold(self) -> float:
-        """How far along it a token must lie for the gated form to act."""
-        retain = list(self.shards.retain.values())
-        return retain_threshold(self.direction, retain, percentile=self.config.gate_percentile)
+    def once(self, make: Callable[["Materials"], Made]) -> Made:
+        """What ``make`` makes of these materials, made when first asked for."""
+        if make not in self._made:
+            self._made[make] = make(self)
+        return self._made[make]
 
     def value(self, times: float, latents: tuple[int, ...]) -> float:
         """``times`` in the units that the config asks for, as an act: as it is, or relative to the residual norm."""
@@ -102,20 +96,6 @@ class Materials:
             return times
         rows = self.sae.W_dec.detach()[list(latents)]
         return relative_to_norm(times, self.retain_norm, rows)
-
-    def means(self, latents: tuple[int, ...]) -> tuple[float, ...]:
-        """Mean act of each latent over all retain tokens."""
-        known = {latent.index: latent for latent in self.selection.latents}
-        tokens = {name: corpus.tokens for name, corpus in self.selection.retain_corpora.items()}
-        total = sum(tokens.values())
-        return tuple(
-            sum(stats.mean * tokens[name] for name, stats in known[latent].retain.items()) / total for latent in latents
-        )
-
-    def peak(self, latents: tuple[int, ...]) -> float:
-        """Mean over the latents of the highest act each has on forget text."""
-        peaks = [latent.forget.peak for latent in self.selection.latents if latent.index in latents]
-        return sum(peaks) / len(peaks)
 
     @cached_property
     def _traces(self) -> dict[str, tuple[Tensor, ...]]:
@@ -128,18 +108,6 @@ class Materials:
         place = {latent: number for number, latent in enumerate(self.selection.indices)}
         columns = torch.tensor([place[latent] for latent in latents])
         return {name: tuple(trace[:, columns] for trace in found) for name, found in self._traces.items()}
-
-    @cached_property
-    def budget(self) -> float:
-        """One edit-norm budget: what the first ablation scale on all latents adds to a forget token, on average."""
-        reference = NegativeScaling(self.config.ablation_scale[0])
-        return self.forget_norm(self.sae, Intervention("scale", self.selection.indices, reference))
-
-    def forget_norm(self, dictionary: Dictionary, intervention: Intervention) -> float:
-        """Mean L2 norm of what an edit adds to a forget token, tokens it leaves alone included."""
-        x = self.forget_sample
-        real = torch.ones(x.shape[:2], dtype=torch.bool)
-        return float(delta(dictionary, intervention, x, real).double().norm(dim=-1).mean())
 
 
 def _sample(reader: ShardReader) -> Float[Tensor, "tokens d_in"]:

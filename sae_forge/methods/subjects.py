@@ -1,30 +1,65 @@
-"""What is measured: the model as it is, under an edit of its activations, or with its weights retrained."""
+"""What is asked: the model as it is, under edits of its activations, or with other weights; wrappers make more of them.
+
+A subject says two things of itself, and whatever wraps it changes one and keeps the other: which weights the model has
+and which edits are in force while it runs.
+"""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
-from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.apply import EditLog, Intervention, applied
+from sae_forge.interventions.apply import EditLog, attached
+from sae_forge.interventions.edit import Edit
 from sae_forge.methods.weights.texts import Texts
 from sae_forge.methods.weights.training import Recipe, unlearn
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT, Progress
-from sae_forge.sae.dictionary import Dictionary
+
+
+@runtime_checkable
+class Subject(Protocol):
+    """A model to ask: its weights, and what edits its activations."""
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """In force while it is asked; taking them away restores everything."""
+        ...
+
+    @property
+    def changes_weights(self) -> bool:
+        """Whether its weights are others than the given model's."""
+        ...
+
+    def weights(self, lm: LanguageModel, progress: Progress = SILENT) -> LanguageModel:
+        """The model before edits; ``lm`` itself where no weight changes, and ``lm`` keeps every bit either way."""
+        ...
 
 
 @dataclass(frozen=True)
 class AsItIs:
     """The model, and nothing done to it."""
 
+    edits: tuple[Edit, ...] = ()
+    changes_weights: bool = False
+
+    def weights(self, lm: LanguageModel, progress: Progress = SILENT) -> LanguageModel:
+        """The given model."""
+        del progress
+        return lm
+
 
 @dataclass(frozen=True, eq=False)
-class Hook:
-    """An edit of the running model; taking it away restores everything."""
+class Edited:
+    """Edits of the running model, at one place or at several."""
 
-    dictionary: Dictionary
-    """Whose latents are edited."""
-    intervention: Intervention
+    edits: tuple[Edit, ...]
+    changes_weights: bool = False
+
+    def weights(self, lm: LanguageModel, progress: Progress = SILENT) -> LanguageModel:
+        """The given model."""
+        del progress
+        return lm
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,21 +70,22 @@ class Retrained:
     forget: Texts
     retain: Texts
     seed: int
+    edits: tuple[Edit, ...] = ()
+    changes_weights: bool = True
 
-
-Subject = AsItIs | Hook | Retrained
+    def weights(self, lm: LanguageModel, progress: Progress = SILENT) -> LanguageModel:
+        """What the recipe makes of the given model; trained anew at each call."""
+        return unlearn(lm, self.recipe, self.forget, self.retain, seed=self.seed, progress=progress)
 
 
 @contextmanager
 def in_force(
-    lm: LanguageModel, point: HookPoint, subject: Subject, progress: Progress = SILENT
+    lm: LanguageModel, subject: Subject, progress: Progress = SILENT
 ) -> Iterator[tuple[LanguageModel, EditLog | None]]:
-    """Inside the block, the model to ask, and the count of edited tokens where tokens are edited."""
-    match subject:
-        case AsItIs():
-            yield lm, None
-        case Hook(dictionary, intervention):
-            with applied(lm, dictionary, point, intervention) as log:
-                yield lm, log
-        case Retrained(recipe, forget, retain, seed):
-            yield unlearn(lm, recipe, forget, retain, seed=seed, progress=progress), None
+    """Inside the block, the model to ask, and the count of edited tokens where tokens are edited.
+
+    The model is ``lm`` itself where no weight changes.
+    """
+    changed = subject.weights(lm, progress)
+    with attached(changed, subject.edits) if subject.edits else nullcontext() as log:
+        yield changed, log

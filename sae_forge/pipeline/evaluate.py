@@ -8,9 +8,9 @@ from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.selection import Selection
+from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.steering_csv import read_steering_csv, steering_table, write_steering_csv
 from sae_forge.methods.materials import Shards
-from sae_forge.methods.subjects import Hook
 from sae_forge.outcome import Outcome, Sheet
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import readers
@@ -83,25 +83,25 @@ def _rivals(config: EvalConfig, bench: Bench, named: NamedSAE) -> list[Selection
     return [Selection.load(path, weights=named.weights) for path in paths]
 
 
-def _steered(config: EvalConfig, named: NamedSAE) -> list[Hook]:
+def _steered(config: EvalConfig, named: NamedSAE) -> list[Edit]:
     """The edit that a steering CSV says, if one was given."""
     if config.steering is None:
         return []
     table = read_steering_csv(config.steering)
     table.require_sae(named.name)
-    return [Hook(named.sae, table.intervention())]
+    return [Edit(named.point, named.sae, table.intervention())]
 
 
 def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
     """Write every edit that other tools can say as a steering CSV; in that table the SAE's error is always kept."""
-    for number, hook in enumerate(report.edits):
-        if not hook.intervention.keep_error:
+    for number, edit in enumerate(report.edits):
+        if not edit.intervention.keep_error:
             continue
         try:
-            written = steering_table(hook.intervention, sae_id=named.name)
+            written = steering_table(edit.intervention, sae_id=named.name)
         except ConfigError:  # scaling, gates of whole texts and projections have no words in that table
             continue
-        write_steering_csv(folder / "steering" / f"{hook.intervention.name}-{number}.csv", written)
+        write_steering_csv(folder / "steering" / f"{edit.intervention.name}-{number}.csv", written)
 
 
 def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: Provenance) -> dict[str, Any]:

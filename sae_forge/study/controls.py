@@ -1,17 +1,63 @@
-"""What random directions of the same norm did, over all their seeds, and how far the edit went beyond them."""
+"""Random controls: the same push with its directions or its places made random, and how far an edit goes beyond it."""
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
 
+from sae_forge.config.evaluate import ControlKind
+from sae_forge.interventions.clamping import SetTo
+from sae_forge.interventions.controls import RandomDirections
+from sae_forge.interventions.edit import Edit
+from sae_forge.interventions.gates.none import Always
+from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
+from sae_forge.methods.materials import Materials
+from sae_forge.methods.subjects import Edited
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.study.estimates import DERIVED, Pool, Series, by_role, pooled, under_headings
 from sae_forge.study.measure import Measurement
 
+CONTROL = "random"
+"""What a control is called in a report, whatever it is a control of."""
 SPREAD_OF = ("roles", "domains")
+DENSE = (AddConstant, RemoveProjection, SetProjection, SetTo)
+"""Edits that move every token their gate opens."""
+
+
+def controls_of(
+    subject: Edited, materials: Materials, *, everywhere: bool
+) -> Iterator[tuple[ControlKind, int, Edited]]:
+    """The same push in directions, or on tokens, that mean nothing: kind, seed and subject.
+
+    Args:
+        everywhere: Every token is edited, so that there are no other tokens to put it on.
+    """
+    config = materials.config
+    for kind, seed in product(config.controls, range(config.seed, config.seed + config.random_seeds)):
+        if (kind == "places" and everywhere) or (kind == "latents" and not all(map(_has_others, subject.edits))):
+            continue
+        yield kind, seed, Edited(tuple(_random(edit, kind, seed, materials) for edit in subject.edits))
+
+
+def edits_every_token(subject: Edited) -> bool:
+    """Whether its edits change every token, as far as their kind says."""
+    interventions = [edit.intervention for edit in subject.edits]
+    return all(isinstance(one.gate, Always) and isinstance(one.edit, DENSE) for one in interventions)
+
+
+def _has_others(edit: Edit) -> bool:
+    """Whether there are latents to draw from beside those that are edited: a single direction has none."""
+    return edit.dictionary.d_sae > len(edit.latents)
+
+
+def _random(edit: Edit, kind: ControlKind, seed: int, materials: Materials) -> Edit:
+    alive = materials.selection.alive if edit.dictionary is materials.sae else None
+    assert not isinstance(edit.intervention.edit, RandomDirections)
+    control = RandomDirections(edit.intervention.edit, seed, kind, alive)
+    return replace(edit, intervention=replace(edit.intervention, name=CONTROL, edit=control))
 
 
 def control_summary(

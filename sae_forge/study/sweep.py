@@ -9,13 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sae_forge.config.evaluate import EvalMethod
 from sae_forge.config.questions import Half
 from sae_forge.errors import DataError
-from sae_forge.methods.building import build, impossible
-from sae_forge.methods.grids import ends, grid
 from sae_forge.methods.materials import Materials
-from sae_forge.methods.subjects import AsItIs, Retrained, Subject, in_force
+from sae_forge.methods.method import Method, Settings, ends, grid
+from sae_forge.methods.subjects import AsItIs, Subject, in_force
 from sae_forge.models.tape import Tape
 from sae_forge.progress import Progress, Task
 from sae_forge.statistics.answers import alignment
@@ -35,7 +33,7 @@ JOURNAL = "sweep.json"
 class Tuned:
     """One method, all its settings measured on the DEV half."""
 
-    method: EvalMethod
+    method: str
     points: tuple[Point, ...]
     chosen: Point
     rule: str
@@ -107,11 +105,11 @@ class Journal:
         except (TypeError, AttributeError) as error:
             raise DataError(f"{path} does not hold the points of a sweep; start over with --fresh") from error
 
-    def find(self, method: EvalMethod, settings: dict[str, Any]) -> Point | None:
+    def find(self, method: str, settings: Settings) -> Point | None:
         """The point of a method at these settings, if it was measured."""
         return self.points.get(files.digest([method, settings]))
 
-    def keep(self, method: EvalMethod, point: Point) -> Point:
+    def keep(self, method: str, point: Point) -> Point:
         """The point, written down."""
         self.points[files.digest([method, point.settings])] = point
         if self.path is not None:
@@ -137,7 +135,7 @@ def load_tuned(materials: Materials, progress: Progress) -> tuple[Asked, ...]:
     return asked
 
 
-def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progress, folder: Path | None = None) -> Swept:
+def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, folder: Path | None = None) -> Swept:
     """Measure every setting of every method on the DEV half, and choose one of each.
 
     Methods that cannot be measured with what there is are left out.
@@ -145,30 +143,30 @@ def sweep(methods: Sequence[EvalMethod], materials: Materials, progress: Progres
     Args:
         folder: This sweep's own, where the points measured so far are kept, so that one that was stopped goes on.
     """
-    settings: dict[EvalMethod, list[dict[str, Any]]]
-    settings = {method: grid(method, materials) for method in methods if not impossible(method, materials)}
+    grids = {method.name: grid(method, materials) for method in methods if method.needs(materials) is None}
     asked, tape = load_tuned(materials, progress), Tape(materials.lm, materials.point)
     units = sum(one.units for one in asked)
     journal = Journal.open(folder, fresh=materials.config.starts_over)
-    with progress.task("sweep", units * (1 + sum(map(len, settings.values()))), "items") as task:
+    with progress.task("sweep", units * (1 + sum(map(len, grids.values()))), "items") as task:
         before = _measured(AsItIs(), materials, asked, tape, task, "baseline")
         base, tuned = _located({}, before, before), []
-        for method, tried in settings.items():
+        for method in methods:
             points = []
-            for one in tried:
-                if (known := journal.find(method, one)) is None:
-                    now = _measured(build(method, one, materials), materials, asked, tape, task, method)
-                    known = journal.keep(method, _located(one, now, before))
+            for one in grids.get(method.name, []):
+                if (known := journal.find(method.name, one)) is None:
+                    now = _measured(method.build(one, materials), materials, asked, tape, task, method.name)
+                    known = journal.keep(method.name, _located(one, now, before))
                 else:
-                    task.advance(units, method=method)
+                    task.advance(units, method=method.name)
                 points.append(known)
-            chosen, rule = pareto.choose(points, base.utility)
-            end = ends(method, materials)[tried.index(chosen.settings)]
-            tuned.append(Tuned(method, tuple(points), chosen, rule, end))
+            if points:
+                chosen, rule = pareto.choose(points, base.utility)
+                end = ends(method, materials)[points.index(chosen)]
+                tuned.append(Tuned(method.name, tuple(points), chosen, rule, end))
     return Swept(base, tuple(tuned), described_domains(asked))
 
 
-def _located(settings: dict[str, Any], found: Measurement, base: Measurement) -> Point:
+def _located(settings: Settings, found: Measurement, base: Measurement) -> Point:
     """Where a measurement lies on the trade-off."""
     now, before = by_role(found), by_role(base)
     kept, gone = main_pool(now["retain"]), main_pool(now["forget"])
@@ -194,8 +192,8 @@ def _measured(
     subject: Subject, materials: Materials, asked: Sequence[Asked], tape: Tape, task: Task, name: str
 ) -> Measurement:
     """Layers below an edit run once for all settings; retrained weights need a full pass."""
-    with in_force(materials.lm, materials.point, subject) as (lm, log):
-        played = None if isinstance(subject, Retrained) else tape
+    with in_force(materials.lm, subject) as (lm, log):
+        played = tape if lm is materials.lm else None
         return measure(lm, asked, log, task, batch_size=materials.config.eval_batch_size, tape=played, method=name)
 
 

@@ -397,8 +397,8 @@ def generation(scale: Scale) -> Found:
 
     from sae_forge.hookpoint import HookPoint
     from sae_forge.interventions.apply import applied
-    from sae_forge.interventions.methods import clamp
-    from sae_forge.interventions.methods import scale as scaled
+    from sae_forge.methods.edits.clamp import clamp
+    from sae_forge.methods.edits.scale import scale as scaled
     from sae_forge.sae.topk import TopKSAE
     from sae_forge.tasks.engines.generation import Sampling, write
 

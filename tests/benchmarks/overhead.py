@@ -18,7 +18,9 @@ from torch import Tensor
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.apply import applied
 from sae_forge.interventions.intervention import Intervention
-from sae_forge.interventions.methods import clamp, dsg, scale
+from sae_forge.methods.edits.clamp import clamp
+from sae_forge.methods.edits.dsg import dsg
+from sae_forge.methods.edits.scale import scale
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.tasks.engines.continuations import encode, forward, pad

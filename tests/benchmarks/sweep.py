@@ -16,8 +16,9 @@ from small_model import questions, small_llama
 from timing import Seconds, both, conditions, interleaved, milliseconds, ratios, table, write_json
 
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.methods import scale
-from sae_forge.methods.subjects import AsItIs, Hook, Subject, in_force
+from sae_forge.interventions.edit import Edit
+from sae_forge.methods.edits.scale import scale
+from sae_forge.methods.subjects import AsItIs, Edited, Subject, in_force
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT
@@ -38,9 +39,9 @@ class Asked(NamedTuple):
     questions: tuple[Questioned, ...]
     batch_size: int
 
-    def measured(self, point: HookPoint, subject: Subject, tape: Tape | None) -> list[Item]:
+    def measured(self, subject: Subject, tape: Tape | None) -> list[Item]:
         """One setting measured, as a sweep does it."""
-        with in_force(self.lm, point, subject) as (lm, log), SILENT.task("", None, "items") as task:
+        with in_force(self.lm, subject) as (lm, log), SILENT.task("", None, "items") as task:
             found = measure(lm, self.questions, log, task, batch_size=self.batch_size, tape=tape)
         return [item for one in found for item in one.items]
 
@@ -52,7 +53,7 @@ def main() -> None:
     lm = small_llama(options.layers, options.d_model, options.device)
     asked = Asked(lm, _questions(lm, options.questions), options.batch_size)
     sae = TopKSAE(lm.d_model, options.expansion * lm.d_model, options.k, seed=1).to(device)
-    subject = Hook(sae, scale(tuple(range(0, sae.d_sae, sae.d_sae // options.latents))[: options.latents]))
+    edit = scale(tuple(range(0, sae.d_sae, sae.d_sae // options.latents))[: options.latents])
     tokens = [len(item.context) for one in asked.questions for item in one.content[1]]
     sizes = {name: value for name, value in vars(options).items() if name not in ("json", "device")}
     found: dict[str, Any] = {
@@ -60,11 +61,11 @@ def main() -> None:
         "conditions": conditions(device),
     }
     time = partial(interleaved, rounds=options.rounds, device=device)
-    parts = time(_parts(asked, subject))
+    parts = time(_parts(asked, Edited((Edit(HookPoint(lm.n_layers - 1), sae, edit),))))
     found["parts"] = parts
     costs, rows = _costs(parts, lm.n_layers), []
     for layer in options.at:
-        seconds = time(_ways(asked, HookPoint(layer), subject))
+        seconds = time(_ways(asked, HookPoint(layer), Edited((Edit(HookPoint(layer), sae, edit),))))
         found[f"layer {layer}"] = seconds
         rows.append(_row(layer, lm.n_layers, seconds, costs.bound(lm.n_layers, layer)))
     found["load_after"] = conditions(device)["load"]
@@ -102,15 +103,15 @@ def _questions(lm: LanguageModel, count: int) -> tuple[Questioned, ...]:
 def _ways(asked: Asked, point: HookPoint, subject: Subject) -> dict[str, Callable[[], object]]:
     """The measurement in full and played, after both gave the same."""
     tape = Tape(asked.lm, point)
-    full = asked.measured(point, subject, None)
-    plain = asked.measured(point, AsItIs(), tape)
+    full = asked.measured(subject, None)
+    plain = asked.measured(AsItIs(), tape)
     if plain == full:
         raise SystemExit("the edit changed nothing, so equal scores would prove nothing")
-    if asked.measured(point, subject, tape) != full:
+    if asked.measured(subject, tape) != full:
         raise SystemExit(f"after layer {point.layer} a played measurement differs from one in full; nothing was timed")
     return {
-        "full": partial(asked.measured, point, subject, None),
-        "played": partial(asked.measured, point, subject, tape),
+        "full": partial(asked.measured, subject, None),
+        "played": partial(asked.measured, subject, tape),
     }
 
 
@@ -145,12 +146,12 @@ def _parts(asked: Asked, subject: Subject) -> dict[str, Callable[[], object]]:
     """Measurements whose differences are those costs."""
     last = HookPoint(asked.lm.n_layers - 1)
     tape = Tape(asked.lm, last)
-    asked.measured(last, AsItIs(), tape)
+    asked.measured(AsItIs(), tape)
     return {
-        "plain": partial(asked.measured, last, AsItIs(), None),
-        "edited": partial(asked.measured, last, subject, None),
-        "no layers": partial(asked.measured, last, AsItIs(), tape),
-        "no layers, edited": partial(asked.measured, last, subject, tape),
+        "plain": partial(asked.measured, AsItIs(), None),
+        "edited": partial(asked.measured, subject, None),
+        "no layers": partial(asked.measured, AsItIs(), tape),
+        "no layers, edited": partial(asked.measured, subject, tape),
     }
 
 

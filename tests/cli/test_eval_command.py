@@ -8,12 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import TinyRun, forge, make_run
+from tiny_run import TinyRun, forge, made, make_run
 
 from sae_forge.interventions.steering_csv import read_steering_csv, write_steering_csv
 from sae_forge.interventions.steering_table import steering_table
-from sae_forge.methods.building import build
-from sae_forge.methods.subjects import Hook
 from sae_forge.pipeline.evaluate import table
 from sae_forge.show import plots
 from sae_forge.store.runs import Run
@@ -120,9 +118,8 @@ def test_exported_tables_read_back_to_the_same_edit(run: TinyRun, exported: dict
     assert sorted(path.stem.rpartition("-")[0] for path in folder.iterdir()) == sorted(SAID)
     for path in folder.iterdir():
         name = path.stem.rpartition("-")[0]
-        hook = build(name, rows[name], run.materials(theta=0.5))  # pyright: ignore[reportArgumentType]
-        assert isinstance(hook, Hook)
-        assert read_steering_csv(path, sae_id=run.named.name).intervention() == hook.intervention
+        edit = made(name, rows[name], run.materials(theta=0.5))
+        assert read_steering_csv(path, sae_id=run.named.name).intervention() == edit.intervention
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -140,9 +137,8 @@ def test_a_table_is_measured_like_the_edit_it_came_from(run: TinyRun, exported: 
 
 
 def test_the_table_of_another_tool_is_measured_too(run: TinyRun, tmp_path: Path):
-    hook = build("steer", {"num_features": 4, "value": -2.0}, run.materials())
-    assert isinstance(hook, Hook)
-    said = steering_table(hook.intervention, dialect="lm_eval", sae_id=run.named.name)
+    edit = made("steer", {"num_features": 4, "value": -2.0}, run.materials())
+    said = steering_table(edit.intervention, dialect="lm_eval", sae_id=run.named.name)
     write_steering_csv(tmp_path / "steer.csv", said)
     metrics = evaluated(run, "--methods", "zero", "--steering", str(tmp_path / "steer.csv"))["metrics"]
     assert [(row["name"], row["settings"]) for row in metrics["methods"][1:]] == [
@@ -154,9 +150,8 @@ def test_another_content_under_the_same_name_is_another_report(run: TinyRun, tmp
     path = tmp_path / "edit.csv"
     outputs = []
     for value in (-1.0, -2.0):
-        hook = build("clamp", {"num_features": 4, "value": value}, run.materials())
-        assert isinstance(hook, Hook)
-        write_steering_csv(path, hook.intervention)
+        edit = made("clamp", {"num_features": 4, "value": value}, run.materials())
+        write_steering_csv(path, edit.intervention)
         outputs.append(evaluated(run, "--methods", "zero", "--steering", str(path))["outputs"]["report"])
     assert outputs[0] != outputs[1]
 
@@ -202,7 +197,6 @@ def test_a_table_that_cannot_be_meant_is_one_line(
 
 def test_names_of_edits_do_not_matter_to_what_they_are(run: TinyRun):
     """A published name on a threshold of zero is exported as the plain clamp it then is."""
-    hook = build("conditional_clamp", {"num_features": 3, "value": -1.0, "theta": 0.0}, run.materials())
-    assert isinstance(hook, Hook)
-    again = steering_table(hook.intervention).intervention()
-    assert again == replace(hook.intervention, name="clamp")
+    edit = made("conditional_clamp", {"num_features": 3, "value": -1.0, "theta": 0.0}, run.materials())
+    again = steering_table(edit.intervention).intervention()
+    assert again == replace(edit.intervention, name="clamp")

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions import methods
 from sae_forge.interventions.ablation import NegativeScaling, RemoveShare
 from sae_forge.interventions.apply import applied, attached
 from sae_forge.interventions.controls import RandomDirections
@@ -24,6 +23,15 @@ from sae_forge.interventions.gates.window import WindowRate
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.saved import EDIT, TENSORS, load_edits, save_edits
 from sae_forge.interventions.steering import SetProjection
+from sae_forge.methods.edits.clamp import clamp
+from sae_forge.methods.edits.conditional_clamp import conditional_clamp
+from sae_forge.methods.edits.dsg import dsg
+from sae_forge.methods.edits.mean_ablate import mean_ablate
+from sae_forge.methods.edits.project import project
+from sae_forge.methods.edits.refusal_clamp import clamp_and_refusal, refusal_clamp
+from sae_forge.methods.edits.scale import scale
+from sae_forge.methods.edits.steer import steer
+from sae_forge.methods.edits.zero import zero
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.direction import Direction
@@ -56,21 +64,21 @@ def jumprelu() -> JumpReLUSAE:
 
 DIRECTION = Direction(random_tensor(6, 1, D_IN) / 7, threshold=0.123456789123456789)
 INTERVENTIONS = [
-    methods.scale(S, -3),
-    methods.zero(S[:1]),
-    methods.clamp(S, (1.5, -20.0, 0.1, 7.0, -1e-3)),
-    methods.conditional_clamp(S, -5.0, 0.05),
-    methods.refusal_clamp(S, 9, -50.0),
-    methods.clamp_and_refusal(S, 9, -4.0, 6.0),
-    methods.dsg(S, -5.0, tau=0.3),
-    methods.mean_ablate(S, [0.1, 0.2, 0.3, 1 / 3, 0.5]),
-    methods.steer(S, 2.0),
-    methods.project(S, 1.7),
+    scale(S, -3),
+    zero(S[:1]),
+    clamp(S, (1.5, -20.0, 0.1, 7.0, -1e-3)),
+    conditional_clamp(S, -5.0, 0.05),
+    refusal_clamp(S, 9, -50.0),
+    clamp_and_refusal(S, 9, -4.0, 6.0),
+    dsg(S, -5.0, tau=0.3),
+    mean_ablate(S, [0.1, 0.2, 0.3, 1 / 3, 0.5]),
+    steer(S, 2.0),
+    project(S, 1.7),
     Intervention("set_projection", S, SetProjection(3.0), tokens="attended"),
-    replace(methods.scale(S), gate=WindowRate(0.1, 4, AnyFires(0.2), "streaming")),
-    replace(methods.scale(S), gate=AllFire(-1.0)),
-    replace(methods.scale(S), gate=Cusum(0.5, 0.1, AnyFires(0.1))),
-    replace(methods.scale(S), keep_error=False),
+    replace(scale(S), gate=WindowRate(0.1, 4, AnyFires(0.2), "streaming")),
+    replace(scale(S), gate=AllFire(-1.0)),
+    replace(scale(S), gate=Cusum(0.5, 0.1, AnyFires(0.1))),
+    replace(scale(S), keep_error=False),
     *(Intervention("scale", S, RandomDirections(NegativeScaling(-3.0), 5, kind))
       for kind in ("isotropic", "latents", "direction", "places")),
     Intervention("scale", S, RandomDirections(NegativeScaling(-3.0), 5, "latents", tuple(range(0, D_SAE, 2)))),
@@ -116,26 +124,26 @@ def test_direction_without_bound_survives_the_disk(tiny_llama, tmp_path):
 
 
 def test_slice_holds_only_what_the_edit_needs(topk, jumprelu, tmp_path):
-    edit = Edit(POINT, topk, methods.scale(S)).sliced()
+    edit = Edit(POINT, topk, scale(S)).sliced()
     assert isinstance(edit.dictionary, Slice)
     assert isinstance(edit.dictionary.part, TopKRows)
     assert edit.dictionary.part.W_dec.shape == (5, D_IN)
     assert edit.dictionary.part.W_enc.shape == (D_IN, D_SAE)  # a TopK latent competes with all the others
-    small = Edit(POINT, jumprelu, methods.scale(S)).sliced().dictionary
+    small = Edit(POINT, jumprelu, scale(S)).sliced().dictionary
     assert isinstance(small, Slice)
     assert isinstance(small.part, JumpReLUSAE)
     assert small.part.W_enc.shape == (D_IN, 5)
-    assert isinstance(Edit(POINT, topk, replace(methods.zero(S), keep_error=False)).sliced().dictionary, TopKSAE)
+    assert isinstance(Edit(POINT, topk, replace(zero(S), keep_error=False)).sliced().dictionary, TopKSAE)
     control = Intervention("scale", S, RandomDirections(NegativeScaling(), 1, "latents"))
     assert len(Edit(POINT, topk, control).sliced().dictionary.latents) == 10  # pyright: ignore
     with pytest.raises(ConfigError, match="latent 4 is not among the 5 that were kept"):
-        Edit(POINT, edit.dictionary, methods.scale((4,))).sliced()
-    again = Edit(POINT, edit.dictionary, methods.scale(S[1:3]))
-    assert again == Edit(POINT, topk, methods.scale(S[1:3]))
+        Edit(POINT, edit.dictionary, scale((4,))).sliced()
+    again = Edit(POINT, edit.dictionary, scale(S[1:3]))
+    assert again == Edit(POINT, topk, scale(S[1:3]))
 
 
 def test_rows_of_a_slice_are_a_dictionary(topk):
-    rows = Edit(POINT, topk, methods.scale(S)).sliced().dictionary
+    rows = Edit(POINT, topk, scale(S)).sliced().dictionary
     assert isinstance(rows, Slice)
     assert isinstance(rows.part, Dictionary)
     x = random_tensor(9, 4, 6, D_IN)
@@ -145,18 +153,18 @@ def test_rows_of_a_slice_are_a_dictionary(topk):
 
 
 def test_equal_means_the_same_numbers_at_the_same_place(topk, jumprelu):
-    edit = Edit(POINT, topk, methods.scale(S))
+    edit = Edit(POINT, topk, scale(S))
     twin = TopKSAE.from_weights(topk.W_enc, topk.b_enc, topk.W_dec, topk.b_dec, K)
     other = TopKSAE.from_weights(topk.W_enc, topk.b_enc, topk.W_dec, topk.b_dec, K)
     with torch.no_grad():
         other.W_dec[S[0], 0] += 1e-6
         twin.W_dec[0] += 1  # nobody's row
-    assert edit == Edit(POINT, twin, methods.scale(S))
-    assert edit != Edit(POINT, other, methods.scale(S))
-    assert edit != Edit(POINT, jumprelu, methods.scale(S))
-    assert edit != Edit(HookPoint(2), topk, methods.scale(S))
-    assert edit != Edit(POINT, topk, methods.scale(S, -2.0))
-    assert edit != Edit(POINT, topk, replace(methods.scale(S), tokens="attended"))
+    assert edit == Edit(POINT, twin, scale(S))
+    assert edit != Edit(POINT, other, scale(S))
+    assert edit != Edit(POINT, jumprelu, scale(S))
+    assert edit != Edit(HookPoint(2), topk, scale(S))
+    assert edit != Edit(POINT, topk, scale(S, -2.0))
+    assert edit != Edit(POINT, topk, replace(scale(S), tokens="attended"))
     assert edit != "scale"
 
 
@@ -177,7 +185,7 @@ def test_edit_says_what_it_does_in_one_line(topk):
 
 
 def test_edits_at_several_layers_are_one_list_and_logged_each(tiny_model, topk, jumprelu, tmp_path):
-    low, high = Edit(POINT, topk, methods.scale(S)), Edit(HookPoint(2), jumprelu, methods.steer(S[:2], 3.0))
+    low, high = Edit(POINT, topk, scale(S)), Edit(HookPoint(2), jumprelu, steer(S[:2], 3.0))
     expected = written(tiny_model, (low, high))
     assert torch.equal(written(tiny_model, (high, low)), expected)  # at different places the order means nothing
     save_edits(tmp_path, (low, high))
@@ -200,21 +208,21 @@ def test_edits_at_several_layers_are_one_list_and_logged_each(tiny_model, topk, 
 
 
 def test_of_two_edits_at_one_place_the_second_reads_what_the_first_wrote(tiny_llama, topk):
-    steer, scale = Edit(POINT, topk, methods.steer((3,), 30.0)), Edit(POINT, topk, methods.scale((3,), -1.0))
+    pushed, scaled = Edit(POINT, topk, steer((3,), 30.0)), Edit(POINT, topk, scale((3,), -1.0))
     batch = tiny_llama.tokenizer(list(PROMPTS), padding=True, return_tensors="pt")
-    with torch.no_grad(), attached(tiny_llama, (steer, scale)) as after:
+    with torch.no_grad(), attached(tiny_llama, (pushed, scaled)) as after:
         composed = tiny_llama.model(**batch).logits
-    with torch.no_grad(), attached(tiny_llama, (scale, steer)) as before:
+    with torch.no_grad(), attached(tiny_llama, (scaled, pushed)) as before:
         other = tiny_llama.model(**batch).logits
     assert after.each[1].edited == after.tokens  # pushed by 30, the latent fires everywhere
     assert before.each[0].edited < before.tokens
     assert not torch.equal(composed, other)
-    with torch.no_grad(), attached(tiny_llama, (steer,)), attached(tiny_llama, (scale,)):
+    with torch.no_grad(), attached(tiny_llama, (pushed,)), attached(tiny_llama, (scaled,)):
         assert torch.equal(tiny_llama.model(**batch).logits, composed)
 
 
 def test_tokens_that_either_edit_touches_count_once(tiny_llama, topk):
-    edits = tuple(Edit(HookPoint(layer), topk, methods.scale(S)) for layer in (0, 2))
+    edits = tuple(Edit(HookPoint(layer), topk, scale(S)) for layer in (0, 2))
     masks: list[Tensor] = []
     with torch.no_grad(), attached(tiny_llama, edits) as log:
         for text in PROMPTS:
@@ -262,12 +270,12 @@ def test_edit_of_ones_own_is_saved_and_loaded_when_its_class_is_named(tiny_llama
 def test_what_cannot_be_given_back_is_not_saved(topk, tmp_path):
     wide = TopKSAE(D_IN, D_SAE, K).double()
     with pytest.raises(CheckpointError, match="convert it to float32"):
-        save_edits(tmp_path, [Edit(POINT, wide, methods.scale(S))])
+        save_edits(tmp_path, [Edit(POINT, wide, scale(S))])
     training = TopKSAE(D_IN, D_SAE, K, product_dtype=torch.bfloat16)
     with pytest.raises(CheckpointError, match="is one in training"):
-        save_edits(tmp_path, [Edit(POINT, training, methods.scale(S))])
+        save_edits(tmp_path, [Edit(POINT, training, scale(S))])
     with pytest.raises(ConfigError, match="latent 113 is beyond the SAE"):
-        save_edits(tmp_path, [Edit(POINT, topk, methods.scale((113,)))])
+        save_edits(tmp_path, [Edit(POINT, topk, scale((113,)))])
     assert not (tmp_path / EDIT).exists()
 
 
@@ -312,14 +320,14 @@ def altered(folder: Path, *keys: str | int, to: object) -> None:
     ],
 )
 def test_altered_file_is_refused_in_one_line(topk, tmp_path, keys, to, message):
-    save_edits(tmp_path, [Edit(POINT, topk, methods.scale(S))])
+    save_edits(tmp_path, [Edit(POINT, topk, scale(S))])
     altered(tmp_path, *keys, to=to)
     with pytest.raises(CheckpointError, match=message):
         load_edits(tmp_path)
 
 
 def test_damage_is_noticed(topk, tmp_path):
-    save_edits(tmp_path, [Edit(POINT, topk, methods.scale(S))])
+    save_edits(tmp_path, [Edit(POINT, topk, scale(S))])
     for name in (EDIT, TENSORS):
         content = (tmp_path / name).read_bytes()
         middle = len(content) // 2

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions import methods
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.interventions.calibration import calibrated, rate_percentile, text_statistic
 from sae_forge.interventions.clamping import SetTo
@@ -33,6 +32,12 @@ from sae_forge.interventions.gates.table import GATES as GATES_OF_FLAGS
 from sae_forge.interventions.gates.table import gate_of
 from sae_forge.interventions.gates.window import Window, WindowRate
 from sae_forge.interventions.protocol import Gate, State
+from sae_forge.methods.edits.clamp import clamp
+from sae_forge.methods.edits.dsg import dsg
+from sae_forge.methods.edits.project import project
+from sae_forge.methods.edits.refusal_clamp import refusal_clamp
+from sae_forge.methods.edits.steer import steer
+from sae_forge.methods.edits.zero import zero
 from sae_forge.models.hooks import capture, select_rows
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
@@ -352,10 +357,10 @@ def middling(lm: LanguageModel, sae: TopKSAE, gate: SequenceGate) -> SequenceGat
 
 
 EDITS = {
-    "dsg": methods.dsg(S, -4.0),
-    "steer": methods.steer(S, 3.0),
-    "refusal_clamp": methods.refusal_clamp(S, 90, -20.0, 0.0),
-    "project": methods.project(S),
+    "dsg": dsg(S, -4.0),
+    "steer": steer(S, 3.0),
+    "refusal_clamp": refusal_clamp(S, 90, -20.0, 0.0),
+    "project": project(S),
     "random": Intervention("random", S, RandomDirections(SetTo(-4.0), 1)),
     "places": Intervention("random", S, RandomDirections(SetTo(-4.0), 1, "places")),
 }
@@ -406,9 +411,9 @@ def test_under_prompt_generation_holds_what_the_prompt_decided(tiny_model, sae, 
     assert decided.any()
     assert not decided.all()
     with torch.no_grad():
-        with applied(tiny_model, sae, POINT, replace(methods.dsg(S, -2.0), gate=gate)) as log:
+        with applied(tiny_model, sae, POINT, replace(dsg(S, -2.0), gate=gate)) as log:
             cached = tiny_model.model.generate(token_ids, attention_mask=mask, **GREEDY)
-        held = replace(methods.dsg(S, -2.0), gate=Held(tuple(decided.tolist())))
+        held = replace(dsg(S, -2.0), gate=Held(tuple(decided.tolist())))
         with applied(tiny_model, sae, POINT, held):
             full = tiny_model.model.generate(token_ids, attention_mask=mask, **GREEDY, use_cache=False)
         plain = tiny_model.model.generate(token_ids, attention_mask=mask, **GREEDY)
@@ -422,7 +427,7 @@ def test_under_prompt_generation_holds_what_the_prompt_decided(tiny_model, sae, 
 @pytest.mark.parametrize("gate", GATES, ids=name_of)
 def test_a_text_alone_and_in_a_batch_padded_on_either_side_is_gated_alike(tiny_model, sae, gate, policy):
     gate = replace(middling(tiny_model, sae, gate), policy=policy)
-    intervention = replace(methods.dsg(S, -2.0), gate=gate)
+    intervention = replace(dsg(S, -2.0), gate=gate)
     found = {}
     for side in ("left", "right"):
         token_ids, mask = tokens(tiny_model, side)
@@ -445,7 +450,7 @@ def test_a_text_alone_and_in_a_batch_padded_on_either_side_is_gated_alike(tiny_m
 def test_continuations_that_share_a_context_go_on_from_its_state(tiny_model, sae, gate):
     """As questions are scored: the context once with a cache, then copies of chosen rows of it with each option."""
     gate = replace(middling(tiny_model, sae, gate), policy="streaming")
-    intervention = replace(methods.dsg(S, -2.0), gate=gate)
+    intervention = replace(dsg(S, -2.0), gate=gate)
     token_ids, mask = tokens(tiny_model)
     rows = torch.tensor([2, 0, 0, 3, 2])
     rest = torch.randint(4, 320, (5, 6), generator=torch.Generator().manual_seed(0))
@@ -482,12 +487,12 @@ def test_a_text_whose_beginning_was_not_seen_is_refused_by_gates_that_remember(t
             return tiny_llama.model(token_ids, attention_mask=mask, use_cache=True).past_key_values
 
     with pytest.raises(ConfigError, match=r"dsg remembers .* from its beginning"):
-        go_on(begun(), methods.dsg(S, -2.0))
+        go_on(begun(), dsg(S, -2.0))
     with pytest.raises(ConfigError, match="random remembers"):
-        go_on(begun(), Intervention("random", S, RandomDirections(methods.zero(S).edit, 0, "places")))
-    go_on(begun(), methods.clamp(S, -2.0))
-    go_on(begun(), replace(methods.dsg(S), gate=MeanRate(0.1, policy="per_token")))
-    with torch.no_grad(), applied(tiny_llama, sae, POINT, methods.dsg(S, -2.0)):
+        go_on(begun(), Intervention("random", S, RandomDirections(zero(S).edit, 0, "places")))
+    go_on(begun(), clamp(S, -2.0))
+    go_on(begun(), replace(dsg(S), gate=MeanRate(0.1, policy="per_token")))
+    with torch.no_grad(), applied(tiny_llama, sae, POINT, dsg(S, -2.0)):
         cache = tiny_llama.model(token_ids, attention_mask=mask, use_cache=True).past_key_values
         cache.crop(-2)
         with pytest.raises(ConfigError, match="without shortening"):
@@ -496,7 +501,7 @@ def test_a_text_whose_beginning_was_not_seen_is_refused_by_gates_that_remember(t
 
 def test_two_gated_edits_remember_apart(tiny_llama, sae):
     token_ids, mask = tokens(tiny_llama)
-    low = replace(methods.dsg(S, -2.0), gate=replace(middling(tiny_llama, sae, GATES[0]), policy="streaming"))
+    low = replace(dsg(S, -2.0), gate=replace(middling(tiny_llama, sae, GATES[0]), policy="streaming"))
     high = replace(low, targets=tuple(range(1, 60, 4)), gate=WindowRate(0.2, 4))
     with torch.no_grad(), applied(tiny_llama, sae, POINT, low), applied(tiny_llama, sae, HookPoint(2), high):
         cached = tiny_llama.model.generate(token_ids, attention_mask=mask, **GREEDY)

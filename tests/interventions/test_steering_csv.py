@@ -8,12 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.interventions import methods
 from sae_forge.interventions.apply import Intervention
 from sae_forge.interventions.clamping import ClampFiring, SetTo
 from sae_forge.interventions.gates.any import AnyFires
 from sae_forge.interventions.steering import AddConstant, SetProjection
 from sae_forge.interventions.steering_csv import read_steering_csv, write_steering_csv
+from sae_forge.methods.edits.clamp import clamp
+from sae_forge.methods.edits.conditional_clamp import conditional_clamp
+from sae_forge.methods.edits.dsg import dsg
+from sae_forge.methods.edits.refusal_clamp import refusal_clamp
+from sae_forge.methods.edits.scale import scale
+from sae_forge.methods.edits.steer import steer
 
 TEN = (11766, 9723, 4788, 1709, 9186, 3058, 13381, 14050, 11078, 16246)
 REFUSAL = 15864
@@ -33,15 +38,13 @@ def written(tmp_path: Path, text: str) -> Path:
 
 def test_the_published_refusal_file_is_refusal_clamping(tmp_path):
     table = read_steering_csv(written(tmp_path, PUBLISHED + "\n"), sae_id=SAE_ID, sae_release=RELEASE)
-    assert table.intervention() == methods.refusal_clamp(TEN, REFUSAL)
+    assert table.intervention() == refusal_clamp(TEN, REFUSAL)
     assert table.rows[3].description == "terms, of 1709"
     again = tmp_path / "again.csv"
     write_steering_csv(again, table)
     assert again.read_text(encoding="utf-8") == PUBLISHED + "\n"
     named = {latent: f"terms, of {latent}" for latent in TEN}
-    write_steering_csv(
-        again, methods.refusal_clamp(TEN, REFUSAL), sae_id=SAE_ID, sae_release=RELEASE, descriptions=named
-    )
+    write_steering_csv(again, refusal_clamp(TEN, REFUSAL), sae_id=SAE_ID, sae_release=RELEASE, descriptions=named)
     assert again.read_text(encoding="utf-8") == PUBLISHED + "\n"
 
 
@@ -52,17 +55,17 @@ def test_a_file_about_another_sae_is_refused(tmp_path):
     with pytest.raises(DataError, match="not of 'gemma-scope-9b"):
         read_steering_csv(path, sae_release="gemma-scope-9b-pt-res")
     table = read_steering_csv(written(tmp_path, "latent_idx,steering_coefficient\n3,-20\n"), sae_id=SAE_ID)
-    assert table.intervention() == methods.steer((3,), -20.0)
+    assert table.intervention() == steer((3,), -20.0)
 
 
 def test_older_files_with_fewer_columns_add_in_any_order(tmp_path):
     text = "latent_idx,description,sae_id,steering_coefficient\n7037, of rodents,layer_20,-20\n8235,b,layer_20,-1.5\n"
     table = read_steering_csv(written(tmp_path, text))
-    assert table.intervention() == methods.steer((7037, 8235), (-20.0, -1.5))
+    assert table.intervention() == steer((7037, 8235), (-20.0, -1.5))
     assert table.rows[0].description == " of rodents"
     header = "latent_idx,hook_action,steering_coefficient,sae_id,sae_release,description"
     six = f"{header}\r\n4,clamp,-300,,,\r\n9,clamp,-300,,,\r\n"
-    assert read_steering_csv(written(tmp_path, six)).intervention() == methods.clamp((4, 9), -300.0)
+    assert read_steering_csv(written(tmp_path, six)).intervention() == clamp((4, 9), -300.0)
 
 
 def test_an_lm_eval_file_is_read_as_lm_eval_applies_it(tmp_path):
@@ -89,11 +92,11 @@ def test_what_is_written_is_read_back_number_for_number(tmp_path_factory, chosen
     values = tuple(value + place for place in range(len(chosen))) if each else value
     refusal = max(chosen) + 1
     cases: list[tuple[Intervention, str]] = [
-        (methods.steer(chosen, values), "conditional"),
-        (methods.clamp(chosen, values), "conditional"),
-        (methods.conditional_clamp(chosen, values, theta), "conditional"),
-        (methods.refusal_clamp(chosen, refusal, value, theta), "conditional"),
-        (methods.steer(chosen, values), "lm_eval"),
+        (steer(chosen, values), "conditional"),
+        (clamp(chosen, values), "conditional"),
+        (conditional_clamp(chosen, values, theta), "conditional"),
+        (refusal_clamp(chosen, refusal, value, theta), "conditional"),
+        (steer(chosen, values), "lm_eval"),
         (Intervention("set_projection", chosen, SetProjection(values)), "lm_eval"),
     ]
     for intervention, dialect in cases:
@@ -165,9 +168,9 @@ def test_rows_that_make_no_one_edit_are_refused(tmp_path, rows, says):
 
 def test_an_edit_that_a_dialect_cannot_say_is_refused(tmp_path):
     path = tmp_path / "steer.csv"
-    for intervention in (methods.dsg(TEN), methods.scale(TEN), replace(methods.clamp(TEN), gate=AnyFires())):
+    for intervention in (dsg(TEN), scale(TEN), replace(clamp(TEN), gate=AnyFires())):
         with pytest.raises(ConfigError, match=f"cannot say {intervention.name}"):
             write_steering_csv(path, intervention)
     with pytest.raises(ConfigError, match="lm_eval kind cannot say clamp"):
-        write_steering_csv(path, methods.clamp(TEN), dialect="lm_eval")
+        write_steering_csv(path, clamp(TEN), dialect="lm_eval")
     assert not path.exists()

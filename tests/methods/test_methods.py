@@ -5,29 +5,30 @@ import math
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from tiny_run import FORGET, LATENTS, POINT, RETAIN, TinyRun, forge, make_run
+from tiny_run import FORGET, LATENTS, NAMED, POINT, RETAIN, TinyRun, forge, made, make_run
 from torch import Tensor
 
 from sae_forge.config.editing import GateKind
-from sae_forge.config.evaluate import EvalConfig, EvalMethod
+from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import BackendError, ConfigError, DataError
 from sae_forge.interventions.apply import applied, delta
 from sae_forge.interventions.clamping import MeanAblation
 from sae_forge.interventions.gates.any import AnyFires
 from sae_forge.interventions.gates.sequence import SequenceGate
-from sae_forge.methods.building import HOOKS, RETRAINED, UNTUNED, asked, build, impossible
-from sae_forge.methods.grids import ends, from_flags, grid
-from sae_forge.methods.subjects import Hook, Retrained
-from sae_forge.study.run import iter_plans
+from sae_forge.methods.method import ends, grid
+from sae_forge.methods.subjects import Edited, Retrained, Subject
+from sae_forge.methods.table import METHODS, methods_of
+from sae_forge.study.plan import iter_plans
 
-EVERY = tuple(name for name in get_args(EvalMethod) if name not in ("all", "random"))
-TUNED = tuple(name for name in EVERY if name not in UNTUNED)
+UNTUNED = [method.name for method in METHODS if method.axes is None]
+TUNED = [method.name for method in METHODS if method.axes is not None]
+KINDS = {kind: {method.name for method in METHODS if method.kind == kind} for kind in ("hook", "weights")}
 
 
 @pytest.fixture(scope="module")
@@ -57,34 +58,33 @@ def acts_of(run: TinyRun, x: Tensor, latents: tuple[int, ...]) -> Tensor:
 # ---- every name ---------------------------------------------------------------------------------
 
 
-def test_every_method_is_an_edit_or_trains_weights():
-    assert sorted((*HOOKS, *RETRAINED)) == sorted(EVERY)
-    assert asked(("all",)) == asked(EVERY) == (*HOOKS, *RETRAINED)
-    assert asked(("random", "rmu", "scale")) == ("scale", "rmu")
+def test_methods_are_asked_in_the_order_of_the_table():
+    assert methods_of(("all",)) == methods_of(tuple(NAMED)) == METHODS
+    assert methods_of(("random", "rmu", "scale")) == (NAMED["scale"], NAMED["rmu"])
 
 
-@pytest.mark.parametrize("method", EVERY)
-def test_what_the_flags_name_is_built(run: TinyRun, method: EvalMethod):
+@pytest.mark.parametrize("method", NAMED)
+def test_what_the_flags_name_is_built(run: TinyRun, method: str):
     materials = run.materials(ablation_scale=(-1.0, -3.0), clamp_value=(0.5, 1.0, 2.0))
-    listed = from_flags(method, 10, materials)
+    listed = NAMED[method].from_flags(10, materials)
     flags = {"scale": 2, "project": 2, "diff_means": 2, "clamp": 3, "clamp_prime": 3, "conditional_clamp": 3}
     assert len(listed) == ({**flags, "dsg": 3, "steer": 3}.get(method, 1))
     for settings in listed:
         assert settings.get("num_features", 10) == 10
-        holds(run, method, settings, build(method, settings, materials))
+        holds(run, method, settings, NAMED[method].build(settings, materials))
 
 
-@pytest.mark.parametrize("method", EVERY)
-def test_what_a_grid_lists_is_built(run: TinyRun, method: EvalMethod):
+@pytest.mark.parametrize("method", NAMED)
+def test_what_a_grid_lists_is_built(run: TinyRun, method: str):
     materials = run.materials()
-    for settings in grid(method, materials):
-        holds(run, method, settings, build(method, settings, materials))
+    for settings in grid(NAMED[method], materials):
+        holds(run, method, settings, NAMED[method].build(settings, materials))
 
 
-def holds(run: TinyRun, method: EvalMethod, settings: dict, subject: object) -> None:
+def holds(run: TinyRun, method: str, settings: dict, subject: Subject) -> None:
     """What was built is the method, at these settings."""
-    if method in RETRAINED:
-        assert isinstance(subject, Retrained)
+    if method in KINDS["weights"]:
+        assert isinstance(subject, Retrained) and subject.changes_weights
         assert subject.recipe.name == method
         known = {entry.name for entry in fields(subject.recipe)}
         for name, value in settings.items():
@@ -94,13 +94,14 @@ def holds(run: TinyRun, method: EvalMethod, settings: dict, subject: object) -> 
             (suppressed,) = subject.recipe.suppressed  # pyright: ignore[reportAttributeAccessIssue]
             assert suppressed.latents == run.selection.indices[: settings["num_features"]]
         return
-    assert isinstance(subject, Hook)
-    intervention = subject.intervention
+    assert isinstance(subject, Edited) and not subject.changes_weights
+    (edit,) = subject.edits
+    intervention = edit.intervention
     assert intervention.name == method
     if method == "diff_means":
-        assert subject.dictionary.d_sae == 1
+        assert edit.dictionary.d_sae == 1
         return
-    assert subject.dictionary is run.sae
+    assert edit.dictionary is run.sae
     if method != "refusal_clamp":
         assert intervention.targets == intervention.written == run.selection.indices[: settings["num_features"]]
     else:
@@ -111,24 +112,24 @@ def holds(run: TinyRun, method: EvalMethod, settings: dict, subject: object) -> 
 
 @pytest.mark.parametrize("count", [8, 12, 13, 24])
 @pytest.mark.parametrize("method", TUNED)
-def test_a_grid_has_as_many_different_settings_as_every_other(run: TinyRun, method: EvalMethod, count: int):
+def test_a_grid_has_as_many_different_settings_as_every_other(run: TinyRun, method: str, count: int):
     materials = run.materials(configurations=count)
     if method == "rmu" and count < 12:
         with pytest.raises(ConfigError, match=r"--configurations 8: rmu needs at least 12"):
-            grid(method, materials)
+            grid(NAMED[method], materials)
         return
-    found = grid(method, materials)
+    found = grid(NAMED[method], materials)
     assert len(found) == len({repr(sorted(one.items())) for one in found}) == count
     assert max(one.get("num_features", 0) for one in found) <= LATENTS
 
 
 @pytest.mark.parametrize("method", UNTUNED)
-def test_where_there_is_nothing_to_tune_there_is_one_setting(run: TinyRun, method: EvalMethod):
-    assert grid(method, run.materials(configurations=24)) == [{"num_features": LATENTS}]
+def test_where_there_is_nothing_to_tune_there_is_one_setting(run: TinyRun, method: str):
+    assert grid(NAMED[method], run.materials(configurations=24)) == [{"num_features": LATENTS}]
 
 
 def test_a_grid_reaches_from_its_gentlest_to_its_roughest_in_equal_ratios(run: TinyRun):
-    found = grid("project", run.materials(configurations=24))
+    found = grid(NAMED["project"], run.materials(configurations=24))
     strengths = sorted({one["strength"] for one in found})
     assert (strengths[0], strengths[-1]) == (0.25, 4.0)
     ratios = np.diff(np.log(strengths))
@@ -138,7 +139,7 @@ def test_a_grid_reaches_from_its_gentlest_to_its_roughest_in_equal_ratios(run: T
 
 def test_one_latent_is_still_tried_as_often(run: TinyRun):
     for method in ("scale", "clamp", "dsg", "project"):
-        found = grid(method, run.materials(num_features=(1,)))
+        found = grid(NAMED[method], run.materials(num_features=(1,)))
         assert len({repr(one) for one in found}) == 12
         assert {one["num_features"] for one in found} == {1}
 
@@ -148,9 +149,9 @@ def test_settings_that_cannot_be_told_apart_are_no_equal_budget(run: TinyRun):
     silent = tuple(replace(latent, forget=replace(latent.forget, peak=0.0)) for latent in run.selection.latents[:2])
     materials = run.materials(replace(run.selection, latents=silent))
     with pytest.raises(ConfigError, match=r"refusal_clamp has only 6 .* budget cannot be equal"):
-        grid("refusal_clamp", materials)
+        grid(NAMED["refusal_clamp"], materials)
     with pytest.raises(ConfigError, match=r"gradient_ascent has only .* budget cannot be equal"):
-        grid("gradient_ascent", run.materials(baseline_steps=1))
+        grid(NAMED["gradient_ascent"], run.materials(baseline_steps=1))
 
 
 # ---- the numbers --------------------------------------------------------------------------------
@@ -165,20 +166,20 @@ def test_relative_values_move_a_token_by_that_many_median_norms(run: TinyRun):
         latents = run.selection.indices[:size]
         total = np.linalg.norm(run.sae.W_dec.detach().double().numpy()[list(latents)].sum(0))
         for method in ("clamp", "clamp_prime", "conditional_clamp", "dsg", "steer"):
-            for kappa, settings in zip((0.5, 2.0), from_flags(method, size, materials), strict=True):
+            for kappa, settings in zip((0.5, 2.0), NAMED[method].from_flags(size, materials), strict=True):
                 assert settings["relative"] == kappa
                 assert settings["value"] == pytest.approx(-kappa * median / total, rel=5e-3)  # three digits
         assert materials.value(0.5, latents) == pytest.approx(0.5 * median / total, rel=1e-6)
     absolute = run.materials(clamp_value=(0.5,), value_units="absolute", refusal_value=-7.0, theta=0.25, bare=True)
-    assert from_flags("clamp", 5, absolute) == [{"num_features": 5, "value": -0.5}]
-    assert from_flags("refusal_clamp", 5, absolute) == [
+    assert NAMED["clamp"].from_flags(5, absolute) == [{"num_features": 5, "value": -0.5}]
+    assert NAMED["refusal_clamp"].from_flags(5, absolute) == [
         {"num_features": 5, "refusal_latent": run.selection.refusal_latent, "value": -7.0, "theta": 0.25}
     ]
 
 
 def test_a_refusal_latent_is_written_relative_to_its_own_row(run: TinyRun):
     materials = run.materials(refusal_value=-1.5)
-    (settings,) = from_flags("refusal_clamp", LATENTS, materials)
+    (settings,) = NAMED["refusal_clamp"].from_flags(LATENTS, materials)
     length = float(run.sae.W_dec[run.selection.refusal_latent].norm())  # pyright: ignore[reportArgumentType]
     assert settings["value"] == pytest.approx(-1.5 * materials.retain_norm / length, rel=5e-3)
 
@@ -187,10 +188,9 @@ def test_mean_ablation_writes_the_mean_over_all_retain_tokens(run: TinyRun):
     materials = run.materials()
     latents = run.selection.indices[:6]
     x = torch.cat([rows_of(reader) for reader in run.shards.retain.values()])
-    hook = build("mean_ablate", {"num_features": 6}, materials)
-    assert isinstance(hook, Hook)
-    assert isinstance(hook.intervention.edit, MeanAblation)
-    assert hook.intervention.edit.means == pytest.approx(acts_of(run, x, latents).double().mean(0).tolist(), rel=1e-4)
+    edit = made("mean_ablate", {"num_features": 6}, materials)
+    assert isinstance(edit.intervention.edit, MeanAblation)
+    assert edit.intervention.edit.means == pytest.approx(acts_of(run, x, latents).double().mean(0).tolist(), rel=1e-4)
 
 
 @pytest.mark.parametrize("percentile", [50.0, 95.0])
@@ -199,26 +199,24 @@ def test_the_threshold_of_dsg_is_the_highest_percentile_of_any_retain_corpus(
     run: TinyRun, percentile: float, size: int
 ):
     materials, latents = run.materials(gate_percentile=percentile), run.selection.indices[:size]
-    (settings,) = from_flags("dsg", size, materials)
-    hook = build("dsg", settings, materials)
+    (settings,) = NAMED["dsg"].from_flags(size, materials)
+    edit = made("dsg", settings, materials)
     corpora = [sequences_of(reader) for reader in run.shards.retain.values()]
     rates = [[float((acts_of(run, one, latents) > 0).any(1).double().mean()) for one in texts] for texts in corpora]
     assert len(rates) == 2 and min(map(len, rates)) > 40
     wanted = max(np.percentile(found, percentile) for found in rates)
-    assert isinstance(hook, Hook)
-    assert isinstance(hook.intervention.gate, SequenceGate)
-    assert hook.intervention.gate.limit == pytest.approx(wanted, rel=1e-6)
+    assert isinstance(edit.intervention.gate, SequenceGate)
+    assert edit.intervention.gate.limit == pytest.approx(wanted, rel=1e-6)
 
 
 @pytest.mark.parametrize("gated", [False, True])
 @pytest.mark.parametrize("budget", [0.5, 2.0])
 def test_diff_means_moves_forget_text_as_far_as_its_budget(run: TinyRun, gated: bool, budget: float):
     materials = run.materials(ablation_scale=(-3.0,), gate_percentile=80.0)
-    hook = build("diff_means", {"budget": budget, "gated": gated}, materials)
+    edit = made("diff_means", {"budget": budget, "gated": gated}, materials)
     x = rows_of(run.shards.forget)
     reference = -4.0 * acts_of(run, x, run.selection.indices) @ run.sae.W_dec[list(run.selection.indices)]
-    assert isinstance(hook, Hook)
-    moved = delta(hook.dictionary, hook.intervention, x[None], torch.ones(1, len(x), dtype=torch.bool))[0]
+    moved = delta(edit.dictionary, edit.intervention, x[None], torch.ones(1, len(x), dtype=torch.bool))[0]
     wanted = budget * float(reference.double().norm(dim=-1).mean())
     assert float(moved.double().norm(dim=-1).mean()) == pytest.approx(wanted, rel=1e-4)
     mean = x.double().mean(0) - torch.cat([rows_of(one) for one in run.shards.retain.values()]).double().mean(0)
@@ -252,8 +250,7 @@ def statistic(kind: GateKind, acts: np.ndarray, drift: float) -> float:
 def test_gates_open_where_the_statistic_of_a_text_exceeds_that_of_most_retain_texts(run: TinyRun, kind: GateKind):
     materials = run.materials(gate=kind, gate_window=8, gate_percentile=90.0)
     size = 2 if kind == "all" else LATENTS
-    hook = build("steer", {"num_features": size, "value": 1.0}, materials)
-    assert isinstance(hook, Hook)
+    edit = made("steer", {"num_features": size, "value": 1.0}, materials)
     latents = run.selection.indices[:size]
     retain = [one for reader in run.shards.retain.values() for one in sequences_of(reader)]
     forget = sequences_of(run.shards.forget)
@@ -266,7 +263,7 @@ def test_gates_open_where_the_statistic_of_a_text_exceeds_that_of_most_retain_te
     limit = max(np.percentile(found[corpus], 90.0) for corpus in corpora)
     opened = []
     for x, acts, value in zip((*retain, *forget), texts, found, strict=True):
-        moved = delta(run.sae, hook.intervention, x[None], torch.ones(1, len(x), dtype=torch.bool))[0].any(dim=-1)
+        moved = delta(run.sae, edit.intervention, x[None], torch.ones(1, len(x), dtype=torch.bool))[0].any(dim=-1)
         hot = (acts > 0).any(1)
         opened.append(bool(moved.any()))
         match kind:
@@ -289,9 +286,8 @@ def test_gates_open_where_the_statistic_of_a_text_exceeds_that_of_most_retain_te
 
 def test_an_own_gate_is_the_methods_and_another_takes_its_place(run: TinyRun):
     settings = {"num_features": 6, "value": -1.0, "percentile": 90.0}
-    own = build("dsg", settings, run.materials())
-    shut = build("dsg", settings, run.materials(gate="none"))
-    assert isinstance(own, Hook) and isinstance(shut, Hook)
+    own = made("dsg", settings, run.materials())
+    shut = made("dsg", settings, run.materials(gate="none"))
     assert isinstance(own.intervention.gate, SequenceGate)
     assert own.intervention.edit == shut.intervention.edit
     assert own.intervention.gate != shut.intervention.gate
@@ -301,9 +297,8 @@ def test_without_the_error_every_real_token_is_edited(run: TinyRun):
     batch = run.lm.tokenizer([FORGET[0], RETAIN["stones"][3][:20]], padding=True, return_tensors="pt")
     counted = {}
     for keep in (True, False):
-        hook = build("clamp", {"num_features": 3, "value": -1.0}, run.materials(keep_error=keep))
-        assert isinstance(hook, Hook)
-        with torch.no_grad(), applied(run.lm, run.sae, POINT, hook.intervention) as log:
+        edit = made("clamp", {"num_features": 3, "value": -1.0}, run.materials(keep_error=keep))
+        with torch.no_grad(), applied(run.lm, run.sae, POINT, edit.intervention) as log:
             run.lm.model(batch["input_ids"], attention_mask=batch["attention_mask"])
         counted[keep] = log
     assert counted[True].edited < counted[True].tokens == counted[False].tokens == counted[False].edited
@@ -338,22 +333,23 @@ def test_all_leaves_out_what_cannot_be_measured_and_says_why(run: TinyRun, monke
     assert "features --refusal TEXT" in metrics["left_out"]["refusal_clamp"]
     assert "pip install" in metrics["left_out"]["crisp"]
     names = list(dict.fromkeys(row["name"] for row in metrics["methods"]))
-    assert names == ["baseline", *(name for name in asked(("all",)) if name not in metrics["left_out"]), "random"]
+    assert names == ["baseline", *(name for name in NAMED if name not in metrics["left_out"]), "random"]
     kinds = {row["name"]: row["kind"] for row in metrics["methods"]}
-    assert {name for name, kind in kinds.items() if kind == "weights"} == set(RETRAINED) - {"crisp"}
+    assert {name for name, kind in kinds.items() if kind == "weights"} == KINDS["weights"] - {"crisp"}
     controlled = {row["settings"]["of"] for row in metrics["methods"] if row["name"] == "random"}
-    assert controlled == set(HOOKS) - {"refusal_clamp", *UNTUNED}
+    assert controlled == KINDS["hook"] - {"refusal_clamp", *UNTUNED}
 
 
 def test_a_plain_edit_needs_no_shards(run: TinyRun):
-    plans = list(iter_plans(run.materials(bare=True, methods=("scale", "zero", "mean_ablate", "project"))))
-    assert [plan.name for plan in plans] == ["baseline", "scale", "zero", "mean_ablate", "project"]
+    names = ("scale", "zero", "mean_ablate", "project")
+    plans = list(iter_plans(run.materials(bare=True, methods=names), methods_of(names)))
+    assert [plan.name for plan in plans] == ["baseline", *names]
 
 
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--methods", "magic"], ["magic", *EVERY, "all", "random"]),
+        (["--methods", "magic"], ["magic", *NAMED, "all", "random"]),
         (["--methods", "random"], ["--methods random", "name one too", "scale,random"]),
         (["--methods", "scale,rmu", "--sweep", "--half", "dev"], ["--half dev", "test half"]),
         (["--configurations", "7"], ["--configurations 7", "at least 8"]),
@@ -380,17 +376,17 @@ def test_controls_alone_are_allowed_beside_a_steering_file():
 
 
 @pytest.mark.parametrize("method", ["dsg", "refusal_clamp"])
-def test_a_gate_that_replaces_a_methods_own_leaves_nothing_of_it_to_tune(run: TinyRun, method: EvalMethod):
+def test_a_gate_that_replaces_a_methods_own_leaves_nothing_of_it_to_tune(run: TinyRun, method: str):
     materials = run.materials(gate="any", configurations=8)
-    tried = grid(method, materials)
-    edits = {repr(build(method, one, materials)) for one in tried}
+    tried = grid(NAMED[method], materials)
+    edits = {repr(made(method, one, materials)) for one in tried}
     assert len(tried) == 8
     assert len(edits | {repr(one) for one in tried}) >= 8
     assert all("percentile" not in one and "theta" not in one for one in tried)
-    (settings,) = from_flags(method, LATENTS, materials)
+    (settings,) = NAMED[method].from_flags(LATENTS, materials)
     assert "percentile" not in settings and "theta" not in settings
-    hook = build(method, settings, materials)
-    assert isinstance(hook, Hook) and hook.intervention.gate == AnyFires(0.0)
+    edit = made(method, settings, materials)
+    assert edit.intervention.gate == AnyFires(0.0)
 
 
 @pytest.mark.parametrize("changed", [{"gate": "all"}, {"keep_error": False}])
@@ -405,11 +401,11 @@ def test_diff_means_takes_no_gate_and_has_no_error_to_drop(run: TinyRun, changed
 
 def test_the_strengths_at_both_ends_of_a_grid_are_known(run: TinyRun):
     materials = run.materials(configurations=12)
-    scales = [one["scale"] for one in grid("scale", materials)]
-    assert ends("scale", materials) == [
+    scales = [one["scale"] for one in grid(NAMED["scale"], materials)]
+    assert ends(NAMED["scale"], materials) == [
         {max(scales): "gentlest", min(scales): "roughest"}.get(scale) for scale in scales
     ]
-    assert ends("zero", materials) == [None]
+    assert ends(NAMED["zero"], materials) == [None]
 
 
 def test_an_edit_of_every_token_has_no_other_tokens_to_be_put_on(run: TinyRun):
@@ -423,10 +419,11 @@ def test_without_shards_the_message_says_what_is_missing_and_what_to_do(run: Tin
     bare = run.materials(bare=True)
     reasons = {"rmu": "trains on", "dsg": "has a gate", "clamp": "--value_units absolute", "diff_means": "means"}
     for method, why in reasons.items():
-        assert why in str(impossible(method, bare)) and f"leave {method} out" in str(impossible(method, bare))
+        said = str(NAMED[method].needs(bare))
+        assert why in said and f"leave {method} out" in said
     absolute = run.materials(bare=True, value_units="absolute")
-    assert impossible("clamp", absolute) is None and impossible("scale", bare) is None
-    assert "has a gate" in str(impossible("scale", run.materials(bare=True, gate="mean")))
+    assert NAMED["clamp"].needs(absolute) is None and NAMED["scale"].needs(bare) is None
+    assert "has a gate" in str(NAMED["scale"].needs(run.materials(bare=True, gate="mean")))
 
 
 def test_flags_that_a_sweep_would_ignore_are_refused():

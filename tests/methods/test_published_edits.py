@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions import methods
 from sae_forge.interventions.apply import EditLog, Intervention, applied, delta, edited
 from sae_forge.interventions.clamping import ClampFiring, MeanAblation, SetTo, Split
 from sae_forge.interventions.gates.all import AllFire
@@ -18,6 +17,16 @@ from sae_forge.interventions.gates.any import AnyFires
 from sae_forge.interventions.gates.mean import MeanRate
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
 from sae_forge.interventions.values import median_norm, relative_to_norm, relative_to_peaks
+from sae_forge.methods.edits.clamp import clamp, clamp_max
+from sae_forge.methods.edits.clamp_prime import clamp_prime
+from sae_forge.methods.edits.conditional_clamp import conditional_clamp
+from sae_forge.methods.edits.dsg import dsg
+from sae_forge.methods.edits.mean_ablate import mean_ablate
+from sae_forge.methods.edits.project import project
+from sae_forge.methods.edits.refusal_clamp import clamp_and_refusal, refusal_clamp
+from sae_forge.methods.edits.scale import scale, scale_anthropic
+from sae_forge.methods.edits.steer import steer
+from sae_forge.methods.edits.zero import zero
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
 
@@ -122,19 +131,19 @@ def clamp_then_refuse(token: list[float]) -> None:
 
 
 PUBLISHED: dict[str, tuple[Intervention, Rule]] = {
-    "scale": (methods.scale(S, -3.0), each(lambda z, _: -3.0 * z if z > 0 else 0.0)),
-    "scale_anthropic": (methods.scale_anthropic(S, 4.5), each(lambda z, _: (1 - 4.5) * z)),
-    "zero": (methods.zero(S), each(lambda z, _: 0.0)),
-    "clamp": (methods.clamp(S, -20.0), each(lambda z, _: -20.0 if z > 0 else z)),
-    "clamp per latent": (methods.clamp(S, VALUES), each(lambda z, j: VALUES[j] if z > 0 else z)),
-    "clamp_max": (methods.clamp_max(S, 3.0, PEAKS), each(lambda z, j: -3.0 * PEAKS[j] if z > 0 else z)),
-    "clamp_prime": (methods.clamp_prime(S), each(lambda z, _: -300.0 if z > 0 else z)),
-    "conditional_clamp": (methods.conditional_clamp(S, -7.0, 0.6), each(lambda z, _: -7.0 if z > 0.6 else z)),
-    "refusal_clamp": (methods.refusal_clamp(S, REFUSAL, -6.5, 0.4), on_hot(0.4, refuse)),
-    "clamp_and_refusal": (methods.clamp_and_refusal(S, REFUSAL, -1.25, -6.5, 0.4), on_hot(0.4, clamp_then_refuse)),
-    "dsg": (methods.dsg(S, -2.5, 0.3), on_hot(0.0, set_all, 0.3)),
-    "mean_ablate": (methods.mean_ablate(S, MEANS), each(lambda z, j: MEANS[j])),
-    "steer": (methods.steer(S, 0.75), each(lambda z, _: z + 0.75)),
+    "scale": (scale(S, -3.0), each(lambda z, _: -3.0 * z if z > 0 else 0.0)),
+    "scale_anthropic": (scale_anthropic(S, 4.5), each(lambda z, _: (1 - 4.5) * z)),
+    "zero": (zero(S), each(lambda z, _: 0.0)),
+    "clamp": (clamp(S, -20.0), each(lambda z, _: -20.0 if z > 0 else z)),
+    "clamp per latent": (clamp(S, VALUES), each(lambda z, j: VALUES[j] if z > 0 else z)),
+    "clamp_max": (clamp_max(S, 3.0, PEAKS), each(lambda z, j: -3.0 * PEAKS[j] if z > 0 else z)),
+    "clamp_prime": (clamp_prime(S), each(lambda z, _: -300.0 if z > 0 else z)),
+    "conditional_clamp": (conditional_clamp(S, -7.0, 0.6), each(lambda z, _: -7.0 if z > 0.6 else z)),
+    "refusal_clamp": (refusal_clamp(S, REFUSAL, -6.5, 0.4), on_hot(0.4, refuse)),
+    "clamp_and_refusal": (clamp_and_refusal(S, REFUSAL, -1.25, -6.5, 0.4), on_hot(0.4, clamp_then_refuse)),
+    "dsg": (dsg(S, -2.5, 0.3), on_hot(0.0, set_all, 0.3)),
+    "mean_ablate": (mean_ablate(S, MEANS), each(lambda z, j: MEANS[j])),
+    "steer": (steer(S, 0.75), each(lambda z, _: z + 0.75)),
 }  # fmt: skip
 
 
@@ -161,7 +170,7 @@ def test_without_the_error_a_real_token_is_what_its_edited_acts_decode_to(sae, x
 
 @pytest.mark.parametrize("strength", [1.0, 0.4, 2.0])
 def test_projections_are_removed_one_after_the_other(sae, x, strength):
-    result = edited(sae, methods.project(S, strength), x, REAL)
+    result = edited(sae, project(S, strength), x, REAL)
     expected = x.clone()
     for row, token in REAL.nonzero().tolist():
         work = x[row, token] - sae.b_dec
@@ -186,38 +195,36 @@ def test_a_projection_can_be_set(sae, x):
 
 
 def test_scaling_and_clamping_that_change_nothing_are_the_identity(sae, x):
-    assert torch.equal(edited(sae, methods.scale(S, 1.0), x, REAL), x)
+    assert torch.equal(edited(sae, scale(S, 1.0), x, REAL), x)
     never = tuple(latent for latent in range(D_SAE) if not (dense(sae, x)[..., latent] > 0).any())
     assert never
-    assert torch.equal(edited(sae, methods.clamp(never, -100.0), x, REAL), x)
-    zeroed = edited(sae, methods.zero(S), x, REAL)
-    torch.testing.assert_close(edited(sae, methods.scale(S, 0.0), x, REAL), zeroed, rtol=0, atol=0)
+    assert torch.equal(edited(sae, clamp(never, -100.0), x, REAL), x)
+    zeroed = edited(sae, zero(S), x, REAL)
+    torch.testing.assert_close(edited(sae, scale(S, 0.0), x, REAL), zeroed, rtol=0, atol=0)
 
 
 def test_dsg_touches_hot_tokens_alone_with_all_latents(sae, x):
     hot = (sae.latent_acts(x, torch.tensor(S)) > 0).any(-1) & REAL
-    moved = delta(sae, methods.dsg(S, -2.5, -1.0), x, REAL)
+    moved = delta(sae, dsg(S, -2.5, -1.0), x, REAL)
     assert torch.equal((moved != 0).any(-1), hot)
     acts = sae.latent_acts(x, torch.tensor(S))
     torch.testing.assert_close(moved[hot], (-2.5 - acts[hot]) @ sae.W_dec[list(S)], rtol=0, atol=1e-9)
-    assert torch.equal(edited(sae, methods.dsg(S, -2.5, 1.0), x, REAL), x)
+    assert torch.equal(edited(sae, dsg(S, -2.5, 1.0), x, REAL), x)
     one = S[0]
-    torch.testing.assert_close(
-        edited(sae, methods.dsg((one,), -2.5, -1.0), x, REAL), edited(sae, methods.clamp((one,), -2.5), x, REAL)
-    )
+    torch.testing.assert_close(edited(sae, dsg((one,), -2.5, -1.0), x, REAL), edited(sae, clamp((one,), -2.5), x, REAL))
 
 
 def test_refusal_is_written_once_however_many_latents_fire(sae, x):
     acts, several = dense(sae, x), (sae.latent_acts(x, torch.tensor(S)) > 0.1).sum(-1) > 1
     assert (several & REAL).any()
-    moved = delta(sae, methods.refusal_clamp(S, REFUSAL, -6.5, 0.1), x, REAL)
+    moved = delta(sae, refusal_clamp(S, REFUSAL, -6.5, 0.1), x, REAL)
     where = several & REAL
     torch.testing.assert_close(moved[where], (-6.5 - acts[..., REFUSAL, None])[where] * sae.W_dec[REFUSAL])
 
 
 def test_the_refusal_latent_may_be_watched_too(sae, x):
     watched = (*S, REFUSAL)
-    moved = delta(sae, methods.refusal_clamp(watched, REFUSAL, 2.0, 0.0), x, REAL)
+    moved = delta(sae, refusal_clamp(watched, REFUSAL, 2.0, 0.0), x, REAL)
     hot = (dense(sae, x)[..., list(watched)] > 0).any(-1) & REAL
     assert torch.equal((moved != 0).any(-1), hot)
 
@@ -225,16 +232,16 @@ def test_the_refusal_latent_may_be_watched_too(sae, x):
 def test_all_fire_opens_where_every_latent_does(sae, x):
     pair = S[:2]
     fires = (sae.latent_acts(x, torch.tensor(pair)) > 0).all(-1) & REAL
-    moved = delta(sae, replace(methods.steer(pair, 1.0), gate=AllFire()), x, REAL)
+    moved = delta(sae, replace(steer(pair, 1.0), gate=AllFire()), x, REAL)
     assert torch.equal((moved != 0).any(-1), fires)
 
 
 def test_special_tokens_are_edited_only_if_asked_for(sae, x):
     attended = torch.ones_like(REAL)
     attended[1, 8:] = False
-    every = replace(methods.steer(S, 1.0), tokens="attended")
+    every = replace(steer(S, 1.0), tokens="attended")
     assert torch.equal((delta(sae, every, x, REAL, attended) != 0).any(-1), attended)
-    assert torch.equal((delta(sae, methods.steer(S, 1.0), x, REAL, attended) != 0).any(-1), REAL)
+    assert torch.equal((delta(sae, steer(S, 1.0), x, REAL, attended) != 0).any(-1), REAL)
 
 
 class Shift:
@@ -259,7 +266,7 @@ def test_a_relative_value_moves_an_activation_by_that_many_norms(sae, x):
     rows = sae.W_dec[list(S)]
     value = relative_to_norm(2.5, norm, rows)
     assert value * rows.sum(0).norm() == pytest.approx(2.5 * norm)
-    moved = delta(sae, methods.steer(S, -value), x, REAL)
+    moved = delta(sae, steer(S, -value), x, REAL)
     torch.testing.assert_close(moved[REAL].norm(dim=-1), torch.full((int(REAL.sum()),), 2.5 * norm).double())
     assert relative_to_peaks(-3.0, (1.0, 2.5)) == (-3.0, -7.5)
 
@@ -280,11 +287,11 @@ def test_values_that_cannot_be_written_are_refused(sae, x):
         with pytest.raises(ConfigError, match="finite"):
             make()
     with pytest.raises(ConfigError, match="2 numbers for 5 written latents"):
-        edited(sae, methods.clamp(S, (1.0, 2.0)), x, REAL)
+        edited(sae, clamp(S, (1.0, 2.0)), x, REAL)
     with pytest.raises(ConfigError, match="50 cannot be clamped"):
-        methods.clamp_and_refusal((*S, REFUSAL), REFUSAL, -1.0, 1.0)
+        clamp_and_refusal((*S, REFUSAL), REFUSAL, -1.0, 1.0)
     with pytest.raises(ConfigError, match="distinct latents"):
-        replace(methods.zero(S), writes=())
+        replace(zero(S), writes=())
     with pytest.raises(ConfigError, match="norm 0"):
         relative_to_norm(1.0, 2.0, torch.tensor([[1.0, 0.0], [-1.0, 0.0]]))
     with pytest.raises(DataError, match="got none"):
@@ -329,9 +336,9 @@ def test_the_bos_token_keeps_every_bit(tiny_model):
     token_ids, mask = live(tiny_model, "right")
     with torch.no_grad():
         plain = tiny_model.model(token_ids, attention_mask=mask).logits
-        with applied(tiny_model, wide, POINT, methods.steer(S, 5.0)):
+        with applied(tiny_model, wide, POINT, steer(S, 5.0)):
             steered = tiny_model.model(token_ids, attention_mask=mask).logits
-        with applied(tiny_model, wide, POINT, replace(methods.steer(S, 5.0), tokens="attended")) as log:
+        with applied(tiny_model, wide, POINT, replace(steer(S, 5.0), tokens="attended")) as log:
             everywhere = tiny_model.model(token_ids, attention_mask=mask).logits
     assert torch.equal(plain[:, 0], steered[:, 0])
     assert not torch.equal(plain[:, 1], steered[:, 1])
@@ -346,6 +353,6 @@ def test_a_shut_gate_leaves_the_logits_bit_identical(tiny_model):
     with torch.no_grad():
         plain = tiny_model.model(token_ids, attention_mask=mask).logits
         for gate in (MeanRate(1.0), AnyFires(1e9)):
-            with applied(tiny_model, wide, POINT, replace(methods.steer(S, 5.0), gate=gate)) as log:
+            with applied(tiny_model, wide, POINT, replace(steer(S, 5.0), gate=gate)) as log:
                 assert torch.equal(plain, tiny_model.model(token_ids, attention_mask=mask).logits)
             assert (log.edited, log.opened, log.opened_share) == (0, 0, 0.0)

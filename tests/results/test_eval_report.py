@@ -16,13 +16,15 @@ from sae_forge.errors import DataError
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.methods.materials import Materials
-from sae_forge.methods.subjects import Hook
+from sae_forge.methods.subjects import Edited
+from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT
 from sae_forge.results.claims import REVERSIBLE, claims
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.measure import load_asked, measure
-from sae_forge.study.run import EvalReport, Plan, evaluate, iter_plans
+from sae_forge.study.plan import Plan, iter_plans
+from sae_forge.study.run import EvalReport, evaluate
 from sae_forge.tasks.records import half_of
 
 POINT = HookPoint(1)
@@ -297,7 +299,7 @@ def plans_of(lm: LanguageModel, latents: int, **settings: Any) -> list[Plan]:
     materials = Materials(
         lm, TopKSAE(lm.d_model, 96, 7, seed=5), POINT, make_selection(latents), EvalConfig(**settings)
     )
-    return list(iter_plans(materials))
+    return list(iter_plans(materials, methods_of(materials.config.methods)))
 
 
 def test_every_pair_of_scale_and_number_is_measured_with_its_controls(tiny_llama: LanguageModel):
@@ -310,8 +312,8 @@ def test_every_pair_of_scale_and_number_is_measured_with_its_controls(tiny_llama
     scaled = {(plan.settings["scale"], plan.settings["num_features"]) for plan in plans if plan.name == "scale"}
     assert scaled == {(-1.0, 5), (-1.0, 9), (-3.0, 5), (-3.0, 9)}
     for plan in plans[1:]:
-        assert isinstance(plan.subject, Hook)
-        assert plan.subject.intervention.targets == tuple(range(plan.settings["num_features"]))
+        assert isinstance(plan.subject, Edited)
+        assert plan.subject.edits[0].intervention.targets == tuple(range(plan.settings["num_features"]))
 
 
 def test_without_random_among_the_methods_no_control_is_measured(tiny_llama: LanguageModel):

@@ -11,10 +11,17 @@ from torch import Tensor
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions import methods
 from sae_forge.interventions.apply import Intervention, applied, delta
 from sae_forge.interventions.controls import RandomDirections, RandomPlaces
 from sae_forge.interventions.gates.window import WindowRate
+from sae_forge.methods.edits.clamp import clamp
+from sae_forge.methods.edits.dsg import dsg
+from sae_forge.methods.edits.mean_ablate import mean_ablate
+from sae_forge.methods.edits.project import project
+from sae_forge.methods.edits.refusal_clamp import clamp_and_refusal, refusal_clamp
+from sae_forge.methods.edits.scale import scale
+from sae_forge.methods.edits.steer import steer
+from sae_forge.methods.edits.zero import zero
 from sae_forge.sae.topk import TopKSAE
 
 D_IN, D_SAE, K = 56, 113, 7
@@ -30,14 +37,14 @@ class Outward:
 
 
 EDITS = {
-    "scale": methods.scale(S),
-    "clamp": methods.clamp(S, -20.0),
-    "dsg": methods.dsg(S, -500.0, 0.05),
-    "refusal_clamp": methods.refusal_clamp(S, REFUSAL, -500.0, 0.05),
-    "clamp_and_refusal": methods.clamp_and_refusal(S, REFUSAL, -20.0, -500.0),
-    "mean_ablate": methods.mean_ablate(S, (0.5, 0.0, 2.0, 1.0)),
-    "steer": replace(methods.steer(S, 3.0), gate=WindowRate(0.1, 6)),
-    "project": methods.project(S, 2.0),
+    "scale": scale(S),
+    "clamp": clamp(S, -20.0),
+    "dsg": dsg(S, -500.0, 0.05),
+    "refusal_clamp": refusal_clamp(S, REFUSAL, -500.0, 0.05),
+    "clamp_and_refusal": clamp_and_refusal(S, REFUSAL, -20.0, -500.0),
+    "mean_ablate": mean_ablate(S, (0.5, 0.0, 2.0, 1.0)),
+    "steer": replace(steer(S, 3.0), gate=WindowRate(0.1, 6)),
+    "project": project(S, 2.0),
     "residual": Intervention("residual", S, Outward()),
 }
 
@@ -97,7 +104,7 @@ def test_other_latents_stand_in_for_the_written_ones(sae, x, name):
 
 def test_a_control_keeps_the_coefficients_of_a_latent_edit(sae, x):
     """A token on which one latent fires alone moves along that latent's own stand-in, always the same."""
-    control = delta(sae, controlled(methods.zero(S), "isotropic"), x, REAL)
+    control = delta(sae, controlled(zero(S), "isotropic"), x, REAL)
     acts = torch.where(REAL[..., None], sae.latent_acts(x, torch.tensor(S)), 0.0)
     for place in range(len(S)):
         others = [other for other in range(len(S)) if other != place]
@@ -185,7 +192,7 @@ def test_padding_moves_no_place():
 def test_controls_of_a_gated_edit_hold_on_a_live_model(tiny_model, sae, kind):
     text = tiny_model.tokenizer(["The wizard of the north", "Granite is a rock"], padding=True, return_tensors="pt")
     latents = tuple(range(0, 60, 4))
-    edit = methods.dsg(latents, -4.0, -1.0)
+    edit = dsg(latents, -4.0, -1.0)
     logs = []
     for intervention in (edit, controlled(edit, kind)):
         with torch.no_grad(), applied(tiny_model, sae, HookPoint(1), intervention) as log:

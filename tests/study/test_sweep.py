@@ -4,22 +4,22 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_run import LATENTS, TinyRun, make_run
+from tiny_run import LATENTS, NAMED, TinyRun, made, make_run
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.methods.building import HOOKS, RETRAINED, UNTUNED, asked, build
-from sae_forge.methods.grids import grid
-from sae_forge.methods.subjects import AsItIs, Hook, Retrained, Subject, in_force
+from sae_forge.methods.method import Method, grid
+from sae_forge.methods.subjects import AsItIs, Edited, Retrained, Subject, in_force
+from sae_forge.methods.table import METHODS
 from sae_forge.progress import Silent, Task
 from sae_forge.statistics.answers import alignment
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.study import sweep as sweeping
 from sae_forge.study.estimates import change, describe
 from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.pareto import Point, choose, front, hypervolume
@@ -27,7 +27,7 @@ from sae_forge.study.run import EvalReport
 from sae_forge.tasks.engines import continuations, generation, losses, multiple_choice
 from sae_forge.tasks.records import half_of
 
-EVERY = asked(("all",))
+UNTUNED = [method.name for method in METHODS if method.axes is None]
 ALL: dict[str, Any] = {"methods": ("all",), "sweep": True, "controls": ("direction",)}
 FEW: dict[str, Any] = {
     "methods": ("project", "zero", "npo", "random"), "sweep": True, "configurations": 8, "controls": ("places",),
@@ -160,7 +160,7 @@ def test_the_shape_of_a_sweep(metrics: dict[str, Any]):
     assert found["floors"] == pytest.approx(
         {"utility_99": 0.99 * found["base"]["utility"], "utility_1pt": found["base"]["utility"] - 0.01}
     )
-    assert list(found["methods"]) == list(EVERY)
+    assert list(found["methods"]) == list(NAMED)
     for one in found["methods"].values():
         assert set(one) == {
             "configurations", "points", "front", "best_at", "saebench_score", "hypervolume", "best_alignment",
@@ -176,14 +176,14 @@ def test_the_shape_of_a_sweep(metrics: dict[str, Any]):
 def test_every_method_gets_the_same_budget_and_untuned_ones_count_once(run: TinyRun, metrics: dict[str, Any]):
     tuned = metrics["sweep"]["methods"]
     assert {name: one["configurations"] for name, one in tuned.items()} == {
-        name: 1 if name in UNTUNED else 12 for name in EVERY
+        name: 1 if name in UNTUNED else 12 for name in NAMED
     }
     for name, one in tuned.items():
         settings = [entry["settings"] for entry in one["points"]]
         assert len({repr(entry) for entry in settings}) == one["configurations"]
-        assert settings == grid(name, run.materials())
+        assert settings == grid(NAMED[name], run.materials())
     assert "(zero, mean_ablate: nothing to tune, one setting)" in metrics["claims"][0]
-    assert metrics["claims"][0].startswith(f"{len(EVERY)} methods, each tuned over 12 settings on the dev half")
+    assert metrics["claims"][0].startswith(f"{len(NAMED)} methods, each tuned over 12 settings on the dev half")
 
 
 def test_the_chosen_settings_are_those_that_the_rule_takes(metrics: dict[str, Any]):
@@ -221,9 +221,9 @@ def test_each_method_is_reported_at_the_chosen_settings_beside_its_controls(metr
     assert [(row["name"], row["settings"]) for row in edits] == [
         (name, one["chosen"]["settings"]) for name, one in tuned.items()
     ]
-    assert {row["name"]: row["kind"] for row in edits} == {
-        **dict.fromkeys(HOOKS, "hook"), **dict.fromkeys(RETRAINED, "weights")
-    }  # fmt: skip
+    assert {row["name"]: row["kind"] for row in edits} == {method.name: method.kind for method in METHODS}
+    assert [row["title"] for row in edits] == [NAMED[row["name"]].title(row["settings"]) for row in edits]
+    assert [row["name"] for row in edits if row["at_rest"]] == ["zero", "mean_ablate"]
     controls = [row["settings"] for row in metrics["methods"] if row["name"] == "random"]
     wanted = [
         {"of": row["name"], **row["settings"], "kind": "direction"}
@@ -240,22 +240,22 @@ def measured(run: TinyRun, subject: Subject) -> Measurement:
     """What the test half answers, without layers spared and without a sweep."""
     config = run.materials(**run.questions).config
     every = load_asked(run.lm, config)
-    with Silent().task("", None, "") as task, in_force(run.lm, run.materials().point, subject) as (lm, log):
+    with Silent().task("", None, "") as task, in_force(run.lm, subject) as (lm, log):
         return measure(lm, every, log, task, batch_size=config.eval_batch_size)
 
 
-@pytest.mark.parametrize("method", EVERY)
+@pytest.mark.parametrize("method", NAMED)
 def test_the_reported_row_is_what_measuring_it_alone_gives(
     run: TinyRun, metrics: dict[str, Any], base: Measurement, method: Any
 ):
     row = next(row for row in metrics["methods"] if row["name"] == method)
-    subject = build(method, row["settings"], run.materials())
+    subject = NAMED[method].build(row["settings"], run.materials())
     bootstrap = Bootstrap(100, 0)
     found = measured(run, subject)
     wanted = describe(found, ("loss",), bootstrap) | {"change": change(found, base, ("loss",), bootstrap)}
     same(row, wanted)
-    if isinstance(subject, Hook):
-        alone = run.evaluate(methods=(), also=(subject,)).metrics
+    if isinstance(subject, Edited):
+        alone = run.evaluate(methods=(), also=subject.edits).metrics
         assert "sweep" not in alone
         given = next(one for one in alone["methods"] if one["name"] == method)
         assert {key: given[key] for key in (*ESTIMATES, "change")} == {key: row[key] for key in (*ESTIMATES, "change")}
@@ -296,8 +296,7 @@ def test_the_same_sweep_gives_the_same_bytes(run: TinyRun, tmp_path: Path):
 
 def test_an_edit_that_was_given_is_none_of_those_that_were_tuned(run: TinyRun):
     """It is measured and controlled like the others, and not among those that the sweep stands for."""
-    given = build("clamp", {"num_features": 3, "value": -0.01}, run.materials())
-    assert isinstance(given, Hook)
+    given = made("clamp", {"num_features": 3, "value": -0.01}, run.materials())
     settings = {"methods": ("clamp", "random"), "sweep": True, "configurations": 8, "controls": ("places",)}
     metrics = run.evaluate(also=(given,), limit=3, **settings).metrics
     assert [row["settings"].get("given") for row in metrics["methods"]][:3] == [None, None, 3]
@@ -344,25 +343,27 @@ def test_rmu_is_not_tried_with_less_than_it_needs(run: TinyRun):
 # ---- stopping and going on ----------------------------------------------------------------------
 
 
-def test_a_sweep_that_was_stopped_goes_on_where_it_was(run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_sweep_that_was_stopped_goes_on_where_it_was(run: TinyRun, tmp_path: Path):
     stopped, whole, built = tmp_path / "stopped", tmp_path / "whole", []
-    real = sweeping.build
 
-    def counting(method: Any, settings: Any, materials: Any) -> Subject:
-        built.append(method)
-        if len(built) == 6:
-            raise KeyboardInterrupt
-        return real(method, settings, materials)
+    def counting(method: Method) -> Method:
+        def build(settings: Any, materials: Any) -> Subject:
+            built.append(method.name)
+            if len(built) == 6:
+                raise KeyboardInterrupt
+            return method.build(settings, materials)
 
-    monkeypatch.setattr(sweeping, "build", counting)
+        return replace(method, build=build)
+
+    counted = tuple(map(counting, METHODS))
     with pytest.raises(KeyboardInterrupt):
-        run.evaluate(folder=stopped, **FEW)
+        run.evaluate(folder=stopped, table=counted, **FEW)
     kept = json.loads((stopped / "sweep.json").read_bytes())
     assert len(kept) == 5
-    run.evaluate(folder=stopped, **FEW).save(stopped)
-    run.evaluate(folder=whole, **FEW).save(whole)
-    settings = 8 + 1 + 8  # of project, zero and npo
-    assert len(built) == 6 + (settings - 5) + settings
+    run.evaluate(folder=stopped, table=counted, **FEW).save(stopped)
+    run.evaluate(folder=whole, table=counted, **FEW).save(whole)
+    settings, reported = 8 + 1 + 8, 3  # of project, zero and npo
+    assert len(built) == 6 + (settings - 5) + reported + settings + reported
     for file in ("sweep.json", "eval.json", "items.parquet"):
         assert (stopped / file).read_bytes() == (whole / file).read_bytes()
 

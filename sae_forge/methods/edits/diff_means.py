@@ -1,24 +1,30 @@
-"""Difference in means as a dictionary of one latent, so that every edit, gate and control of latents applies to it.
+"""Difference in means: the direction from the mean activation of retain to that of forget tokens is taken out.
 
-The direction is that between the mean activation of forget and of retain tokens (arXiv 2312.06681 adds such a one).
+It reads no SAE (arXiv 2312.06681 adds such a direction). Its budget is what negative scaling adds to a forget token on
+average, so that the two push equally hard.
 """
 
+import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, cast
 
-import numpy as np
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from sae_forge.errors import ConfigError, DataError, ForgeError, ShardError
+from sae_forge.methods.method import Method, Settings, Strength, titled, without_shards
 
-from sae_forge.data.shards import ShardReader
-from sae_forge.errors import ConfigError, DataError, ShardError
-from sae_forge.sae.direction import Direction
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from sae_forge.data.shards import ShardReader
+    from sae_forge.methods.materials import Materials
+    from sae_forge.methods.subjects import Edited
+    from sae_forge.sae.direction import Direction
 
 QUANTILE = 95.0
 """Percentile of the retain tokens' projections beyond which the gated form acts."""
 
 
-def difference_in_means(forget: Sequence[ShardReader], retain: Sequence[ShardReader]) -> Direction:
+def difference_in_means(forget: Sequence["ShardReader"], retain: Sequence["ShardReader"]) -> "Direction":
     """From the mean of the retain tokens to that of the forget tokens, one row a token, in fp32 on the CPU.
 
     One pass over the shards; sums are in float64.
@@ -27,7 +33,13 @@ def difference_in_means(forget: Sequence[ShardReader], retain: Sequence[ShardRea
         ShardError: the shards are not all of one hook point of one model.
         DataError: a side has no token, or the two means are equal.
     """
-    _require_one_site([*forget, *retain])
+    from sae_forge.sae.direction import Direction
+
+    origins = [reader.fingerprint for reader in (*forget, *retain)]
+    sites = {(origin.model, origin.weights, origin.hook_point) for origin in origins}
+    if len(sites) > 1:
+        listed = ", ".join(sorted(f"{model} at {point}" for model, _, point in sites))
+        raise ShardError(f"a difference in means needs activations of one site, got {listed}; collect them at one")
     difference = _mean(forget, "forget") - _mean(retain, "retain")
     length = difference.norm()
     if not length > 0:
@@ -35,13 +47,15 @@ def difference_in_means(forget: Sequence[ShardReader], retain: Sequence[ShardRea
     return Direction((difference / length).float()[None])
 
 
-def retain_threshold(direction: Direction, retain: Sequence[ShardReader], *, percentile: float = QUANTILE) -> float:
+def retain_threshold(direction: "Direction", retain: Sequence["ShardReader"], *, percentile: float = QUANTILE) -> float:
     """The projection that ``percentile`` % of a corpus's tokens do not exceed; of several corpora the largest.
 
     Raises:
         ConfigError: the percentile is not in [0, 100].
         DataError: there is no corpus, or one without tokens.
     """
+    import numpy as np
+
     if not 0 <= percentile <= 100:
         raise ConfigError(f"percentile={percentile} is not in 0..100; the usual one is {QUANTILE:g}")
     if not retain or not all(reader.rows for reader in retain):
@@ -49,7 +63,7 @@ def retain_threshold(direction: Direction, retain: Sequence[ShardReader], *, per
     return max(float(np.percentile(_projections(direction, reader), percentile)) for reader in retain)
 
 
-def matching_strength(direction: Direction, readers: Sequence[ShardReader], *, mean_norm: float) -> float:
+def matching_strength(direction: "Direction", readers: Sequence["ShardReader"], *, mean_norm: float) -> float:
     """The strength of ``RemoveShare`` at which the edit moves a token by ``mean_norm`` on average.
 
     The average is over all tokens of the shards, those that the direction's threshold leaves alone among them, so a
@@ -58,6 +72,8 @@ def matching_strength(direction: Direction, readers: Sequence[ShardReader], *, m
     Raises:
         DataError: no token lies beyond the direction's threshold.
     """
+    import numpy as np
+
     along = np.concatenate([_projections(direction, reader) for reader in readers])
     moved = float(np.abs(np.where(along > direction.threshold, along, 0.0)).mean()) if len(along) else 0.0
     if not moved > 0:
@@ -65,13 +81,17 @@ def matching_strength(direction: Direction, readers: Sequence[ShardReader], *, m
     return mean_norm / moved
 
 
-def _projections(direction: Direction, reader: ShardReader) -> np.ndarray:
+def _projections(direction: "Direction", reader: "ShardReader") -> "np.ndarray":
+    import torch
+
     along = direction.W_dec[0].double().cpu()
     blocks = reader.iter_acts(range(reader.block_count), reader.make_scratch())
     return torch.cat([acts.double() @ along for acts in blocks]).numpy()
 
 
-def _mean(readers: Sequence[ShardReader], role: str) -> Float[Tensor, " d_in"]:
+def _mean(readers: Sequence["ShardReader"], role: str) -> "Tensor":
+    import torch
+
     rows = sum(reader.rows for reader in readers)
     if not rows:
         raise DataError(f"a difference in means needs {role} tokens; collect a {role} corpus")
@@ -82,9 +102,68 @@ def _mean(readers: Sequence[ShardReader], role: str) -> Float[Tensor, " d_in"]:
     return total / rows
 
 
-def _require_one_site(readers: Sequence[ShardReader]) -> None:
-    origins = [reader.fingerprint for reader in readers]
-    sites = {(origin.model, origin.weights, origin.hook_point) for origin in origins}
-    if len(sites) > 1:
-        listed = ", ".join(sorted(f"{model} at {point}" for model, _, point in sites))
-        raise ShardError(f"a difference in means needs activations of one site, got {listed}; collect them at one")
+# ---- the method ---------------------------------------------------------------------------------
+
+
+def _direction(materials: "Materials") -> "Direction":
+    retain = list(materials.shards.retain.values())
+    return difference_in_means([materials.shards.forget], retain).to(materials.sae.W_dec.device)
+
+
+def _threshold(materials: "Materials") -> float:
+    """How far along the direction a token must lie for the gated form to act."""
+    retain = list(materials.shards.retain.values())
+    return retain_threshold(materials.once(_direction), retain, percentile=materials.config.gate_percentile)
+
+
+def _budget(materials: "Materials") -> float:
+    """Mean L2 norm of what the first ablation scale on all latents adds to a forget token, touched or not."""
+    import torch
+
+    from sae_forge.interventions.apply import delta
+    from sae_forge.methods.edits.scale import scale
+
+    x = materials.forget_sample
+    real = torch.ones(x.shape[:2], dtype=torch.bool)
+    reference = scale(materials.selection.indices, materials.config.ablation_scale[0])
+    return float(delta(materials.sae, reference, x, real).double().norm(dim=-1).mean())
+
+
+def _build(settings: Settings, materials: "Materials") -> "Edited":
+    """The direction, taken out of tokens so far that it moves forget text as much as the budget says."""
+    from sae_forge.interventions.ablation import RemoveShare
+    from sae_forge.interventions.edit import Edit
+    from sae_forge.interventions.intervention import Intervention
+    from sae_forge.methods.subjects import Edited
+
+    direction = materials.once(_direction)
+    if settings["gated"]:
+        direction = direction.gated(materials.once(_threshold))
+    mean_norm = settings["budget"] * materials.once(_budget)
+    strength = matching_strength(direction, [materials.shards.forget], mean_norm=mean_norm)
+    return Edited((Edit(materials.point, direction, Intervention("diff_means", (0,), RemoveShare(strength))),))
+
+
+def _needs(materials: "Materials") -> ForgeError | None:
+    if materials.config.gate != "own" or not materials.config.keep_error:
+        return ConfigError(
+            "diff_means reads no SAE: it has no error to drop and a gate of its own; leave it out of --methods, or "
+            "leave out --gate and --no_keep_error"
+        )
+    return without_shards("diff_means", "is the difference of the collected means", materials)
+
+
+def _title(settings: Settings) -> str:
+    return f"{titled('diff_means', 'budget')(settings)}, {'gated' if settings['gated'] else 'on every token'}"
+
+
+METHOD = Method(
+    name="diff_means",
+    kind="hook",
+    title=_title,
+    from_flags=lambda *_: [{"budget": 1.0, "gated": gated} for gated in (False, True)],
+    axes=lambda *_: ({"gated": [False, True]}, Strength("budget", 0.25, 4.0)),
+    needs=_needs,
+    build=_build,
+    everywhere=lambda subject: cast("Direction", subject.edits[0].dictionary).threshold == -math.inf,
+)

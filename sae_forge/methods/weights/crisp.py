@@ -13,20 +13,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import cycle
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-from jaxtyping import Float
-from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
-
-from sae_forge.errors import BackendError, CheckpointError, ConfigError, DataError
+from sae_forge.errors import BackendError, CheckpointError, ConfigError, DataError, ForgeError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.methods.weights.objectives import Loss, mean_squared, nats_per_token, real_tokens
-from sae_forge.methods.weights.texts import TextBatch, Texts, iter_batches
-from sae_forge.models.hooks import capture, capture_with_gradients, check_points
-from sae_forge.models.loading import LanguageModel
-from sae_forge.sae.dictionary import Dictionary
+from sae_forge.methods.edits.latents import latents_of, parts
+from sae_forge.methods.method import Settings, Strength
+from sae_forge.methods.weights.recipe import Pace, paced, retraining
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from sae_forge.methods.materials import Materials
+    from sae_forge.methods.weights.objectives import Loss
+    from sae_forge.methods.weights.texts import TextBatch, Texts
+    from sae_forge.models.loading import LanguageModel
+    from sae_forge.sae.dictionary import Dictionary
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,13 +36,13 @@ class Suppressed:
     """Latents that are to stop firing."""
 
     point: HookPoint
-    sae: Dictionary
+    sae: "Dictionary"
     latents: tuple[int, ...]
     """Distinct, at least one."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CRISP:
+class CRISP(Pace):
     """``suppress + beta retain + gamma coherence``, through adapters of rank ``rank`` on every projection."""
 
     suppressed: tuple[Suppressed, ...]
@@ -62,10 +64,8 @@ class CRISP:
     """Tokens of retain text that each sentence starts with, BOS among them."""
     sentence_tokens: int = 32
     """Tokens that are written after them."""
-    steps: int = 400
-    lr: float = 1e-5
     batch_size: int = 1
-    weight_decay: float = 0.01
+    amsgrad: bool = True
 
     name: ClassVar[str] = "crisp"
 
@@ -80,107 +80,120 @@ class CRISP:
         """Where latents are read."""
         return list(dict.fromkeys(entry.point for entry in self.suppressed))
 
+    def adapted(self, lm: "LanguageModel") -> list[str]:
+        """Names of the projections that get an adapter.
 
-def adapted_projections(lm: LanguageModel, recipe: CRISP) -> list[str]:
-    """Names of the projections that get an adapter.
+        Raises:
+            ConfigError: a hook point or layer lies beyond the model.
+            CheckpointError: an SAE is of another width than the model.
+        """
+        from sae_forge.models.hooks import check_points
 
-    Raises:
-        ConfigError: a hook point or layer lies beyond the model.
-        CheckpointError: an SAE is of another width than the model.
-    """
-    check_points(lm, recipe.points)
-    for entry in recipe.suppressed:
-        if entry.sae.d_in != lm.d_model:
-            raise CheckpointError(
-                f"the SAE reads activations {entry.sae.d_in} wide, but {lm.name} is {lm.d_model} wide; "
-                "use one trained on it"
-            )
-    layers = recipe.layers or tuple(range(max(point.layer for point in recipe.points) + 1))
-    check_points(lm, [HookPoint(layer) for layer in layers])
-    return [f"{lm.family.layers}.{layer}.{path}" for layer in layers for path in lm.family.projections]
+        check_points(lm, self.points)
+        for entry in self.suppressed:
+            if entry.sae.d_in != lm.d_model:
+                raise CheckpointError(
+                    f"the SAE reads activations {entry.sae.d_in} wide, but {lm.name} is {lm.d_model} wide; "
+                    "use one trained on it"
+                )
+        layers = self.layers or tuple(range(max(point.layer for point in self.points) + 1))
+        check_points(lm, [HookPoint(layer) for layer in layers])
+        return [f"{lm.family.layers}.{layer}.{path}" for layer in layers for path in lm.family.projections]
+
+    def changed(self, lm: "LanguageModel") -> list[str]:
+        return [f"{name}.weight" for name in self.adapted(lm)]
+
+    @contextmanager
+    def training(self, lm: "LanguageModel") -> Iterator["list[nn.Parameter]"]:
+        """Inside the block ``lm`` has adapters, whose weights are given; after it they are merged into its own.
+
+        Draws from torch's own random numbers: seed them first.
+
+        Raises:
+            BackendError: peft is not installed.
+        """
+        from transformers.pytorch_utils import Conv1D
+
+        if error := _without_peft():
+            raise error
+        names, peft = self.adapted(lm), importlib.import_module("peft")
+        config = peft.LoraConfig(
+            r=self.rank,
+            lora_alpha=2 * self.rank,
+            lora_dropout=self.dropout,
+            target_modules=names,
+            fan_in_fan_out=isinstance(lm.model.get_submodule(names[0]), Conv1D),
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a name it renamed
+            wrapped = peft.get_peft_model(lm.model, config)
+        for name, module in lm.model.named_modules():
+            if name.endswith("lora_dropout.default"):
+                module.train()
+        try:
+            yield [weight for weight in lm.model.parameters() if weight.requires_grad]
+        finally:
+            wrapped.merge_and_unload()
+            if hasattr(lm.model, "peft_config"):
+                del lm.model.peft_config
+
+    def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
+        """But for the coherence term no layer above the points runs; its sentences start as retain text does."""
+        from sae_forge.methods.weights.objectives import nats_per_token
+
+        coherence = cycle(_written(frozen, self, retain, seed)) if self.gamma else None
+
+        def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
+            total = suppression(lm, frozen, self, forget_batch) + self.beta * drift(lm, frozen, self, retain_batch)
+            if coherence is not None:
+                total = total + self.gamma * nats_per_token(lm, next(coherence)).to(total.device)
+            return total
+
+        return of
 
 
-@contextmanager
-def adapters(lm: LanguageModel, recipe: CRISP) -> Iterator[list[nn.Parameter]]:
-    """Inside the block ``lm`` has adapters, whose weights are given; after it they are merged and it is plain again.
+def suppression(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, forget: "TextBatch") -> "Tensor":
+    """How much of what fires in ``frozen`` still fires in ``lm``, and beyond zero by ``alpha`` mean acts: a number."""
+    import torch
 
-    Draws from torch's own random numbers: seed them first.
+    from sae_forge.methods.weights.objectives import real_tokens
+    from sae_forge.models.hooks import capture, capture_with_gradients
 
-    Raises:
-        BackendError: peft is not installed.
-    """
-    names = adapted_projections(lm, recipe)
-    peft = _peft()
-    config = peft.LoraConfig(
-        r=recipe.rank,
-        lora_alpha=2 * recipe.rank,
-        lora_dropout=recipe.dropout,
-        target_modules=names,
-        fan_in_fan_out=isinstance(lm.model.get_submodule(names[0]), Conv1D),
-    )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a name it renamed
-        wrapped = peft.get_peft_model(lm.model, config)
-    for name, module in lm.model.named_modules():
-        if name.endswith("lora_dropout.default"):
-            module.train()
-    try:
-        yield [weight for weight in lm.model.parameters() if weight.requires_grad]
-    finally:
-        wrapped.merge_and_unload()
-        if hasattr(lm.model, "peft_config"):
-            del lm.model.peft_config
-
-
-def loss(changed: LanguageModel, frozen: LanguageModel, recipe: CRISP, retain: Texts, seed: int) -> Loss:
-    """The loss as a function of ``changed``'s weights; but for the coherence term no layer above the points runs.
-
-    Args:
-        retain: Text that the coherence term's sentences start with.
-    """
-    coherence = cycle(_written(frozen, recipe, retain, seed)) if recipe.gamma else None
-
-    def of(forget: TextBatch, held: TextBatch) -> Tensor:
-        total = suppression(changed, frozen, recipe, forget) + recipe.beta * drift(changed, frozen, recipe, held)
-        if coherence is not None:
-            total = total + recipe.gamma * nats_per_token(changed, next(coherence)).to(total.device)
-        return total
-
-    return of
-
-
-def suppression(changed: LanguageModel, frozen: LanguageModel, recipe: CRISP, forget: TextBatch) -> Float[Tensor, ""]:
-    """How much of what fires in ``frozen`` still fires in ``changed``, and beyond zero by ``alpha`` mean acts."""
     real = real_tokens(frozen, forget)
     before = capture(frozen, recipe.points, *forget)
-    after = capture_with_gradients(changed, recipe.points, *forget)
-    parts = [_suppression(entry, before[entry.point], after[entry.point], real, recipe) for entry in recipe.suppressed]
-    return torch.stack(parts).mean()
+    after = capture_with_gradients(lm, recipe.points, *forget)
+    means = []
+    for entry in recipe.suppressed:
+        weights, still = entry.sae.W_dec, after[entry.point]
+        dtype = torch.promote_types(still.dtype, weights.dtype)
+        latents = torch.tensor(entry.latents, device=weights.device)
+        with torch.no_grad():
+            inside = before[entry.point].to(weights.device, dtype)
+            fired = (entry.sae.latent_acts(inside, latents) > 0) & real.to(weights.device)[..., None]
+            mean_act = entry.sae.encode(inside).values.sum(-1, keepdim=True) / entry.sae.d_sae
+        acts = entry.sae.latent_acts(still.to(weights.device, dtype), latents)
+        pulled = (acts + (recipe.alpha * mean_act).abs()).abs()
+        means.append((torch.where(fired, pulled, 0.0).sum() / fired.sum().clamp(min=1)).to(real.device))
+    return torch.stack(means).mean()
 
 
-def drift(changed: LanguageModel, frozen: LanguageModel, recipe: CRISP, retain: TextBatch) -> Float[Tensor, ""]:
-    """Mean squared change of the retain text's activations."""
+def drift(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, retain: "TextBatch") -> "Tensor":
+    """Mean squared change of the retain text's activations: a number."""
+    import torch
+
+    from sae_forge.methods.weights.objectives import mean_squared, real_tokens
+    from sae_forge.models.hooks import capture, capture_with_gradients
+
     real = real_tokens(frozen, retain)
     before = capture(frozen, recipe.points, *retain)
-    after = capture_with_gradients(changed, recipe.points, *retain)
+    after = capture_with_gradients(lm, recipe.points, *retain)
     return torch.stack([mean_squared(after[point], before[point], real).to(real.device) for point in after]).mean()
 
 
-def _suppression(entry: Suppressed, before: Tensor, after: Tensor, real: Tensor, recipe: CRISP) -> Tensor:
-    weights = entry.sae.W_dec
-    dtype = torch.promote_types(after.dtype, weights.dtype)
-    latents = torch.tensor(entry.latents, device=weights.device)
-    with torch.no_grad():
-        inside = before.to(weights.device, dtype)
-        fired = (entry.sae.latent_acts(inside, latents) > 0) & real.to(weights.device)[..., None]
-        mean_act = entry.sae.encode(inside).values.sum(-1, keepdim=True) / entry.sae.d_sae
-    acts = entry.sae.latent_acts(after.to(weights.device, dtype), latents)
-    pulled = (acts + (recipe.alpha * mean_act).abs()).abs()
-    return (torch.where(fired, pulled, 0.0).sum() / fired.sum().clamp(min=1)).to(real.device)
-
-
-def _written(lm: LanguageModel, recipe: CRISP, retain: Texts, seed: int) -> list[TextBatch]:
+def _written(lm: "LanguageModel", recipe: CRISP, retain: "Texts", seed: int) -> "list[TextBatch]":
     """Sentences that ``lm`` goes on with, most likely token by token, after the beginnings of retain text."""
+    from sae_forge.methods.weights.texts import Texts, iter_batches
+
     long_enough = retain.attention_mask[:, : recipe.prompt_tokens].sum(-1) == recipe.prompt_tokens
     openings = Texts(retain.token_ids[long_enough], retain.attention_mask[long_enough])
     if not len(openings):
@@ -193,22 +206,48 @@ def _written(lm: LanguageModel, recipe: CRISP, retain: Texts, seed: int) -> list
     return [_continued(lm, batch.token_ids[:, : recipe.prompt_tokens], recipe.sentence_tokens) for batch in batches]
 
 
-@torch.no_grad()
-def _continued(lm: LanguageModel, token_ids: Tensor, new_tokens: int) -> TextBatch:
-    written: Any = lm.model.generate(  # pyright: ignore[reportCallIssue]
-        input_ids=token_ids.to(lm.device),
-        attention_mask=torch.ones_like(token_ids).to(lm.device),
-        max_new_tokens=new_tokens,
-        do_sample=False,
-        pad_token_id=lm.pad_id,
-    )
+def _continued(lm: "LanguageModel", token_ids: "Tensor", new_tokens: int) -> "TextBatch":
+    import torch
+
+    from sae_forge.methods.weights.texts import TextBatch
+
+    with torch.no_grad():
+        written: Any = lm.model.generate(  # pyright: ignore[reportCallIssue]
+            input_ids=token_ids.to(lm.device),
+            attention_mask=torch.ones_like(token_ids).to(lm.device),
+            max_new_tokens=new_tokens,
+            do_sample=False,
+            pad_token_id=lm.pad_id,
+        )
     ids = written.cpu()
     mask = ids != lm.pad_id
     mask[:, : token_ids.shape[1]] = True
     return TextBatch(ids, mask)
 
 
-def _peft() -> Any:
-    if importlib.util.find_spec("peft") is None:
-        raise BackendError("crisp needs peft, which is not installed: pip install 'sae-forge[baselines]'")
-    return importlib.import_module("peft")
+# ---- the method ---------------------------------------------------------------------------------
+
+
+def _without_peft() -> BackendError | None:
+    if importlib.util.find_spec("peft") is not None:
+        return None
+    return BackendError("crisp needs peft, which is not installed: pip install 'sae-forge[baselines]'")
+
+
+def _needs(materials: "Materials") -> ForgeError | None:
+    del materials
+    return _without_peft()
+
+
+def _recipe(settings: Settings, materials: "Materials") -> CRISP:
+    suppressed = Suppressed(materials.point, materials.sae, latents_of(settings, materials))
+    return CRISP(suppressed=(suppressed,), **{name: it for name, it in settings.items() if name != "num_features"})
+
+
+METHOD = retraining(
+    CRISP,
+    axes=lambda size, _: ({"num_features": parts(size, 2), "beta": [0.99, 10.0]}, Strength("rate", 1.0, 10.0)),
+    from_flags=lambda size, materials: [{"num_features": size} | paced(CRISP, materials)],
+    needs=_needs,
+    build=_recipe,
+)

@@ -45,6 +45,11 @@ def nats_per_token(lm: LanguageModel, batch: TextBatch) -> Float[Tensor, ""]:
     return -_mean(logprobs, wanted)
 
 
+def held(forget_loss: Float[Tensor, ""], lm: LanguageModel, retain: TextBatch, alpha: float) -> Float[Tensor, ""]:
+    """A loss on forget text, and ``alpha`` times that of retain text; at 0 the retain text is not run."""
+    return forget_loss + alpha * nats_per_token(lm, retain) if alpha else forget_loss
+
+
 def divergence(lm: LanguageModel, reference: LanguageModel, batch: TextBatch) -> Float[Tensor, ""]:
     """KL of the reference's next-token distribution from the model's, averaged over the real tokens to predict."""
     logits, wanted = next_token_logits(lm, batch)

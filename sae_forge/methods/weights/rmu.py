@@ -5,26 +5,29 @@ through the MLP output projections of that layer and the two below it.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar
-
-import torch
-from jaxtyping import Float
-from torch import Tensor
+from typing import TYPE_CHECKING, ClassVar
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.methods.weights.objectives import Loss, mean_squared, real_tokens
-from sae_forge.methods.weights.texts import TextBatch
-from sae_forge.models.hooks import capture, capture_with_gradients, check_points
-from sae_forge.models.loading import LanguageModel
-from sae_forge.rng import generator
+from sae_forge.methods.method import Settings, Strength, short
+from sae_forge.methods.weights.recipe import Pace, paced, retraining
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from sae_forge.methods.materials import Materials
+    from sae_forge.methods.weights.objectives import Loss
+    from sae_forge.methods.weights.texts import TextBatch, Texts
+    from sae_forge.models.loading import LanguageModel
 
 TRAINED_LAYERS = 3
 """The layer of the loss and those right below it."""
+LEAST = 12
+"""Settings that RMU needs at least: an under-tuned one makes every rival look good."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class RMU:
+class RMU(Pace):
     """Steer the forget text's activations to ``coefficient`` times a random unit direction."""
 
     layer: int
@@ -36,7 +39,6 @@ class RMU:
     steps: int = 150
     lr: float = 5e-5
     batch_size: int = 4
-    weight_decay: float = 0.01
     include_padding: bool = False
     """Average over every position, padding, BOS and EOS too, as the reference implementation does."""
 
@@ -49,38 +51,65 @@ class RMU:
                 "give a layer of 0 or more, a coefficient above 0 and alpha of 0 or more"
             )
 
+    def changed(self, lm: "LanguageModel") -> list[str]:
+        """The MLP output projections at the layer and the two below it."""
+        from sae_forge.models.hooks import check_points
 
-def trained_weights(lm: LanguageModel, recipe: RMU) -> list[str]:
-    """Names of the MLP output projections at the layer and the two below it.
+        check_points(lm, [HookPoint(self.layer)])
+        layers = range(max(0, self.layer - TRAINED_LAYERS + 1), self.layer + 1)
+        return [f"{lm.family.layers}.{layer}.{lm.family.down_proj}.weight" for layer in layers]
 
-    Raises:
-        ConfigError: the layer lies beyond the model.
-    """
-    check_points(lm, [HookPoint(recipe.layer)])
-    layers = range(max(0, recipe.layer - TRAINED_LAYERS + 1), recipe.layer + 1)
-    return [f"{lm.family.layers}.{layer}.{lm.family.down_proj}.weight" for layer in layers]
+    def direction(self, d_in: int, seed: int) -> "Tensor":
+        """The target ``[d_in]``: uniform on [0, 1) in every coordinate, then brought to length ``coefficient``."""
+        import torch
+
+        from sae_forge.rng import generator
+
+        drawn = torch.from_numpy(generator(seed, "rmu direction").random(d_in))
+        return (self.coefficient * drawn / drawn.norm()).float()
+
+    def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
+        """No layer above the recipe's runs."""
+        import torch
+
+        from sae_forge.methods.weights.objectives import mean_squared, real_tokens
+        from sae_forge.models.hooks import capture, capture_with_gradients
+
+        del retain
+        point, target = HookPoint(self.layer), self.direction(frozen.d_model, seed)
+
+        def counted(batch: "TextBatch") -> "Tensor":
+            return torch.ones_like(batch.attention_mask) if self.include_padding else real_tokens(frozen, batch)
+
+        def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
+            pushed = capture_with_gradients(lm, [point], *forget_batch)[point]
+            forget_loss = mean_squared(pushed, target.to(pushed.device), counted(forget_batch))
+            if self.alpha == 0:
+                return forget_loss
+            held = capture_with_gradients(lm, [point], *retain_batch)[point]
+            before = capture(frozen, [point], *retain_batch)[point]
+            return forget_loss + self.alpha * mean_squared(held, before, counted(retain_batch))
+
+        return of
 
 
-def direction(d_in: int, recipe: RMU, seed: int) -> Float[Tensor, " d_in"]:
-    """The target: uniform on [0, 1) in every coordinate, then brought to length ``coefficient``."""
-    drawn = torch.from_numpy(generator(seed, "rmu direction").random(d_in))
-    return (recipe.coefficient * drawn / drawn.norm()).float()
+def _aimed(times: float, alpha: float, rate: float, materials: "Materials") -> Settings:
+    """RMU's target is as long as ``times`` the activation of a retain token."""
+    coefficient = {"coefficient": short(times * materials.retain_norm), "relative": times, "alpha": alpha}
+    return coefficient | paced(RMU, materials, rate=rate)
 
 
-def loss(changed: LanguageModel, frozen: LanguageModel, recipe: RMU, seed: int) -> Loss:
-    """The loss as a function of ``changed``'s weights; no layer above the recipe's runs."""
-    point, target = HookPoint(recipe.layer), direction(frozen.d_model, recipe, seed)
+def _recipe(settings: Settings, materials: "Materials") -> RMU:
+    given = {name: value for name, value in settings.items() if name != "relative"}
+    return RMU(layer=materials.point.layer, **given)
 
-    def counted(batch: TextBatch) -> Tensor:
-        return torch.ones_like(batch.attention_mask) if recipe.include_padding else real_tokens(frozen, batch)
 
-    def of(forget: TextBatch, retain: TextBatch) -> Tensor:
-        pushed = capture_with_gradients(changed, [point], *forget)[point]
-        forget_loss = mean_squared(pushed, target.to(pushed.device), counted(forget))
-        if recipe.alpha == 0:
-            return forget_loss
-        held = capture_with_gradients(changed, [point], *retain)[point]
-        before = capture(frozen, [point], *retain)[point]
-        return forget_loss + recipe.alpha * mean_squared(held, before, counted(retain))
-
-    return of
+METHOD = retraining(
+    RMU,
+    axes=lambda *_: ({"alpha": [10.0, 100.0], "rate": [1.0, 3.0]}, Strength("times", 2.0, 16.0)),
+    rough=("coefficient", "lr"),
+    least=LEAST,
+    from_flags=lambda _, materials: [_aimed(2.0, RMU.alpha, 1.0, materials)],
+    finished=lambda point, materials: _aimed(point["times"], point["alpha"], point["rate"], materials),
+    build=_recipe,
+)

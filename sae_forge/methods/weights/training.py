@@ -3,24 +3,18 @@
 import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import fields, replace
-from typing import Any, assert_never
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from sae_forge.errors import ConfigError, NumericalError, ResourceError, UnsupportedModelError
-from sae_forge.methods.weights import crisp, gradient, rmu
-from sae_forge.methods.weights.crisp import CRISP
-from sae_forge.methods.weights.gradient import NPO, GradDiff, GradientAscent, SimNPO
 from sae_forge.methods.weights.objectives import Loss
-from sae_forge.methods.weights.rmu import RMU
+from sae_forge.methods.weights.recipe import Adapting, Recipe
 from sae_forge.methods.weights.texts import Texts, iter_batches
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.rng import torch_seed
-
-Recipe = RMU | GradientAscent | GradDiff | NPO | SimNPO | CRISP
 
 
 def unlearn(
@@ -37,47 +31,25 @@ def unlearn(
         UnsupportedModelError: the weights are quantized.
         NumericalError: a loss or gradient is not finite.
         ResourceError: the device's memory does not hold a step.
-        BackendError: CRISP without peft.
+        BackendError: a package that the recipe needs is not installed.
     """
     _require_trainable(lm, recipe)
     try:
         with _own_randomness(lm, seed), progress.task(f"unlearn {recipe.name}", recipe.steps, "steps") as task:
-            return _trained(lm, recipe, forget, retain, seed, task)
+            names = recipe.changed(lm)
+            changed = own_copy(lm, recipe.name, names)
+            with (
+                recipe.training(changed)
+                if isinstance(recipe, Adapting)
+                else taking_gradients(changed, names) as weights
+            ):
+                _fit(weights, recipe.loss(changed, lm, retain, seed), recipe, forget, retain, seed, task)
+            return changed
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"{recipe.name} with batch_size={recipe.batch_size} does not fit on {lm.device}; "
             "lower batch_size, or collect with a shorter --ctx_len"
         ) from error
-
-
-def settings(recipe: Recipe) -> dict[str, Any]:
-    """What the recipe says, JSON-ready; SAEs are left to the report that names them."""
-    plain = {field.name: getattr(recipe, field.name) for field in fields(recipe) if field.name != "suppressed"}
-    if isinstance(recipe, CRISP):
-        plain["latents"] = {str(entry.point): len(entry.latents) for entry in recipe.suppressed}
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
-
-
-def _trained(lm: LanguageModel, recipe: Recipe, forget: Texts, retain: Texts, seed: int, task: Task) -> LanguageModel:
-    match recipe:
-        case RMU():
-            names = rmu.trained_weights(lm, recipe)
-            changed = _copy(lm, recipe.name, names)
-            with _training(changed, names) as weights:
-                _fit(weights, rmu.loss(changed, lm, recipe, seed), recipe, forget, retain, seed, task)
-        case GradientAscent() | GradDiff() | NPO() | SimNPO():
-            names = gradient.trained_weights(lm)
-            changed = _copy(lm, recipe.name, names)
-            with _training(changed, names) as weights:
-                _fit(weights, gradient.loss(changed, lm, recipe), recipe, forget, retain, seed, task)
-        case CRISP():
-            names = [f"{name}.weight" for name in crisp.adapted_projections(lm, recipe)]
-            changed = _copy(lm, recipe.name, names)
-            with crisp.adapters(changed, recipe) as weights:
-                _fit(weights, crisp.loss(changed, lm, recipe, retain, seed), recipe, forget, retain, seed, task)
-        case _:
-            assert_never(recipe)
-    return changed
 
 
 def _require_trainable(lm: LanguageModel, recipe: Recipe) -> None:
@@ -102,7 +74,7 @@ def _own_randomness(lm: LanguageModel, seed: int) -> Iterator[None]:
 # ---- the model under training -------------------------------------------------------------------
 
 
-def _copy(lm: LanguageModel, name: str, trained: Sequence[str]) -> LanguageModel:
+def own_copy(lm: LanguageModel, name: str, trained: Sequence[str]) -> LanguageModel:
     """``lm`` again, with weights of its own where they are trained."""
     own = set(trained)
     shared = {id(weight): weight for key, weight in lm.model.named_parameters() if key not in own}
@@ -111,7 +83,7 @@ def _copy(lm: LanguageModel, name: str, trained: Sequence[str]) -> LanguageModel
 
 
 @contextmanager
-def _training(lm: LanguageModel, names: Sequence[str]) -> Iterator[list[nn.Parameter]]:
+def taking_gradients(lm: LanguageModel, names: Sequence[str]) -> Iterator[list[nn.Parameter]]:
     """The weights called ``names``, taking gradients while the block runs."""
     weights = [lm.model.get_parameter(name) for name in names]
     try:
@@ -171,7 +143,7 @@ class _Optimizer:
             for weight in weights
         ]
         self._adamw = torch.optim.AdamW(
-            self._masters, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=isinstance(recipe, CRISP)
+            self._masters, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=recipe.amsgrad
         )
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:

@@ -1,0 +1,93 @@
+"""What edits of an SAE's latents share: the latents by their number, values relative to the model's norms, the gate.
+
+Values are relative so that one range of strengths serves models whose activations differ a hundredfold.
+"""
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sae_forge.errors import ForgeError
+from sae_forge.interventions.gates.table import gate_named, gate_of
+from sae_forge.methods.method import Settings, short, without_shards
+
+if TYPE_CHECKING:
+    from sae_forge.interventions.intervention import Intervention
+    from sae_forge.methods.materials import Materials
+    from sae_forge.methods.subjects import Edited
+
+
+def latents_of(settings: Settings, materials: "Materials") -> tuple[int, ...]:
+    """The latents that settings name by their number."""
+    return materials.selection.indices[: settings["num_features"]]
+
+
+def parts(size: int, count: int) -> list[int]:
+    """``size`` and its halves, largest first; fewer where it is too small to be halved."""
+    return list(dict.fromkeys(max(1, size >> number) for number in range(count)))
+
+
+# ---- values -------------------------------------------------------------------------------------
+
+
+def from_clamp_value(size: int, materials: "Materials") -> list[Settings]:
+    """Settings of an edit that writes one value: one for each ``--clamp_value``."""
+    latents, common = materials.selection.indices[:size], {"num_features": size}
+    return [common | written(value, latents, materials) for value in materials.config.clamp_value]
+
+
+def from_times(point: Settings, materials: "Materials") -> Settings:
+    """A sweep's point of an edit that writes one value: the act that is written instead of ``times``."""
+    own = {name: value for name, value in point.items() if name != "times"}
+    unit = 1.0 if materials.config.value_units == "relative" else materials.config.clamp_value[0]
+    return own | written(point["times"] * unit, latents_of(point, materials), materials)
+
+
+def written(times: float, latents: tuple[int, ...], materials: "Materials") -> Settings:
+    """The act that clamping writes, and what it is relative to the norm where that was asked for."""
+    return {"value": short(-materials.value(times, latents)), **relative(times, materials)}
+
+
+def relative(times: float, materials: "Materials") -> Settings:
+    """What a value is relative to the norm, where it is."""
+    return {"relative": short(times)} if materials.config.value_units == "relative" else {}
+
+
+def peak(latents: tuple[int, ...], materials: "Materials") -> float:
+    """Mean over the latents of the highest act each has on forget text."""
+    peaks = [latent.forget.peak for latent in materials.selection.latents if latent.index in latents]
+    return sum(peaks) / len(peaks)
+
+
+# ---- what is read from shards -------------------------------------------------------------------
+
+
+def needs(name: str, *, own_gate: bool = False, writes: bool = False) -> Callable[["Materials"], ForgeError | None]:
+    """Why an edit cannot be measured here: a gate or a value is made from activations, and there are none.
+
+    Args:
+        own_gate: The method's own gate is calibrated.
+        writes: It writes a value.
+    """
+
+    def error(materials: "Materials") -> ForgeError | None:
+        config = materials.config
+        if (own_gate and config.gate == "own") or gate_named(config.gate).reads_retain:
+            return without_shards(name, "has a gate that is calibrated on retain text", materials)
+        if writes and config.value_units == "relative":
+            why = "writes values relative to the residual norm (--value_units absolute does not)"
+            return without_shards(name, why, materials)
+        return None
+
+    return error
+
+
+def gated(chosen: "Intervention", materials: "Materials") -> "Edited":
+    """The intervention behind the gate that the config asks for, and with or without the SAE's error."""
+    from sae_forge.interventions.edit import Edit
+    from sae_forge.methods.subjects import Edited
+
+    kept = replace(chosen, keep_error=materials.config.keep_error)
+    gate = gate_of(materials.config, lambda: materials.traces(kept.targets))
+    kept = kept if gate is None else replace(kept, gate=gate)
+    return Edited((Edit(materials.point, materials.sae, kept),))

@@ -1,0 +1,42 @@
+"""Negative scaling (INLP): each latent's act times a factor where it fires."""
+
+from typing import TYPE_CHECKING
+
+from sae_forge.methods.edits.latents import gated, latents_of, needs, parts
+from sae_forge.methods.method import Method, Settings, Strength, latents_in_words
+
+if TYPE_CHECKING:
+    from sae_forge.interventions.intervention import Intervention
+    from sae_forge.methods.materials import Materials
+
+
+def scale(latents: tuple[int, ...], factor: float = -3.0) -> "Intervention":
+    """Acts times ``factor`` where a latent fires; special tokens and the SAE's error stay as they are."""
+    from sae_forge.interventions.ablation import NegativeScaling
+    from sae_forge.interventions.intervention import Intervention
+
+    return Intervention("scale", latents, NegativeScaling(factor))
+
+
+def scale_anthropic(latents: tuple[int, ...], multiple: float) -> "Intervention":
+    """``multiple`` times what a latent wrote is taken away (an alternative in arXiv 2410.19278)."""
+    from sae_forge.interventions.ablation import NegativeScaling
+    from sae_forge.interventions.intervention import Intervention
+
+    return Intervention("scale_anthropic", latents, NegativeScaling(1.0 - multiple))
+
+
+def _from_flags(size: int, materials: "Materials") -> list[Settings]:
+    return [{"num_features": size, "scale": factor} for factor in materials.config.ablation_scale]
+
+
+METHOD = Method(
+    name="scale",
+    kind="hook",
+    title=lambda settings: f"Scale {settings['scale']:g} on {latents_in_words(settings)}",
+    from_flags=_from_flags,
+    axes=lambda size, _: ({"num_features": parts(size, 3)}, Strength("times", 1.0, 16.0)),
+    finished=lambda point, _: {"num_features": point["num_features"], "scale": -point["times"]},
+    needs=needs("scale"),
+    build=lambda settings, materials: gated(scale(latents_of(settings, materials), settings["scale"]), materials),
+)

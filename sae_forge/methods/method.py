@@ -1,0 +1,168 @@
+"""What a method is: a description of data and callables that says everything the house must know of it.
+
+A file of ``edits/``, ``weights/`` or ``wrappers/`` declares one, and ``table`` lists it; nothing else names it. The
+command line reads its flags off the table, so a file that declares a method loads torch inside its functions alone.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from sae_forge.errors import ConfigError, DataError, ForgeError
+
+if TYPE_CHECKING:
+    from sae_forge.methods.materials import Materials
+    from sae_forge.methods.subjects import Edited, Subject
+
+Settings = dict[str, Any]
+"""A method's settings by name, JSON-ready, as a report shows them."""
+
+
+@dataclass(frozen=True)
+class Strength:
+    """The axis of a sweep that takes as many values as the budget needs, in equal ratios from gentle to rough."""
+
+    name: str
+    low: float
+    high: float
+
+    def values(self, count: int) -> list[float]:
+        """Both ends and what lies between; of one value the middle."""
+        steps = [number / (count - 1) for number in range(count)] if count > 1 else [0.5]
+        return [short(self.low * (self.high / self.low) ** step) for step in steps]
+
+
+Axes = tuple[Mapping[str, Sequence[Any]], Strength]
+"""The axes with given values, and the strength."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """Something done to a model, from its flags to the subject that is asked."""
+
+    name: str
+    kind: Literal["hook", "weights"]
+    """Edits of the running model, or weights of its own."""
+    title: Callable[[Settings], str]
+    """The method at these settings, in words: ``Scale -3 on 200 latents``."""
+    from_flags: Callable[[int, "Materials"], list[Settings]]
+    """The settings that the flags name, for this many latents."""
+    build: Callable[[Settings, "Materials"], "Subject"]
+    """The model under the method; it may raise a DataError where something it is made from is missing."""
+    needs: Callable[["Materials"], ForgeError | None] = lambda materials: None  # noqa: ARG005
+    """The error to raise where it was asked for by name and cannot be measured with what there is."""
+    axes: Callable[[int, "Materials"], Axes] | None = None
+    """What a sweep varies, for at most this many latents; None: nothing but their number, so it is measured once."""
+    finished: Callable[[Settings, "Materials"], Settings] = lambda point, materials: point  # noqa: ARG005
+    """From a point of the axes to settings."""
+    least: int = 1
+    """Settings a sweep must try for the method to be a fair rival."""
+    everywhere: Callable[["Edited"], bool] | None = None
+    """Whether it edits every token, so that there are no other tokens to put it on; None: the edit's kind says."""
+    at_rest: bool = False
+    """It puts latents to rest: a control itself, which gets none."""
+    settings: type | None = None
+    """The config class of its flags."""
+    parts: tuple["Method", ...] = ()
+    """The methods it is made of, which a sweep tunes in its place."""
+    joined: Callable[[Sequence[Settings]], Settings] | None = None
+    """Its settings, from those that were chosen for its parts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrapper:
+    """Something done to whatever a method made: named after it, as in ``rmu+relearned``."""
+
+    name: str
+    title: Callable[[Settings], str]
+    from_flags: Callable[["Materials"], Settings]
+    """Its own settings; their names are no method's."""
+    wrap: Callable[["Subject", Settings, "Materials"], "Subject"]
+    needs: Callable[["Materials"], ForgeError | None] = lambda materials: None  # noqa: ARG005
+    settings: type | None = None
+    kind: ClassVar[str] = "wrapper"
+
+
+# ---- the settings that a sweep tries ------------------------------------------------------------
+
+
+def grid(method: Method, materials: "Materials") -> list[Settings]:
+    """The settings that a sweep tries: ``config.configurations`` of them, or one where there is nothing to tune.
+
+    All methods get as many, so that none wins by having been tried harder.
+
+    Raises:
+        ConfigError: the method cannot be given as many, or needs more.
+    """
+    size = min(max(materials.config.num_features), len(materials.selection.indices))
+    if method.axes is None:
+        return [{"num_features": size}]
+    count = materials.config.configurations
+    if count < method.least:
+        raise ConfigError(
+            f"--configurations {count}: {method.name} needs at least {method.least} to be a fair rival, and all "
+            f"methods get the same; give {method.least} or leave {method.name} out of --methods"
+        )
+    tried = [method.finished(point, materials) for point in _points(method.axes(size, materials), count)]
+    if (different := len({repr(one) for one in tried})) != count:
+        raise ConfigError(
+            f"--configurations {count}: {method.name} has only {different} different settings with {size} latents, so "
+            "the budget cannot be equal; lower it, select more latents or raise --baseline_steps"
+        )
+    return tried
+
+
+def ends(method: Method, materials: "Materials") -> list[str | None]:
+    """For each setting of :func:`grid` whether its strength is the ``gentlest`` or the ``roughest`` that is tried."""
+    if method.axes is None:
+        return [None]
+    axes = method.axes(min(max(materials.config.num_features), len(materials.selection.indices)), materials)
+    strengths = [point[axes[1].name] for point in _points(axes, materials.config.configurations)]
+    named = {min(strengths): "gentlest", max(strengths): "roughest"}
+    return [named.get(strength) for strength in strengths]
+
+
+def _points(axes: Axes, count: int) -> list[Settings]:
+    """``count`` points: every combination of the axes with as many strengths as that needs, evenly thinned."""
+    given, strength = axes
+    combinations = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+    strengths = strength.values(math.ceil(count / len(combinations)))
+    points = [one | {strength.name: value} for value in strengths for one in combinations]
+    return [points[number * len(points) // count] for number in range(count)]
+
+
+def short(value: float) -> float:
+    """The value to three digits, as a report shows it."""
+    return float(f"{value:.3g}") + 0.0  # no -0
+
+
+# ---- words --------------------------------------------------------------------------------------
+
+
+def latents_in_words(settings: Settings) -> str:
+    """``200 latents``; nothing where a method takes none."""
+    count = settings.get("num_features", settings.get("given"))
+    return f"{count} latent{'s' if count > 1 else ''}" if count else ""
+
+
+def titled(name: str, *shown: str) -> Callable[[Settings], str]:
+    """Words for a method: its name, its latents, and the settings that say how rough it is."""
+
+    def title(settings: Settings) -> str:
+        latents = latents_in_words(settings)
+        rough = [f"{key} {settings[key]:g}" for key in shown if key in settings]
+        return ", ".join([f"{name} of {latents}" if latents else name, *rough])
+
+    return title
+
+
+def without_shards(name: str, why: str, materials: "Materials") -> ForgeError | None:
+    """The error to raise where a method reads the collected activations and there are none."""
+    if materials.collected is not None:
+        return None
+    return DataError(
+        f"{name} {why}, and the activations that the selection was made from are not in the run folder; run features "
+        f"again, or leave {name} out of --methods"
+    )

@@ -1,0 +1,139 @@
+"""A recipe of retraining: which weights are trained, on what loss, for how long; and the method it makes.
+
+A file of this folder declares a recipe as a frozen dataclass. Recipes load torch inside their functions alone, since
+the command line reads the flags of every method.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from sae_forge.errors import ForgeError
+from sae_forge.methods.method import Axes, Method, Settings, short, titled, without_shards
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sae_forge.methods.materials import Materials
+    from sae_forge.methods.subjects import Subject
+    from sae_forge.methods.weights.objectives import Loss
+    from sae_forge.methods.weights.texts import Texts
+    from sae_forge.models.loading import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pace:
+    """How long and how fast a recipe trains, by AdamW at a constant rate; the defaults are its paper's."""
+
+    steps: int = 400
+    lr: float = 1e-5
+    batch_size: int = 8
+    """Sequences a step takes of each side."""
+    weight_decay: float = 0.01
+    amsgrad: bool = False
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """What ``training.unlearn`` asks of a recipe beside the fields of :class:`Pace`."""
+
+    name: ClassVar[str]
+
+    @property
+    def steps(self) -> int: ...
+    @property
+    def lr(self) -> float: ...
+    @property
+    def batch_size(self) -> int: ...
+    @property
+    def weight_decay(self) -> float: ...
+    @property
+    def amsgrad(self) -> bool: ...
+
+    def changed(self, lm: "LanguageModel") -> list[str]:
+        """Names of the weights that come out different; all others are shared with the given model.
+
+        Raises:
+            ConfigError: the recipe does not fit the model.
+        """
+        ...
+
+    def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
+        """The loss of a forget and a retain batch as a function of ``lm``'s weights.
+
+        Args:
+            frozen: The given model, for a recipe that needs a reference.
+            retain: What the retain batches are drawn from.
+        """
+        ...
+
+
+@runtime_checkable
+class Adapting(Protocol):
+    """A recipe that trains weights of its own making instead of the model's, such as adapters."""
+
+    def training(self, lm: "LanguageModel") -> "AbstractContextManager[list[nn.Parameter]]":
+        """The weights that take gradients inside the block; after it ``lm`` has its own alone, changed by them."""
+        ...
+
+
+def retraining(
+    recipe: type[Any],
+    *,
+    axes: Callable[[int, "Materials"], Axes],
+    rough: tuple[str, ...] = ("lr",),
+    least: int = 1,
+    from_flags: Callable[[int, "Materials"], list[Settings]] | None = None,
+    finished: Callable[[Settings, "Materials"], Settings] | None = None,
+    needs: Callable[["Materials"], ForgeError | None] = lambda materials: None,  # noqa: ARG005
+    build: Callable[[Settings, "Materials"], Recipe] | None = None,
+) -> Method:
+    """A method that trains by a recipe, a subclass of :class:`Pace` with a ``name``.
+
+    Its settings are the recipe's arguments; a sweep's ``rate`` and ``passes`` are times its rate and its steps.
+
+    Args:
+        rough: The settings that say how rough it is.
+        build: The recipe at these settings, where more than they goes into it.
+    """
+    name = recipe.name
+
+    def paced_by_flags(size: int, materials: "Materials") -> list[Settings]:
+        del size
+        return [paced(recipe, materials)]
+
+    def paced_by_point(point: Settings, materials: "Materials") -> Settings:
+        own = {key: value for key, value in point.items() if key not in ("rate", "passes")}
+        return own | paced(recipe, materials, rate=point.get("rate", 1.0), passes=point.get("passes", 1.0))
+
+    def possible(materials: "Materials") -> ForgeError | None:
+        return needs(materials) or without_shards(name, "trains on the collected text", materials)
+
+    def built(settings: Settings, materials: "Materials") -> "Subject":
+        from sae_forge.methods.subjects import Retrained
+
+        made = recipe(**settings) if build is None else build(settings, materials)
+        return Retrained(made, materials.forget_texts, materials.retain_texts, materials.config.seed)
+
+    return Method(
+        name=name,
+        kind="weights",
+        title=titled(name, *rough),
+        from_flags=from_flags or paced_by_flags,
+        axes=axes,
+        finished=finished or paced_by_point,
+        least=least,
+        needs=possible,
+        build=built,
+    )
+
+
+def paced(recipe: type[Pace], materials: "Materials", *, rate: float = 1.0, passes: float = 1.0) -> Settings:
+    """How long and how fast a recipe trains: ``rate`` and ``passes`` times what was asked for, or its own defaults."""
+    config = materials.config
+    return {
+        "lr": short(rate * (config.baseline_lr or recipe.lr)),
+        "steps": max(1, round(passes * (config.baseline_steps or recipe.steps))),
+        "batch_size": config.baseline_batch or recipe.batch_size,
+    }

@@ -1,0 +1,113 @@
+"""What a report measures, row by row: the baseline, every method at its settings, each edit beside its controls."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from sae_forge.features.selection import Selection
+from sae_forge.interventions.edit import Edit
+from sae_forge.methods.edits import scale
+from sae_forge.methods.materials import Materials
+from sae_forge.methods.method import Method, Settings, titled
+from sae_forge.methods.subjects import AsItIs, Edited, Subject
+from sae_forge.methods.table import controlled
+from sae_forge.progress import SILENT, Progress
+from sae_forge.study.controls import CONTROL, controls_of, edits_every_token
+from sae_forge.study.sweep import Swept
+
+
+@dataclass(frozen=True)
+class Plan:
+    """One row of the report to be."""
+
+    name: str
+    settings: Settings
+    subject: Subject
+    seed: int | None = None
+    title: str = ""
+    """Name and settings in words."""
+    at_rest: bool = False
+    """It puts latents to rest: a control itself, which gets none."""
+    everywhere: bool = False
+    """It edits every token."""
+
+    @property
+    def kind(self) -> str:
+        """What is done to the model: nothing, its activations edited, or its weights trained."""
+        if self.subject.changes_weights:
+            return "weights"
+        return "hook" if self.subject.edits else "baseline"
+
+
+def iter_plans(
+    materials: Materials,
+    methods: Sequence[Method],
+    swept: Swept | None = None,
+    also: Sequence[Edit] = (),
+    progress: Progress = SILENT,
+) -> Iterator[Plan]:
+    """The rows to measure: the baseline, then every method at its settings, each edit with its controls.
+
+    Where fewer latents were selected than asked for, those there are are taken and both numbers recorded.
+    """
+    yield Plan("baseline", {}, AsItIs(), title="baseline")
+    rows = list(_from_flags(materials, methods, progress) if swept is None else _from_sweep(materials, methods, swept))
+    rows += map(_given, also)
+    yield from rows
+    if not controlled(materials.config.methods):
+        return
+    for row in rows:
+        if row.at_rest or not isinstance(row.subject, Edited):
+            continue
+        for kind, seed, control in controls_of(row.subject, materials, everywhere=row.everywhere):
+            settings = {"of": row.name, **row.settings, "kind": kind}
+            yield Plan(CONTROL, settings, control, seed, f"{CONTROL} {kind} for {row.title}")
+
+
+def planned(method: Method, settings: Settings, materials: Materials, **also: Any) -> Plan:
+    """A method at these settings as a row; ``also`` stands beside them in the report and decides nothing."""
+    subject, shown = method.build(settings, materials), settings | also
+    everywhere = isinstance(subject, Edited) and (method.everywhere or edits_every_token)(subject)
+    return Plan(method.name, shown, subject, title=method.title(shown), at_rest=method.at_rest, everywhere=everywhere)
+
+
+def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> Iterator[Plan]:
+    """Negative scaling by the first scale under every selection, for as many latents as the smallest has."""
+    size = min((len(one.indices) for one in selections.values()), default=0)
+    size = min(size, max(materials.config.num_features))
+    for name, selection in selections.items():
+        settings = {"selection": name, "num_features": size, "scale": materials.config.ablation_scale[0]}
+        yield planned(scale.METHOD, settings, replace(materials, selection=selection))
+
+
+def _from_sweep(materials: Materials, methods: Sequence[Method], swept: Swept) -> Iterator[Plan]:
+    chosen = {one.method: one.chosen.settings for one in swept.tuned}
+    for method in methods:
+        if method.name in chosen:
+            yield planned(method, chosen[method.name], materials)
+
+
+def _from_flags(materials: Materials, methods: Sequence[Method], progress: Progress) -> Iterator[Plan]:
+    config, have = materials.config, len(materials.selection.indices)
+    for wanted in config.num_features:
+        if wanted > have:
+            progress.say(f"{wanted} latents were asked for and {have} are selected; taking those")
+    sizes = {min(wanted, have): wanted for wanted in sorted(config.num_features)}
+    for method in methods:
+        if method.needs(materials):
+            continue
+        seen: list[Settings] = []
+        for size, wanted in sizes.items():
+            for settings in method.from_flags(size, materials):
+                if settings in seen:  # a method that takes no latents is the same for every number of them
+                    continue
+                seen.append(settings)
+                cut = {"requested": wanted} if wanted > size and "num_features" in settings else {}
+                yield planned(method, settings, materials, **cut)
+
+
+def _given(edit: Edit) -> Plan:
+    """An edit that was handed in ready."""
+    name, settings = edit.intervention.name, {"given": len(edit.intervention.written)}
+    subject = Edited((edit,))
+    return Plan(name, settings, subject, title=titled(name)(settings), everywhere=edits_every_token(subject))
