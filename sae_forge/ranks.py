@@ -8,10 +8,9 @@ store and listens to the others', because a process that waits in a collective f
 import json
 import os
 import signal
-import socket
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -23,6 +22,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import PrefixStore, TCPStore  # pyright: ignore[reportPrivateImportUsage]
 
+from sae_forge import ranks_store
 from sae_forge.errors import ConfigError, ForgeError, PeerError
 
 BEAT = 0.5
@@ -60,9 +60,9 @@ class Ranks:
         if self._store is None:
             return [value]
         self._calls += 1
-        keys = [f"call-{_life()}-{self._calls}/{rank}" for rank in range(self.world)]
+        keys = [f"call-{ranks_store.life()}-{self._calls}/{rank}" for rank in range(self.world)]
         self._store.set(keys[self.rank], json.dumps(value))
-        _wait(self._store, keys)
+        ranks_store.wait(self._store, keys)
         return [json.loads(text) for text in self._store.multi_get(keys)]
 
     def meet(self) -> None:
@@ -104,7 +104,7 @@ class Ranks:
         with self._named():
             dist.init_process_group(
                 "nccl" if device.type == "cuda" else "gloo",
-                store=PrefixStore(f"collectives-{_life()}", _connected(self.limit)),
+                store=PrefixStore(f"collectives-{ranks_store.life()}", ranks_store.connected(self.limit)),
                 rank=self.rank,
                 world_size=self.world,
                 timeout=timedelta(seconds=self.limit + 10),  # the thread that listens names the rank before that
@@ -156,7 +156,7 @@ def here() -> Ranks:
 
 def world_size() -> int:
     """Processes the launcher has started for this job."""
-    return _number("WORLD_SIZE", 1)
+    return ranks_store.number("WORLD_SIZE", 1)
 
 
 @contextmanager
@@ -174,9 +174,9 @@ def joined(limit: float, facts: Mapping[str, Any], lost: Callable[[ForgeError], 
         ConfigError: the ranks were given different settings.
     """
     global _here
-    rank, world = _number("RANK", 0), world_size()
-    store = _open_store(rank, world, limit)
-    _here = team = Ranks(rank, world, _number("LOCAL_RANK", 0), limit, _store=store)
+    rank, world = ranks_store.number("RANK", 0), world_size()
+    store = ranks_store.open_store(rank, world, limit)
+    _here = team = Ranks(rank, world, ranks_store.number("LOCAL_RANK", 0), limit, _store=store)
     listener = _Listener(team, store, lost)
     try:
         listener.start()
@@ -193,92 +193,6 @@ def joined(limit: float, facts: Mapping[str, Any], lost: Callable[[ForgeError], 
             dist.destroy_process_group()
 
 
-# ---- the store ----------------------------------------------------------------------------------
-
-
-def _open_store(rank: int, world: int, limit: float) -> TCPStore:
-    """The store of this job, with every rank in it."""
-    host, port = os.environ.get("MASTER_ADDR", ""), _number("MASTER_PORT", 0)
-    if not host or not port or not 0 <= rank < world:
-        raise ConfigError(
-            f"RANK={rank} of WORLD_SIZE={world} at MASTER_ADDR={host!r}, MASTER_PORT={port}: start the ranks with "
-            "torchrun or accelerate launch"
-        )
-    began = time.monotonic()
-    store = _connected(limit, keeps=rank == 0 and not _launcher_keeps_it())
-    store.set(f"here/{_life()}/{rank}", json.dumps({"pid": os.getpid(), "machine": _machine()}))
-    keys = [f"here/{_life()}/{each}" for each in range(world)]
-    while missing := [each for each, key in enumerate(keys) if not store.check([key])]:
-        if time.monotonic() - began > limit:
-            raise PeerError(
-                f"rank {missing[0]} of {world} did not come within {limit:.0f} s; look at its log, or raise "
-                "--dist_timeout"
-            )
-        time.sleep(0.05)
-    return store
-
-
-def _connected(limit: float, *, keeps: bool = False) -> TCPStore:
-    """A connection to the store; ``keeps``: the store is this process's own."""
-    host, port = os.environ["MASTER_ADDR"], _number("MASTER_PORT", 0)
-    try:
-        if not keeps:
-            _knock(host, port, limit)
-        return TCPStore(host, port, None, keeps, timedelta(seconds=limit), wait_for_workers=False)
-    except (RuntimeError, OSError) as error:
-        raise PeerError(f"rank 0 did not answer at {host}:{port} within {limit:.0f} s; look at its log") from error
-
-
-def _knock(host: str, port: int, limit: float) -> None:
-    """Wait until somebody listens there; the store's own waiting takes more than twice the time it is given."""
-    until = time.monotonic() + limit
-    while True:
-        try:
-            socket.create_connection((host, port), timeout=limit).close()
-            return
-        except OSError:
-            if time.monotonic() > until:
-                raise
-            time.sleep(0.1)
-
-
-def _launcher_keeps_it() -> bool:
-    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-
-
-def _life() -> str:
-    """How often the launcher has started these processes; its store outlives them."""
-    return os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-
-
-def _ended_key() -> str:
-    return f"ended-{_life()}"
-
-
-def _machine() -> str:
-    """What tells whether a process id of another rank means anything here."""
-    boot = Path("/proc/sys/kernel/random/boot_id")
-    try:
-        return f"{boot.read_text().strip()} {Path('/proc/self/ns/pid').readlink()}"
-    except OSError:
-        return f"{socket.gethostname()} {os.getpid()}"  # no process of another rank can be looked at
-
-
-def _wait(store: TCPStore, keys: Sequence[str]) -> None:
-    """Until every key is there; Python's signal handlers run meanwhile."""
-    pause = 0.001
-    while not store.check(list(keys)):
-        time.sleep(pause)
-        pause = min(0.05, 1.5 * pause)
-
-
-def _number(name: str, otherwise: int) -> int:
-    text = os.environ.get(name, "")
-    if text and not text.isdecimal():
-        raise ConfigError(f"{name}={text!r} is no number; start the ranks with torchrun or accelerate launch")
-    return int(text or otherwise)
-
-
 # ---- the thread that listens --------------------------------------------------------------------
 
 
@@ -287,9 +201,9 @@ class _Listener:
 
     def __init__(self, team: Ranks, store: TCPStore, lost: Callable[[ForgeError], object]) -> None:
         self._team, self._main, self._lost = team, store, lost
-        self._store = _connected(team.limit)  # a connection of its own: one is held by whoever waits on it
+        self._store = ranks_store.connected(team.limit)  # a connection of its own: one is held by whoever waits on it
         self._others = [rank for rank in range(team.world) if rank != team.rank]
-        addresses = store.multi_get([f"here/{_life()}/{rank}" for rank in range(team.world)])
+        addresses = store.multi_get([f"here/{ranks_store.life()}/{rank}" for rank in range(team.world)])
         self._addresses = [json.loads(text) for text in addresses]
         self._heard = {rank: (b"", time.monotonic()) for rank in self._others}
         self._stopped, self._count = threading.Event(), 0
@@ -312,8 +226,8 @@ class _Listener:
     def part(self) -> None:
         """The work is done here; go when it is done everywhere, and the store's own process last."""
         team, store = self._team, self._main
-        store.set(f"done-{_life()}/{team.rank}", "")
-        _wait(store, [f"done-{_life()}/{rank}" for rank in range(team.world)])
+        store.set(f"done-{ranks_store.life()}/{team.rank}", "")
+        ranks_store.wait(store, [f"done-{ranks_store.life()}/{rank}" for rank in range(team.world)])
         self.stop()
         self._leave()
 
@@ -329,9 +243,9 @@ class _Listener:
             self.stop()
 
     def _leave(self) -> None:
-        self._main.set(f"left-{_life()}/{self._team.rank}", "")
+        self._main.set(f"left-{ranks_store.life()}/{self._team.rank}", "")
         until = time.monotonic() + _GRACE + 4 * BEAT
-        keys = [f"left-{_life()}/{rank}" for rank in self._others if not self._dead(rank)]
+        keys = [f"left-{ranks_store.life()}/{rank}" for rank in self._others if not self._dead(rank)]
         while self._team.leads and keys and not self._main.check(keys) and time.monotonic() < until:
             time.sleep(0.02)
 
@@ -346,7 +260,7 @@ class _Listener:
                 self._answered = time.monotonic()
             except RuntimeError:
                 if not self._stopped.is_set():
-                    holder = "the launcher" if _launcher_keeps_it() else "rank 0"
+                    holder = "the launcher" if ranks_store.launcher_keeps_it() else "rank 0"
                     self._quit(0, PeerError.exit_code, f"{holder}, which keeps the store, is gone, at {self._team.at}")
 
     def _guard(self) -> None:
@@ -360,7 +274,7 @@ class _Listener:
 
     def _beat(self) -> None:
         self._count += 1
-        self._store.set(f"beat-{_life()}/{self._team.rank}", str(self._count))
+        self._store.set(f"beat-{ranks_store.life()}/{self._team.rank}", str(self._count))
 
     def _say(self, rank: int, code: int, text: str) -> tuple[int, int, str]:
         """Say why the job ends; the first word holds."""
@@ -374,10 +288,10 @@ class _Listener:
         """The rank that is no longer there or has been silent for too long."""
         now = time.monotonic()
         for rank in self._others:
-            key = f"beat-{_life()}/{rank}"
+            key = f"beat-{ranks_store.life()}/{rank}"
             if self._store.check([key]) and (beat := self._store.get(key)) != self._heard[rank][0]:
                 self._heard[rank] = (beat, now)
-            if self._store.check([f"done-{_life()}/{rank}"]):
+            if self._store.check([f"done-{ranks_store.life()}/{rank}"]):
                 continue
             if self._dead(rank):
                 return rank, PeerError.exit_code, f"rank {rank} is gone, at {self._team.at}"
@@ -411,6 +325,10 @@ class _Listener:
         if self._team.leads:
             time.sleep(4 * BEAT)  # the store may be this process's own: let the others read why
         os._exit(code)
+
+
+def _ended_key() -> str:
+    return f"ended-{ranks_store.life()}"
 
 
 def _parsed(said: bytes) -> tuple[int, int, str]:

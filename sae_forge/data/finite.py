@@ -27,10 +27,10 @@ def largest(acts: Float[Tensor, "rows d_in"]) -> Float[Tensor, " rows"]:
     signed, unsigned, magnitude = _BITS[acts.dtype]
     bits = acts.view(signed).numpy().view(unsigned)
     scratch = np.empty((_BLOCK, acts.shape[1]), unsigned)
-    found = torch.empty(len(bits), dtype=acts.dtype)
-    out = found.view(signed).numpy().view(unsigned)
+    peaks = torch.empty(len(bits), dtype=acts.dtype)
+    out = peaks.view(signed).numpy().view(unsigned)
     for first in range(0, len(bits), _BLOCK):
         block = bits[first : first + _BLOCK]
         masked = np.bitwise_and(block, unsigned(magnitude), out=scratch[: len(block)])
         masked.max(axis=1, out=out[first : first + _BLOCK])
-    return found
+    return peaks

@@ -6,7 +6,8 @@ A folder holds ``shard-00000.safetensors`` … each with its sidecar ``shard-000
 """
 
 from sae_forge.data.manifest import BLOCK_ROWS, MAX_SHARDS, Fingerprint, Manifest, ShardInfo, complete, find_shards
-from sae_forge.data.reader import Block, ShardReader
+from sae_forge.data.reader import ShardReader
+from sae_forge.data.shard_file import Block
 from sae_forge.data.writer import ShardWriter, buffer_bytes, row_bytes
 
 __all__ = [

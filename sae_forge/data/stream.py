@@ -25,8 +25,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sae_forge import rng
-from sae_forge.data.reader import ShardReader, scratch_bytes
+from sae_forge.data.reader import ShardReader
 from sae_forge.data.rounding import handed_out
+from sae_forge.data.shard_file import scratch_bytes
 from sae_forge.data.shards import BLOCK_ROWS
 from sae_forge.errors import ConfigError, DataError, ShardError
 
@@ -235,8 +236,8 @@ class ActivationStream:
 
     def _copied(self, copies: "_Rooms", *parts: Tensor) -> Tensor:
         """Rows one after the other in memory of their own."""
-        found = torch.from_numpy(copies.take(sum(map(len, parts)))).view(self.dtype)
-        return torch.cat(parts, out=found)
+        rows = torch.from_numpy(copies.take(sum(map(len, parts)))).view(self.dtype)
+        return torch.cat(parts, out=rows)
 
     def _plan(self, start: int) -> Iterator[_Pool]:
         """The pools that batch ``start`` and all after it are cut from, epoch after epoch."""
@@ -294,15 +295,15 @@ class ActivationStream:
     def _stretches(self, places: np.ndarray, orders: Sequence[np.ndarray]) -> "list[_Stretch]":
         """A pool's blocks in the order of the files, a few MiB together, all of one reader."""
         longest = max(1, _STRETCH_BYTES // (BLOCK_ROWS * self._row_bytes))
-        found: list[_Stretch] = []
+        stretches: list[_Stretch] = []
         for index in places.argsort():
             corpus = bisect_right(self._begins, places[index]) - 1
             reader, block = self._readers[corpus], int(places[index]) - self._begins[corpus]
-            if not found or found[-1].reader is not reader or len(found[-1].blocks) == longest:
-                found.append(_Stretch(reader, [], []))
-            found[-1].blocks.append(block)
-            found[-1].targets.append(orders[index])
-        return found
+            if not stretches or stretches[-1].reader is not reader or len(stretches[-1].blocks) == longest:
+                stretches.append(_Stretch(reader, [], []))
+            stretches[-1].blocks.append(block)
+            stretches[-1].targets.append(orders[index])
+        return stretches
 
     def _require_alike(self) -> None:
         first = self._readers[0]

@@ -8,8 +8,6 @@ Several ranks may fill one folder, each the shards whose turn is its own. A shar
 whoever fills that, so what is on disk is at any time what one process would have left.
 """
 
-import itertools
-import stat
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,6 +20,7 @@ import xxhash
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_forge.data import leftovers
 from sae_forge.data.finite import largest
 from sae_forge.data.manifest import (
     BLOCK_ROWS,
@@ -33,16 +32,14 @@ from sae_forge.data.manifest import (
     Manifest,
     ShardInfo,
     Sidecar,
-    check_chain,
     complete,
     require_match,
     shard_name,
     shard_number,
-    sidecar_path,
     total_rounding,
 )
-from sae_forge.data.reader import ORIGINS, SCALE, ShardFile, as_bytes, hash_header
 from sae_forge.data.rounding import STORED, Rounding, is_rounded, quantise
+from sae_forge.data.shard_file import ORIGINS, SCALE, as_bytes, hash_header
 from sae_forge.errors import DataError, NumericalError, ShardError
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.store import files
@@ -344,7 +341,7 @@ class ShardWriter:
         assert number is not None
         if number == 0:
             return 0
-        while not self._stands(number - 1):
+        while not leftovers.stands(self.folder, number - 1):
             if self._given_up.wait(0.5 if isinstance(self.folder, RemotePath) else 0.02):
                 raise ShardError(f"{self.folder / info.file} was not written: the work has ended before its turn")
         before = Sidecar.read(self.folder, number - 1).shard
@@ -361,67 +358,17 @@ class ShardWriter:
             require_match(self.folder, self.fingerprint, self.manifest.fingerprint)
             self._shards = list(self.manifest.shards)
             return
-        while not self._fresh and self._stands(len(self._shards)):
-            sidecar = Sidecar.read(self.folder, len(self._shards))
-            require_match(self.folder, self.fingerprint, sidecar.fingerprint)
-            ShardFile(self.folder, sidecar).verify()
-            self._shards.append(sidecar.shard)
-        try:
-            check_chain(self._shards)
-        except ValueError as error:
-            raise ShardError(f"{self.folder} cannot be resumed: {error}; start over with --fresh") from error
-        left = self._leftovers()
-        if not self._fresh:
-            self._require_no_gap(left)
-        self._remove(left)
+        else:
+            self._shards = leftovers.whole_shards(self.folder, self.fingerprint)
+        leftovers.clear(self.folder, beyond=len(self._shards), fresh=self._fresh)
 
     def _follow(self) -> None:
         """Take over what the first rank has found whole."""
         if complete(self.folder):
             self.manifest = Manifest.read(self.folder)
             self._shards = list(self.manifest.shards)
-        while self.manifest is None and self._stands(len(self._shards)):
+        while self.manifest is None and leftovers.stands(self.folder, len(self._shards)):
             self._shards.append(Sidecar.read(self.folder, len(self._shards)).shard)
-
-    def _stands(self, index: int) -> bool:
-        shard = self.folder / shard_name(index)
-        return shard.exists() and files.is_there(sidecar_path(self.folder, shard.name))
-
-    def _leftovers(self) -> dict[int, list[AnyPath]]:
-        """The plain files of shards beyond those taken over, by number, each shard's sidecar first."""
-        found: dict[int, list[AnyPath]] = {}
-        for path in sorted(self.folder.glob("shard-*.*"), key=lambda path: path.name):
-            number = shard_number(path.name)
-            if number is not None and number >= len(self._shards) and stat.S_ISREG(path.lstat().st_mode):
-                found.setdefault(number, []).append(path)
-        return found
-
-    def _require_no_gap(self, left: Iterable[int]) -> None:
-        """Refuse to delete whole shards: each was published after the one before it, so no killed run left a gap.
-
-        Raises:
-            ShardError: names the shard, or the sidecar, that must have been there.
-        """
-        gap = len(self._shards)
-        later = next((number for number in sorted(left) if number > gap and self._stands(number)), None)
-        if later is None:
-            return
-        shard = self.folder / shard_name(gap)
-        lost = sidecar_path(self.folder, shard.name) if shard.exists() else shard
-        raise ShardError(
-            f"{lost} is {'damaged' if lost.exists() else 'missing'}, and {shard_name(later)} after it is whole; "
-            "restore it, or start over with --fresh"
-        )
-
-    def _remove(self, left: dict[int, list[AnyPath]]) -> None:
-        """Delete these shards, the last first, so that a run killed meanwhile leaves no gap; and all part files."""
-        for number in sorted(left, reverse=True):
-            for path in left[number]:
-                path.unlink(missing_ok=True)
-        for path in itertools.chain(self.folder.glob(".*.part"), beside(self.folder).glob(".*.part")):
-            published = path.name.removeprefix(".").removesuffix(".part")
-            if published == MANIFEST or shard_number(published) is not None:
-                path.unlink(missing_ok=True)
 
 
 def _hash(tensors: dict[str, Tensor], header: str) -> Hashes:

@@ -174,9 +174,9 @@ def _without_snippets(value: Any) -> Any:
 
 def _plots(folder: Path) -> list[Upload]:
     places = [folder] if (folder / "plots").is_symlink() else [folder, folder / "plots"]
-    found = sorted(path for place in places for path in place.glob("*.png"))
+    pictures = sorted(path for place in places for path in place.glob("*.png"))
     uploads = {}
-    for path in found:
+    for path in pictures:
         if _PLOT.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             with opened(path, DataError) as file:
                 content = file.read()

@@ -122,12 +122,12 @@ def prepare(
         uploads.append(upload)
     plots: tuple[str, ...] = ()
     if evaluation is not None:
-        report, found = plan.report_files(evaluation)
+        report, shown = plan.report_files(evaluation)
         measured_on = str(report.get("protocol", {}).get("sae_weights", ""))
         measure_it, about = "measure this one with: sae-forge eval", f"{evaluation} reports on an SAE"
         require_same(measured_on, weights, about, "this one", kind=DataError, advice=measure_it)
-        plots = tuple(upload.path for upload in found[1:])
-        uploads += found
+        plots = tuple(upload.path for upload in shown[1:])
+        uploads += shown
     subject = Subject(
         repo_id=repo_id,
         inside=inside,
@@ -163,8 +163,8 @@ def _manifest(subject: Subject, uploads: list[Upload]) -> dict[str, Any]:
 def _quality(folder: Path) -> dict[str, Any]:
     """What training measured, where it left a report."""
     path = folder / "report.json"
-    found = files.read_json(path, kind=CheckpointError, what="a report of train") if path.is_file() else {}
-    return found if isinstance(found, dict) else {}
+    report = files.read_json(path, kind=CheckpointError, what="a report of train") if path.is_file() else {}
+    return report if isinstance(report, dict) else {}
 
 
 def _standing(repository: Repository, revision: str, *, private: bool) -> Snapshot:
@@ -209,8 +209,8 @@ def _listed(repository: Repository, here: Snapshot) -> list[str] | None:
     """The files an earlier push says it wrote; None when there was none."""
     if MANIFEST not in here.files:
         return None
-    found = repository.read_json(MANIFEST, here.commit)
+    manifest = repository.read_json(MANIFEST, here.commit)
     try:
-        return [str(path) for path in found["sae_forge"]["files"]]
+        return [str(path) for path in manifest["sae_forge"]["files"]]
     except (KeyError, TypeError):
         return None

@@ -205,8 +205,10 @@ class Repository:
 
     def _pull_requests(self) -> list[str]:
         """Revisions of the newest open pull requests."""
-        found = self._settle(lambda: list(self._api.get_repo_discussions(self.id)))
-        numbers = sorted(entry.num for entry in found if entry.is_pull_request and entry.status in ("open", "draft"))
+        discussions = self._settle(lambda: list(self._api.get_repo_discussions(self.id)))
+        numbers = sorted(
+            entry.num for entry in discussions if entry.is_pull_request and entry.status in ("open", "draft")
+        )
         return [f"refs/pr/{number}" for number in numbers[:-6:-1]]
 
     def _unclaimed(self, change: Change, before: Snapshot, revision: str) -> Snapshot:

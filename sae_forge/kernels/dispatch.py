@@ -16,7 +16,7 @@ from torch.autograd.function import once_differentiable
 
 from sae_forge.config.train import Backend
 from sae_forge.errors import BackendError, ConfigError
-from sae_forge.kernels import reference
+from sae_forge.kernels import checks, reference
 from sae_forge.kernels.affine import affine, product
 from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
 from sae_forge.kernels.transpose import Transpose, transpose
@@ -81,7 +81,7 @@ def sparse_decode(
         BackendError: the backend cannot run these tensors, or they lie on several devices.
         ConfigError: an index is out of range, or the shapes disagree.
     """
-    _check_code(values, indices, W_dec, trusted=trusted)
+    checks.require_code(values, indices, W_dec, trusted=trusted)
     batch, d_in = indices.shape[:-1], W_dec.shape[1]
     flat_values, flat_indices = values.reshape(-1, values.shape[-1]), indices.reshape(-1, indices.shape[-1])
     if flat_indices.numel() == 0:
@@ -115,14 +115,14 @@ def topk_encode(
         BackendError: the backend cannot run these tensors, or they lie on several devices.
         ConfigError: k exceeds d_sae, or ``x`` is of another width than the SAE.
     """
-    _check_together(x=x, W_enc=W_enc, b_enc=b_enc, **({} if b_dec is None else {"b_dec": b_dec}))
+    checks.require_together(x=x, W_enc=W_enc, b_enc=b_enc, **({} if b_dec is None else {"b_dec": b_dec}))
     if not 1 <= k <= W_enc.shape[1]:
         raise ConfigError(f"k={k} latents per token, but the SAE has d_sae={W_enc.shape[1]}")
     if x.shape[-1] != W_enc.shape[0]:
         raise ConfigError(f"the activations are {x.shape[-1]} wide, but the SAE reads {W_enc.shape[0]}")
-    _check_shape("b_enc", b_enc, W_enc.shape[1])
+    checks.require_shape("b_enc", b_enc, W_enc.shape[1])
     if b_dec is not None:
-        _check_shape("b_dec", b_dec, W_enc.shape[0])
+        checks.require_shape("b_dec", b_dec, W_enc.shape[0])
     form = _choose(backend, W_enc, k=k, d_sae=W_enc.shape[1])
     batch = x.shape[:-1]
     flat = x.reshape(-1, x.shape[-1]).to(W_enc.dtype)
@@ -225,11 +225,11 @@ def decode_loss(
         BackendError: the backend cannot run these tensors, or they lie on several devices.
         ConfigError: an index is out of range, or the shapes disagree.
     """
-    _check_together(values=values, target=target)
-    _check_code(values, indices, W_dec, trusted=trusted)
+    checks.require_together(values=values, target=target)
+    checks.require_code(values, indices, W_dec, trusted=trusted)
     if values.dim() != 2 or values.shape[1] == 0:
         raise ConfigError(f"values are {list(values.shape)}; give [tokens, k] with k at least 1")
-    _check_shape("target", target, len(values), W_dec.shape[1])
+    checks.require_shape("target", target, len(values), W_dec.shape[1])
     form = _choose(backend, W_dec, k=values.shape[1], d_sae=len(W_dec))
     return form.decode_loss(values.contiguous(), indices.contiguous(), W_dec.contiguous(), target.contiguous())
 
@@ -247,7 +247,7 @@ def row_gradients(
 
     Args and errors as of :func:`rows_adam`.
     """
-    _check_rows(slopes, table, rows, extra, trusted=trusted)
+    checks.require_rows(slopes, table, rows, extra, trusted=trusted)
     return _choose_for(rows, slopes, backend).row_gradients(slopes, table, rows, extra)
 
 
@@ -273,8 +273,8 @@ def rows_adam(
         BackendError: the backend cannot run these tensors, or they lie on several devices.
         ConfigError: an index is out of range, or a tensor has another shape, precision or layout than it needs.
     """
-    _check_rows(slopes, table, rows, extra, trusted=trusted)
-    _check_together(W_dec=rows.W_dec.weight, **rates._asdict())
+    checks.require_rows(slopes, table, rows, extra, trusted=trusted)
+    checks.require_together(W_dec=rows.W_dec.weight, **rates._asdict())
     _choose_for(rows, slopes, backend).rows_adam(slopes, table, rows, rates, extra)
 
 
@@ -286,7 +286,7 @@ def latent_sums(
     backend: Backend = "auto",
 ) -> Float[Tensor, "d_sae"]:
     """For each latent, the sum of its values."""
-    _check_together(values=values, indices=indices, entries=table.entries)
+    checks.require_together(values=values, indices=indices, entries=table.entries)
     if values.shape != indices.shape or values.dim() != 2 or values.numel() != table.entries.numel():
         raise ConfigError(
             f"values {list(values.shape)}, indices {list(indices.shape)} and a table of {table.entries.numel()} "
@@ -300,7 +300,7 @@ def encode_tokens(d_sae: int, device: torch.device) -> int:
     return max(128, min(_MAX_ENCODE_TOKENS, _MAX_CPU_NUMBERS // d_sae)) if device.type == "cpu" else _MAX_ENCODE_TOKENS
 
 
-# ---- choice and checks --------------------------------------------------------------------------
+# ---- choice -------------------------------------------------------------------------------------
 
 
 def _choose_for(rows: Rows, slopes: Slopes, backend: Backend) -> _Form:
@@ -383,79 +383,3 @@ def _interpreting() -> bool:
 
 def _module(name: str) -> Any:
     return importlib.import_module(f"sae_forge.kernels.{name}")
-
-
-def _check_together(**tensors: Tensor) -> None:
-    devices = {name: str(tensor.device) for name, tensor in tensors.items()}
-    if len(set(devices.values())) > 1:
-        listed = ", ".join(f"{name} on {device}" for name, device in devices.items())
-        raise BackendError(f"tensors lie on several devices ({listed}); move them to one")
-
-
-def _check_code(values: Tensor, indices: Tensor, W_dec: Tensor, *, trusted: bool) -> None:
-    _check_together(values=values, indices=indices, W_dec=W_dec)
-    if values.shape != indices.shape:
-        raise ConfigError(f"values {list(values.shape)} and indices {list(indices.shape)} must have the same shape")
-    _check_indices(indices)
-    if not trusted:
-        _check_range(indices, len(W_dec))
-
-
-def _check_range(indices: Tensor, d_sae: int) -> None:
-    if indices.numel() == 0:
-        return
-    low, high = (int(end) for end in torch.aminmax(indices))
-    if low < 0 or high >= d_sae:
-        raise ConfigError(f"index {low if low < 0 else high} names no latent; the SAE has latents 0 to {d_sae - 1}")
-
-
-def _check_rows(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | None, *, trusted: bool) -> None:
-    """Refuse what no kernel could survive: tensors apart, or of other sizes, precisions or layouts than they need."""
-    (d_sae, d_in), (tokens, k) = rows.W_dec.weight.shape, slopes.indices.shape
-    shapes = {
-        "target": (tokens, d_in), "residual": (tokens, d_in), "values": (tokens, k), "pre_acts": (tokens, k),
-        "indices": (tokens, k), "entries": (tokens * k,), "offsets": (d_sae + 1,),
-    }  # fmt: skip
-    given: dict[str, Tensor] = {**slopes._asdict(), **table._asdict()}
-    for name, slot in rows._asdict().items():
-        parts = {f"{name}.{kind}": part for kind, part in slot._asdict().items() if part is not None}
-        for part_name, part in parts.items():
-            if not part.is_contiguous() or (part.dtype != torch.float32 and not part_name.endswith(".copy")):
-                raise ConfigError(f"{part_name} is {part.dtype} with strides {part.stride()}; give contiguous float32")
-        given |= parts
-        shapes |= dict.fromkeys(parts, (d_sae,) if name == "b_enc" else (d_sae, d_in))
-    if extra is not None:
-        few = len(extra.b_enc)
-        given |= {f"extra.{name}": part for name, part in extra._asdict().items()}
-        shapes |= {
-            "extra.row_of": (d_sae,),
-            "extra.b_enc": (few,),
-            "extra.W_enc": (few, d_in),
-            "extra.W_dec": (few, d_in),
-        }
-    _check_together(**given)
-    for name, shape in shapes.items():
-        _check_shape(name, given[name], *shape)
-    _check_precision(slopes)
-    if not trusted:
-        _check_range(slopes.indices, d_sae)
-
-
-def _check_precision(slopes: Slopes) -> None:
-    if slopes.target.dtype != slopes.residual.dtype or not slopes.target.is_floating_point():
-        raise BackendError(
-            f"target is {slopes.target.dtype} and residual {slopes.residual.dtype}; give both in one precision"
-        )
-    if slopes.values.dtype != torch.float32 or slopes.pre_acts.dtype != torch.float32:
-        raise BackendError(f"values are {slopes.values.dtype} and pre_acts {slopes.pre_acts.dtype}; give float32")
-    _check_indices(slopes.indices)
-
-
-def _check_indices(indices: Tensor) -> None:
-    if indices.dtype not in (torch.int32, torch.int64):
-        raise ConfigError(f"indices are {indices.dtype}; give int32 or int64")
-
-
-def _check_shape(name: str, tensor: Tensor, *shape: int) -> None:
-    if tuple(tensor.shape) != shape:
-        raise ConfigError(f"{name} is {list(tensor.shape)}; beside the other tensors it must be {list(shape)}")

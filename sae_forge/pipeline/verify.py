@@ -17,7 +17,7 @@ import pyarrow
 import pyarrow.parquet
 
 from sae_forge.data.manifest import MANIFEST, Manifest, Sidecar, shard_name, shard_number, sidecar_path
-from sae_forge.data.reader import ShardFile
+from sae_forge.data.shard_file import ShardFile
 from sae_forge.errors import CheckpointError, DataError, ForgeError, RemoteError, ShardError
 from sae_forge.features.selection import Selection
 from sae_forge.outcome import Outcome

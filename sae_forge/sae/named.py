@@ -71,17 +71,17 @@ def load_dictionary(
     """
     path = Path(source).expanduser()
     if (path / POINTER).is_file():
-        found = _pointed(path, allow_pickle)
+        named = _pointed(path, allow_pickle)
     elif (origin := _elsewhere(path, str(source), progress)) is not None:
-        found = _adopted(origin, run, asked, allow_pickle)
+        named = _adopted(origin, run, asked, allow_pickle)
     else:
-        found = _trained(path, run, model, asked)
-    cast("nn.Module", found.sae).to(device)
-    trained_on = found.provenance.model
+        named = _trained(path, run, model, asked)
+    cast("nn.Module", named.sae).to(device)
+    trained_on = named.provenance.model
     if trained_on not in ("", model):
         practice = "as published papers do" if model == f"{trained_on}-it" else "so expect more error than on its own"
-        progress.say(f"{found.folder.name} was trained on {trained_on} and is used on {model}, {practice}")
-    return found
+        progress.say(f"{named.folder.name} was trained on {trained_on} and is used on {model}, {practice}")
+    return named
 
 
 # ---- trained here -------------------------------------------------------------------------------
@@ -182,20 +182,20 @@ def _adopted(origin: _Origin, run: Run, asked: HookPoint | None, allow_pickle: b
     if asked not in (None, point):
         raise ConfigError(f"--sae {origin.described} reads {point}, not {asked}; give --layer {point.layer}")
     folder = run.folder / "saes" / str(point) / origin.name
-    found = _described(folder, origin.params, point, model, allow_pickle)
+    named = _described(folder, origin.params, point, model, allow_pickle)
     if (folder / POINTER).exists():
-        _require_weights(found, _pointer(folder).weights)
+        _require_weights(named, _pointer(folder).weights)
         (folder / POINTER).touch()  # what was asked for last is the newest
-        return found
+        return named
     pointer = _Pointer(
         source=origin.pinned or os.path.relpath(origin.params, folder.resolve()),
         on_hub=origin.pinned is not None,
-        weights=found.weights,
+        weights=named.weights,
         hook_point=str(point),
-        model=found.provenance.model,
+        model=named.provenance.model,
     )
     files.publish_json(folder / POINTER, asdict(pointer))
-    return found
+    return named
 
 
 def _pointed(folder: Path, allow_pickle: bool) -> NamedSAE:
@@ -205,9 +205,9 @@ def _pointed(folder: Path, allow_pickle: bool) -> NamedSAE:
     params = fetch(reference)[0] if reference else folder.resolve() / pointer.source
     if not params.is_file():
         raise CheckpointError(f"{folder / POINTER} points to {pointer.source}, which is gone; name it with --sae")
-    found = _described(folder, params, _parsed(folder, pointer.hook_point), pointer.model, allow_pickle)
-    _require_weights(found, pointer.weights)
-    return found
+    named = _described(folder, params, _parsed(folder, pointer.hook_point), pointer.model, allow_pickle)
+    _require_weights(named, pointer.weights)
+    return named
 
 
 def _described(folder: Path, params: Path, point: HookPoint, model: str, allow_pickle: bool) -> NamedSAE:
@@ -229,11 +229,11 @@ def _pointer(folder: Path) -> _Pointer:
     return records.read(_Pointer, folder / POINTER, error=CheckpointError, what="a pointer to an SAE", hint=hint)
 
 
-def _require_weights(found: NamedSAE, expected: str) -> None:
+def _require_weights(named: NamedSAE, expected: str) -> None:
     require_same(
         expected,
-        found.weights,
-        f"this run first used {found.folder.name}",
+        named.weights,
+        f"this run first used {named.folder.name}",
         "it now",
         kind=CheckpointError,
         advice="pin it as owner/name@revision:path, or choose another --run_dir",

@@ -156,9 +156,9 @@ class RemotePath:
         Raises:
             FileNotFoundError: nothing has this name.
         """
-        found = self._listed if self._listed is not None else self._ask("looked up", self._look)
-        kind = stat.S_IFLNK if found.get("islink") else _KINDS.get(found["type"], stat.S_IFIFO)
-        return os.stat_result((kind, 0, 0, 1, 0, 0, found.get("size") or 0, 0, 0, 0))
+        entry = self._listed if self._listed is not None else self._ask("looked up", self._look)
+        kind = stat.S_IFLNK if entry.get("islink") else _KINDS.get(entry["type"], stat.S_IFIFO)
+        return os.stat_result((kind, 0, 0, 1, 0, 0, entry.get("size") or 0, 0, 0, 0))
 
     lstat = stat
 
@@ -219,11 +219,11 @@ class RemotePath:
 
         def once() -> list[bytes]:
             seconds = _seconds(sum(ends) - sum(begins))
-            found = self._call("cat_ranges", paths, begins, ends, on_error="raise", seconds=seconds)
-            return [self._part(part, *span) for part, span in zip(found, asked, strict=True)]
+            answers = self._call("cat_ranges", paths, begins, ends, on_error="raise", seconds=seconds)
+            return [self._part(answer, *span) for answer, span in zip(answers, asked, strict=True)]
 
-        found = iter(self._ask("read", once))
-        return [next(found) if begin < end else b"" for begin, end in spans]
+        parts = iter(self._ask("read", once))
+        return [next(parts) if begin < end else b"" for begin, end in spans]
 
     def _part(self, answer: Any, begin: int, end: int) -> bytes:
         """What was answered when these bytes were asked for, if it is they."""
@@ -276,8 +276,8 @@ class RemotePath:
                 raise
 
     def _require_arrived(self, file: Path, size: int) -> None:
-        if (found := self._look()["size"]) != size:
-            raise OSError(f"{found} bytes arrived of {size}")
+        if (arrived := self._look()["size"]) != size:
+            raise OSError(f"{arrived} bytes arrived of {size}")
         with file.open("rb") as handle:
             for begin, end in ((0, min(size, _ENDS)), (max(0, size - _ENDS), size)):
                 handle.seek(begin)
@@ -292,10 +292,10 @@ class RemotePath:
             self._fs.invalidate_cache(listed)
         if (is_link := getattr(self._fs, "islink", None)) is not None and is_link(self._path):
             return {"type": "link", "size": 0}  # of one that leads nowhere, info says that nothing is there
-        found = self._call("info", self._path)
-        if not _says_all(found):
+        entry = self._call("info", self._path)
+        if not _says_all(entry):
             raise OSError("the store did not say what it is and how long")
-        return found
+        return entry
 
     def _list(self) -> list[dict[str, Any]]:
         self._fs.invalidate_cache(self._path)
@@ -319,9 +319,8 @@ class RemotePath:
             FileNotFoundError: nothing has this name, or what should be a folder above it is none.
             RemoteError: any other failure.
         """
-        patience = Patience(
-            tries=TRIES, first=_PAUSE, longest=_DEADLINE, seconds=_DEADLINE, until=time.monotonic() + _DEADLINE
-        )
+        until = time.monotonic() + _DEADLINE
+        patience = Patience(tries=TRIES, first=_PAUSE, longest=_DEADLINE, seconds=_DEADLINE, until=until)
         wait: float | None = 0.0
         said, advice = "", "check the network and the credentials of its store"
         while wait is not None:

@@ -119,13 +119,13 @@ class Run:
         path = self.folder / "shards" / file
         if not path.exists():
             return []
-        found = files.read_json(path, kind=ShardError, what=what)
-        if not isinstance(found, list) or not all(
+        names = files.read_json(path, kind=ShardError, what=what)
+        if not isinstance(names, list) or not all(
             isinstance(name, str) and name.isprintable() and not {"", ".", ".."}.intersection(name.split("/"))
-            for name in found
+            for name in names
         ):
             raise ShardError(f"{path} is not {what}: it holds other things than names; restore it or delete it")
-        return found
+        return names
 
     def begin(self, names: Collection[str], *, fresh: bool) -> None:
         """Before folders are filled: note those in which nothing is, where other runs may put theirs too.
@@ -169,8 +169,8 @@ class Run:
         Raises:
             CheckpointError: there is none; names the command that makes one.
         """
-        if found := self.saes(point):
-            return found[-1]
+        if saes := self.saes(point):
+            return saes[-1]
         where = f" at {point}" if point else ""
         have = ", ".join(sorted({path.parent.name for path in self.saes()})) or "none"
         raise CheckpointError(f"no SAE{where} in {self.folder} (found: {have}); make one with: {command}")
@@ -189,9 +189,9 @@ class Run:
         Raises:
             DataError: there is none; names the command that makes one.
         """
-        if (found := self.selection_of(sae)) is None:
+        if (newest := self.selection_of(sae)) is None:
             raise DataError(f"no selection of latents for {sae}; make one with: {command}")
-        return found
+        return newest
 
     def evals(self, sae: Path) -> Path:
         """Folder of the reports on one SAE."""
@@ -199,8 +199,8 @@ class Run:
 
     def newest_eval(self, sae: Path) -> Path | None:
         """The newest complete report on an SAE, if there is one."""
-        found = _by_age(self.evals(sae).glob("*/eval.json"))
-        return found[-1] if found else None
+        reports = _by_age(self.evals(sae).glob("*/eval.json"))
+        return reports[-1] if reports else None
 
     def holds(self, sae: Path) -> bool:
         """Whether an SAE folder is one of this run's own."""
@@ -255,12 +255,12 @@ def newest_run(root: Path = CHECKPOINTS) -> Run:
     Raises:
         DataError: there is none; names the command that makes one.
     """
-    found = sorted(root.glob("*/logs/commands.jsonl"), key=_age)
-    if not found:
+    logs = sorted(root.glob("*/logs/commands.jsonl"), key=_age)
+    if not logs:
         raise DataError(
             f"no run folder under {root}/; make one with: sae-forge run --model tiny-llama, or give --run_dir"
         )
-    return Run(found[-1].parent.parent)
+    return Run(logs[-1].parent.parent)
 
 
 def _holds_shards(place: AnyPath) -> bool:

@@ -17,7 +17,7 @@ from sae_forge.methods.subjects import AsItIs, Subject, in_force
 from sae_forge.models.tape import Tape
 from sae_forge.progress import Progress, Task
 from sae_forge.statistics.answers import alignment
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, described_domains, main_pool
 from sae_forge.study.measure import Answers, Measurement, load_asked, measure
@@ -101,9 +101,9 @@ class Journal:
             return cls(path, {})
         kept = files.read_json(path, kind=DataError, what="the points of a sweep")
         try:
-            return cls(path, {key: Point(**point) for key, point in kept.items()})
-        except (TypeError, AttributeError) as error:
-            raise DataError(f"{path} does not hold the points of a sweep; start over with --fresh") from error
+            return cls(path, {key: records.decode(Point, point) for key, point in dict(kept).items()})
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path} does not hold the points of a sweep: {error}; start over with --fresh") from error
 
     def find(self, method: str, settings: Settings) -> Point | None:
         """The point of a method at these settings, if it was measured."""

@@ -13,7 +13,7 @@ from sae_forge.errors import CheckpointError
 from sae_forge.progress import Progress
 from sae_forge.sae.losses import FvuMeter
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.training.sharded import ShardedSAE
 
 REPORT = "report.json"
@@ -66,11 +66,8 @@ def load_report(folder: Path) -> TrainReport | None:
     path = folder / REPORT
     if not path.exists():
         return None
-    stored = files.read_json(path, kind=CheckpointError, what="a training report")
-    try:
-        return TrainReport(**stored)
-    except TypeError as error:
-        raise CheckpointError(f"{path} is not a training report; start over with --fresh") from error
+    what, hint = "a training report", "start over with --fresh"
+    return records.read(TrainReport, path, error=CheckpointError, what=what, hint=hint)
 
 
 def measuring_window(rows_per_epoch: int, dead_after: int) -> int:

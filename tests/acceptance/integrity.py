@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from sae_forge.data.manifest import FORMAT, MANIFEST, Fingerprint, Manifest, Sidecar, shard_name
-from sae_forge.data.reader import ShardFile
+from sae_forge.data.shard_file import ShardFile
 from sae_forge.data.shards import ShardReader, ShardWriter, find_shards
 from sae_forge.data.windows import WindowPlan
 from sae_forge.errors import DataError, ForgeError

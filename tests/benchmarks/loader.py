@@ -23,7 +23,7 @@ import xxhash
 from timing import Seconds, both, conditions, ratios, table, write_json
 from torch import Tensor
 
-from sae_forge.data.reader import ShardFile
+from sae_forge.data.shard_file import ShardFile
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter, complete
 from sae_forge.data.stream import ActivationStream
 from sae_forge.store.tensors import DTYPES

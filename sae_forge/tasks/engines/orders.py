@@ -20,7 +20,7 @@ from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT, Progress
 from sae_forge.statistics.answers import LETTERS
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.tasks.engines.multiple_choice import Answered, answer, encode_questions, prompt_of
 from sae_forge.tasks.records import Domain, Question
 
@@ -322,10 +322,9 @@ def _differing(found: object, wanted: object) -> str:
 
 
 def _result(entry: Mapping[str, Any]) -> Reordered:
-    values = {name: value for name, value in entry.items() if name != "id"}
-    result = Reordered(**{**values, "letters": tuple(values["letters"])})
+    result = records.decode(Reordered, {name: value for name, value in entry.items() if name != "id"})
     counts = (result.orders, result.right, *result.letters, result.blind_right or 0)
-    if any(type(count) is not int or not 0 <= count <= result.orders for count in counts):
+    if not all(0 <= count <= result.orders for count in counts):
         raise ValueError(f"the counts of {entry['id']!r} do not fit together")
     if sum(result.letters) != result.orders or result.orders < 1:
         raise ValueError(f"the letters of {entry['id']!r} do not sum to its orders")
