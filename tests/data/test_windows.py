@@ -19,7 +19,6 @@ import torch
 
 from cli.screen import Screen
 from sae_forge import collect as verb
-from sae_forge.config.features import FeaturesConfig
 from sae_forge.config.train import TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader, find_shards
 from sae_forge.data.windows import WindowPlan, plan_windows
@@ -32,6 +31,7 @@ from sae_forge.pipeline.train import train
 from sae_forge.settings import resolve
 from sae_forge.store import files
 from sae_forge.store.runs import Run
+from sae_forge.study.settings import features_config
 from sae_forge.training.state import TrainState
 
 GB = 0.001
@@ -410,7 +410,7 @@ def test_selecting_latents_afterwards_collects_what_it_compares(tmp_path: Path) 
         "min_target_fires": 1,
     }
     asked |= {"max_freq": 1.0, "max_neutral_freq": 1.0, "min_ratio": 0.0, "min_freq": 0.0, "snippets": 2, "layer": (1,)}
-    chosen = resolve(FeaturesConfig, asked)
+    chosen = resolve(features_config(), asked)
     assert features(chosen, Bench(chosen)).metrics
     found = [ShardReader(folder).fingerprint for folder in find_shards(tmp_path)]
     assert {"forget", "retain"} <= {shards.role for shards in found}
@@ -427,7 +427,7 @@ def test_a_selection_that_was_stopped_while_collecting_comes_out_the_same(
     for stops in (False, True):
         run_dir = tmp_path / str(stops)
         go(config(run_dir, max_steps=3))
-        asked = replace(resolve(FeaturesConfig, chosen | {"run_dir": run_dir}), spelled=frozenset())
+        asked = replace(resolve(features_config(), chosen | {"run_dir": run_dir}), spelled=frozenset())
         if stops:
             real, seen = verb._collect_corpus, [0]
 

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.errors import ConfigError, DataError, ShardError
-from sae_forge.features import analysis, methods, scores
+from sae_forge.features import analysis, scores
 from sae_forge.features.analysis import separations, traces
 from sae_forge.features.identity import file_name
+from sae_forge.features.methods.method import Ranking, asked_of, reference_of
+from sae_forge.features.methods.table import SELECTIONS
 from sae_forge.features.places import TopPlaces
 from sae_forge.features.scores import Measured
 from sae_forge.features.select import choose, measure, select
@@ -29,7 +30,10 @@ from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
 from sae_forge.progress import Silent
 from sae_forge.sae.dictionary import LatentActs
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.study.settings import features_config
 
+FeaturesConfig: Any = features_config()
+RANKS = {method.name: method.rank for method in SELECTIONS if method.rank}
 WEIGHTS = "ab" * 32
 NAME = "blocks.1.hook_resid_post/k5-d5-s0"
 CTX = 7
@@ -62,10 +66,10 @@ def counts(
     )
 
 
-def ranking(method: Any, forget: LatentStats, *retain: LatentStats, n: int = 9, **changes: Any) -> methods.Ranking:
+def ranking(method: Any, forget: LatentStats, *retain: LatentStats, n: int = 9, **changes: Any) -> Ranking:
     """What a method makes of counts against numbered retain corpora."""
     config = FeaturesConfig(method=(method,), **changes)
-    return methods.rank(method, Measured(forget, {str(i): one for i, one in enumerate(retain)}), config, n)
+    return RANKS[method](Measured(forget, {str(i): one for i, one in enumerate(retain)}), config, n)
 
 
 def chosen_by(method: Any, forget: LatentStats, *retain: LatentStats, n: int = 9, **changes: Any) -> list[int]:
@@ -261,9 +265,10 @@ def test_conditional_counts_activations_above_its_own_threshold():
 
 
 def test_one_flag_has_each_methods_own_default():
-    assert methods.retain_threshold("frequency", FeaturesConfig()) == 0.01
-    assert methods.retain_threshold("conditional", FeaturesConfig()) == 1e-4
-    assert methods.retain_threshold("conditional", FeaturesConfig(retain_threshold=0.3)) == 0.3
+    of = {method.name: method.thresholds for method in SELECTIONS}
+    assert of["frequency"](FeaturesConfig()) == {"retain_threshold": 0.01}
+    assert of["conditional"](FeaturesConfig()) == {"retain_threshold": 1e-4}
+    assert of["conditional"](FeaturesConfig(retain_threshold=0.3)) == {"retain_threshold": 0.3}
 
 
 def test_crisp_looks_at_ten_times_as_many_as_it_takes_and_keeps_the_active():
@@ -331,28 +336,25 @@ def test_matched_latents_share_the_deciles_of_what_they_are_matched_to():
 def test_a_decile_with_nobody_left_gives_fewer_matches():
     forget, retain = counts(100_000, [1000] * 5 + [5000] * 5), counts(100_000, [0] * 10)
     config = FeaturesConfig(method=("frequency", "random_matched"))
-    found = methods.rank("random_matched", Measured(forget, {"r": retain}), config, 8)
-    assert methods.matched_to(config) == "frequency"
+    found = RANKS["random_matched"](Measured(forget, {"r": retain}), config, 8)
+    assert reference_of(config).name == "frequency"
     assert len(found.best(8)) == 2  # of eight taken, two of the lower five are left over
     assert set(found.best(8).tolist()) == {3, 4}
 
 
 def test_matching_is_to_the_first_method_that_ranks():
-    assert methods.matched_to(FeaturesConfig(method=("random", "random_matched"))) == "inlp"
-    assert methods.matched_to(FeaturesConfig(method=("random", "crisp", "inlp"))) == "crisp"
-
-
-def test_counts_cannot_decide_attribution():
-    with pytest.raises(ConfigError, match=r"attribution asks the model.*sae_forge\.study\.attribution\.attribute"):
-        ranking("attribution", counts(10, [1]), counts(10, [1]))
+    assert reference_of(FeaturesConfig(method=("random", "random_matched"))).name == "inlp"
+    assert reference_of(FeaturesConfig(method=("random", "crisp", "inlp"))).name == "crisp"
 
 
 def test_all_names_every_method_but_the_one_that_needs_a_model():
-    assert FeaturesConfig(method=("frequency", "all")).selection_methods == (
+    assert tuple(one.name for one in asked_of(FeaturesConfig(method=("frequency", "all")))) == (
         "frequency", "inlp", "dsg_ratio", "conditional", "crisp", "top_mean", "random_matched", "random",
     )  # fmt: skip
     with pytest.raises(ConfigError, match="inlp,inlp: name each method once"):
         FeaturesConfig(method=("inlp", "inlp"))
+    with pytest.raises(ConfigError, match=r"--method luck: choose one of inlp, frequency.*attribution, all"):
+        asked_of(FeaturesConfig(method=("luck",)))
 
 
 # ---- one pass -----------------------------------------------------------------------------------
