@@ -2,7 +2,7 @@
 
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import NoReturn
 
@@ -13,8 +13,11 @@ from sae_forge.errors import ForgeError
 from sae_forge.study.settings import catalogue, eval_config, features_config, run_config
 
 
-def build(plugins: Sequence[str] = ()) -> typer.Typer:
+def build(plugins: Sequence[str] = (), only: str | None = None) -> typer.Typer:
     """The app, whose flags and choices are those of the tasks, methods and selections that ship and of the plug-ins.
+
+    Args:
+        only: The one command to make flags for, which are hundreds in all; where it names none, every one is made.
 
     Raises:
         ConfigError: a plug-in cannot be imported or does not hold what one may.
@@ -32,17 +35,21 @@ def build(plugins: Sequence[str] = ()) -> typer.Typer:
         },
     )
     known = catalogue(tuple(plugins))
-    run.register(made, run_config(known))
-    collect.register(made)
-    train.register(made)
-    features.register(made, features_config(known))
-    evaluate.register(made, eval_config(known))
-    for command in (push, generate, report, verify):
-        command.register(made)
+    verbs: dict[str, Callable[[], None]] = {
+        "run": lambda: run.register(made, run_config(known)),
+        "collect": lambda: collect.register(made),
+        "train": lambda: train.register(made),
+        "features": lambda: features.register(made, features_config(known)),
+        "eval": lambda: evaluate.register(made, eval_config(known)),
+        "push": lambda: push.register(made),
+        "generate": lambda: generate.register(made),
+        "report": lambda: report.register(made),
+        "verify": lambda: verify.register(made),
+    }
+    for name in [only] if only in verbs else verbs:
+        verbs[name]()
+    made.callback()(lambda: None)  # else Typer takes a command that stands alone without its name
     return made
-
-
-app = build()
 
 
 def main() -> None:
@@ -50,8 +57,7 @@ def main() -> None:
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
     try:
-        plugins = named_plugins(sys.argv[1:])
-        (build(plugins) if plugins else app)()
+        build(named_plugins(sys.argv[1:]), only=next(iter(sys.argv[1:]), None))()
     except ForgeError as error:  # of a plug-in, since a verb tells its own
         typer.echo(f"error: {' '.join(str(error).split())}", err=True)
         raise SystemExit(error.exit_code) from None

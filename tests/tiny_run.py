@@ -8,7 +8,7 @@ from typing import Any
 
 from typer.testing import CliRunner
 
-from cli.app import app
+from cli.app import build
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.features.selection import Selection
@@ -55,7 +55,7 @@ def made(name: str, settings: Settings, materials: Materials) -> Edit:
 
 def forge(*args: str, code: int = 0) -> str:
     """What a command prints, after checking its exit code; an error must be one line without a traceback."""
-    result = CliRunner().invoke(app, list(args))
+    result = CliRunner().invoke(build(), list(args))
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
     if code:
         assert result.output.count("error: ") == 1, result.output

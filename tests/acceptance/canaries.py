@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from cli.app import app
 from sae_forge import builtin
 from tests import fakehub
 from tests.acceptance import remote
@@ -39,7 +38,7 @@ def secrets(ground: Ground, scratch: Path) -> dict[str, Any]:
     all processes, 20 times a second.
     """
     scratch.mkdir(parents=True)
-    known = {command.name for command in app.registered_commands}
+    known = {command.name for command in build().registered_commands}
     crashed = count = 0
     with remote.hub(silence=60.0) as hub, _command_lines() as seen:
         for level, flags in _LEVELS.items():

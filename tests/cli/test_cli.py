@@ -9,15 +9,17 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
-from cli.app import app
+from cli.app import build
 from cli.options import Call
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.features import FeaturesConfig
+from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.run import RunConfig
 from sae_forge.config.train import TrainConfig
 from sae_forge.settings import parse_value, presets, resolve
+from sae_forge.study.settings import eval_config, features_config, run_config
 
 COMMANDS = ("run", "collect", "train", "features", "eval", "push", "generate", "report", "verify")
 FLAGS = Path(__file__).parent / "flags.txt"
@@ -37,14 +39,14 @@ def resolved(monkeypatch: pytest.MonkeyPatch) -> list[ModelConfig]:
 
 def invoke(*args: str, code: int = 0) -> str:
     """What a command prints, after checking its exit code."""
-    result = CliRunner().invoke(app, list(args))
+    result = CliRunner().invoke(build(), list(args))
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
     return result.output
 
 
 def test_flags_are_frozen() -> None:
     """A new flag is a decision: add it to flags.txt; a renamed one breaks somebody's script."""
-    group = typer.main.get_command(app)
+    group = typer.main.get_command(build())
     listed = [
         f"{name} {'/'.join((*parameter.opts, *parameter.secondary_opts))}"
         for name, command in sorted(group.commands.items())  # pyright: ignore[reportAttributeAccessIssue]
@@ -124,11 +126,10 @@ def test_flags_beat_the_file_and_the_file_beats_the_preset(resolved: list[ModelC
 
 def test_every_preset_resolves_for_every_verb_and_model() -> None:
     for name, preset in presets().items():
-        for kind in (CollectConfig, TrainConfig, FeaturesConfig, EvalConfig, RunConfig):
+        for kind in (CollectConfig, TrainConfig, features_config(), eval_config(), run_config()):
             for model in preset["models"]:
                 assert resolve(kind, {"model": model}, preset=name).model == model
-        known = set(RunConfig.__dataclass_fields__)
-        assert set(preset["settings"]) <= known, name
+        assert set(preset["settings"]) <= set(described(run_config())), name
 
 
 def test_the_file_names_the_model_of_a_run_and_of_a_verb_that_reads_one(

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from cli.app import app
+from cli.app import build
 from sae_forge.data.shards import ShardReader
 from sae_forge.features.selection import Selection
 from sae_forge.store.runs import Run
@@ -20,7 +20,7 @@ FEATURES += ["--snippets", "1", "--max_freq", "1"]
 
 def forge(*args: str, code: int = 0) -> str:
     """What a command prints, after checking its exit code; an error must be one line without a traceback."""
-    result = CliRunner().invoke(app, list(args))
+    result = CliRunner().invoke(build(), list(args))
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
     if code:
         assert result.output.count("error: ") == 1, result.output

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from cli.app import app
+from cli.app import build
 from sae_forge import builtin
 from sae_forge.store.runs import Run
 
@@ -30,7 +30,7 @@ SMALL = {
 
 def forge(*args: str, code: int = 0) -> str:
     """What a command prints, after checking its exit code; an error must be one line without a traceback."""
-    result = CliRunner().invoke(app, list(args))
+    result = CliRunner().invoke(build(), list(args))
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
     if code:
         assert result.output.count("error: ") == 1, result.output
@@ -106,7 +106,7 @@ def test_the_same_commands_again_return_what_is_there(run: tuple[str, Path, dict
 
 def test_without_a_model_the_run_folder_says_which(run: tuple[str, Path, dict[str, Any]]) -> None:
     model, folder, _ = run
-    output = CliRunner().invoke(app, ["features", "--run_dir", str(folder), *SMALL["features"]])
+    output = CliRunner().invoke(build(), ["features", "--run_dir", str(folder), *SMALL["features"]])
     assert output.exit_code == 0, output.output
     assert f"({model})" in output.stderr
 

@@ -16,7 +16,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
 from sae_forge.config.evaluate import EvalConfig
-from sae_forge.config.run import RunConfig
+from sae_forge.config.fields import described
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.loading import load_model
 from sae_forge.outcome import Outcome
@@ -206,9 +206,9 @@ def test_a_paper_is_a_preset_and_a_preset_says_what_it_is() -> None:
 @pytest.mark.parametrize("name", PAPERS)
 def test_a_paper_sets_only_what_there_is_and_names_its_files(name: str) -> None:
     preset = presets()[name]
-    config = resolve(RunConfig, {}, preset=name)
+    config = resolve(run_config(), {}, preset=name)
     assert config.model == preset["models"][0]
-    assert set(preset["settings"]) <= set(RunConfig.__dataclass_fields__)
+    assert set(preset["settings"]) <= set(described(run_config()))
     for setting, value in preset["settings"].items():
         found = getattr(config, setting)
         assert (list(found) if isinstance(found, tuple) else found) == value, setting
@@ -234,17 +234,17 @@ def test_a_paper_sets_only_what_there_is_and_names_its_files(name: str) -> None:
     ],
 )
 def test_the_numbers_are_the_papers(name: str, expected: dict[str, Any]) -> None:
-    config = resolve(RunConfig, {}, preset=name)
+    config = resolve(run_config(), {}, preset=name)
     assert {setting: getattr(config, setting) for setting in expected} == expected
 
 
 def test_a_model_gets_its_own_defaults_and_a_paper_only_by_name() -> None:
     for model in ("google/gemma-2-2b-it", "google/gemma-2-2b"):
         assert preset_of(model) == presets()["gemma2-2b"]
-    assert resolve(RunConfig, {"model": "google/gemma-2-2b-it"}).sae is None
+    assert resolve(run_config(), {"model": "google/gemma-2-2b-it"}).sae is None
     assert preset_of("meta-llama/Llama-2-7b-chat-hf") == presets()["inlp-llama2-7b"]
     with pytest.raises(ConfigError, match=r"preset 'dsg' is unknown; choose one of .*dsg-bio"):
-        resolve(RunConfig, {}, preset="dsg")
+        resolve(run_config(), {}, preset="dsg")
 
 
 # ---- the runs -----------------------------------------------------------------------------------
@@ -275,7 +275,7 @@ def _run(name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     for corpus in ("forget_eval", "retain_eval"):
         if corpus in settings:
             small[corpus] = (f"{corpus.replace('_', '-')}.jsonl",)
-    return run([resolve(RunConfig, small | more, preset=name)], SILENT, name)
+    return run([resolve(run_config(), small | more, preset=name)], SILENT, name)
 
 
 @pytest.mark.parametrize("name", RELEASED)
@@ -355,7 +355,7 @@ def test_a_file_that_the_preset_needs_is_asked_for_before_anything_is_done(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(DataError, match=r"dsg-bio asks .* wmdp-bio\.jsonl, .* cais/wmdp, wmdp-bio, split test"):
-        run([resolve(RunConfig, {"run_dir": tmp_path / "run"}, preset="dsg-bio")], SILENT, "dsg-bio")
+        run([resolve(run_config(), {"run_dir": tmp_path / "run"}, preset="dsg-bio")], SILENT, "dsg-bio")
     assert not (tmp_path / "run").exists()
 
 
