@@ -19,6 +19,7 @@ class Pieces:
 
     lm: LanguageModel
     _ids: list[int] = field(default_factory=list)
+    _text: str = ""
     _given: str = ""
 
     def take(self, index: int, *, last: bool) -> str:
@@ -29,13 +30,14 @@ class Pieces:
         """
         self._ids.append(index)
         tokenizer = self.lm.tokenizer
-        text = str(tokenizer.decode(self._ids, skip_special_tokens=True))
+        before, self._text = self._text, str(tokenizer.decode(self._ids, skip_special_tokens=True))
+        certain = self._text
         if not last:
-            if _BYTE.fullmatch(str(tokenizer.convert_ids_to_tokens(index))):
-                return ""
-            text = text.rstrip(UNFINISHED)
+            if certain == before or _BYTE.fullmatch(str(tokenizer.convert_ids_to_tokens(index))):
+                return ""  # a special token, which says nothing and ends no run of bytes, or a run of bytes
+            certain = certain.rstrip(UNFINISHED)
             if tokenizer.clean_up_tokenization_spaces:
-                text = text[: max(0, len(text) - _TIDIED)]
-        piece = text[len(self._given) :] if text.startswith(self._given) else ""
+                certain = certain[: max(0, len(certain) - _TIDIED)]
+        piece = certain[len(self._given) :] if certain.startswith(self._given) else ""
         self._given += piece
         return piece

@@ -156,6 +156,9 @@ def test_pieces_join_to_exactly_the_decoded_text(tiny_llama: LanguageModel, kind
         assert "".join(shown) == tokenizer.decode(ids, skip_special_tokens=True)
 
     check()
+    mixed = other if kind != "bytes" else [4 + 0x40, 1, 4 + 0xC3, *euro, 1, *euro[:2], 1, *euro[2:], 260, euro[0]]
+    assert " ," not in tokenizer.decode(mixed) or kind == "byte_level"
+    check.hypothesis.inner_test(mixed)
 
 
 def test_character_of_several_tokens_comes_with_its_last(tiny_llama: LanguageModel):
