@@ -161,9 +161,11 @@ def _make_folder(folder: Path) -> None:
 
 
 def _sync_file(path: Path) -> None:
+    with _READING_UMASK:  # it can only be read by setting it: two threads at once would leave the other's
+        os.umask(mask := os.umask(0o022))
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        os.fchmod(file.fileno(), 0o666 & ~_umask())
+        os.fchmod(file.fileno(), 0o666 & ~mask)
 
 
 def _sync_folder(path: Path) -> None:
@@ -172,13 +174,6 @@ def _sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    with _READING_UMASK:  # it can only be read by setting it: two threads at once would leave the other's
-        mask = os.umask(0o022)
-        os.umask(mask)
-    return mask
 
 
 def _resource_error(path: Path, error: OSError) -> ResourceError:
@@ -239,19 +234,14 @@ def parse_json(content: bytes) -> Any:
 
 
 def is_there(record: AnyPath) -> bool:
-    """Whether a JSON object was published under this name; one that an upload was cut off in was not."""
+    """Whether a JSON object was published under this name; one that an upload was cut off in lacks its last brace."""
     if isinstance(record, Path):
         return record.exists()
     try:
         size = record.stat().st_size
-        return size > MAX_JSON_BYTES or not _cut_short(record.read(0, size))  # a giant is for its reader to refuse
+        return size > MAX_JSON_BYTES or record.read(0, size).endswith(b"\n}\n")  # a giant is for its reader to refuse
     except FileNotFoundError:
         return False
-
-
-def _cut_short(record: bytes) -> bool:
-    """Whether a JSON object as :func:`sealed_json` writes it lacks its end."""
-    return not record.endswith(b"\n}\n")
 
 
 def require_plain(path: AnyPath, *, kind: type[ForgeError], what: str) -> None:

@@ -93,8 +93,11 @@ def connect(url: str, local: Path) -> "RemotePath":
     check_url(url, "the place of the shards")
     from fsspec.core import url_to_fs  # 0.1 s that no other command should wait for
 
+    scheme, _, rest = url.partition("://")
+    host, *steps = rest.split("/")
+    url = "/".join([f"{scheme.lower()}://{host}", *(step for step in steps if step not in ("", "."))])
     try:
-        fs, path = url_to_fs(url := _plain(url))  # and no setting: some pass theirs on to libraries that know none
+        fs, path = url_to_fs(url)  # and no setting: some pass theirs on to libraries that know none
     except ImportError as error:
         raise ConfigError(f"{url} needs a library that is not installed: {scrubbed(str(error))}") from None
     except OSError as error:  # some ask their server for a session
@@ -102,13 +105,6 @@ def connect(url: str, local: Path) -> "RemotePath":
     except Exception as error:  # noqa: BLE001 (every implementation has errors of its own)
         raise ConfigError(f"{url} cannot be used ({_told(error)}); see fsspec's list of protocols") from None
     return RemotePath(url, local, fs, path.rstrip("/"))
-
-
-def _plain(url: str) -> str:
-    """The one spelling of a place: no empty steps, and none that stay."""
-    scheme, _, rest = url.partition("://")
-    host, *steps = rest.split("/")
-    return "/".join([f"{scheme.lower()}://{host}", *(step for step in steps if step not in ("", "."))])
 
 
 @dataclass(frozen=True)
@@ -183,8 +179,17 @@ class RemotePath:
 
     def iterdir(self) -> Iterator["RemotePath"]:
         """What lies in this folder; nothing when there is no such folder."""
+
+        def once() -> list[dict[str, Any]]:
+            self._fs.invalidate_cache(self._path)
+            answer = self._call("ls", self._path, detail=True)
+            entries = answer if isinstance(answer, list) else [None]
+            if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries):
+                raise TypeError("the store did not answer with a list of what is there")
+            return entries
+
         try:
-            entries = self._ask("listed", self._list)
+            entries = self._ask("listed", once)
         except FileNotFoundError:
             return
         for entry in entries:
@@ -220,17 +225,15 @@ class RemotePath:
         def once() -> list[bytes]:
             seconds = _seconds(sum(ends) - sum(begins))
             answers = self._call("cat_ranges", paths, begins, ends, on_error="raise", seconds=seconds)
-            return [self._part(answer, *span) for answer, span in zip(answers, asked, strict=True)]
+            parts = []
+            for answer, (begin, end) in zip(answers, asked, strict=True):
+                parts.append(content := _content(answer)[: end - begin])
+                if begin + len(content) < end <= (size := self._look()["size"]):
+                    raise OSError(f"{len(content)} bytes came of {end - begin} at {begin}, in a file of {size}")
+            return parts
 
         parts = iter(self._ask("read", once))
         return [next(parts) if begin < end else b"" for begin, end in spans]
-
-    def _part(self, answer: Any, begin: int, end: int) -> bytes:
-        """What was answered when these bytes were asked for, if it is they."""
-        content = _content(answer)[: end - begin]
-        if begin + len(content) < end <= (size := self._look()["size"]):
-            raise OSError(f"{len(content)} bytes came of {end - begin} at {begin}, in a file of {size}")
-        return content
 
     def read_bytes(self) -> bytes:
         """All of it."""
@@ -297,13 +300,6 @@ class RemotePath:
             raise OSError("the store did not say what it is and how long")
         return entry
 
-    def _list(self) -> list[dict[str, Any]]:
-        self._fs.invalidate_cache(self._path)
-        entries = self._call("ls", self._path, detail=True)
-        if not isinstance(entries, list) or not all(map(_is_named, entries)):
-            raise TypeError("the store did not answer with a list of what is there")
-        return entries
-
     def _call(self, name: str, *args: Any, seconds: float = _SECONDS, **settings: Any) -> Any:
         """One request, broken off after so many seconds by an implementation that can be."""
         if getattr(self._fs, "async_impl", False) and hasattr(self._fs, f"_{name}"):
@@ -349,10 +345,6 @@ def beside(path: AnyPath) -> Path:
 def _says_all(entry: Any) -> bool:
     """Whether a store told the kind of something and, of a file, its length."""
     return isinstance(entry, dict) and "type" in entry and (entry["type"] != "file" or type(entry.get("size")) is int)
-
-
-def _is_named(entry: Any) -> bool:
-    return isinstance(entry, dict) and isinstance(entry.get("name"), str)
 
 
 def _content(answer: Any) -> bytes:

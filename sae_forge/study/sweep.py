@@ -101,8 +101,10 @@ class Journal:
             return cls(path, {})
         kept = files.read_json(path, kind=DataError, what="the points of a sweep")
         try:
-            return cls(path, {key: records.decode(Point, point) for key, point in dict(kept).items()})
-        except (TypeError, ValueError) as error:
+            if not isinstance(kept, dict):
+                raise ValueError("it should be an object")
+            return cls(path, {key: records.decode(Point, point) for key, point in kept.items()})
+        except ValueError as error:
             raise DataError(f"{path} does not hold the points of a sweep: {error}; start over with --fresh") from error
 
     def find(self, method: str, settings: Settings) -> Point | None:

@@ -498,10 +498,12 @@ def test_two_writers_that_share_a_run_folder_notice_one_another(store, tmp_path:
         write(folder)
 
 
-def test_only_a_whole_record_has_its_end() -> None:
+def test_a_record_that_was_cut_off_is_not_there(tmp_path: Path) -> None:
     record = sealed_json({"a": {"b": {}}, "c": [{"d": 1}, {}]})
-    assert not files._cut_short(record)
-    assert all(files._cut_short(record[:length]) for length in range(len(record)))
+    place = connect(f"file://{tmp_path}", tmp_path / "beside") / "x"
+    for length in range(len(record) + 1):
+        (tmp_path / "x").write_bytes(record[:length])
+        assert files.is_there(place) == (length == len(record))
 
 
 # ---- the run folder -----------------------------------------------------------------------------
