@@ -9,10 +9,10 @@ from typing import Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-from rich.table import Table
 
 from sae_forge.outcome import Outcome
 from sae_forge.progress import SILENT, Task
+from sae_forge.show.terminal import table
 
 LOG_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
@@ -105,12 +105,7 @@ class Screen:
             highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160
         )
         for sheet in outcome.tables:
-            table = Table(title=sheet.title, title_justify="left")
-            for column in sheet.columns:
-                table.add_column(column, overflow="fold")
-            for row in sheet.rows:
-                table.add_row(*row)
-            console.print(table, markup=False)
+            console.print(table(sheet), markup=False)
         console.print(outcome.summary, markup=False)
         if outcome.then:
             console.print(f"\nnext: {outcome.then}", markup=False)

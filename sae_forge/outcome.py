@@ -4,17 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from sae_forge.results.sheets import Sheet
 from sae_forge.store.remote import AnyPath
 from sae_forge.store.runs import Run
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A table for a person; cells are finished text."""
-
-    title: str
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -88,7 +88,7 @@ def opened(path: Path, kind: type[ForgeError]) -> Iterator[BinaryIO]:
 
 
 def sae_files(folder: Path, inside: str) -> tuple[dict[str, Any], list[Upload]]:
-    """The SAE's settings, and its two files for the repository folder ``inside``.
+    """The SAE's settings without paths, and its two files for the repository folder ``inside``.
 
     Raises:
         CheckpointError: a file is missing, a link, or not what the settings say it is.
@@ -99,10 +99,10 @@ def sae_files(folder: Path, inside: str) -> tuple[dict[str, Any], list[Upload]]:
     if expected is not None and weights.sha256 != expected:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged: its hash is not the one in {CFG}")
     public = without_paths(cfg)
-    return cfg, [Upload.of(f"{inside}/{CFG}", content if public == cfg else encoded(public)), weights]
+    return public, [Upload.of(f"{inside}/{CFG}", content if public == cfg else encoded(public)), weights]
 
 
-def selection_file(path: Path, inside: str, weights: str, *, contexts: bool) -> tuple[dict[str, Any], Upload]:
+def selection_file(path: Path, inside: str, weights: str, *, contexts: bool) -> Upload:
     """The selection as it will be published, without corpus text unless ``contexts``.
 
     Args:
@@ -124,7 +124,7 @@ def selection_file(path: Path, inside: str, weights: str, *, contexts: bool) -> 
         advice="make one with: sae-forge features",
     )
     public = without_paths(record if contexts else _without_snippets(record))
-    return public, Upload.of(f"{inside}/{FEATURES}", encoded(public))
+    return Upload.of(f"{inside}/{FEATURES}", encoded(public))
 
 
 def report_files(folder: Path) -> tuple[dict[str, Any], list[Upload]]:

@@ -14,9 +14,10 @@ from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
 from sae_forge.progress import SILENT, Progress
+from sae_forge.results.report import load_report
 from sae_forge.sae.named import NamedSAE, load_dictionary
 from sae_forge.settings import preset_of, settings_for
-from sae_forge.store import files, weights
+from sae_forge.store import weights
 from sae_forge.store.runs import Run
 
 
@@ -115,8 +116,7 @@ class Bench:
         report = self.run.newest_eval(sae)
         if report is None:
             return None, self.run.selection_of(sae)
-        metrics = files.read_json(report / "eval.json", kind=DataError, what="an eval report")
-        measured = tuple(metrics.get("protocol", {}).get("latents", ())) if isinstance(metrics, dict) else ()
+        measured = tuple(load_report(report / "eval.json").protocol.get("latents", ()))
         for path in self.run.selections(sae).glob("*.json"):
             with suppress(DataError):  # one of an older format is not what this report measured
                 if Selection.load(path).indices == measured:

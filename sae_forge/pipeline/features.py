@@ -16,12 +16,13 @@ from sae_forge.features.methods.method import table_of
 from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
 from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
-from sae_forge.outcome import Outcome, Sheet
+from sae_forge.outcome import Outcome
 from sae_forge.pipeline.attribution import asking
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_spelled
+from sae_forge.results.sheets import Sheet
 from sae_forge.sae.named import NamedSAE
-from sae_forge.show.plots import frequency_scatter
+from sae_forge.show.gallery import FREQUENCIES, Frequencies
 from sae_forge.store import files, weights
 
 SHOWN = 20
@@ -76,13 +77,13 @@ def _make(
     thresholds = {method.name: method.thresholds(config) for method in table_of(config)}
     selectivity = measured.selectivity(config)
     for method, selection in selections.items():
-        picture = frequency_scatter(
+        shown = Frequencies(
             selectivity.forget_frequency.numpy(),
             selectivity.retain_frequency.numpy(),
             selection.indices,
-            thresholds=thresholds.get(method, {}),
+            thresholds.get(method, {}),
         )
-        files.publish_bytes(paths[method].with_suffix(".png"), picture)
+        files.publish_bytes(paths[method].with_suffix(".png"), FREQUENCIES.draw(shown))
         selection.save(paths[method])
     return selections
 

@@ -8,8 +8,9 @@ from sae_forge.interventions.apply import attached
 from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.methods import scale
 from sae_forge.live.session import Session
-from sae_forge.outcome import Outcome, Sheet
+from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
+from sae_forge.results.sheets import Sheet
 from sae_forge.tasks.engines.generation import Sampling, Written
 
 

@@ -4,48 +4,48 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from sae_forge.outcome import Sheet
-from sae_forge.results.estimates import Measurement, Record, label, measurements, pool
+from sae_forge.results.pooled import Pooled, pool, pooled
+from sae_forge.results.report import Cell, Change, Report, Row
+from sae_forge.results.sheets import Sheet
+from sae_forge.results.words import interval, label, spaced
+from sae_forge.statistics.bootstrap import Estimate
 
 COLUMNS = ("method", "measure", "published", "measured here")
 NOT_MEASURED = "not measured"
 
-_GROUPS = {
+_BY_PLACE = {
     "accuracy": ("accuracy", False),
     "logprob_shift": ("logprob", True),
 }
 """Measures of questions and prompts: what the report calls them, and whether they are a change from the baseline."""
 
 
-def published_beside(preset: Mapping[str, Any], metrics: Record) -> Sheet:
+def published_beside(preset: Mapping[str, Any], report: Report) -> Sheet:
     """A row for each number the preset's paper reported; empty where the preset reports none.
 
     A published setting is beside the measurement whose settings contain it. Numbers of one that was not measured, and
     of measures there are none of here, are shown all the same.
-
-    Args:
-        metrics: An eval report.
     """
     published = preset.get("published", {})
-    found = measurements(metrics)
-    rows = tuple(row for entry in published.get("rows", ()) for row in _rows(entry, found))
+    measured = pooled(report)
+    rows = tuple(row for entry in published.get("rows", ()) for row in _rows(entry, measured))
     return Sheet(f"published beside measured: {published.get('source', 'no source')}", COLUMNS, rows)
 
 
-def _rows(entry: Record, found: Sequence[Measurement]) -> Iterator[tuple[str, ...]]:
+def _rows(entry: Mapping[str, Any], measured: Sequence[Pooled]) -> Iterator[tuple[str, ...]]:
     settings = entry.get("settings", {})
-    twin = next((one for one in found if one.name == entry["method"] and _holds(one.settings, settings)), None)
+    twin = next((one for one in measured if one.name == entry["method"] and _holds(one.settings, settings)), None)
     name = label(entry["method"], settings)
     for measure, numbers in entry.items():
         if measure in ("method", "settings"):
             continue
         for place, number in numbers.items() if isinstance(numbers, Mapping) else [("", numbers)]:
             estimate = None if twin is None else _measured(twin, measure, place)
-            words = f"{measure.replace('_', ' ')} {place.replace('_', ' ')}".strip()
-            yield name, words, f"{number:.3f}", _shown(estimate)
+            words = spaced(f"{measure} {place}".strip())
+            yield name, words, f"{number:.3f}", interval(estimate, 3) or NOT_MEASURED
 
 
-def _holds(settings: Record, wanted: Record) -> bool:
+def _holds(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a measurement was made at all the settings that are wanted; others it has do not matter."""
     return all(name in settings and _same(settings[name], value) for name, value in wanted.items())
 
@@ -55,36 +55,28 @@ def _same(value: Any, wanted: Any) -> bool:
     return math.isclose(value, wanted, rel_tol=1e-6) if numbers else value == wanted
 
 
-def _measured(twin: Measurement, measure: str, place: str) -> Record | None:
-    """The measurement's estimate of one published measure; None where there is none.
+def _measured(twin: Pooled, measure: str, place: str) -> Estimate | None:
+    """The estimate of one published measure; None where there is none.
 
     ``place`` is a role (forget, neighbour, retain), all its domains pooled, or the name of one domain.
     """
-    if measure in _GROUPS:
-        name, is_change = _GROUPS[measure]
-        return pool([_asked(entry.get("change", {}) if is_change else entry, place, name) for entry in twin.entries])
-    changes = [entry.get("change", {}) for entry in twin.entries]
+    if measure in _BY_PLACE:
+        name, is_change = _BY_PLACE[measure]
+        return pool(_asked(row.change if is_change else row, place, name) for row in twin.rows)
+    changes = [row.change for row in twin.rows if row.change is not None]
     match measure:
         case "loss_added":
-            return pool([change.get("loss", {}).get(place) for change in changes])
+            return pool(change.groups.get("loss", {}).get(place) for change in changes)
         case "alignment":
-            return pool([change.get("alignment") for change in changes])
+            return pool(change.alignment for change in changes)
         case "degenerate":
-            return pool([entry.get("generation", {}).get("degenerate") for entry in twin.entries])
-        case "verbmem" | "knowmem":
-            return twin.group("muse", f"{measure}_{place}")
-        case "privleak":
-            return twin.group("muse", measure)
+            return twin.group("generation", measure)
         case _:
-            return None
+            return twin.group("muse", f"{measure}_{place}" if place else measure)
 
 
-def _asked(entry: Record, place: str, name: str) -> Record | None:
-    for group in ("roles", "domains"):
-        if found := entry.get(group, {}).get(place, {}).get(name):
-            return found
-    return None
-
-
-def _shown(estimate: Record | None) -> str:
-    return NOT_MEASURED if estimate is None else "{value:.3f} [{low:.3f}, {high:.3f}]".format(**estimate)
+def _asked(found: Row | Change | None, place: str, name: str) -> Estimate | None:
+    """The estimate by role, or else by domain."""
+    empty = Cell(estimates={})
+    cells = () if found is None else (found.roles.get(place, empty), found.domains.get(place, empty))
+    return next((cell.estimates[name] for cell in cells if name in cell.estimates), None)

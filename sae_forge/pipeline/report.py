@@ -9,18 +9,12 @@ from sae_forge.errors import DataError
 from sae_forge.features.selection import Selection
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
+from sae_forge.results.report import load_report
+from sae_forge.show import gallery
 from sae_forge.show.html import Section, write_page
-from sae_forge.show.plots import training_curve
 from sae_forge.store import files
 from sae_forge.store.runs import POINTER
-
-CAPTIONS = {
-    "accuracy": "Question accuracy in every domain, before and after, with 95 % intervals.",
-    "logprob": "Log-probability of the right continuation in every domain, nats per token.",
-    "methods": "Every method on the test half, at the setting that was chosen for it on the dev half.",
-    "sweep": "Every setting of every method on the dev half; the chosen one is ringed.",
-    "trade_off": "Forgetting against what is kept, over the settings that were swept.",
-}
+from sae_forge.study.run import REPORT_FILE
 
 
 def report(config: ReportConfig, bench: Bench) -> Outcome:
@@ -42,19 +36,22 @@ def report(config: ReportConfig, bench: Bench) -> Outcome:
 def _section(sae: Path, bench: Bench) -> Section:
     """What is known about one SAE; the newest report and the selection it measured."""
     evaluated, selection = bench.evaluated(sae)
-    metrics = _read(evaluated / "eval.json") if evaluated else None
-    pictures = {} if evaluated is None else {evaluated / f"{name}.png": words for name, words in CAPTIONS.items()}
+    measured = load_report(evaluated / REPORT_FILE) if evaluated else None
+    drawn = {}
+    if evaluated and measured:
+        drawn = {evaluated / f"{one.name}.png": one.caption for one in gallery.of_report(measured)}
     if selection:
-        pictures[selection.with_suffix(".png")] = "Every latent by how often it fires; the chosen ones marked."
-    plots = {words: path.read_bytes() for path, words in pictures.items() if path.exists()}
-    if steps := _steps(bench, sae):
-        plots["Training: unexplained variance and dead latents by step."] = training_curve(steps)
+        drawn[selection.with_suffix(".png")] = gallery.FREQUENCIES.caption
+    pictures = {caption: path.read_bytes() for path, caption in drawn.items() if path.exists()}
+    steps = _steps(bench, sae)
+    if gallery.TRAINING.when(steps):
+        pictures[gallery.TRAINING.caption] = gallery.TRAINING.draw(steps)
     return Section(
         title=f"{sae.parent.name} {sae.name}",
         train=_read(sae / "report.json") if (sae / "report.json").exists() else _read(sae / POINTER),
-        selection=Selection.load(selection).to_json() if selection else None,
-        eval=metrics,
-        plots=plots,
+        selection=Selection.load(selection) if selection else None,
+        report=measured,
+        pictures=pictures,
         settings=_settings(sae, evaluated),
     )
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from sae_forge.config.report import ReportConfig
 from sae_forge.config.run import RunConfig
 from sae_forge.errors import DataError
-from sae_forge.outcome import Outcome, Sheet
+from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.evaluate import evaluate
@@ -17,6 +17,8 @@ from sae_forge.pipeline.published import published_beside
 from sae_forge.pipeline.report import report
 from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
+from sae_forge.results.report import load_report
+from sae_forge.results.sheets import Sheet
 from sae_forge.settings import presets
 
 
@@ -46,7 +48,10 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
         tables=tuple(
             _titled(table, model)
             for model, stages in found.items()
-            for table in (*stages["eval"].tables, published_beside(chosen, stages["eval"].metrics))
+            for table in (
+                *stages["eval"].tables,
+                published_beside(chosen, load_report(stages["eval"].outputs["report"])),
+            )
             if table.rows
         ),
         then=last.next('generate "The young wizard"'),

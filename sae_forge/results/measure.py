@@ -1,15 +1,13 @@
 """What one number of an item is: said once by the task that measures it, printed by whoever shows it."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sae_forge.errors import DataError
+from sae_forge.results.codec import OMITTED
 
 if TYPE_CHECKING:  # numpy stays out of --help
     from sae_forge.statistics.bootstrap import Bootstrap, Estimate
-
-BETTER = ("up", "down", "neither")
 
 
 class Counted(Protocol):
@@ -47,14 +45,18 @@ class Measure:
     """Where guessing lies, if that is the same for all items."""
     digits: int = 2
     """Digits after the point in a table."""
-    aggregate: Aggregate | None = None
+    shown: Literal["always", "in full", "in the file"] = "always"
+    """Where it is printed: in the one table of a terminal and in all others; in the others alone; nowhere."""
+    note: str = ""
+    """What one must know to read the number: ``where 0 is a model retrained without the forget text``."""
+    aggregate: Aggregate | None = field(default=None, metadata=OMITTED)
     """From items to an estimate; None: sum of values over sum of weights, resampled by fact."""
-    read: Read | None = None
+    read: Read | None = field(default=None, metadata=OMITTED)
     """From an item to its value and what it is counted over; None: the value of the measure's name, each counting once.
 
     An item that has no such value is none of the measure's.
     """
-    heading: str | None = None
+    heading: str | None = field(default=None, metadata=OMITTED)
     """Where it stands if not under the heading of its task."""
 
     def of(self, item: Any) -> tuple[float, float] | None:
@@ -63,29 +65,3 @@ class Measure:
             return self.read(item)
         value = item.values.get(self.name)
         return None if value is None else (value, item.weights.get(self.name, 1.0))
-
-    def to_json(self) -> dict[str, Any]:
-        """What a report keeps of it: all but how it is summed up."""
-        return {
-            "name": self.name,
-            "words": self.words,
-            "unit": self.unit,
-            "better": self.better,
-            "chance": self.chance,
-            "digits": self.digits,
-        }
-
-    @classmethod
-    def from_json(cls, value: Mapping[str, Any]) -> "Measure":
-        """The measure a report describes.
-
-        Raises:
-            DataError: a field is missing, unknown or of another type; names it.
-        """
-        try:
-            measure = cls(**value)
-        except TypeError as error:
-            raise DataError(f"a measure of the report is described by {sorted(value)}: {error}") from error
-        if measure.better not in BETTER:
-            raise DataError(f"a measure of the report is better {measure.better!r}; possible are: {', '.join(BETTER)}")
-        return measure

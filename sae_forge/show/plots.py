@@ -3,27 +3,28 @@
 What a colour says, a marker or a position says too.
 """
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_forge.results.estimates import Record, TradeOff, domains, headline, label, trade_offs
+from sae_forge.results.measure import Measure
+from sae_forge.results.pooled import Pooled, TradeOff, headline, trade_offs
+from sae_forge.results.report import Point, Report
+from sae_forge.results.words import capital, label, strength_of
 from sae_forge.show import canvas
 from sae_forge.show.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Kind
+from sae_forge.statistics.bootstrap import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 
-_COLOURS = {"baseline": GREY, "scale": VERMILLION, "zero": BLUE, "random": SKY}
-_SPARE = (GREEN, PURPLE, ORANGE, "#332288", "#882255", "#117733")
-_SCALES = (VERMILLION, GREEN, PURPLE, ORANGE, "#332288")
+_OWN = (VERMILLION, GREEN, PURPLE, ORANGE, "#332288", "#882255", "#117733")
 _FORGET_BOUNDS = ("min_freq", "max_freq")
 _RETAIN_BOUNDS = ("max_neutral_freq", "retain_threshold")
 _PLATE = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
-_MARKERS = {"baseline": "*", "scale": "o", "zero": "s", "random": "D"}
 
 
 def frequency_scatter(
@@ -31,7 +32,7 @@ def frequency_scatter(
     retain: Sequence[float] | np.ndarray,
     chosen: Sequence[int],
     *,
-    thresholds: Record,
+    thresholds: Mapping[str, Any],
     kind: Kind = "png",
 ) -> bytes:
     """How often each latent fires on the two corpora, both axes logarithmic, the chosen latents marked.
@@ -76,92 +77,82 @@ def frequency_scatter(
         return write(kind)
 
 
-def domain_bars(
-    metrics: Record, *, measure: str = "accuracy", chance: float | None = None, kind: Kind = "png"
-) -> bytes:
-    """One measure in every domain under every method, with 95 % intervals.
+def domain_bars(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes:
+    """One measure in every domain under every method, with 95 % intervals, and the line of guessing if it has one.
 
     Of a sweep it shows the first setting of each method. Seeds of a control are one bar: their mean, with an interval
     that spans all of theirs.
-
-    Args:
-        metrics: The eval report's ``metrics``.
-        chance: Where to draw the line of guessing.
     """
-    shown, bars = domains(metrics), headline(metrics)
+    shown, bars = report.domain_names, headline(report)
     with canvas.figure(max(6.2, 1.6 + 0.24 * len(bars) * len(shown)), 4.2) as (figure, write):
         axes = figure.add_subplot()
         width = 0.82 / max(len(bars), 1)
         for number, bar in enumerate(bars):
-            found = [(place, bar.domain(domain, measure)) for place, domain in enumerate(shown)]
-            known = [(place + (number - (len(bars) - 1) / 2) * width, entry) for place, entry in found if entry]
+            estimates = [(place, bar.domain(domain, measure.name)) for place, domain in enumerate(shown)]
+            known = [(place + (number - (len(bars) - 1) / 2) * width, entry) for place, entry in estimates if entry]
             axes.bar(
-                [place for place, _ in known], [entry["value"] for _, entry in known], width * 0.92,
-                yerr=_reach([entry for _, entry in known]), color=_colour(bar.name, number), label=bar.label,
+                [place for place, _ in known], [entry.value for _, entry in known], width * 0.92,
+                yerr=_reach([entry for _, entry in known]), color=_colour(bar, number), label=bar.label,
                 error_kw={"elinewidth": 1, "capsize": 2, "ecolor": "#222222"},
             )  # fmt: skip
-        if chance is not None:
-            axes.axhline(chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({chance:g})")
-        roles = {name: entry["role"] for name, entry in metrics["domains"].items()}
-        axes.set_xticks(range(len(shown)), [f"{domain}\n({roles[domain]})" for domain in shown])
+        if measure.chance is not None:
+            axes.axhline(
+                measure.chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({measure.chance:g})"
+            )
+        axes.set_xticks(range(len(shown)), [f"{domain}\n({report.domains[domain].role})" for domain in shown])
         axes.grid(visible=False, axis="x")
-        axes.set_ylabel(measure.replace("_", " "))
-        axes.set_title(f"{measure.replace('_', ' ').capitalize()} by domain, 95 % intervals")
+        axes.set_ylabel(measure.unit or measure.words)
+        axes.set_title(f"{capital(measure.words)} by domain, 95 % intervals")
         _legend_below(figure, axes)
         return write(kind)
 
 
-def trade_off(metrics: Record, *, measure: str = "accuracy", chance: float | None = None, kind: Kind = "png") -> bytes:
+def trade_off(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes:
     """Forgetting against the worst damage elsewhere, a point for each method and setting, with 95 % intervals.
 
     Utility is the lowest value among neighbour and retain domains, with that domain's own interval: a mean would let
-    one ruined domain hide among intact ones. Settings that differ only in scale are joined by a line.
+    one ruined domain hide among intact ones. Settings that differ only in how rough they are are joined by a line.
     """
     with canvas.figure(6.2, 4.8) as (figure, write):
         axes = figure.add_subplot()
-        if chance is not None:
-            axes.axvline(chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({chance:g})")
-        families = _families(trade_offs(metrics, measure))
-        scales = [words for words, group in families.items() if group[0].measurement.name == "scale"]
-        for number, (words, group) in enumerate(families.items()):
-            name = group[0].measurement.name
-            rank = scales.index(words) if name == "scale" else 0
-            _draw_family(axes, words, group, _SCALES[rank % len(_SCALES)] if name == "scale" else _colour(name, number))
-        axes.set_xlabel(f"{measure} on what is forgotten")
-        axes.set_ylabel(f"lowest {measure} on what is kept")
-        axes.set_title("The trade-off, 95 % intervals (small numbers: scale)")
+        _guessing(axes, measure)
+        for number, (words, points) in enumerate(_families(trade_offs(report, measure.name)).items()):
+            _draw_family(axes, words, points, _colour(points[0].pooled, number))
+        axes.set_xlabel(f"{measure.words} on what is forgotten")
+        axes.set_ylabel(f"lowest {measure.words} on what is kept")
+        axes.set_title("The trade-off, 95 % intervals (small numbers: how rough)")
         _legend_below(figure, axes)
         return write(kind)
 
 
-def method_map(metrics: Record, *, measure: str = "accuracy", chance: float | None = None, kind: Kind = "png") -> bytes:
+def method_map(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes:
     """Every method at one setting: forgetting against the worst damage elsewhere, by name, over its random controls.
 
     Utility is that of :func:`trade_off`. Colour and marker say what was done to the model.
     """
-    points = trade_offs(metrics, measure)
+    points = trade_offs(report, measure.name)
     with canvas.figure(7.4, 5.4) as (figure, write):
         axes = figure.add_subplot()
-        if chance is not None:
-            axes.axvline(chance, color="black", linewidth=1, linestyle="--", label=f"guessing ({chance:g})")
+        _guessing(axes, measure)
         for what, (colour, marker, size) in _WHATS.items():
-            group = [point for point in points if _what(point) == what]
-            x, y = [point.forget["value"] for point in group], [point.utility["value"] for point in group]
+            alike = [point for point in points if _what(point.pooled) == what]
+            x, y = [point.forget.value for point in alike], [point.utility.value for point in alike]
             if what != "random control":
                 axes.errorbar(
-                    x, y, xerr=_reach([point.forget for point in group]),
-                    yerr=_reach([point.utility for point in group]),
+                    x, y, xerr=_reach([point.forget for point in alike]),
+                    yerr=_reach([point.utility for point in alike]),
                     fmt="none", ecolor=colour, elinewidth=0.7, alpha=0.4,
                 )  # fmt: skip
             axes.plot(
                 x, y, linestyle="", marker=marker, color=colour, markersize=size, markeredgecolor="white", label=what
             )
-        axes.set_xlabel(f"{measure} on what is forgotten (test half)")
-        axes.set_ylabel(f"lowest {measure} on what is kept")
+        axes.set_xlabel(f"{measure.words} on what is forgotten (test half)")
+        axes.set_ylabel(f"lowest {measure.words} on what is kept")
         axes.set_title("Every method at the setting it was tuned to, 95 % intervals")
         _legend_below(figure, axes)
         figure.draw_without_rendering()
-        _name_points(axes, [point for point in points if _what(point) in ("edit of activations", "retrained weights")])
+        own = ("edit of activations", "retrained weights")
+        _name_points(axes, [point for point in points if _what(point.pooled) in own])
         return write(kind)
 
 
@@ -174,60 +165,60 @@ _WHATS = {
 """Colour, marker and its size by what was done to the model."""
 
 
-def _what(point: TradeOff) -> str:
+def _what(one: Pooled) -> str:
     kinds = {"baseline": "the model as it is", "weights": "retrained weights", "hook": "edit of activations"}
-    measurement = point.measurement
-    return "random control" if measurement.name == "random" else kinds[measurement.entries[0]["kind"]]
+    return "random control" if one.is_control else kinds[one.rows[0].kind]
 
 
 def _name_points(axes: "Axes", points: Sequence[TradeOff]) -> None:
     """Write each name beside its point, moved down until it covers no other name."""
     taken: list[tuple[float, float, float]] = []
-    for point in sorted(points, key=lambda point: (-point.utility["value"], point.forget["value"])):
-        name = point.measurement.name
-        x, y = axes.transData.transform((point.forget["value"], point.utility["value"])) * 72 / axes.figure.dpi
+    for point in sorted(points, key=lambda point: (-point.utility.value, point.forget.value)):
+        name = point.pooled.name
+        x, y = axes.transData.transform((point.forget.value, point.utility.value)) * 72 / axes.figure.dpi
         width, down = 4.4 * len(name), 3.0
         while any(abs(y - down - other) < 9 and x < right and left < x + width for left, right, other in taken):
             down += 3
         taken.append((x, x + width, y - down))
         axes.annotate(
-            name, (point.forget["value"], point.utility["value"]), xytext=(6, -down), textcoords="offset points",
+            name, (point.forget.value, point.utility.value), xytext=(6, -down), textcoords="offset points",
             fontsize=7.5,
         )  # fmt: skip
 
 
-def sweep_panels(metrics: Record, *, kind: Kind = "png") -> bytes:
+def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
     """Every setting that was tried on the dev half, a panel a method, over those of all methods in grey.
 
     A ring marks the chosen setting, a line joins the settings that no other of the method beats, and the dotted line is
     99 % of the utility of the model as it is, which the star marks.
     """
-    swept = metrics["sweep"]
-    tried = [point for one in swept["methods"].values() for point in one["points"]]
-    columns = min(4, len(swept["methods"]))
-    rows = -(-len(swept["methods"]) // columns)
+    swept = report.sweep
+    assert swept is not None
+    tried = [point for one in swept.methods.values() for point in one.points]
+    columns = min(4, len(swept.methods))
+    rows = -(-len(swept.methods) // columns)
     with canvas.figure(2.3 * columns + 0.4, 1.9 * rows + 0.6) as (figure, write):
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, (name, one) in zip(panels, swept["methods"].items(), strict=False):
+        for axes, (name, one) in zip(panels, swept.methods.items(), strict=False):
             axes.scatter(*_places(tried), s=6, color="#cccccc", linewidth=0)
-            axes.plot(*_places(one["front"]), color=VERMILLION, linewidth=1)
-            axes.scatter(*_places(one["points"]), s=14, color=VERMILLION, linewidth=0)
-            axes.scatter(*_places([one["chosen"]]), s=60, facecolor="none", edgecolor="black", linewidth=1.2, zorder=4)
-            axes.scatter(*_places([swept["base"]]), s=60, marker="*", color=GREY, zorder=3)
-            axes.axhline(swept["floors"]["utility_99"], color="black", linewidth=0.8, linestyle=":")
+            axes.plot(*_places(one.front), color=VERMILLION, linewidth=1)
+            axes.scatter(*_places(one.points), s=14, color=VERMILLION, linewidth=0)
+            axes.scatter(*_places([one.chosen]), s=60, facecolor="none", edgecolor="black", linewidth=1.2, zorder=4)
+            axes.scatter(*_places([swept.base]), s=60, marker="*", color=GREY, zorder=3)
+            axes.axhline(swept.floors["utility_99"], color="black", linewidth=0.8, linestyle=":")
             axes.set_title(name, fontsize=9)
-        for axes in panels[len(swept["methods"]) :]:
+        for axes in panels[len(swept.methods) :]:
             axes.set_visible(False)
         figure.supxlabel("accuracy on what is forgotten (dev half)")
         figure.supylabel("accuracy on what is kept")
         return write(kind)
 
 
-def _places(points: Sequence[Record]) -> tuple[list[float], list[float]]:
-    return [point["forget"] for point in points], [point["utility"] for point in points]
+def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:
+    return [point.forget for point in points], [point.utility for point in points]
 
 
-def training_curve(steps: Sequence[Record], *, kind: Kind = "png") -> bytes:
+def training_curve(steps: Sequence[Mapping[str, Any]], *, kind: Kind = "png") -> bytes:
     """FVU and the share of dead latents over training.
 
     Args:
@@ -253,53 +244,69 @@ def training_curve(steps: Sequence[Record], *, kind: Kind = "png") -> bytes:
         return write(kind)
 
 
-def _draw_family(axes: "Axes", words: str, group: Sequence[TradeOff], colour: str) -> None:
-    name = group[0].measurement.name
-    x, y = [point.forget["value"] for point in group], [point.utility["value"] for point in group]
+def _draw_family(axes: "Axes", words: str, points: Sequence[TradeOff], colour: str) -> None:
+    """Points of one method, joined where only how rough it was differs, which small numbers say."""
+    one = points[0].pooled
+    x, y = [point.forget.value for point in points], [point.utility.value for point in points]
     axes.errorbar(
-        x, y, xerr=_reach([point.forget for point in group]), yerr=_reach([point.utility for point in group]),
+        x, y, xerr=_reach([point.forget for point in points]), yerr=_reach([point.utility for point in points]),
         fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.55,
     )  # fmt: skip
+    baseline = one.rows[0].kind == "baseline"
     axes.plot(
-        x, y, color=colour, marker=_MARKERS.get(name, "^"), markersize=12 if name == "baseline" else 6.5,
-        markeredgecolor="white", linestyle="-" if name == "scale" else "", linewidth=1.4, label=words,
-        zorder=5 if name == "baseline" else 3,
+        x, y, color=colour, marker=_marker(one), markersize=12 if baseline else 6.5, markeredgecolor="white",
+        linestyle="" if one.is_control else "-", linewidth=1.4, label=words, zorder=5 if baseline else 3,
     )  # fmt: skip
-    for point in group if name == "scale" else ():
-        axes.annotate(
-            f"{point.measurement.settings.get('scale', 0):g}", (point.forget["value"], point.utility["value"]),
-            xytext=(4, -11), textcoords="offset points", fontsize=7.5, color=colour,
-        )  # fmt: skip
+    for point in () if one.is_control else points:
+        _, strength = strength_of(point.pooled.name, point.pooled.settings)
+        if strength is not None:
+            axes.annotate(
+                f"{strength:g}", (point.forget.value, point.utility.value), xytext=(4, -11),
+                textcoords="offset points", fontsize=7.5, color=colour,
+            )  # fmt: skip
 
 
 def _families(points: Sequence[TradeOff]) -> dict[str, list[TradeOff]]:
-    """Points by method; those of negative scaling by number of latents too, in order of scale."""
-    found: dict[str, list[TradeOff]] = {}
+    """Points by method and all settings but how rough it was, in that order; controls by their kind."""
+    families: dict[str, list[TradeOff]] = {}
     for point in points:
-        name, settings = point.measurement.name, point.measurement.settings
-        match name:
-            case "scale":
-                words = label(name, {key: value for key, value in settings.items() if key != "scale"})
-            case "random":
-                words = f"random {settings['kind']}"
-            case _:
-                words = name
-        found.setdefault(words, []).append(point)
-    for group in found.values():
-        if group[0].measurement.name == "scale":
-            group.sort(key=lambda point: -point.measurement.settings.get("scale", 0))
-    return found
+        name, settings = point.pooled.name, point.pooled.settings
+        key, _ = strength_of(name, settings)
+        rest = {setting: value for setting, value in settings.items() if setting != key}
+        words = f"{name} {settings['kind']}" if point.pooled.is_control else label(name, rest)
+        families.setdefault(words, []).append(point)
+    return {
+        words: sorted(alike, key=lambda point: -(strength_of(point.pooled.name, point.pooled.settings)[1] or 0.0))
+        for words, alike in families.items()
+    }
 
 
-def _colour(name: str, number: int) -> str:
-    return _COLOURS.get(name, _SPARE[number % len(_SPARE)])
+def _colour(one: Pooled, number: int) -> str:
+    """Grey the model as it is, blue what lays latents to rest, sky a random control; others by their number."""
+    row = one.rows[0]
+    if row.kind == "baseline":
+        return GREY
+    return SKY if row.is_control else BLUE if row.at_rest else _OWN[(number - 1) % len(_OWN)]
 
 
-def _reach(estimates: Sequence[Record]) -> list[list[float]]:
+def _marker(one: Pooled) -> str:
+    row = one.rows[0]
+    if row.kind == "baseline":
+        return "*"
+    return "D" if row.is_control else "s" if row.at_rest else "^" if row.kind == "weights" else "o"
+
+
+def _guessing(axes: "Axes", measure: Measure) -> None:
+    if measure.chance is not None:
+        words = f"guessing ({measure.chance:g})"
+        axes.axvline(measure.chance, color="black", linewidth=1, linestyle="--", label=words)
+
+
+def _reach(estimates: Sequence[Estimate]) -> list[list[float]]:
     """Distances from the values to both ends of their intervals, as error bars want them."""
     return [
-        [max(entry["value"] - entry["low"], 0.0) for entry in estimates],
-        [max(entry["high"] - entry["value"], 0.0) for entry in estimates],
+        [max(entry.value - entry.low, 0.0) for entry in estimates],
+        [max(entry.high - entry.value, 0.0) for entry in estimates],
     ]
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_forge.results.codec import encode
 from sae_forge.results.measure import Measure
 from sae_forge.statistics.answers import CHANCE, LETTERS, alignment, chance_distance, letter_shares
 from sae_forge.statistics.bootstrap import Bootstrap, interval
@@ -169,7 +170,7 @@ def described_tasks(found: Measurement) -> list[dict[str, Any]]:
                 "name": task.name,
                 "title": task.title,
                 "group": task.group,
-                "measures": [one.to_json() for one in dict.fromkeys(measures)],
+                "measures": [encode(one) for one in dict.fromkeys(measures)],
             }
         )
     return described

@@ -1,7 +1,8 @@
 """The verb ``eval``: the same scorers outside an edit and inside it, beside controls, as one report."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims
+from sae_forge.results.report import Report
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.store import files
@@ -49,12 +51,16 @@ REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 class EvalReport:
     """What an edit did, beside what doing nothing and doing something random did."""
 
-    metrics: dict[str, Any]
-    """JSON-ready; the same bytes for the same seed, software and machine."""
+    report: Report
     items: list[dict[str, Any]] = field(repr=False)
     """One row per item and method, as the parquet file holds them."""
     edits: tuple[Edit, ...] = field(default=(), repr=False)
     """Every edit of latents that was measured, for export."""
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """JSON-ready; the same bytes for the same seed, software and machine."""
+        return self.report.to_json()
 
     def to_json(self) -> dict[str, Any]:
         """The artefact part of the command's JSON."""
@@ -62,7 +68,7 @@ class EvalReport:
 
     def summary(self) -> str:
         """What these numbers allow one to claim, a sentence a line."""
-        return "\n".join(self.metrics["claims"])
+        return "\n".join(self.report.claims)
 
     def save(self, folder: Path) -> dict[str, Path]:
         """Write the items, then the report, whose presence says that both are whole; the paths by name."""
@@ -124,7 +130,8 @@ def evaluate(
         metrics["selections"] = compared(selections, rows)
     if swept is not None:
         metrics["sweep"] = swept.to_json()
-    metrics["claims"] = claims(metrics)
+    report = Report.from_json(metrics)
+    report = replace(report, claims=tuple(claims(report)))
     items = [
         row
         for plan, measured in zip(plans, found, strict=True)
@@ -132,7 +139,7 @@ def evaluate(
     ]
     alone = [plan.subject.edits for plan in plans if isinstance(plan.subject, Edited) and plan.name != CONTROL]
     edits = [edit for edit, *others in alone if not others and edit.dictionary is sae]
-    return EvalReport(metrics, items, tuple(edits))
+    return EvalReport(report, items, tuple(edits))
 
 
 def _left_out(methods: Sequence[Method], materials: Materials, progress: Progress) -> dict[str, str]:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 MEASURES = (
     Measure(
         name="logprob", words="log-prob of what should follow", unit="nats per token", better="up", digits=3,
+        shown="in full",
         read=lambda item: (item.values["logprob"] / item.weights["tokens"], 1.0),
     ),
 )  # fmt: skip

@@ -74,7 +74,9 @@ KNOWMEM = {
     "forget": _X100(name="knowmem_forget", words="answers on forget text", read=_rouge),
     "retain": _X100(name="knowmem_retain", words="answers on what is kept", better="up", read=_rouge),
 }
-PRIVLEAK = _X100(name="privleak", words="PrivLeak", aggregate=leak)
+PRIVLEAK = _X100(
+    name="privleak", words="PrivLeak", note="0 is a model retrained without the forget text", aggregate=leak
+)
 
 
 # ---- the task -----------------------------------------------------------------------------------

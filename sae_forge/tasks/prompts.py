@@ -13,11 +13,11 @@ if TYPE_CHECKING:
     from sae_forge.models.loading import LanguageModel
 
 MEASURES = (
-    Measure(name="distinct_1", words="distinct words", better="up"),
-    Measure(name="distinct_2", words="distinct word pairs", better="up"),
-    Measure(name="distinct_3", words="distinct word triples", better="up"),
-    Measure(name="stutter", words="stutters", better="down"),
-    Measure(name="degenerate", words="degenerate", better="down"),
+    Measure(name="distinct_1", words="distinct words", better="up", shown="in full"),
+    Measure(name="distinct_2", words="distinct word pairs", better="up", shown="in full"),
+    Measure(name="distinct_3", words="distinct word triples", better="up", shown="in full"),
+    Measure(name="stutter", words="stutters", better="down", shown="in full"),
+    Measure(name="degenerate", words="degenerate", better="down", shown="in full"),
 )
 
 

@@ -19,11 +19,13 @@ MEASURES = (
     ),
     Measure(
         name="answer_logprob", words="log-prob of the right option among all", unit="nats", better="up",
+        shown="in the file",
         read=lambda item: (item.values["logprob"], 1.0),
     ),
-    Measure(name="probability", words="probability of the right option", better="up"),
+    Measure(name="probability", words="probability of the right option", better="up", shown="in the file"),
     Measure(
-        name="logprob", words="log-prob of the right option", unit="nats per token", better="up", digits=3,
+        name="logprob", words="log-prob of what should follow", unit="nats per token", better="up", digits=3,
+        shown="in full",
         read=lambda item: (item.values["logprob"] / item.weights["tokens"], 1.0),
     ),
 )  # fmt: skip

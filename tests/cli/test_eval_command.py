@@ -12,7 +12,8 @@ from tiny_run import TinyRun, forge, made, make_run
 
 from sae_forge.interventions.steering_csv import read_steering_csv, write_steering_csv
 from sae_forge.interventions.steering_table import steering_table
-from sae_forge.pipeline.evaluate import table
+from sae_forge.results.report import Report
+from sae_forge.results.sheets import overview
 from sae_forge.show import plots
 from sae_forge.store.runs import Run
 
@@ -56,16 +57,15 @@ def test_what_is_printed_is_what_is_kept(run: TinyRun, swept: dict[str, Any]):
     folder = Path(swept["outputs"]["folder"])
     assert json.loads((folder / "eval.json").read_text()) == swept["metrics"]
     assert {path.name for path in folder.iterdir()} >= {"config.json", "items.parquet", "methods.png", "sweep.png"}
-    assert (folder / "sweep.png").read_bytes() == plots.sweep_panels(swept["metrics"])
+    assert (folder / "sweep.png").read_bytes() == plots.sweep_panels(Report.from_json(swept["metrics"]))
     before = (folder / "eval.json").read_bytes()
     assert evaluated(run, *SWEEP)["outputs"] == swept["outputs"]
     assert (folder / "eval.json").read_bytes() == before
 
 
 def test_the_table_of_a_sweep_says_beside_each_method_what_controls_did(swept: dict[str, Any]):
-    sheet = table(swept["metrics"])
-    assert "forget under\nrandom controls" in sheet.columns
-    column = sheet.columns.index("forget under\nrandom controls")
+    sheet = overview(Report.from_json(swept["metrics"]))
+    column = sheet.columns.index("forget (under random controls)")
     assert [row[0].split()[0] for row in sheet.rows] == ["baseline", "scale", "mean_ablate", "project"]
     shown = {row[0].split()[0]: row[column] for row in sheet.rows}
     for method in ("scale", "project"):
@@ -78,12 +78,12 @@ def test_the_table_of_a_sweep_says_beside_each_method_what_controls_did(swept: d
 
 def test_without_a_sweep_controls_have_rows_of_their_own(run: TinyRun):
     metrics = evaluated(run, "--methods", "scale,random", "--controls", "places")["metrics"]
-    sheet = table(metrics)
+    sheet = overview(Report.from_json(metrics))
     assert [row[0] for row in sheet.rows][1:] == [
         "scale -3, 24 latents",
         "random places for scale -3, 24 latents (3 seeds)",
     ]
-    assert "forget under\nrandom controls" not in sheet.columns
+    assert "forget (under random controls)" not in sheet.columns
 
 
 def test_the_command_says_the_sweep_in_words(run: TinyRun, swept: dict[str, Any]):

@@ -13,11 +13,13 @@ from pathlib import Path
 import pytest
 from fakehub import TOKEN, FakeHub, Fault
 from huggingface_hub import ModelCard
+from reports import filled
 
 from sae_forge.config.push import PushConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError, ForgeError, RemoteError
 from sae_forge.hub import wire
-from sae_forge.hub.push import PushReport, push
+from sae_forge.hub.push import PushReport
+from sae_forge.pipeline.push import publish
 from sae_forge.sae.store import Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
@@ -65,7 +67,7 @@ class Artefacts:
 
     def push(self, **settings) -> PushReport:
         progress = settings.pop("progress", None)
-        return push(
+        return publish(
             self.sae,
             settings.pop("repo", REPO),
             PushConfig(**settings),
@@ -120,32 +122,30 @@ def report(weights: str) -> dict:
     def method(name: str, accuracy: float, **settings) -> dict:
         return {
             "name": name,
+            "kind": "baseline" if name == "baseline" else "hook",
             "settings": settings,
-            "seed": None,
             "domains": {
                 "wizards|saga": {"accuracy": estimate(accuracy), "logprob": estimate(-4.0)},
-                "stones": {"accuracy": estimate(0.99), "logprob": None},
+                "stones": {"accuracy": estimate(0.99)},
             },
             "loss": {"forget": estimate(2.0), "retain": estimate(1.0)},
             "edited_share": {"forget": 0.5, "retain": 0.01},
             "generation": {"distinct_3": estimate(0.9)},
         }
 
-    spread = {"mean": 0.9, "min": 0.85, "max": 0.95}
-    control = {"settings": {"scale": -7.0, "num_features": 3, "kind": "isotropic"}, "seeds": [0, 1, 2]}
-    control |= {"domains": {"wizards|saga": {"accuracy": spread}}, "loss": {"forget": spread}}
-    return {
+    of = {"of": "scale", "scale": -7.0, "num_features": 3, "kind": "isotropic"}
+    metrics = {
         "domains": {"wizards|saga": {"role": "forget", "items": 200}, "stones": {"role": "retain", "items": 210}},
         "methods": [
             method("baseline", 0.98),
             method("scale", 0.2625, scale=-7.0, num_features=3),
             method("zero", 0.9, num_features=3),
-            {**method("random", 0.9, scale=-7.0, num_features=3, kind="isotropic"), "seed": 0},
+            *({**method("random", 0.85 + 0.05 * seed, **of), "seed": seed} for seed in range(3)),
         ],
-        "controls": [control],
         "protocol": {"sae_weights": weights, "sae": "/home/someone/secret/place"},
         "claims": ["Scale -7 on 3 latents: forget questions fell.", "  Side effects: none."],
     }
+    return filled(metrics).to_json()
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_later_push_takes_away_what_it_no_longer_brings_and_nothing_else(made:
     hub.add_repo(REPO, files={"notes/mine.txt": b"mine"})
     made.push()
     made.push()  # a repository of ours with a stranger's file in it stays ours
-    push(made.sae, REPO, PushConfig())
+    publish(made.sae, REPO, PushConfig())
     gone = {"eval.json", f"{POINT}/features.json"}  # plots stood with the report
     assert set(hub.repos[REPO].files) == ALL - gone - {"plots/tradeoff.png"} | {"notes/mine.txt"}
     assert len(hub.repos[REPO].main) == 3
@@ -451,7 +451,7 @@ def test_a_token_in_what_would_be_published_stops_the_push(made: Artefacts, hub:
     settings = {}
     if place == "report":
         record = json.loads((made.report / "eval.json").read_text())
-        files.publish_json(made.report / "eval.json", {**record, "note": f"use {TOKEN}"})
+        files.publish_json(made.report / "eval.json", {**record, "claims": [f"use {TOKEN}"]})
     else:
         settings["commit_message"] = f"with {TOKEN}"
     with pytest.raises(ConfigError, match="token") as refused:
@@ -491,14 +491,16 @@ def test_the_card_can_be_read_by_machine(made: Artefacts, hub: FakeHub):
     assert {"saelens", "unlearning", "sae_forge"} <= set(card.data.tags)
     assert "base_model" not in card.data.to_dict()  # a built-in model is on no Hub
     found = {(one.dataset_name, one.metric_name): one.metric_value for one in card.data.eval_results}
-    assert found["wizards|saga (forget)", "accuracy, scale (num_features=3, scale=-7.0)"] == 0.2625
+    assert found["wizards|saga (forget)", "accuracy, scale -7, 3 latents"] == 0.2625
     assert found["stones (retain)", "accuracy, baseline"] == 0.99
 
 
 def test_the_card_says_what_the_numbers_are(made: Artefacts, hub: FakeHub):
     card = made.push().card
-    assert "| scale (num_features=3, scale=-7.0) | 0.263 [0.213, 0.312] | 0.990 [0.940, 1.040] |" in card
-    assert "num_features=3, scale=-7.0, seeds=3) | 0.900 [0.850, 0.950] | – |" in card
+    assert "| scale -7, 3 latents | 0.26 [0.21, 0.31] | 0.99 [0.94, 1.04] |" in card
+    assert "| random isotropic for scale -7, 3 latents (3 seeds) | 0.90 [0.80, 1.00] | 0.99 [0.94, 1.04] |" in card
+    assert "Guessing gives 0.25 in question accuracy" in card
+    assert "- Scale -7 on 3 latents: forget questions fell.\n  - Side effects: none." in card
     assert "| 4 | 2.1 | 0.125 | 0.001 |" in card
     assert "removing the hook restores everything" in card
     assert "NegativeScaling(-7)" in card and ".indices[:3]" in card
@@ -514,7 +516,7 @@ def test_a_model_on_the_hub_is_named_as_base_model(made: Artefacts, hub: FakeHub
 
 
 def test_an_sae_alone_can_be_pushed(made: Artefacts, hub: FakeHub):
-    pushed = push(made.sae, REPO, PushConfig())
+    pushed = publish(made.sae, REPO, PushConfig())
     assert set(hub.repos[REPO].files) == ALL - {"eval.json", "plots/tradeoff.png", f"{POINT}/features.json"}
     assert "No effect of editing these latents was measured" in pushed.card
     assert ModelCard(pushed.card).data.eval_results is None
@@ -624,7 +626,7 @@ DAMAGE = {
     "report of something else": (
         lambda made: files.publish_json(made.report / "eval.json", {"methods": [1]}),
         DataError,
-        "card",
+        "card: report.methods is no list of objects",
     ),
     "selection that is a list": (lambda made: made.selection.write_text("[]"), DataError, "no JSON object"),
     "selection that is no JSON": (
@@ -659,8 +661,9 @@ def test_the_client_is_left_as_it_was(made: Artefacts, hub: FakeHub):
 def test_nothing_of_the_token_is_on_any_stream_of_a_process(made: Artefacts, hub: FakeHub):
     """The same with HF_DEBUG, which makes the client log its requests."""
     script = (
-        "import sys; from pathlib import Path; from sae_forge.config.push import PushConfig;"
-        "from sae_forge.hub.push import push; print(push(Path(sys.argv[1]), sys.argv[2], PushConfig()).summary())"
+        "import sys; from pathlib import Path; from sae_forge.config.push import PushConfig as Config;"
+        "from sae_forge.pipeline.push import publish; "
+        "print(publish(Path(sys.argv[1]), sys.argv[2], Config()).summary())"
     )
     done = subprocess.run(
         [sys.executable, "-c", script, str(made.sae), REPO],

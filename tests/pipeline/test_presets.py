@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from reports import estimate, filled
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import Gemma2Config, Gemma2ForCausalLM, PreTrainedTokenizerFast
 
@@ -24,6 +25,7 @@ from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.published import COLUMNS, NOT_MEASURED, published_beside
 from sae_forge.pipeline.run import FILES, run
 from sae_forge.progress import SILENT
+from sae_forge.results.report import Report
 from sae_forge.settings import preset_of, presets, resolve
 
 PAPERS = tuple(name for name, preset in presets().items() if "published" in preset)
@@ -328,7 +330,7 @@ def _paired(name: str, metrics: dict[str, Any]) -> bool:
     own = [row for row in preset["published"]["rows"] if row["method"] in preset["settings"]["methods"]]
     own = [row for row in own if "note" not in row["settings"]]
     small = [{**row, "settings": {**row["settings"], "num_features": 2}} for row in own]
-    rows = published_beside({"published": {"rows": small}}, metrics).rows
+    rows = published_beside({"published": {"rows": small}}, Report.from_json(metrics)).rows
     wanted = ("accuracy", "verbmem", "knowmem", "privleak")
     return all(measured != NOT_MEASURED for _, measure, _, measured in rows if measure.startswith(wanted))
 
@@ -363,7 +365,7 @@ def test_a_file_that_the_preset_needs_is_asked_for_before_anything_is_done(
 
 
 def _estimate(value: float) -> dict[str, float]:
-    return {"value": value, "low": value - 0.1, "high": value + 0.1}
+    return estimate(value, 0.1)
 
 
 def test_a_published_number_stands_beside_its_own_measurement() -> None:
@@ -402,7 +404,9 @@ def test_a_published_number_stands_beside_its_own_measurement() -> None:
         {"method": "random", "settings": {"of": "clamp", "kind": "latents"}, "accuracy": {"forget": 0.87}},
         {"method": "rmu", "settings": {"note": "their best"}, "accuracy": {"forget": 0.5}},
     ]
-    found = published_beside({"published": {"source": "a paper", "rows": rows}}, {"methods": [other, edit, *seeds]})
+    found = published_beside(
+        {"published": {"source": "a paper", "rows": rows}}, filled({"methods": [other, edit, *seeds]})
+    )
     assert found.title == "published beside measured: a paper"
     assert found.columns == COLUMNS
     clamp = "clamp 10 latents, value -50"
@@ -418,4 +422,4 @@ def test_a_published_number_stands_beside_its_own_measurement() -> None:
         ("random latents for clamp", "accuracy forget", "0.870", "0.900 [0.700, 1.100]"),
         ("rmu note their best", "accuracy forget", "0.500", NOT_MEASURED),
     )
-    assert published_beside({}, {"methods": [edit]}).rows == ()
+    assert published_beside({}, filled({"methods": [edit]})).rows == ()

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.parquet
 import pytest
 from conftest import TEXT
+from reports import filled
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import DataError
@@ -348,8 +349,8 @@ def story(accuracy: tuple[float, float, float], control: float, beyond: tuple[fl
     settings = {"scale": -3.0, "num_features": 10}
     after = estimate(*accuracy)
     moved = estimate(*(value - 1 for value in accuracy))
-    common = {"loss": {}, "generation": {}, "edited_share": {}}
     before = {"forget": role(estimate(1, 1, 1))}
+    common = {"loss": {}, "generation": {}, "domains": {"wizards": before["forget"]}}
     rows = [
         {"name": "baseline", "kind": "baseline", "settings": {}, "roles": before, **common},
         {
@@ -363,7 +364,7 @@ def story(accuracy: tuple[float, float, float], control: float, beyond: tuple[fl
         "roles": {"forget": {"accuracy": spread, "logprob": spread}},
         "edit_minus_control": {"forget": {"accuracy": estimate(*beyond), "logprob": estimate(*beyond)}},
     }  # fmt: skip
-    return claims({"methods": rows, "controls": [beside]})
+    return claims(filled({"methods": rows, "controls": [beside]}))
 
 
 def test_a_true_effect_is_claimed_beside_its_control():
@@ -406,17 +407,19 @@ def swept_row(name: str, accuracy: tuple[float, float, float], *, kind: str = "h
 
 def claims_of_sweep(*rows: dict, ends: dict[str, str] | None = None, protocol: dict | None = None) -> list[str]:
     before = {"forget": {"accuracy": estimate(1, 1, 1), "logprob": estimate(0, 0, 0)}}
-    base = {"name": "baseline", "kind": "baseline", "settings": {}, "roles": before, "loss": {}, "generation": {}}
+    base = {"name": "baseline", "kind": "baseline", "roles": before, "domains": {"wizards": before["forget"]}}
+    point = {"forget": 1.0, "utility": 1.0, "neighbour": None, "alignment": 0.0}
     tuned = {
         row["name"]: {
-            "configurations": 8,
-            "chosen": {"settings": row["settings"]},
+            "configurations": 8, "points": [], "front": [], "best_at": {}, "saebench_score": 0.0, "hypervolume": 0.0,
+            "best_alignment": 0.0, "chosen": {**point, "settings": row["settings"]}, "rule": "utility_99",
             "end": (ends or {}).get(row["name"]),
         }
         for row in rows
-    }
-    metrics = {"methods": [base, *rows], "controls": [], "sweep": {"methods": tuned}, "protocol": protocol or {}}
-    return claims(metrics)
+    }  # fmt: skip
+    sweep = {"half": "dev", "domains": {}, "base": {**point, "settings": {}}, "floors": {}, "methods": tuned}
+    metrics = {"methods": [base, *rows], "sweep": sweep, "protocol": protocol or {}}
+    return claims(filled(metrics))
 
 
 def test_a_sweep_names_what_forgets_and_keeps_nearest_to_guessing_first():

@@ -12,19 +12,20 @@ from typing import Any
 import matplotlib.figure
 import numpy as np
 import pytest
+from reports import estimate, filled
 
 from sae_forge.errors import BackendError
+from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
+from sae_forge.features.snippets import Snippet
 from sae_forge.results.claims import REVERSIBLE, headlines
-from sae_forge.results.estimates import domains, headline, measurements, pool, trade_offs
+from sae_forge.results.measure import Measure
+from sae_forge.results.pooled import headline, pool, pooled, trade_offs
+from sae_forge.results.report import Report
 from sae_forge.show import plots
 from sae_forge.show.html import Section, page, write_page
 
 HOSTILE = """<script>alert(1)</script> " onload='x' &amp; </table><img src=http://evil/x.png>"""
 VOID = {"meta", "img", "br"}
-
-
-def estimate(value: float, reach: float = 0.03) -> dict[str, float]:
-    return {"value": value, "low": value - reach, "high": value + reach}
 
 
 def method(name: str, accuracies: list[float], *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
@@ -42,7 +43,7 @@ def method(name: str, accuracies: list[float], *, seed: int | None = None, **set
     }
 
 
-def report(*methods: dict[str, Any]) -> dict[str, Any]:
+def told(*methods: dict[str, Any]) -> dict[str, Any]:
     roles = {"wizards": "forget", "minerals": "retain", "dragons": "neighbour"}
     named = {name: {"role": role, "items": 240} for name, role in roles.items()}
     return {
@@ -52,7 +53,11 @@ def report(*methods: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-TABLE = report(
+def report(*methods: dict[str, Any]) -> Report:
+    return filled(told(*methods))
+
+
+METRICS = told(
     method("baseline", [0.99, 0.98, 0.97]),
     method("scale", [0.26, 0.98, 0.96], scale=-3.0, num_features=100),
     method("scale", [0.60, 0.98, 0.97], scale=-1.0, num_features=100),
@@ -63,7 +68,10 @@ TABLE = report(
         for seed in range(3)
     ),
 )
-MAPPED = report(*TABLE["methods"], method("rmu", [0.4, 0.97, 0.97], coefficient=20.0), method("dsg", [0.4, 0.97, 0.97]))
+TABLE = filled(METRICS)
+RMU, DSG = (method(name, [0.4, 0.97, 0.97], coefficient=20.0) for name in ("rmu", "dsg"))
+MAPPED = report(*METRICS["methods"], RMU, DSG)
+ACCURACY = Measure(name="accuracy", words="question accuracy", chance=0.25)
 ISOTROPIC = "random isotropic for scale -3, 100 latents (3 seeds)"
 
 
@@ -80,47 +88,49 @@ def tuned(*points: dict[str, Any], best: dict[str, Any] | None) -> dict[str, Any
     }  # fmt: skip
 
 
-def swept(methods: int) -> dict[str, Any]:
-    """A report with a sweep of that many methods."""
+def swept(tried_methods: int, **more: Any) -> Report:
+    """A report with a sweep of that many methods, and with other keys."""
     points = tried(0.3125, 0.96, scale=-4.0, num_features=50), tried(0.5, 0.98, scale=-2.0, num_features=50)
-    found = {f"method {number}": tuned(*points, best=points[1] if number else None) for number in range(methods)}
+    found = {f"method {number}": tuned(*points, best=points[1] if number else None) for number in range(tried_methods)}
     base, floors = tried(0.99, 0.98), {"utility_99": 0.97, "utility_1pt": 0.97}
-    return TABLE | {
+    swept = {
         "sweep": {"half": "dev", "domains": {}, "base": base, "floors": floors, "methods": found},
         "left_out": {"refusal_clamp": f"the selection has {HOSTILE}"},
     }
+    return filled(METRICS | swept | more)
 
 
-SELECTION = {
-    "method": "inlp", "candidates": 2, "filtered": {"min_freq": 3},
-    "latents": [
-        {"index": 7, "score": 0.5, "forget_frequency": 0.1, "retain_frequency": 0.0, "ratio": 9.0,
-         "snippets": [{"text": f"{HOSTILE} «the {HOSTILE}» end » « x"}]},
-    ],
-}  # fmt: skip
+STATS = CorpusStats(5, 0.1, 0.2, 3.0)
+SNIPPET = Snippet(f"{HOSTILE} «the {HOSTILE}» end » « x", 3.0, 1, 2)
+LATENT = SelectedLatent(7, 0.5, 9.0, 0.1, 0.1, 0.1, 0.0, STATS, {}, (SNIPPET,))
+SELECTION = Selection(
+    "s", "w", 96, "inlp", {}, Corpus("saga", 9, "ab", 1), {}, 1, 2, {"min_freq": 3}, (LATENT,), {}
+)  # fmt: skip
 
 
 # ---- estimates ----------------------------------------------------------------------------------
 
 
 def test_seeds_of_a_control_are_pooled_to_their_mean_and_widest_interval():
-    random = next(entry for entry in measurements(TABLE) if entry.name == "random")
-    assert random.seeds == 3
-    assert random.domain("wizards", "accuracy") == pytest.approx({"value": 0.85, "low": 0.77, "high": 0.93})
+    random = next(entry for entry in pooled(TABLE) if entry.is_control)
+    assert len(random.rows) == 3
+    estimate = random.domain("wizards", "accuracy")
+    assert estimate is not None
+    assert (estimate.value, estimate.low, estimate.high) == pytest.approx((0.85, 0.77, 0.93))
     assert random.label == ISOTROPIC
     assert pool([None, None]) is None
 
 
 def test_the_headline_is_each_method_at_its_first_setting():
     assert [entry.label for entry in headline(TABLE)][:3] == ["baseline", "scale -3, 100 latents", "zero 100 latents"]
-    assert len(measurements(TABLE)) == 6
+    assert len(pooled(TABLE)) == 6
 
 
 def test_utility_is_the_worst_domain_that_should_be_kept():
-    points = {point.measurement.label: point for point in trade_offs(TABLE, "accuracy")}
-    assert points[ISOTROPIC].utility["value"] == pytest.approx(0.6)
-    assert points["scale -3, 100 latents"].forget["value"] == 0.26
-    assert domains(TABLE) == ["wizards", "dragons", "minerals"]
+    points = {point.pooled.label: point for point in trade_offs(TABLE, "accuracy")}
+    assert points[ISOTROPIC].utility.value == pytest.approx(0.6)
+    assert points["scale -3, 100 latents"].forget.value == 0.26
+    assert TABLE.domain_names == ["wizards", "dragons", "minerals"]
 
 
 # ---- the page -----------------------------------------------------------------------------------
@@ -157,23 +167,25 @@ def parsed(text: str) -> Outline:
 def section(**changes: Any) -> Section:
     given: dict[str, Any] = {
         "title": "blocks.1.hook_resid_post", "train": {"fvu": 0.0112, "steps": 1200}, "selection": SELECTION,
-        "eval": TABLE, "plots": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
+        "report": TABLE, "pictures": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
         "settings": {"train": {"k": 16, "layer": [1], "lr": None}},
     }  # fmt: skip
     return Section(**{**given, **changes})
 
 
 def test_the_page_escapes_hostile_text_wherever_it_comes_from():
-    hostile_eval = report(
+    hostile = told(
         method("baseline", [0.9, 0.9, 0.9]), method("scale", [0.3, 0.9, 0.9], scale=-1.0, **{HOSTILE: HOSTILE})
     )
-    hostile_eval["domains"] = {HOSTILE: hostile_eval["domains"]["wizards"], **hostile_eval["domains"]}
+    hostile["domains"] = {HOSTILE: hostile["domains"]["wizards"], **hostile["domains"]}
+    for row in hostile["methods"]:
+        row["domains"][HOSTILE] = row["domains"]["wizards"]
     text = page(
         HOSTILE,
         [
             section(
-                title=HOSTILE, eval=hostile_eval, train={HOSTILE: HOSTILE},
-                plots={HOSTILE: b"png"}, settings={HOSTILE: {HOSTILE: [HOSTILE]}},
+                title=HOSTILE, report=filled(hostile), train={HOSTILE: HOSTILE},
+                pictures={HOSTILE: b"png"}, settings={HOSTILE: {HOSTILE: [HOSTILE]}},
             ),
             section(),
         ],
@@ -215,17 +227,17 @@ def test_after_a_sweep_the_claims_about_each_method_can_be_folded_away():
         "Scale -3: fell.",
         "rmu: fell.",
     ]
-    metrics = {**swept(2), "claims": claims, "methods": MAPPED["methods"]}
-    assert headlines(metrics) == (claims[:4], claims[4:])
-    text = page("m", [section(eval=metrics)])
+    found = swept(2, claims=claims, methods=[*METRICS["methods"], RMU])
+    assert headlines(found) == (claims[:4], claims[4:])
+    text = page("m", [section(report=found)])
     first, rest = text.split("<details><summary>Method by method</summary>")
     assert all(line.strip() in first for line in claims[:4]) and "Scale -3: fell." not in first
     assert "Scale -3: fell." in rest.split("</details>")[0]
-    assert headlines(report() | {"claims": claims}) == (claims, [])
+    assert headlines(filled(METRICS | {"claims": claims})) == (claims, [])
 
 
 def test_retrained_weights_have_no_edited_tokens_to_show():
-    found = {entry.name: entry.edited_share("forget") for entry in measurements(MAPPED)}
+    found = {entry.name: entry.edited_share("forget") for entry in pooled(MAPPED)}
     assert found["scale"] == 0.3 and found["rmu"] is None
 
 
@@ -233,7 +245,7 @@ def test_names_on_the_map_do_not_cover_one_another():
     figure = matplotlib.figure.Figure(figsize=(7, 5))
     axes = figure.add_subplot()
     axes.set_xlim(0, 1), axes.set_ylim(0, 1)
-    points = [point for point in trade_offs(MAPPED, "accuracy") if point.measurement.name != "random"] * 3
+    points = [point for point in trade_offs(MAPPED, "accuracy") if not point.pooled.is_control] * 3
     plots._name_points(axes, points)
     figure.draw_without_rendering()
     boxes = [text.get_window_extent().padded(-2) for text in axes.texts]
@@ -242,7 +254,9 @@ def test_names_on_the_map_do_not_cover_one_another():
 
 
 def test_a_page_without_results_claims_nothing():
-    words = "".join(parsed(page("m", [section(eval=None, selection=None, train=None, plots={}, settings={})])).text)
+    words = "".join(
+        parsed(page("m", [section(report=None, selection=None, train=None, pictures={}, settings={})])).text
+    )
     assert "nothing can be claimed" in words
 
 
@@ -252,7 +266,7 @@ def test_every_method_stands_beside_its_controls_with_intervals():
     for shown in ("scale -3, 100 latents", "zero 100 latents", ISOTROPIC, "0.26 [0.23, 0.29]"):
         assert shown in words
     assert {"30.00%", "0.40%"} <= {part.strip() for part in outline.text}
-    assert "loss, nats" in words
+    assert "Loss on held-out text, nats per token" in words
 
 
 def table_of(text: str, caption: str) -> str:
@@ -272,7 +286,7 @@ def test_controls_stand_in_tables_of_their_own():
 
 
 def test_the_page_of_a_sweep_says_what_was_tried_chosen_and_not_measured():
-    text = page("m", [section(eval=swept(2))])
+    text = page("m", [section(report=swept(2))])
     outline = parsed(text)
     sweep = table_of(text, "The sweep, on the dev half: what was tried and what was chosen")
     assert sweep.count("<tr>") == 3
@@ -320,16 +334,16 @@ DRAWINGS: dict[str, Callable[[plots.Kind], bytes]] = {
         FORGET, RETAIN, [1, 2], thresholds={"min_freq": 0.001, "max_neutral_freq": 0.005, "sort_by": "score"}, kind=kind
     ),
     "scatter of silence": lambda kind: plots.frequency_scatter([0.0, 0.0], [0.0, 0.0], [], thresholds={}, kind=kind),
-    "bars": lambda kind: plots.domain_bars(TABLE, chance=0.25, kind=kind),
-    "bars of nothing": lambda kind: plots.domain_bars(report(), kind=kind),
-    "trade-off": lambda kind: plots.trade_off(TABLE, chance=0.25, kind=kind),
-    "trade-off of nothing": lambda kind: plots.trade_off(report(), kind=kind),
+    "bars": lambda kind: plots.domain_bars(TABLE, ACCURACY, kind=kind),
+    "bars of nothing": lambda kind: plots.domain_bars(report(), ACCURACY, kind=kind),
+    "trade-off": lambda kind: plots.trade_off(TABLE, ACCURACY, kind=kind),
+    "trade-off of nothing": lambda kind: plots.trade_off(report(), ACCURACY, kind=kind),
     "training": lambda kind: plots.training_curve(
         [{"step": step, "fvu": 1 / (step + 1), "dead_share": None if step < 2 else 0.1} for step in range(5)], kind=kind
     ),
     "training of nothing": lambda kind: plots.training_curve([], kind=kind),
-    "map": lambda kind: plots.method_map(MAPPED, chance=0.25, kind=kind),
-    "map of nothing": lambda kind: plots.method_map(report(), kind=kind),
+    "map": lambda kind: plots.method_map(MAPPED, ACCURACY, kind=kind),
+    "map of nothing": lambda kind: plots.method_map(report(), ACCURACY, kind=kind),
     "sweep": lambda kind: plots.sweep_panels(swept(2), kind=kind),
     "sweep of more than a row": lambda kind: plots.sweep_panels(swept(5), kind=kind),
 }

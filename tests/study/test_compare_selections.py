@@ -8,6 +8,7 @@ import pytest
 from tiny_run import TinyRun, forge, make_run
 
 from sae_forge.features.selection import Selection
+from sae_forge.results.report import Report
 from sae_forge.show.html import Section, page
 from sae_forge.study.selections import compared
 
@@ -30,7 +31,7 @@ def test_every_selection_is_measured_under_the_same_edit(run: TinyRun):
     for row in rows:
         assert row["forget_accuracy"] == measured[row["selection"]]["change"]["roles"]["forget"]["accuracy"]
         assert row["overlap"]
-    text = page("m", [Section(title="t", eval=metrics)])
+    text = page("m", [Section(title="t", report=Report.from_json(metrics))])
     assert "Every selection under the same edit" in text and "top_mean" in text
 
 

@@ -27,9 +27,10 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel, load_model
-from sae_forge.pipeline.evaluate import table
 from sae_forge.pipeline.published import NOT_MEASURED, published_beside
 from sae_forge.progress import SILENT
+from sae_forge.results.report import Report
+from sae_forge.results.sheets import overview
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.settings import presets
 from sae_forge.show.html import Section, page
@@ -608,23 +609,24 @@ def test_a_run_with_muses_files_alone_is_a_report(shown: EvalReport):
 
 
 def test_tables_have_the_columns_where_they_were_measured(shown: EvalReport, llama: LanguageModel, tmp_path: Path):
-    sheet = table(shown.metrics)
-    assert sheet.columns == ("method", *(name.replace("_", "\n") for name in MEASURES))
-    assert sheet.title.endswith("MUSE x 100")
+    sheet = overview(shown.report)
+    words = [shown.report.groups["muse"].measure(name).words for name in MEASURES]
+    assert sheet.columns == ("method", *words)
+    assert "MUSE, x 100" in sheet.title
     low, value = (shown.metrics["methods"][1]["muse"]["privleak"][name] for name in ("low", "value"))
-    assert sheet.rows[1][4].startswith(f"{value:.1f}\n[{low:.1f}, ")
-    html = page("m", [Section(title="t", eval=shown.metrics)])
-    assert all(f"{name.replace('_', '-')} (MUSE, x 100)" in html for name in MEASURES)
+    assert sheet.rows[1][4].startswith(f"{value:.1f} [{low:.1f}, ")
+    html = page("m", [Section(title="t", report=shown.report)])
+    assert "<caption>MUSE, x 100</caption>" in html and all(f">{name}</th>" in html for name in words)
     without = run(llama, {"retain_eval": (write_lines(tmp_path / "r.jsonl", [{"text": TEXT[0]}]),)}, methods=("scale",))
     assert "muse" not in str(without.metrics).lower()
-    assert "MUSE" not in table(without.metrics).title
+    assert "MUSE" not in overview(without.report).title
 
 
 @pytest.mark.parametrize("corpus", ["news", "books"])
 def test_published_numbers_stand_beside_the_measured_ones(corpus: str, shown: EvalReport):
     measured = {"name": "dsg", "settings": {"num_features": 20, "value": -500.0}}
-    metrics = {"methods": [shown.metrics["methods"][0], {**shown.metrics["methods"][1], **measured}]}
-    found = published_beside(presets()[f"dsg-muse-{corpus}"], metrics)
+    metrics = {**shown.metrics, "methods": [shown.metrics["methods"][0], {**shown.metrics["methods"][1], **measured}]}
+    found = published_beside(presets()[f"dsg-muse-{corpus}"], Report.from_json(metrics))
     own = {row[1]: row for row in found.rows if row[0].startswith("dsg")}
     names = ("verbmem forget", "knowmem forget", "knowmem retain", "privleak")
     numbers = {"news": ("11.800", "0.440", "25.650", "12.080"), "books": ("8.730", "1.790", "37.100", "-23.180")}

@@ -4,24 +4,36 @@ Built from settings, statistics and measured numbers alone, so no corpus text ca
 """
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCardData
 
 from sae_forge import builtin
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.hookpoint import SITES
-from sae_forge.hub.plan import without_paths
-from sae_forge.hub.tables import block, cell, label, number, table
+from sae_forge.results.claims import REVERSIBLE
+from sae_forge.results.pooled import methods
+from sae_forge.results.report import ROLES, Report
+from sae_forge.results.sheets import Sheet, notes, sheets
+from sae_forge.results.words import number
+from sae_forge.show.markdown import cell, items, table, titled
+
+if TYPE_CHECKING:  # it loads torch
+    from sae_forge.features.selection import Selection
 
 TAGS = ("saelens", "sparse-autoencoder", "mechanistic-interpretability", "unlearning", "sae_forge")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 _SHOWN_LATENTS = 10
-
-Json = dict[str, Any]
+_QUALITY = {
+    "fvu": "fraction of variance unexplained",
+    "l0": "latents firing per token",
+    "dead_share": "share of dead latents",
+    "ce_recovered": "loss recovered when spliced in",
+}
+"""What training measured, in words."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,12 +43,12 @@ class Subject:
     repo_id: str
     inside: str
     """Folder of the SAE in the repository: its hook point."""
-    cfg: Json
-    """Settings of the SAE."""
-    quality: Json
+    cfg: Mapping[str, Any]
+    """Settings of the SAE, without paths of this machine."""
+    quality: Mapping[str, Any]
     """What training measured; empty when unknown."""
-    selection: Json | None
-    report: Json | None
+    selection: "Selection | None"
+    report: Report | None
     plots: tuple[str, ...]
     license: str | None
     contexts: bool
@@ -46,23 +58,25 @@ class Subject:
     def model(self) -> str:
         """The language model, by name."""
         ours = self.cfg.get("sae_forge", {}).get("provenance", {})
-        name = ours.get("model") or self.cfg.get("metadata", {}).get("model_name") or "an unnamed model"
-        return without_paths(str(name))
+        return str(ours.get("model") or self.cfg.get("metadata", {}).get("model_name") or "an unnamed model")
+
+    @property
+    def roles(self) -> dict[str, list[str]]:
+        """The domains of each role that has any."""
+        domains = self.report.domains if self.report else {}
+        named = {role: sorted(name for name, one in domains.items() if one.role == role) for role in ROLES}
+        return {role: names for role, names in named.items() if names}
 
     @property
     def forgotten(self) -> str:
         """The domains, or else the corpus, whose latents were chosen."""
-        if named := _roles(self.report or {}).get("forget"):
+        if named := self.roles.get("forget"):
             return ", ".join(named)
-        return str((self.selection or {}).get("forget_corpus", {}).get("name", ""))
+        return "" if self.selection is None else self.selection.forget_corpus.name
 
 
 def render(subject: Subject) -> str:
-    """The card, front matter and text.
-
-    Raises:
-        KeyError, TypeError, AttributeError or ValueError: the selection or the report is malformed.
-    """
+    """The card, front matter and text."""
     sections = [_about(subject), *_forgotten(subject), *_measured(subject), _loading(subject), _limits(subject)]
     return f"---\n{_front_matter(subject)}\n---\n\n" + "\n\n".join(sections) + "\n"
 
@@ -88,21 +102,20 @@ def _on_hub(model: str) -> bool:
     return bool(_HUB_ID.fullmatch(model)) and builtin.model_folder(model) is None and not Path(model).exists()
 
 
-def _results(report: Json) -> Iterator[EvalResult]:
-    roles = {name: domain["role"] for name, domain in report["domains"].items()}
-    for method in report["methods"]:
-        if method["name"] == "random":
-            continue  # controls stand in the tables, a summary over seeds each
-        for domain, measured in method["domains"].items():
-            for name in ("accuracy", "logprob"):
-                if measured.get(name) is not None:
+def _results(report: Report) -> Iterator[EvalResult]:
+    """Every method's estimates by domain; random controls stand in the tables, pooled over seeds."""
+    for method in methods(report):
+        for domain, about in report.domains.items():
+            for measure in report.measures:
+                estimate = method.domain(domain, measure.name)
+                if estimate is not None and measure.shown != "in the file":
                     yield EvalResult(
-                        task_type="text-generation" if name == "logprob" else "multiple-choice",
+                        task_type="text-generation" if measure.chance is None else "multiple-choice",
                         dataset_type=domain,
-                        dataset_name=f"{domain} ({roles[domain]})",
-                        metric_type=name,
-                        metric_name=f"{name}, {label(method)}",
-                        metric_value=round(float(measured[name]["value"]), 4),
+                        dataset_name=f"{domain} ({about.role})",
+                        metric_type=measure.name,
+                        metric_name=f"{measure.name}, {method.label}",
+                        metric_value=round(estimate.value, 4),
                     )
 
 
@@ -118,60 +131,52 @@ def _about(subject: Subject) -> str:
         f"A TopK sparse autoencoder on `{subject.inside}` of `{subject.model}`, {what}: {size}. "
         "Made with sae_forge; SAELens loads it as it is.",
     ]
-    names = {"fvu": "fraction of variance unexplained", "l0": "latents firing per token"}
-    names |= {"dead_share": "share of dead latents", "ce_recovered": "loss recovered when spliced in"}
-    found = [
-        f"{words} {subject.quality[key]:.4g}" for key, words in names.items() if subject.quality.get(key) is not None
-    ]
-    return "\n\n".join([*lines, *(["Measured after training: " + ", ".join(found) + "."] if found else [])])
+    known = {words: subject.quality[key] for key, words in _QUALITY.items() if subject.quality.get(key) is not None}
+    if known:
+        lines.append(f"Measured after training: {', '.join(f'{words} {value:.4g}' for words, value in known.items())}.")
+    return "\n\n".join(lines)
 
 
 def _forgotten(subject: Subject) -> Iterator[str]:
-    if subject.selection is None:
-        return
     chosen = subject.selection
-    text = [
-        "## What is forgotten",
-        f"{len(chosen['latents'])} latents, chosen by `{chosen.get('method', 'given')}`, stand best first in "
+    if chosen is None:
+        return
+    yield "## What is forgotten"
+    yield (
+        f"{len(chosen.latents)} latents, chosen by `{chosen.method}`, stand best first in "
         f"`{subject.inside}/features.json` with every statistic. Editing them is what makes the model forget"
-        + (f" {cell(subject.forgotten)}." if subject.forgotten else "."),
-    ]
-    roles = [f"- {role}: {', '.join(map(cell, names))}" for role, names in _roles(subject.report or {}).items()]
-    text += ["\n".join(roles)] if roles else []
-    rows = [
-        [str(latent["index"]), *(number(latent.get(key)) for key in ("score", "forget_frequency", "retain_frequency"))]
-        for latent in chosen["latents"][:_SHOWN_LATENTS]
-    ]
-    yield "\n\n".join([*text, table(["latent", "score", "share of forget tokens", "of retain tokens"], rows)])
+        + (f" {cell(subject.forgotten)}." if subject.forgotten else ".")
+    )
+    if subject.roles:
+        yield "\n".join(f"- {role}: {', '.join(map(cell, names))}" for role, names in subject.roles.items())
+    rows = (
+        (str(latent.index), *map(number, (latent.score, latent.forget_frequency, latent.retain_frequency)))
+        for latent in chosen.latents[:_SHOWN_LATENTS]
+    )
+    yield table(Sheet("", ("latent", "score", "share of forget tokens", "of retain tokens"), tuple(rows)))
 
 
 def _measured(subject: Subject) -> Iterator[str]:
-    if subject.report is None:
-        return
     report = subject.report
-    domains = [name for names in _roles(report).values() for name in names]
-    text = [
-        "## What was measured",
+    if report is None:
+        return
+    guessing = [f"{one.chance:g} in {one.words}" for one in report.measures if one.chance is not None]
+    yield "## What was measured"
+    yield (
         "Estimates with 95 % intervals, resampled by fact. Random directions are the control: same norm on the same "
-        "tokens, other directions, as mean and range over seeds. Four options make chance 0.25; an accuracy below "
-        "chance is knowledge turned round, not gone.",
-    ]
-    for key, title in (
-        ("accuracy", "Question accuracy"),
-        ("logprob", "Log-prob of what should follow, nats per token"),
-    ):
-        text += block(
-            title, report, lambda row, key=key: {name: row["domains"].get(name, {}).get(key) for name in domains}
+        "tokens, other directions, seeds pooled to their mean and widest interval."
+        + (
+            f" Guessing gives {' and '.join(guessing)}; below it is knowledge turned round, not gone."
+            if guessing
+            else ""
         )
-    text += block("Loss on held-out text, nats per token", report, lambda row: row.get("loss", {}))
-    text += block("Share of tokens edited", report, lambda row: row.get("edited_share", {}))
-    text += block("Generated text", report, lambda row: row.get("generation", {}))
-    text += block("MUSE, x 100", report, lambda row: row.get("muse", {}))
-    said = [line for line in report.get("claims", []) if "restores everything" not in line]
-    if said:
-        text.append("\n".join(f"{' ' * (len(line) - len(line.lstrip()))}- {cell(line)}" for line in said))
-    text += [f"![{path}]({path})" for path in subject.plots]
-    yield "\n\n".join(text)
+    )
+    yield from map(titled, sheets(report))
+    if said := [line for line in report.claims if line != REVERSIBLE]:
+        yield items(said)
+    if also := list(notes(report)):
+        yield items(also)
+    yield from (f"![{path}]({path})" for path in subject.plots)
 
 
 def _loading(subject: Subject) -> str:
@@ -213,6 +218,14 @@ sae = SAE.from_pretrained("{subject.repo_id}", "{subject.inside}")
 ```"""
 
 
+def _headline(report: Report | None) -> tuple[float, int]:
+    """Scale and number of latents of the first edit in the report that has both, else the defaults of ``eval``."""
+    for row in report.rows if report else ():
+        if row.edits and {"scale", "num_features"} <= set(row.settings):
+            return float(row.settings["scale"]), int(row.settings["num_features"])
+    return EvalConfig.ablation_scale[0], EvalConfig.num_features[0]
+
+
 def _limits(subject: Subject) -> str:
     lines = [
         "The edit is a hook on a running model: the weights are unchanged, and removing the hook restores everything. "
@@ -227,17 +240,3 @@ def _limits(subject: Subject) -> str:
     if subject.report is None:
         lines.insert(1, "No effect of editing these latents was measured before publishing.")
     return "## Limits\n\n" + "\n".join(f"- {line}" for line in lines)
-
-
-def _roles(report: Json) -> dict[str, list[str]]:
-    """Domains by role; alphabetical order puts what is forgotten first."""
-    found = {str(name): str(domain["role"]) for name, domain in report.get("domains", {}).items()}
-    return {role: sorted(name for name in found if found[name] == role) for role in sorted(set(found.values()))}
-
-
-def _headline(report: Json | None) -> tuple[float, int]:
-    """Scale and number of latents of the first edit in the report, else the defaults of ``eval``."""
-    for method in (report or {}).get("methods", []):
-        if method["name"] == "scale" and {"scale", "num_features"} <= set(method["settings"]):
-            return float(method["settings"]["scale"]), int(method["settings"]["num_features"])
-    return EvalConfig.ablation_scale[0], EvalConfig.num_features[0]

@@ -1,0 +1,121 @@
+"""How a method, a setting, a number and a unit are said, wherever they are said: claims, tables, pictures, the card."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from sae_forge.statistics.bootstrap import Estimate
+
+ROUGHNESS = ("value", "strength", "budget", "coefficient", "lr")
+"""Settings that say how rough a method was."""
+UNSAID = ("steps", "batch_size", "refusal_latent")
+"""Settings that are the same in every row; the report's JSON has them."""
+KINDS = {
+    "latents": "Other latents' directions at the same norm",
+    "isotropic": "Random directions of the same norm",
+    "places": "The same pushes on other tokens",
+    "direction": "One random direction at the same norm",
+}
+"""What each kind of random control is."""
+
+
+# ---- methods and settings -----------------------------------------------------------------------
+
+
+def label(name: str, settings: Mapping[str, Any]) -> str:
+    """A method and all its settings for a cell: ``scale -3, 100 latents``; a control says first whose it is."""
+    if "of" in settings and "kind" in settings:
+        rest = {key: value for key, value in settings.items() if key not in ("of", "kind")}
+        return f"{name} {settings['kind']} for {label(settings['of'], rest)}"
+    words = []
+    for key, value in settings.items():
+        text = f"{value:g}" if isinstance(value, float) else str(value)
+        if key == name:  # the scale of scale needs no name
+            words.insert(0, text)
+        elif key == "num_features":
+            words.append(f"{text} latents")
+        elif key not in UNSAID:
+            words.append(f"{spaced(key)} {text}")
+    return " ".join([name, ", ".join(words)]).strip()
+
+
+def title(name: str, settings: Mapping[str, Any]) -> str:
+    """A method and how rough it was, for a sentence: ``clamp of 20 latents, value -3``."""
+    latents = latents_of(settings)
+    said = [f"{key} {value:g}" for key, value in settings.items() if key in ROUGHNESS]
+    said += [{True: "gated", False: "on every token"}[settings["gated"]]] if "gated" in settings else []
+    return ", ".join([f"{name} of {latents}" if latents else name, *said])
+
+
+def latents_of(settings: Mapping[str, Any]) -> str:
+    """How many latents these settings take, if they take any: ``1 latent``."""
+    count = settings.get("num_features", settings.get("given"))
+    return f"{count} latent{'s' if count > 1 else ''}" if count else ""
+
+
+def strength_of(name: str, settings: Mapping[str, Any]) -> tuple[str | None, float | None]:
+    """The setting that says how rough a method was, and its value, if one does."""
+    for key, value in settings.items():
+        if (key == name or key in ROUGHNESS) and isinstance(value, int | float):
+            return key, value
+    return None, None
+
+
+def seeds(label: str, count: int) -> str:
+    """A label of something that was measured under several seeds."""
+    return f"{label} ({count} seeds)" if count > 1 else label
+
+
+def spaced(key: str) -> str:
+    """A key in words."""
+    return key.replace("_", " ")
+
+
+def capital(words: str) -> str:
+    """With its first letter large, and the others as they are."""
+    return words[:1].upper() + words[1:]
+
+
+def with_unit(words: str, unit: str) -> str:
+    """A heading: ``log-prob of what should follow, nats per token``."""
+    return ", ".join(filter(None, (words, unit)))
+
+
+# ---- numbers ------------------------------------------------------------------------------------
+
+
+def interval(estimate: Estimate | None, digits: int = 2) -> str:
+    """``0.26 [0.20, 0.31]``; nothing where nothing was measured."""
+    if estimate is None:
+        return ""
+    return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def moved(change: Estimate, times: float = 1) -> str:
+    """A change with its sign: ``-1.73 [-3.08, -0.769]``."""
+    value, low, high = (number * times for number in (change.value, change.low, change.high))
+    return f"{value:+.3g} [{low:+.3g}, {high:+.3g}]"
+
+
+def verb(change: Estimate) -> str:
+    """What a paired change allows one to say."""
+    if change.high < 0:
+        return "fell"
+    return "rose" if change.low > 0 else "moved, not measurably,"
+
+
+def share(value: float | None, digits: int = 2) -> str:
+    """A share in percent; nothing where there is none."""
+    return "" if value is None else f"{value:.{digits}%}"
+
+
+def number(value: Any) -> str:
+    """A number, a list or a text as a cell: three digits of a float, thousands of an integer marked."""
+    if isinstance(value, float):
+        return f"{value:.3g}"
+    if isinstance(value, Estimate):
+        return str(value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "unset" if value is None else str(value)

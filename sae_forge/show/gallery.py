@@ -1,0 +1,98 @@
+"""The pictures there are: what each is called, what it shows, when there is something to show, and how it is drawn."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from sae_forge.results.measure import Measure
+from sae_forge.results.pooled import headline, methods
+from sae_forge.results.report import Report
+from sae_forge.results.words import capital, with_unit
+from sae_forge.show import plots
+
+MOST_BARS = 8
+"""Methods whose bars can be told apart in one picture."""
+FEWEST_POINTS = 3
+"""The model as it is, an edit and zero ablation: no trade-off yet."""
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Picture(Generic[T]):
+    """One kind of picture of a ``T``."""
+
+    name: str
+    """Its file's, without the suffix."""
+    caption: str
+    when: Callable[[T], bool]
+    """Whether there is something to show."""
+    draw: Callable[[T], bytes]
+    """A PNG, the same bytes for the same data."""
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """How often every latent fires on two corpora, and which were chosen."""
+
+    forget: np.ndarray
+    retain: np.ndarray
+    chosen: Sequence[int]
+    thresholds: Mapping[str, Any]
+
+
+Steps = Sequence[Mapping[str, Any]]
+"""The lines of a training log."""
+
+METHODS = Picture[Report](
+    "methods",
+    "Every method on the test half, at the setting that was chosen for it on the dev half.",
+    lambda report: report.sweep is not None and report.leading is not None,
+    lambda report: plots.method_map(report, _leading(report)),
+)
+SWEEP = Picture[Report](
+    "sweep",
+    "Every setting of every method on the dev half; the chosen one is ringed.",
+    lambda report: report.sweep is not None,
+    plots.sweep_panels,
+)
+TRADE_OFF = Picture[Report](
+    "trade_off",
+    "Forgetting against what is kept, over the settings that were swept.",
+    lambda report: report.sweep is None and report.leading is not None and len(methods(report)) > FEWEST_POINTS,
+    lambda report: plots.trade_off(report, _leading(report)),
+)
+FREQUENCIES = Picture[Frequencies](
+    "frequencies",
+    "Every latent by how often it fires; the chosen ones marked.",
+    lambda one: len(one.forget) > 0,
+    lambda one: plots.frequency_scatter(one.forget, one.retain, one.chosen, thresholds=one.thresholds),
+)
+TRAINING = Picture[Steps](
+    "training",
+    "Training: unexplained variance and dead latents by step.",
+    lambda steps: len(steps) > 0,
+    plots.training_curve,
+)
+
+
+def of_report(report: Report) -> tuple[Picture[Report], ...]:
+    """The pictures a report allows, the bars of each measure first."""
+    bars = (_bars(measure) for measure in report.measures if measure.shown != "in the file")
+    return tuple(picture for picture in (*bars, METHODS, SWEEP, TRADE_OFF) if picture.when(report))
+
+
+def _bars(measure: Measure) -> Picture[Report]:
+    return Picture(
+        measure.name,
+        f"{capital(with_unit(measure.words, measure.unit))}, in every domain, before and after, with 95 % intervals.",
+        lambda report: len(headline(report)) <= MOST_BARS,
+        lambda report: plots.domain_bars(report, measure),
+    )
+
+
+def _leading(report: Report) -> Measure:
+    assert report.leading is not None
+    return report.leading
