@@ -1,6 +1,7 @@
 """A way of selecting latents of one's own: this file is all it takes, and ``features`` treats it as one that ships."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -9,7 +10,7 @@ from typing import Annotated, Any, ClassVar
 
 import pytest
 import torch
-from tiny_run import TinyRun, make_run
+from tiny_run import RETAIN, TinyRun, make_run
 
 from sae_forge.config.fields import Artefact, Setting
 from sae_forge.config.model import ModelConfig
@@ -59,9 +60,16 @@ def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return make_run(tmp_path_factory.mktemp("own"), model_folders["llama"])
 
 
+def command(*flags: str) -> subprocess.CompletedProcess[str]:
+    """``features`` in a process of its own, told of this file."""
+    tests = Path(__file__).parents[1]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests)))}
+    words = [sys.executable, "-m", "sae_forge", "features", "--plugin", __file__, *flags]
+    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+
+
 def features(run: TinyRun, *flags: str) -> dict[str, Any]:
-    command = [sys.executable, "-m", "sae_forge", "features", "--plugin", __file__, *run.where, "--snippets", "0"]
-    done = subprocess.run([*command, *flags, "--json"], capture_output=True, text=True, check=False)
+    done = command(*run.where, "--snippets", "0", *flags, "--json")
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
 
@@ -86,14 +94,14 @@ def test_it_is_chosen_analysed_drawn_and_saved_beside_those_that_ship(run: TinyR
 
 def test_one_that_asks_a_model_is_handed_what_asks(run: TinyRun) -> None:
     asked = [f"--{role}_questions={run.questions[f'{role}_questions'][0]}" for role in ("forget", "retain")]
-    told = features(run, "--method", "even", *asked, "--scoring", "cloze", "--num_features", "3")
+    texts = ",".join(str(run.folder.parent / f"{name}.jsonl") for name in RETAIN)
+    told = features(run, "--method", "even", *asked, "--retain", texts, "--scoring", "cloze", "--num_features", "3")
     made = Selection.load(Path(told["outputs"]["selection"]))
     assert (made.method, made.indices, made.candidates, made.filtered) == ("even", (0, 2, 4), 140, {"odd": 140})
     assert made.latents[0].score > 0, "as many questions as the model is sure of"
 
 
 def test_it_stands_on_the_help_page() -> None:
-    command = [sys.executable, "-m", "sae_forge", "features", "--plugin", __file__, "--help"]
-    page = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    page = command("--help").stdout
     assert "Steady:\n  --steady_fires INT" in page
     assert "|steady|even|all" in "".join(page.split())
