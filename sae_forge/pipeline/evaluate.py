@@ -45,7 +45,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         measured = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
             collected=_collected(bench, named, selection), also=also,
-            rivals=rivals, folder=folder,
+            rivals=rivals, folder=folder, table=catalogue_of(config).methods,
         )  # fmt: skip
         report = measured.report
         files.publish_json(folder / "config.json", config.deciding("report"))

@@ -8,10 +8,11 @@ modules add that a user named as plug-ins. Nothing in this file, nor in the tabl
 import importlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass, make_dataclass, replace
 from functools import cache
 from importlib import util
+from inspect import get_annotations
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, TypeVar
@@ -22,7 +23,13 @@ from sae_forge.config.fields import Alias, described
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.run import RunConfig
 from sae_forge.errors import ConfigError
+from sae_forge.features.methods.method import SelectionMethod
+from sae_forge.features.methods.table import SELECTIONS
+from sae_forge.methods.method import Method
+from sae_forge.methods.table import METHODS
 from sae_forge.store import files
+from sae_forge.tasks.table import TASKS
+from sae_forge.tasks.task import Task
 
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 Setting = tuple[str, Any, Any]
@@ -33,19 +40,15 @@ Setting = tuple[str, Any, Any]
 class Catalogue:
     """The tasks, methods and ways of selecting latents that a command can name."""
 
-    tasks: tuple[Any, ...] = ()
-    methods: tuple[Any, ...] = ()
-    selections: tuple[Any, ...] = ()
+    tasks: tuple[Task, ...] = TASKS
+    methods: tuple[Method, ...] = METHODS
+    selections: tuple[SelectionMethod, ...] = SELECTIONS
     plugins: tuple[tuple[str, str], ...] = ()
     """Name and sha256 of each module beside those that ship: what it measures hangs on its text."""
 
 
-TABLES = {
-    "tasks": ("sae_forge.tasks.table", "TASKS"),
-    "methods": ("sae_forge.methods.table", "METHODS"),
-    "selections": ("sae_forge.features.methods.table", "SELECTIONS"),
-}
-"""Where the entries that ship are listed; a plug-in lists its own under the same names."""
+KINDS = {"TASKS": Task, "METHODS": Method, "SELECTIONS": SelectionMethod}
+"""What a plug-in may list, and under which names."""
 
 
 @cache
@@ -56,25 +59,24 @@ def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
         plugins: Modules by their dotted name, or ``.py`` files; each may have ``TASKS``, ``METHODS``, ``SELECTIONS``.
 
     Raises:
-        ConfigError: a module cannot be imported, has none of the three, or an entry lacks a name or has a taken one.
+        ConfigError: a module cannot be imported, has none of the three, or an entry is not of its kind or has a name
+            or a setting that is taken.
     """
-    found: dict[str, list[Any]] = {}
-    for kind, (module, table) in TABLES.items():
-        found[kind] = list(getattr(importlib.import_module(module), table)) if util.find_spec(module) else []
+    found: dict[str, tuple[Any, ...]] = {"TASKS": TASKS, "METHODS": METHODS, "SELECTIONS": SELECTIONS}
     sources = []
     for name in plugins:
         module = _imported(name)
-        if not any(hasattr(module, table) for _, table in TABLES.values()):
-            raise ConfigError(f"--plugin {name} has none of {', '.join(table for _, table in TABLES.values())}")
-        for kind, (_, table) in TABLES.items():
+        if not any(hasattr(module, table) for table in KINDS):
+            raise ConfigError(f"--plugin {name} has none of {', '.join(KINDS)}; give at least one of these tuples")
+        for table in KINDS:
             added = getattr(module, table, ())
             if not isinstance(added, tuple):
                 raise ConfigError(f"--plugin {name}: {table} is a {type(added).__name__}; make it a tuple")
             for entry in added:
-                _require_entry(entry, f"--plugin {name}: {table}", found)
-                found[kind].append(entry)
+                _require_entry(entry, table, f"--plugin {name}: {table}", found)
+                found[table] += (entry,)
         sources.append((name, files.file_sha256(Path(str(module.__file__)))))
-    return Catalogue(**{kind: tuple(entries) for kind, entries in found.items()}, plugins=tuple(sources))
+    return Catalogue(found["TASKS"], found["METHODS"], found["SELECTIONS"], tuple(sources))
 
 
 def catalogue_of(config: ModelConfig) -> Catalogue:
@@ -86,7 +88,7 @@ def catalogue_of(config: ModelConfig) -> Catalogue:
 def eval_config(known: Catalogue | None = None) -> type[EvalConfig]:
     """``EvalConfig`` with the settings of every task and every method; ``--methods`` takes the methods' names."""
     known = known or catalogue()
-    choices = [_choice(EvalConfig, "methods", ("all", *_names(known.methods), "random"))] if known.methods else []
+    choices = _choice(EvalConfig, "methods", ("all", *_names(known.methods), "random"))
     return _composed(EvalConfig, [*known.tasks, *known.methods], choices, known)
 
 
@@ -94,7 +96,7 @@ def eval_config(known: Catalogue | None = None) -> type[EvalConfig]:
 def features_config(known: Catalogue | None = None) -> type[FeaturesConfig]:
     """``FeaturesConfig`` with the settings of every way of selecting latents; ``--method`` takes their names."""
     known = known or catalogue()
-    choices = [_choice(FeaturesConfig, "method", (*_names(known.selections), "all"))] if known.selections else []
+    choices = _choice(FeaturesConfig, "method", (*_names(known.selections), "all"))
     return _composed(FeaturesConfig, known.selections, choices, known)
 
 
@@ -108,13 +110,13 @@ def run_config(known: Catalogue | None = None) -> type[RunConfig]:
     )
 
 
-def _composed(base: type[ConfigT], entries: Iterable[Any], own: Sequence[Setting], known: Catalogue) -> type[ConfigT]:
+def _composed(base: type[ConfigT], entries: Iterable[Any], own: Setting, known: Catalogue) -> type[ConfigT]:
     """A subclass of ``base`` and of every entry's ``settings``, whose fields come in the order of the entries."""
     bases = list(dict.fromkeys(part for entry in entries if (part := entry.settings) and not issubclass(base, part)))
     bases.reverse()  # fields come last base first
     bases.sort(key=lambda part: -len(part.__mro__))  # a class that another stands on comes after it, as Python wants
     namespace = _namespace(base, known)
-    return make_dataclass(base.__name__, own, bases=(*bases, base), namespace=namespace, frozen=True, kw_only=True)
+    return make_dataclass(base.__name__, [own], bases=(*bases, base), namespace=namespace, frozen=True, kw_only=True)
 
 
 def _namespace(base: type, known: Catalogue) -> dict[str, Any]:
@@ -148,19 +150,24 @@ def _imported(name: str) -> ModuleType:
     return module
 
 
-def _require_entry(entry: Any, where: str, found: dict[str, list[Any]]) -> None:
+def _require_entry(entry: Any, table: str, where: str, found: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse what the command line could not name, or what would stand in another's place."""
-    name = getattr(entry, "name", None)
-    if not isinstance(name, str) or not re.fullmatch(r"[a-z][a-z0-9_]*", name):
-        raise ConfigError(f"{where} holds {type(entry).__name__} with the name {name!r}; give letters, digits and _")
-    others = [other for entries in found.values() for other in entries]
-    if name in (*_names(others), "all", "random", "baseline"):
+    kind = KINDS[table]
+    if kind is Task and (missing := [name for name in vars(Task) if name[0] != "_" and not hasattr(entry, name)]):
+        raise ConfigError(f"{where} holds a {type(entry).__name__} without {missing[0]}, which every Task has")
+    if not isinstance(entry, kind):
+        raise ConfigError(f"{where} holds a {type(entry).__name__}; give a {kind.__name__}")
+    name, part, others = entry.name, entry.settings, [other for entries in found.values() for other in entries]
+    if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
+        raise ConfigError(f"{where} holds a {kind.__name__} with the name {name!r}; give a-z, 0-9 and _")
+    if name in (*_names(found[table]), "all", "random", "baseline"):
         raise ConfigError(f"{where} holds {name}, and there is one of that name; call it something else")
-    part = getattr(entry, "settings", None)
     if part is None:
         return
     if not (isinstance(part, type) and issubclass(part, ModelConfig) and is_dataclass(part)):
-        raise ConfigError(f"{where}: settings of {name} is not a frozen dataclass on ModelConfig")
-    taken = {*described(RunConfig)} | {flag for other in others if other.settings for flag in described(other.settings)}
-    if double := sorted((set(described(part)) - set(described(ModelConfig))) & taken):
+        raise ConfigError(f"{where}: settings of {name} must be a frozen dataclass on ModelConfig")
+    known = {each for config in (RunConfig, *(other.settings for other in others)) if config for each in config.__mro__}
+    taken = {flag for config in known if issubclass(config, ModelConfig) for flag in described(config)}
+    own = {flag for each in part.__mro__ if each not in known for flag in get_annotations(each)}
+    if double := sorted(own & taken):
         raise ConfigError(f"{where}: --{double[0]} of {name} is a setting already; call it something else")

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from cli.app import build
 from sae_forge import builtin
 from tests import fakehub
 from tests.acceptance import remote

@@ -15,11 +15,12 @@ PLUGIN = '''
 """A task with a setting of its own, a method and a way of selecting."""
 
 from dataclasses import dataclass
-from types import SimpleNamespace
 from typing import Annotated, ClassVar
 
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
+from sae_forge.features.methods.method import SelectionMethod
+from sae_forge.methods.method import Method, titled
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,9 +29,30 @@ class ToySettings(ModelConfig):
     toys: Annotated[int, "Toys to play with.", Setting(at_least=1)] = 2
 
 
-TASKS = (SimpleNamespace(name="toy", settings=ToySettings),)
-METHODS = (SimpleNamespace(name="nudge", settings=None),)
-SELECTIONS = (SimpleNamespace(name="lucky", settings=None),)
+@dataclass(frozen=True, kw_only=True)
+class Toy:
+    name = "toy"
+    title = "Toys"
+    group = None
+    measures = ()
+    settings = ToySettings
+    tuned_on = True
+    writes = False
+
+    def load(self, lm, config, *, half, limit, progress):
+        return ()
+
+    def ask(self, lm, asked, *, batch_size, done):
+        return []
+
+
+def nothing(*given):
+    return []
+
+
+TASKS = (Toy(),)
+METHODS = (Method(name="nudge", kind="hook", title=titled("Nudge"), from_flags=nothing, build=nothing),)
+SELECTIONS = (SelectionMethod(name="lucky", words="any", rank=nothing),)
 '''
 
 
@@ -78,17 +100,18 @@ def test_plugins_are_found_before_there_are_flags(arguments: str, names: tuple[s
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
-        ('name="toy"', 'name="Toy!"', "'Toy!'"),
-        ('name="nudge"', 'name="toy"', "holds toy, and there is one of that name"),
-        ("toys:", "layer_norm: int = 1\n    half:", "--half of toy is a setting already"),
-        ("settings=ToySettings", "settings=int", "settings of toy is not"),
-        ("TASKS = (", "TASKS = [] or [", "TASKS is a list"),
-        ("from types import", "from typos import", "cannot be imported: ModuleNotFoundError"),
+        ('name = "toy"', 'name = "Toy!"', "'Toy!'"),
+        ('name="nudge"', 'name="scale"', "holds scale, and there is one of that name"),
+        ("toys:", 'half: Annotated[int, "Half a toy."] = 1\n    toys:', "--half of toy is a setting already"),
+        ("settings = ToySettings", "settings = int", "settings of toy must be"),
+        ("title = ", "subtitle = ", "holds a Toy without title"),
+        ("METHODS = (", "METHODS = (3,", "holds a int; give a Method"),
+        ("TASKS = (Toy(),)", "TASKS = [Toy()]", "TASKS is a list"),
+        ("from dataclasses import", "from dataklasses import", "cannot be imported: ModuleNotFoundError"),
     ],
 )
 def test_a_plugin_that_does_not_fit_ends_in_one_line(plugin: str, before: str, after: str, words: str) -> None:
-    text = PLUGIN.replace(before, after)
-    Path(plugin).write_text(text.replace("ToySettings),)", "ToySettings)]") if "TASKS is" in words else text)
+    Path(plugin).write_text(PLUGIN.replace(before, after))
     command = [sys.executable, "-m", "sae_forge", "eval", "--plugin", plugin]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
