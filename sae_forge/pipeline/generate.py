@@ -6,8 +6,8 @@ from sae_forge.config.generate import GenerateConfig
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.apply import attached
 from sae_forge.interventions.edit import Edit
-from sae_forge.interventions.methods import scale
 from sae_forge.live.session import Session
+from sae_forge.methods.edits.scale import scale
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.results.sheets import Sheet

@@ -10,11 +10,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions import methods
 from sae_forge.interventions.apply import attached
 from sae_forge.interventions.edit import Edit
 from sae_forge.live.pieces import Pieces
 from sae_forge.live.session import Session, Token
+from sae_forge.methods.edits.dsg import dsg
+from sae_forge.methods.edits.scale import scale
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids
 from sae_forge.sae.topk import TopKSAE
@@ -27,8 +28,8 @@ SAMPLING = Sampling(max_new_tokens=14, temperature=1.2, top_p=0.98, seed=4)
 def edits_of(lm: LanguageModel) -> tuple[Edit, ...]:
     low, high = TopKSAE(lm.d_model, 96, 30, seed=5), TopKSAE(lm.d_model, 64, 20, seed=6)
     return (
-        Edit(HookPoint(1), low, methods.scale(tuple(range(0, 96, 9)), -4.0)),
-        Edit(HookPoint(2), high, methods.dsg((3, 5, 40), -6.0, tau=0.1)),
+        Edit(HookPoint(1), low, scale(tuple(range(0, 96, 9)), -4.0)),
+        Edit(HookPoint(2), high, dsg((3, 5, 40), -6.0, tau=0.1)),
     )
 
 
