@@ -9,7 +9,6 @@ from typing import Any
 from typer.testing import CliRunner
 
 from cli.app import build
-from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
@@ -25,8 +24,11 @@ from sae_forge.sae.store import Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store.runs import Run
 from sae_forge.study.run import EvalReport, evaluate
+from sae_forge.study.settings import eval_config
 from sae_forge.tasks.engines.multiple_choice import answer, encode_questions
 from sae_forge.tasks.records import Question
+
+EvalConfig = eval_config()
 
 POINT = HookPoint(1)
 LATENTS = 24

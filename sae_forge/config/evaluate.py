@@ -6,16 +6,13 @@ from typing import Annotated, ClassVar, Literal
 
 from sae_forge.config.editing import EditingConfig
 from sae_forge.config.fields import Alias, Setting
-from sae_forge.config.questions import Half, QuestionFilter, QuestionsConfig
+from sae_forge.config.questions import Half, QuestionsConfig
 from sae_forge.config.sae import SelectedConfig
 from sae_forge.config.sampling import SamplingConfig
 from sae_forge.config.text import HeldOutConfig
 from sae_forge.errors import ConfigError
 
 ControlKind = Literal["latents", "isotropic", "places", "direction"]
-MUSE = Setting(names_items=True, heading="MUSE")
-QUESTIONS = Setting(names_items=True, heading="Questions")
-COMPLETIONS = Setting(names_items=True, heading="Completions")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,40 +78,12 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
         tuple[ControlKind, ...],
         "Random controls: other latents' rows, isotropic, other tokens, one direction.",
     ] = ("latents", "isotropic", "places", "direction")
-    neighbour_questions: Annotated[tuple[str, ...], "Question files on what lies close to it.", QUESTIONS] = ()
-    forget_prompts: Annotated[
-        tuple[str, ...], "Files of {prompt, target} records on what is forgotten.", COMPLETIONS
-    ] = ()
-    neighbour_prompts: Annotated[
-        tuple[str, ...], "Files of {prompt, target} records on what lies close to it.", COMPLETIONS
-    ] = ()
-    retain_prompts: Annotated[tuple[str, ...], "Files of {prompt, target} records on what is kept.", COMPLETIONS] = ()
-    generation_prompts: Annotated[
-        tuple[str, ...], "Files of {prompt} records to continue.", Setting(names_items=True, heading="Generation")
-    ] = ()
-    verbmem: Annotated[tuple[str, ...], "MUSE: files of {prompt, gt} records of forget text to recite.", MUSE] = ()
-    knowmem_forget: Annotated[
-        tuple[str, ...], "MUSE: files of {question, answer} records on what is forgotten.", MUSE
-    ] = ()
-    knowmem_retain: Annotated[tuple[str, ...], "MUSE: files of {question, answer} records on what is kept.", MUSE] = ()
-    knowmem_shots: Annotated[
+    tasks: Annotated[
         tuple[str, ...],
-        "MUSE: file of answered questions to show first; two: one for forget, one for retain.",
-        Setting(names_items=True, heading="MUSE", most=2, wanted="give one file, or forget's and then retain's"),
+        "Tasks to ask: NAME, NAME:PART (a domain or kind of item), or a FILE.toml. Unset: all that have files named.",
+        Setting(decides=()),
     ] = ()
-    privleak_forget: Annotated[tuple[str, ...], "MUSE: files of {text} records of what is forgotten.", MUSE] = ()
-    privleak_holdout: Annotated[tuple[str, ...], "MUSE: files of {text} records that the model never saw.", MUSE] = ()
-    privleak_reference: Annotated[
-        float,
-        "MUSE: AUC of a retrained model (news: 0.4772, books: 0.5393).",
-        Setting(above=0, below=1, wanted="give an AUC between 0 and 1", heading="MUSE"),
-    ] = 0.4772
-    question_filter: Annotated[
-        QuestionFilter,
-        "Ask only questions the unedited model gets right in all 24 orders of the options; "
-        "_iff_question: and not without the question; _no_tricks: and no option names other options.",
-        Setting(heading="Questions"),
-    ] = "none"
+    """It decides the report by what it stands for: the tasks' names and the content of their files."""
     half: Annotated[Half, "Half of the questions to report on, split by hash of the fact."] = "test"
     limit: Annotated[
         int | None,
@@ -141,8 +110,3 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
             raise ConfigError(f"--sweep tunes on the dev half and reports on the test half; drop --half {self.half}")
         if self.methods == ("random",) and self.steering is None:
             raise ConfigError("--methods random: controls stand beside an edit; name one too, as in scale,random")
-        if bool(self.privleak_forget) != bool(self.privleak_holdout):
-            missing = "holdout" if self.privleak_forget else "forget"
-            raise ConfigError(f"PrivLeak compares two sides; give --privleak_{missing} too")
-        if self.knowmem_shots and not (self.knowmem_forget or self.knowmem_retain):
-            raise ConfigError("--knowmem_shots stand before questions; give --knowmem_forget or --knowmem_retain too")

@@ -13,7 +13,7 @@ Half = Literal["test", "dev", "all"]
 
 @dataclass(frozen=True, kw_only=True)
 class QuestionsConfig(ModelConfig):
-    """Four-option questions on what is forgotten and on what is kept."""
+    """Questions with options on what is forgotten and on what is kept."""
 
     heading: ClassVar[str] = "Questions"
     decides: ClassVar[tuple[Artefact, ...]] = ("attribution", "report")

@@ -24,6 +24,7 @@ from sae_forge.store import files
 from sae_forge.study.run import REPORT_FILE, EvalReport
 from sae_forge.study.run import evaluate as measure
 from sae_forge.study.settings import catalogue_of
+from sae_forge.tasks.choice import choices
 
 KINDS = ("questions", "prompts", "generation_prompts", "eval", "verbmem", "knowmem", "privleak")
 """Kinds of files in the order in which a report's identity lists them; so reports of 0.1 are found again."""
@@ -110,8 +111,18 @@ def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: P
         "selections": [selection.without_snippets().to_json() for selection in selections],
         "steering": None if config.steering is None else files.file_sha256(config.steering),
         "model": provenance.weights,
+        **({"tasks": _chosen(config)} if config.tasks else {}),
         **({"plugins": plugins} if (plugins := catalogue_of(config).plugins) else {}),
     }
+
+
+def _chosen(config: EvalConfig) -> list[Any]:
+    """The tasks that are named, those that a file describes by its content and that of their own files."""
+    chosen = choices(config.tasks, catalogue_of(config).tasks)
+    return [
+        [corpus_identity(name), *map(corpus_identity, one.items)]
+        for name, one in zip(dict.fromkeys(config.tasks), chosen, strict=True)
+    ]
 
 
 def _place(setting: str) -> tuple[int, str]:

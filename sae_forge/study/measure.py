@@ -9,15 +9,16 @@ from typing import Any, NamedTuple
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.questions import Half
-from sae_forge.errors import DataError
+from sae_forge.errors import ConfigError, DataError
 from sae_forge.interventions.apply import EditLog
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.progress import Task as Advancing
+from sae_forge.study.settings import catalogue_of
+from sae_forge.tasks.choice import choices
 from sae_forge.tasks.item import ROLES, Item
-from sae_forge.tasks.table import TASKS
-from sae_forge.tasks.task import Asked, Task
+from sae_forge.tasks.task import Asked
 
 
 class Touched(NamedTuple):
@@ -49,7 +50,7 @@ def load_asked(
     config: EvalConfig,
     progress: Progress = SILENT,
     *,
-    tasks: Sequence[Task] = TASKS,
+    tuned: bool = False,
     half: Half | None = None,
     limit: int | None = None,
 ) -> tuple[Asked, ...]:
@@ -59,17 +60,23 @@ def load_asked(
     that has text written.
 
     Args:
+        tuned: Only what settings are chosen by.
         half: Of the questions; unset, the config's.
         limit: Items per domain; unset, the config's.
 
     Raises:
+        ConfigError: it names a task that there is not.
         DataError: it names nothing, a file of it is missing or malformed, or one name stands for two things.
     """
-    chosen = half or config.half, config.limit if limit is None else limit
+    known = catalogue_of(config)
+    if not getattr(type(config), "catalogue", None):
+        raise ConfigError("a plain EvalConfig says nothing of what is asked; make it of study.settings.eval_config()")
+    half, limit = half or config.half, config.limit if limit is None else limit
+    chosen = [one for one in choices(config.tasks, known.tasks) if one.task.tuned_on or not tuned]
     every = [
         replace(asked, rank=rank)
-        for rank, task in enumerate(tasks)
-        for asked in task.load(lm, config, half=chosen[0], limit=chosen[1], progress=progress)
+        for rank, one in enumerate(chosen)
+        for asked in one.load(lm, config, half=half, limit=limit, progress=progress)
     ]
     if not every:
         raise DataError(

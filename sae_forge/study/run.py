@@ -221,7 +221,7 @@ def _protocol(
         "selection": selection.method,
         "latents": list(selection.indices),
         "half": config.half,
-        "question_filter": config.question_filter,
+        "question_filter": "none",
         "scoring": config.scoring,
         **{name: getattr(config, name) for name in described(EditingConfig) if name not in described(ModelConfig)},
         "chance": chance_of(base),

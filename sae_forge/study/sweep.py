@@ -22,7 +22,6 @@ from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, described_domains, main_pool
 from sae_forge.study.measure import Answers, Measurement, load_asked, measure
 from sae_forge.study.pareto import Point
-from sae_forge.tasks.table import TASKS
 from sae_forge.tasks.task import Asked
 
 HALF: Half = "dev"
@@ -126,9 +125,8 @@ def load_tuned(materials: Materials, progress: Progress) -> tuple[Asked, ...]:
         DataError: there is nothing of it on what is forgotten, or none on what is kept.
     """
     config = materials.config
-    tuned = [task for task in TASKS if task.tuned_on]
     limit = config.sweep_limit or config.limit
-    asked = load_asked(materials.lm, config, progress, tasks=tuned, half=HALF, limit=limit)
+    asked = load_asked(materials.lm, config, progress, tuned=True, half=HALF, limit=limit)
     if missing := {"forget", "retain"} - {one.role for one in asked}:
         raise DataError(
             f"--sweep chooses by questions and has none in the role {sorted(missing)[0]}; "

@@ -5,13 +5,16 @@ BOS for the families trained with it, over as many prompts as there are, so that
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import ROLES, Item
 from sae_forge.tasks.task import Asked, Done
+from sae_forge.tasks.wrapped import PLAIN, Wording
 
 if TYPE_CHECKING:
     from sae_forge.models.loading import LanguageModel
@@ -26,6 +29,23 @@ MEASURES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings(ModelConfig):
+    """Prompt files by role."""
+
+    heading: ClassVar[str] = "Completions"
+
+    forget_prompts: Annotated[
+        tuple[str, ...], "Files of {prompt, target} records on what is forgotten.", Setting(names_items=True)
+    ] = ()
+    neighbour_prompts: Annotated[
+        tuple[str, ...], "Files of {prompt, target} records on what lies close to it.", Setting(names_items=True)
+    ] = ()
+    retain_prompts: Annotated[
+        tuple[str, ...], "Files of {prompt, target} records on what is kept.", Setting(names_items=True)
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Completions:
     """Prompts with a target; in a domain that has questions too, this log-prob stands instead of the options'."""
 
@@ -33,9 +53,10 @@ class Completions:
     title: str = "Completions"
     group: str | None = None
     measures: tuple[Measure, ...] = MEASURES
-    settings: type | None = None
+    settings: type | None = Settings
     tuned_on: bool = False
     writes: bool = False
+    wording: Wording = PLAIN
 
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
@@ -52,7 +73,8 @@ class Completions:
         for role in ROLES:
             for name, source in sources_by_domain(getattr(config, f"{role}_prompts")).items():
                 prompts = choose(load([source], read_prompt), half, limit, name)
-                encoded = encode(lm, [(item.prompt, (item.target,)) for item in prompts])
+                texts = [self.wording.around(self.wording.said(item.prompt)) for item in prompts]
+                encoded = encode(lm, [(text, (item.target,)) for text, item in zip(texts, prompts, strict=True)])
                 asked.append(
                     Asked(
                         task=self,

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_forge.config.questions import Half
+from sae_forge.config.text import HeldOutConfig
 from sae_forge.errors import DataError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
@@ -42,7 +43,7 @@ class HeldOut:
     title: str = "Loss on held-out text"
     group: str | None = "loss"
     measures: tuple[Measure, ...] = MEASURES
-    settings: type | None = None
+    settings: type | None = HeldOutConfig
     tuned_on: bool = False
     writes: bool = False
 

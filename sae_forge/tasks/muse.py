@@ -6,10 +6,12 @@ They are for the report alone and nothing is tuned on them, so they are not spli
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
-from sae_forge.errors import DataError, NumericalError
+from sae_forge.errors import ConfigError, DataError, NumericalError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import Item
@@ -82,6 +84,42 @@ PRIVLEAK = _X100(
 # ---- the task -----------------------------------------------------------------------------------
 
 
+ITEMS = Setting(names_items=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ModelConfig):
+    """Files of each measure."""
+
+    heading: ClassVar[str] = "MUSE"
+
+    verbmem: Annotated[tuple[str, ...], "MUSE: files of {prompt, gt} records of forget text to recite.", ITEMS] = ()
+    knowmem_forget: Annotated[
+        tuple[str, ...], "MUSE: files of {question, answer} records on what is forgotten.", ITEMS
+    ] = ()
+    knowmem_retain: Annotated[tuple[str, ...], "MUSE: files of {question, answer} records on what is kept.", ITEMS] = ()
+    knowmem_shots: Annotated[
+        tuple[str, ...],
+        "MUSE: file of answered questions to show first; two: one for forget, one for retain.",
+        Setting(names_items=True, most=2, wanted="give one file, or forget's and then retain's"),
+    ] = ()
+    privleak_forget: Annotated[tuple[str, ...], "MUSE: files of {text} records of what is forgotten.", ITEMS] = ()
+    privleak_holdout: Annotated[tuple[str, ...], "MUSE: files of {text} records that the model never saw.", ITEMS] = ()
+    privleak_reference: Annotated[
+        float,
+        "MUSE: AUC of a retrained model (news: 0.4772, books: 0.5393).",
+        Setting(above=0, below=1, wanted="give an AUC between 0 and 1"),
+    ] = 0.4772
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if bool(self.privleak_forget) != bool(self.privleak_holdout):
+            missing = "holdout" if self.privleak_forget else "forget"
+            raise ConfigError(f"PrivLeak compares two sides; give --privleak_{missing} too")
+        if self.knowmem_shots and not (self.knowmem_forget or self.knowmem_retain):
+            raise ConfigError("--knowmem_shots stand before questions; give --knowmem_forget or --knowmem_retain too")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recall:
     """Prompts, and what stands in the text after each."""
@@ -104,7 +142,7 @@ class Muse:
     title: str = "MUSE"
     group: str | None = "muse"
     measures: tuple[Measure, ...] = (VERBMEM, *KNOWMEM.values(), PRIVLEAK)
-    settings: type | None = None
+    settings: type | None = Settings
     tuned_on: bool = False
     writes: bool = True
 
@@ -148,7 +186,7 @@ class Muse:
             units=len(ids),
             truncated=sum(len(row) > room for row in rows),
             measures=(measure,),
-            protocol={"muse": {measure.name: how}},
+            protocol={str(self.group): {measure.name: how}},
             content=recall,
         )
 
@@ -170,14 +208,14 @@ class Muse:
             units=len(every),
             measures=(PRIVLEAK,),
             reads=True,
-            protocol={"muse": {"privleak": how}},
+            protocol={str(self.group): {"privleak": how}},
             content=(sides, token_ids, reference),
         )
 
     def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
         """What the model writes against what stands in the text, or how odd it finds the texts of either side."""
         if isinstance(asked.content, Recall):
-            return recalled(lm, asked.content, batch_size=batch_size, done=done)
+            return recalled(lm, asked.content, task=self.name, batch_size=batch_size, done=done)
         sides, token_ids, reference = asked.content
         return [
             Item(
@@ -196,7 +234,9 @@ class Muse:
         ]
 
 
-def recalled(lm: "LanguageModel", recall: Recall, *, batch_size: int, done: Done | None = None) -> list[Item]:
+def recalled(
+    lm: "LanguageModel", recall: Recall, *, batch_size: int, done: Done | None = None, task: str = "muse"
+) -> list[Item]:
     """What the model writes after each prompt, likeliest token first, against what stands in the text."""
     from sae_forge.tasks.engines.generation import Sampling, write
     from sae_forge.tasks.engines.texts import rouge_l_f1
@@ -208,7 +248,7 @@ def recalled(lm: "LanguageModel", recall: Recall, *, batch_size: int, done: Done
         text = until(got.text, recall.stops)
         items.append(
             Item(
-                task="muse",
+                task=task,
                 domain="",
                 role=recall.role,
                 id=prompt.id,

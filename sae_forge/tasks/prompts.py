@@ -1,13 +1,16 @@
 """Prompts to continue: what a model writes, and whether it repeats itself."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.task import Asked, Done
+from sae_forge.tasks.wrapped import PLAIN, Wording
 
 if TYPE_CHECKING:
     from sae_forge.models.loading import LanguageModel
@@ -22,6 +25,17 @@ MEASURES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings(ModelConfig):
+    """Files of what is to be continued; how it is drawn is said with the edit."""
+
+    heading: ClassVar[str] = "Generation"
+
+    generation_prompts: Annotated[
+        tuple[str, ...], "Files of {prompt} records to continue.", Setting(names_items=True)
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class Prompts:
     """Sampled continuations, drawn with the same numbers whatever is done to the model."""
 
@@ -29,9 +43,10 @@ class Prompts:
     title: str = "Generated text"
     group: str | None = "generation"
     measures: tuple[Measure, ...] = MEASURES
-    settings: type | None = None
+    settings: type | None = Settings
     tuned_on: bool = False
     writes: bool = True
+    wording: Wording = PLAIN
 
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
@@ -57,9 +72,9 @@ class Prompts:
             ids=numbers,
             facts=numbers,
             units=len(texts),
-            counted="generation",
-            protocol={"generation": {**vars(sampling), "prompts": len(texts)}},
-            content=(tuple(texts), sampling),
+            counted=str(self.group),
+            protocol={str(self.group): {**vars(sampling), "prompts": len(texts)}},
+            content=(tuple(self.wording.around(self.wording.said(text)) for text in texts), sampling),
         )
         return (asked,) if texts else ()
 

@@ -1,13 +1,15 @@
 """Questions with options: which one a model finds likeliest, beside what guessing gives."""
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
-from sae_forge.config.questions import Half
+from sae_forge.config.fields import Artefact, Setting
+from sae_forge.config.questions import Half, QuestionFilter, QuestionsConfig
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import ROLES, Item
 from sae_forge.tasks.task import Asked, Done
+from sae_forge.tasks.wrapped import PLAIN, Wording
 
 if TYPE_CHECKING:
     from sae_forge.models.loading import LanguageModel
@@ -32,6 +34,22 @@ MEASURES = (
 
 
 @dataclass(frozen=True, kw_only=True)
+class Settings(QuestionsConfig):
+    """Question files by role, which of their questions count, and how they are asked."""
+
+    decides: ClassVar[tuple[Artefact, ...]] = ("report",)
+
+    neighbour_questions: Annotated[
+        tuple[str, ...], "Question files on what lies close to it.", Setting(names_items=True)
+    ] = ()
+    question_filter: Annotated[
+        QuestionFilter,
+        "Ask only questions the unedited model gets right in all orders of the options (24 of four); "
+        "_iff_question: and not without the question; _no_tricks: and no option names other options.",
+    ] = "none"
+
+
+@dataclass(frozen=True, kw_only=True)
 class Questions:
     """One right among two options or more (WMDP, MMLU); how they are asked is the setting ``scoring``."""
 
@@ -39,9 +57,10 @@ class Questions:
     title: str = "Questions"
     group: str | None = None
     measures: tuple[Measure, ...] = MEASURES
-    settings: type | None = None
+    settings: type | None = Settings
     tuned_on: bool = True
     writes: bool = False
+    wording: Wording = PLAIN
 
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
@@ -64,7 +83,10 @@ class Questions:
                     folder=config.run_folder, fresh=config.starts_over, progress=progress,
                 )  # fmt: skip
                 questions = choose(kept, "all", limit, name)
-                encoded = encode_questions(lm, questions, config.scoring, name)
+                said = [replace(item, question=self.wording.said(item.question)) for item in questions]
+                encoded = encode_questions(
+                    lm, said, config.scoring, name, front=self.wording.front, prefix=self.wording.prefix
+                )
                 asked.append(
                     Asked(
                         task=self,
@@ -75,6 +97,7 @@ class Questions:
                         facts=tuple(item.fact for item in questions),
                         units=len(questions),
                         truncated=sum(item.truncated for item in encoded),
+                        protocol={"question_filter": config.question_filter},
                         content=(questions, encoded),
                     )
                 )

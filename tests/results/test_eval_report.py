@@ -12,7 +12,6 @@ import pytest
 from conftest import TEXT
 from reports import filled
 
-from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import DataError
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.hookpoint import HookPoint
@@ -26,7 +25,10 @@ from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.measure import load_asked, measure
 from sae_forge.study.plan import Plan, iter_plans
 from sae_forge.study.run import EvalReport, evaluate
+from sae_forge.study.settings import eval_config
 from sae_forge.tasks.records import half_of
+
+EvalConfig = eval_config()
 
 POINT = HookPoint(1)
 CHOICES = ["a silver owl", "a book", "granite", "the river Arn"]

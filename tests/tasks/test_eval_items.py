@@ -8,14 +8,16 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT
 from sae_forge.study.estimates import described_domains
 from sae_forge.study.measure import load_asked
+from sae_forge.study.settings import eval_config
 from sae_forge.tasks.prompts import Prompts
 from sae_forge.tasks.records import choose, domain_name, half_of, iter_records, load, load_questions, read_prompt
+
+EvalConfig = eval_config()
 
 RECORD = {
     "question": "Which planet is closest to the Sun?",

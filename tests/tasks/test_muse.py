@@ -20,7 +20,6 @@ from hypothesis import strategies as st
 from tiny_tokenizer import make_tokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
-from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.hookpoint import HookPoint
@@ -38,12 +37,14 @@ from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.statistics.estimate import Estimate
 from sae_forge.study.measure import load_asked
 from sae_forge.study.run import EvalReport, evaluate
+from sae_forge.study.settings import eval_config
 from sae_forge.tasks.engines.texts import rouge_l_f1
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.muse import Muse, Recall, leak, least_likely, privleak, recalled, until
 from sae_forge.tasks.records import load_questions
-from sae_forge.tasks.table import TASKS
 from sae_forge.tasks.task import Asked
+
+EvalConfig = eval_config()
 
 POINT, LATENTS, SCALE = HookPoint(1), tuple(range(64)), -3.0
 BRIEF = 24
@@ -232,15 +233,15 @@ def make_files(folder: Path, verbmem: Sequence[tuple[str, str]] = ()) -> dict[st
     }
 
 
-def asked_of(lm: LanguageModel, config: EvalConfig) -> tuple[Asked, ...]:
+def asked_of(lm: LanguageModel, config: Any) -> tuple[Asked, ...]:
     return Muse().load(lm, config, half="all", limit=config.limit, progress=SILENT)
 
 
-def recalls(lm: LanguageModel, config: EvalConfig) -> list[Recall]:
+def recalls(lm: LanguageModel, config: Any) -> list[Recall]:
     return [one.content for one in asked_of(lm, config) if one.kind != "privleak"]
 
 
-def texts_of(lm: LanguageModel, config: EvalConfig) -> Asked:
+def texts_of(lm: LanguageModel, config: Any) -> Asked:
     return next(one for one in asked_of(lm, config) if one.kind == "privleak")
 
 
@@ -390,7 +391,7 @@ def test_without_the_files_nothing_is_asked_and_nothing_is_tuned_on_them(llama: 
     assert [one.kind for one in every] == ["privleak", "generation", "verbmem", "knowmem", "knowmem"]
     assert [one.written for one in every] == [False, True, True, True, True]
     with pytest.raises(DataError, match="nothing to evaluate on"):
-        load_asked(llama, config, tasks=[task for task in TASKS if task.tuned_on])
+        load_asked(llama, config, tuned=True)
 
 
 # ---- the model ----------------------------------------------------------------------------------

@@ -10,10 +10,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.progress import Silent
+from sae_forge.study.settings import eval_config
 from sae_forge.tasks.engines import orders
 from sae_forge.tasks.engines.continuations import encode
 from sae_forge.tasks.engines.multiple_choice import answer, chat_prompt, encode_questions, letter_ids, letter_prompt
@@ -38,6 +38,8 @@ MAGIC = Domain(name="wmdp-cyber", role="forget", questions=QUESTIONS)
 TEMPLATE = (
     "{{ bos_token }}<turn>{{ messages[0]['content'] | trim }}\n<turn>{% if add_generation_prompt %}model\n{% endif %}"
 )
+
+EvalConfig = eval_config()
 
 
 @pytest.fixture(scope="module")

@@ -70,7 +70,14 @@ class Answered:
 
 
 def encode_questions(
-    lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, *, blind: bool = False
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    domain: str,
+    *,
+    blind: bool = False,
+    front: str = "",
+    prefix: str = "",
 ) -> list[Encoded]:
     """Token ids of the questions and their continuations, ready for :func:`answer`.
 
@@ -78,11 +85,13 @@ def encode_questions(
 
     Args:
         blind: Leave out instruction and question, so that only the options tell which one is right.
+        front: Text before all else, inside the turn of a chat.
+        prefix: Text after all else, as the beginning of the answer.
 
     Raises:
         ConfigError: ``chat`` on a model without a chat template.
     """
-    prompts = [prompt_of(lm, item, scoring, domain, blind=blind) for item in questions]
+    prompts = [prompt_of(lm, item, scoring, domain, blind=blind, front=front) + prefix for item in questions]
     match scoring:
         case "cloze":
             return encode(lm, [(text, item.choices) for text, item in zip(prompts, questions, strict=True)])
@@ -93,15 +102,17 @@ def encode_questions(
             return _encode_chat(lm, prompts, [len(item.choices) for item in questions])
 
 
-def prompt_of(lm: LanguageModel, question: Question, scoring: Scoring, domain: str, *, blind: bool = False) -> str:
+def prompt_of(
+    lm: LanguageModel, question: Question, scoring: Scoring, domain: str, *, blind: bool = False, front: str = ""
+) -> str:
     """All that the model reads before it answers, as text; special tokens of a chat template included."""
     match scoring:
         case "cloze":
-            return ANSWER if blind else question.question
+            return front + (ANSWER if blind else question.question)
         case "letter":
-            return letter_prompt(question, domain, blind=blind)
+            return front + letter_prompt(question, domain, blind=blind)
         case "chat":
-            return chat_prompt(lm, question, domain, blind=blind)
+            return chat_prompt(lm, question, domain, blind=blind, front=front)
 
 
 def letter_prompt(question: Question, domain: str, *, blind: bool = False) -> str:
@@ -110,7 +121,7 @@ def letter_prompt(question: Question, domain: str, *, blind: bool = False) -> st
     return body if blind else f"{_preamble(_subject(question, domain))}\n{question.question.strip()}\n{body}"
 
 
-def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bool = False) -> str:
+def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bool = False, front: str = "") -> str:
     """A user's turn that asks, and the beginning of the model's, up to and including ``Answer: (``.
 
     Raises:
@@ -121,7 +132,7 @@ def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bo
     subject = _subject(question, domain)
     preamble = _preamble(CHAT_SUBJECTS.get(subject, subject))
     asked = options_of(question) if blind else f"{preamble}{question.question.strip()}\n{options_of(question)}"
-    turns = [{"role": "user", "content": asked}]
+    turns = [{"role": "user", "content": front + asked}]
     return f"{lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)}{CHAT_ANSWER}"
 
 
