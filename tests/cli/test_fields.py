@@ -6,7 +6,6 @@ from typing import Annotated, ClassVar
 import pytest
 
 from sae_forge.config.collect import CollectConfig
-from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import Alias, Artefact, Setting, described
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.train import TrainConfig
@@ -116,5 +115,5 @@ def test_bounds_are_kept_on_every_config(values: dict, words: str) -> None:
 )
 def test_messages_of_bounds_say_what_would_be_right(values: dict, message: str) -> None:
     with pytest.raises(ConfigError) as error:
-        EvalConfig(**values)
+        eval_config()(**values)
     assert str(error.value).startswith(message)

@@ -13,11 +13,15 @@ from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, DataError
+from sae_forge.methods.materials import Materials
+from sae_forge.methods.table import METHODS
 from sae_forge.models.loading import LanguageModel
+from sae_forge.progress import SILENT
 from sae_forge.results.measure import Measure
 from sae_forge.study.measure import load_asked
 from sae_forge.study.run import evaluate
 from sae_forge.study.settings import Catalogue, catalogue, eval_config
+from sae_forge.study.sweep import sweep
 from sae_forge.tasks.choice import choices
 from sae_forge.tasks.completions import Completions
 from sae_forge.tasks.item import ROLES, Item
@@ -139,14 +143,16 @@ def test_a_task_of_ones_own_goes_through_a_report(run: TinyRun, tmp_path: Path):
 
 
 def test_a_task_of_ones_own_is_what_a_sweep_chooses_by(run: TinyRun):
-    settings = {**SMALL, "half": "test", "sweep": True, "methods": ("project",)}
-    report = measured(run, with_toy()(**settings))
-    swept = report.metrics["sweep"]
-    dev = {name for domain in swept["domains"].values() for name in domain["ids"]["statements"]}
-    assert {half_of(name) for name in dev} == {"dev"}
-    assert {half_of(item["fact"]) for item in report.items} == {"test"}
-    assert 0 < swept["base"]["forget"] < 1
-    assert len(swept["methods"]["project"]["points"]) == 8
+    config = with_toy()(**{**SMALL, "half": "test", "sweep": True, "methods": ("project",)})
+    materials = Materials(run.lm, run.sae, run.named.point, run.selection, config, run.shards)
+    (project,) = [method for method in METHODS if method.name == "project"]
+    swept = sweep([project], materials, SILENT)
+    asked = {name for domain in swept.items.values() for name in domain["ids"]["statements"]}
+    assert {half_of(name) for name in asked} == {"dev"}
+    assert 0 < swept.base.forget < 1
+    points = swept.tuned[0].points
+    assert len(points) == 8
+    assert len({point.forget for point in points}) > 1
 
 
 def test_a_task_that_is_taken_out_is_gone_with_its_flags():
