@@ -98,7 +98,7 @@ def _described(path: Path, known: Mapping[str, Task]) -> Choice:
         raise ConfigError(f"{where} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{where} is not TOML: {str(error)[:120]}") from error
-    name, like = said.get("name", path.stem), said.get("like")
+    name, like = said.get("name", path.stem), str(said.get("like"))
     if unknown := sorted(set(said) - KEYS):
         raise ConfigError(f"{where} sets {unknown[0]!r}; possible are {', '.join(sorted(KEYS))}")
     if like not in known or not is_dataclass(known[like]) or known[like].settings is None:
