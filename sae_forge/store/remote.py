@@ -183,8 +183,9 @@ class RemotePath:
         def once() -> list[dict[str, Any]]:
             self._fs.invalidate_cache(self._path)
             answer = self._call("ls", self._path, detail=True)
-            entries = answer if isinstance(answer, list) else [None]
-            if not all(isinstance(entry, dict) and isinstance(entry.get("name"), str) for entry in entries):
+            entries = [entry for entry in answer if isinstance(entry, dict)] if isinstance(answer, list) else []
+            named = all(isinstance(entry.get("name"), str) for entry in entries)
+            if not isinstance(answer, list) or len(entries) < len(answer) or not named:
                 raise TypeError("the store did not answer with a list of what is there")
             return entries
 

@@ -16,7 +16,7 @@ from sae_forge.interventions.edit import Edit
 from sae_forge.methods.materials import Materials, Shards
 from sae_forge.methods.method import Method
 from sae_forge.methods.subjects import Edited, in_force
-from sae_forge.methods.table import METHODS, methods_of
+from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
@@ -39,6 +39,7 @@ from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.plan import Plan, iter_plans, of_selections
 from sae_forge.study.rows import item_rows, publish_rows
 from sae_forge.study.selections import compared, label_of
+from sae_forge.study.settings import catalogue_of
 from sae_forge.study.sweep import sweep
 from sae_forge.tasks.task import Asked
 
@@ -89,7 +90,7 @@ def evaluate(
     also: Sequence[Edit] = (),
     rivals: Sequence[Selection] = (),
     folder: Path | None = None,
-    table: Sequence[Method] = METHODS,
+    table: Sequence[Method] | None = None,
 ) -> EvalReport:
     """Measure the model as it is, then under every method and control that the config names.
 
@@ -100,7 +101,7 @@ def evaluate(
         also: Edits to measure beside those that the config names.
         rivals: Other selections of the same SAE, to measure one and the same edit under.
         folder: The report's own, where a sweep keeps what it has measured in case it is stopped.
-        table: The methods that the config's names are those of.
+        table: The methods that the config's names are those of; unset: those the config was composed from.
 
     Raises:
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
@@ -110,7 +111,7 @@ def evaluate(
     asked = load_asked(lm, config, progress)
     if truncated := sum(one.truncated for one in asked):
         progress.say(f"{truncated} questions or prompts are longer than the model takes; their beginnings are cut")
-    methods = methods_of(config.methods, table)
+    methods = methods_of(config.methods, table or catalogue_of(config).methods)
     left_out = _left_out(methods, materials, progress)
     swept = sweep(methods, materials, progress, folder) if config.sweep else None
     selections = _selections(selection, rivals, progress)
