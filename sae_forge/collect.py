@@ -20,6 +20,7 @@ from importlib.metadata import version
 from typing import Any, NamedTuple, cast
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -275,7 +276,9 @@ def _read(
     dtype: torch.dtype | None,
 ) -> _Found:
     """Begin to read one batch, without waiting for a CUDA device."""
-    kept = real.flatten().nonzero().squeeze(1)  # found here: a device would have to be waited for
+    kept = rearrange(real, "batch ctx -> (batch ctx)").nonzero()[
+        :, 0
+    ]  # found here: a device would have to be waited for
     try:
         captured = capture(lm, points, batch.token_ids, batch.attention_mask)
         acts = {point: _rows(x, kept, dtype) for point, x in captured.items()}
@@ -300,7 +303,7 @@ def _rows(x: Float[Tensor, "batch ctx d_in"], kept: Int[Tensor, " rows"], dtype:
     Args:
         dtype: None: in the model's own, for rows that are rounded in memory.
     """
-    rows = x.flatten(0, 1).index_select(0, kept.to(x.device, non_blocking=True))
+    rows = rearrange(x, "batch ctx d_in -> (batch ctx) d_in").index_select(0, kept.to(x.device, non_blocking=True))
     return rows.to(dtype or x.dtype).to("cpu", non_blocking=True) if x.is_cuda else rows
 
 
@@ -309,14 +312,16 @@ def _store(found: _Found, writers: dict[HookPoint, ShardWriter]) -> int:
     for event in found.copied:
         event.synchronize()
     batch, real, tokens = found.batch, found.real, int(found.real.sum())
-    positions = torch.arange(real.shape[1]).expand_as(real)
+    batch_size, ctx = real.shape
+    positions = repeat(torch.arange(ctx), "ctx -> batch ctx", batch=batch_size)
+    seq_ids = repeat(batch.seq_ids, "batch -> batch ctx", ctx=ctx)
     for point in found.elsewhere:
         writers[point].pass_over(batch.index, tokens)
     for point, acts in found.acts.items():
         writers[point].write_batch(
             batch.index,
             acts,
-            batch.seq_ids[:, None].expand_as(real)[real],
+            seq_ids[real],
             positions[real],
             batch.token_ids[real],
             special=int(batch.attention_mask.sum()) - tokens,

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol, get_args, runtime_checkable
 
 import torch
+from einops import rearrange, repeat
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -151,7 +152,7 @@ class RandomPlaces:
         state: State | None,
     ) -> tuple[Float[Tensor, "batch seq d_in"], State]:
         del x, acts  # the real delta says all
-        batch, seq, d_in = real_delta.shape
+        batch, _, d_in = real_delta.shape
         if state is None:
             state = (
                 torch.zeros(batch, dtype=torch.long),
@@ -163,9 +164,10 @@ class RandomPlaces:
             (real_delta != 0).any(dim=-1).tolist(), editable.tolist(), position.tolist(), waits.tolist()
         )
         nothing = real_delta.new_zeros(batch, 1, d_in)
-        deltas = torch.cat([nothing, waiting.to(real_delta)[:, None], real_delta.detach()], dim=1)
+        brought = rearrange(waiting.to(real_delta), "batch d_in -> batch 1 d_in")
+        deltas = torch.cat([nothing, brought, real_delta.detach()], dim=1)
         chosen = torch.tensor([[*row, last] for row, last in zip(sources, left, strict=True)], device=deltas.device)
-        moved = deltas.gather(1, chosen[..., None].expand(batch, seq + 1, d_in))
+        moved = deltas.gather(1, repeat(chosen, "batch places -> batch places d_in", d_in=d_in))
         return moved[:, :-1], (torch.tensor(position), torch.tensor(left) > 0, moved[:, -1])
 
     def _sources(

@@ -5,6 +5,7 @@ the release, whose encoder reads ``x`` itself: ``b_dec`` is not taken off first,
 """
 
 import torch
+from einops import rearrange, unpack
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -49,15 +50,16 @@ class JumpReLUSAE(nn.Module):
         The pre-activations of at most ``PRE_ACTS_AT_ONCE`` / d_sae tokens exist at once.
         """
         self._require_width(x)
-        flat = x.reshape(-1, self.d_in).to(self.W_enc.dtype)
+        flat = rearrange(x, "... d_in -> (...) d_in").to(self.W_enc.dtype)
         parts = [self._firing(rows) for rows in flat.split(max(1, PRE_ACTS_AT_ONCE // self.d_sae))]
         counts, latents, values = (torch.cat(column) for column in zip(*parts, strict=True))
         columns = max(1, int(counts.max())) if len(counts) else 1
         places = torch.arange(columns, device=flat.device) < counts[:, None]  # tokens columns
         packed_values = flat.new_zeros(len(flat), columns).masked_scatter(places, values)
         packed_latents = latents.new_zeros(len(flat), columns).masked_scatter(places, latents)
-        shape = (*x.shape[:-1], columns)
-        return LatentActs(packed_values.view(shape), packed_latents.view(shape))
+        return LatentActs(
+            *(unpack(packed, [x.shape[:-1]], "* columns")[0] for packed in (packed_values, packed_latents))
+        )
 
     def decode(self, acts: LatentActs) -> Float[Tensor, "*batch d_in"]:
         """The reconstruction these acts stand for."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from einops import rearrange, repeat
 from torch import Tensor
 
 from sae_forge.errors import CheckpointError
@@ -102,7 +103,8 @@ def _converted(kind: str, found: dict[str, Tensor], path: Path) -> TopKSAE | Jum
     if kind == "JumpReluAutoEncoder":
         names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
         return JumpReLUSAE(*(found[name].float() for name in names))
-    W_enc, W_dec = found["encoder.weight"].float().T, found["decoder.weight"].float().T
+    W_enc = rearrange(found["encoder.weight"].float(), "d_sae d_in -> d_in d_sae")
+    W_dec = rearrange(found["decoder.weight"].float(), "d_in d_sae -> d_sae d_in")
     b_enc, b_dec = found["encoder.bias"].float(), found["bias" if kind == "AutoEncoder" else "b_dec"].float()
     if kind == "AutoEncoderTopK":
         k = int(found["k"])
@@ -111,4 +113,4 @@ def _converted(kind: str, found: dict[str, Tensor], path: Path) -> TopKSAE | Jum
         return TopKSAE.from_weights(W_enc, b_enc, W_dec, b_dec, k)
     threshold = found["threshold"].float() if kind == "BatchTopKSAE" else torch.zeros(())
     shifted = (b_enc.double() - b_dec.double() @ W_enc.double()).float()
-    return JumpReLUSAE(W_enc, shifted, W_dec, b_dec, threshold.expand(len(b_enc)).clone())
+    return JumpReLUSAE(W_enc, shifted, W_dec, b_dec, repeat(threshold, "-> d_sae", d_sae=len(b_enc)).clone())

@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from einops import rearrange
+
 from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.formats.checked import positive, require_finite, require_shapes
@@ -42,7 +44,8 @@ def load_sparsify(folder: Path) -> TopKSAE:
         raise CheckpointError(f"{folder / CFG} keeps k={k} latents per token of only d_sae={d_sae}")
     found = {name: tensor.float() for name, tensor in read_tensors(path, kind=CheckpointError, what=WHAT).items()}
     require_finite(path, found)
-    sae = TopKSAE.from_weights(found["encoder.weight"].T, found["encoder.bias"], found["W_dec"], found["b_dec"], k)
+    W_enc = rearrange(found["encoder.weight"], "d_sae d_in -> d_in d_sae")
+    sae = TopKSAE.from_weights(W_enc, found["encoder.bias"], found["W_dec"], found["b_dec"], k)
     return sae.requires_grad_(False)
 
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import cast
 
 import torch
+from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import cross_entropy
@@ -112,5 +113,7 @@ def token_losses(
     """Next-token losses in float64 on the CPU, zero where nothing is to be predicted."""
     logits = forward(lm, token_ids, mask.long()).logits[:, :-1]
     targets = token_ids[:, 1:].to(logits.device)
-    losses = cross_entropy(logits.flatten(0, 1).float(), targets.flatten(), reduction="none").view(targets.shape)
+    rows = rearrange(logits, "batch targets vocab -> (batch targets) vocab").float()
+    losses = cross_entropy(rows, rearrange(targets, "batch targets -> (batch targets)"), reduction="none")
+    losses = rearrange(losses, "(batch targets) -> batch targets", batch=len(targets))
     return torch.where(wanted, losses.double().cpu(), 0.0)
