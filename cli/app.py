@@ -1,16 +1,24 @@
 """The Typer app; every verb is one file beside this one."""
 
+import importlib
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import NoReturn
 
 import typer
 
-from cli import collect, evaluate, features, generate, push, report, run, train, verify
 from sae_forge.errors import ForgeError
 from sae_forge.study.settings import catalogue, eval_config, features_config, run_config
+
+VERBS = {
+    "run": "run", "collect": "collect", "train": "train", "features": "features", "eval": "evaluate", "push": "push",
+    "generate": "generate", "report": "report", "verify": "verify",
+}  # fmt: skip
+"""The file of each command. Only that of the one at work is imported, since every file brings its config."""
+COMPOSED = {"run": run_config, "features": features_config, "eval": eval_config}
+"""Commands whose settings are those of tasks, methods and selections too."""
 
 
 def build(plugins: Sequence[str] = (), only: str | None = None) -> typer.Typer:
@@ -35,19 +43,9 @@ def build(plugins: Sequence[str] = (), only: str | None = None) -> typer.Typer:
         },
     )
     known = catalogue(tuple(plugins))
-    verbs: dict[str, Callable[[], None]] = {
-        "run": lambda: run.register(made, run_config(known)),
-        "collect": lambda: collect.register(made),
-        "train": lambda: train.register(made),
-        "features": lambda: features.register(made, features_config(known)),
-        "eval": lambda: evaluate.register(made, eval_config(known)),
-        "push": lambda: push.register(made),
-        "generate": lambda: generate.register(made),
-        "report": lambda: report.register(made),
-        "verify": lambda: verify.register(made),
-    }
-    for name in [only] if only in verbs else verbs:
-        verbs[name]()
+    for name in [only] if only in VERBS else VERBS:
+        verb, composed = importlib.import_module(f"cli.{VERBS[name]}"), COMPOSED.get(name)
+        verb.register(made, *([] if composed is None else [composed(known)]))
     made.callback()(lambda: None)  # else Typer takes a command that stands alone without its name
     return made
 

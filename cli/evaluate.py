@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.options import verb
-from sae_forge.config.evaluate import EvalConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen
+    from sae_forge.config.evaluate import EvalConfig
     from sae_forge.outcome import Outcome
 
 
-def register(app: typer.Typer, kind: type[EvalConfig]) -> None:
+def register(app: typer.Typer, kind: "type[EvalConfig]") -> None:
     """Add the command; its flags are the settings of ``kind``."""
 
     @verb(
@@ -27,7 +27,7 @@ def register(app: typer.Typer, kind: type[EvalConfig]) -> None:
         sae-forge eval --model google/gemma-2-2b --forget_questions bio.jsonl --retain_questions history.csv,geography.csv
         """,
     )
-    def evaluate(config: EvalConfig, screen: "Screen") -> "Outcome":
+    def evaluate(config: "EvalConfig", screen: "Screen") -> "Outcome":
         """Measure forgetting and side effects: the baseline, the edit, and its controls beside it.
 
         Every estimate has a 95 % interval. Zero ablation and random directions of the same norm are always measured

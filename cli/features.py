@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING
 import typer
 
 from cli.options import verb
-from sae_forge.config.features import FeaturesConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen
+    from sae_forge.config.features import FeaturesConfig
     from sae_forge.outcome import Outcome
 
 
-def register(app: typer.Typer, kind: type[FeaturesConfig]) -> None:
+def register(app: typer.Typer, kind: "type[FeaturesConfig]") -> None:
     """Add the command; its flags are the settings of ``kind``."""
 
     @verb(
@@ -28,7 +28,7 @@ def register(app: typer.Typer, kind: type[FeaturesConfig]) -> None:
         sae-forge features --latents 12,873,4410
         """,
     )
-    def features(config: FeaturesConfig, screen: "Screen") -> "Outcome":
+    def features(config: "FeaturesConfig", screen: "Screen") -> "Outcome":
         """Rank the latents that fire on what should be forgotten and not on what should be kept.
 
         Shows for each chosen latent its statistics and the text it fires on most; of several methods, how well the

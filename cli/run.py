@@ -6,11 +6,11 @@ import typer
 
 from cli.options import Given, verb
 from sae_forge.config.model import ModelConfig
-from sae_forge.config.run import RunConfig
 from sae_forge.settings import presets
 
 if TYPE_CHECKING:
     from cli.screen import Screen
+    from sae_forge.config.run import RunConfig
     from sae_forge.outcome import Outcome
 
 DEFAULT_PRESET = "tiny"
@@ -22,7 +22,7 @@ PRESET = typer.Option(
 )
 
 
-def register(app: typer.Typer, kind: type[RunConfig]) -> None:
+def register(app: typer.Typer, kind: "type[RunConfig]") -> None:
     """Add the command; its flags are the settings of ``kind``."""
 
     @verb(
@@ -42,7 +42,7 @@ def register(app: typer.Typer, kind: type[RunConfig]) -> None:
         """
         + "\n        ".join(f"{name:18} {preset['description']}" for name, preset in presets().items()),
     )
-    def run(configs: list[RunConfig], screen: "Screen", preset: Annotated[str | None, PRESET] = None) -> "Outcome":
+    def run(configs: "list[RunConfig]", screen: "Screen", preset: Annotated[str | None, PRESET] = None) -> "Outcome":
         """Run the whole pipeline: collect, train, features, eval, report.
 
         Without --model and --preset it takes both built-in models in turn: no network, no GPU. A stage whose output

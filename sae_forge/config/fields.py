@@ -102,7 +102,7 @@ class Described:
 def described(config: type) -> Mapping[str, Described]:
     """The settings of a config class by name, in the order of its fields; a field without help text is none.
 
-    What a setting leaves unsaid is taken from the class that declares it: its own ``heading``, and its ``decides``.
+    What a setting leaves unsaid is taken from the class that declares it: its ``heading`` and its ``decides``.
     """
     hints = get_type_hints(config, include_extras=True)
     found = {}
@@ -117,7 +117,7 @@ def described(config: type) -> Mapping[str, Described]:
             kind=kind,
             help=next(note for note in notes if isinstance(note, str)),
             default=None if field.default is MISSING else field.default,
-            heading=setting.heading or vars(owner).get("heading", "Options"),
+            heading=setting.heading or owner.heading,
             decides=owner.decides if setting.decides is None else setting.decides,
             setting=setting,
             aliases=tuple(note.name for note in notes if isinstance(note, Alias)),

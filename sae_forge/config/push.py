@@ -1,7 +1,7 @@
 """``push``: SAE, selection and report to one commit on the Hub."""
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError
@@ -10,6 +10,8 @@ from sae_forge.errors import ConfigError
 @dataclass(frozen=True, kw_only=True)
 class PushConfig(ModelConfig):
     """SAE, selection and report to one commit on the Hub."""
+
+    heading: ClassVar[str] = "Publishing"
 
     sae: Annotated[str | None, "SAE folder of a run. Unset: the newest of the run."] = None
     private: Annotated[bool, "Create the repository private."] = False

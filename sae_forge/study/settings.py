@@ -15,13 +15,10 @@ from importlib import util
 from inspect import get_annotations
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 
-from sae_forge.config.evaluate import EvalConfig
-from sae_forge.config.features import FeaturesConfig
 from sae_forge.config.fields import Alias, described
 from sae_forge.config.model import ModelConfig
-from sae_forge.config.run import RunConfig
 from sae_forge.errors import ConfigError
 from sae_forge.features.methods.method import SelectionMethod
 from sae_forge.features.methods.table import SELECTIONS
@@ -30,6 +27,11 @@ from sae_forge.methods.table import METHODS
 from sae_forge.store import files
 from sae_forge.tasks.table import TASKS
 from sae_forge.tasks.task import Task
+
+if TYPE_CHECKING:
+    from sae_forge.config.evaluate import EvalConfig
+    from sae_forge.config.features import FeaturesConfig
+    from sae_forge.config.run import RunConfig
 
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 Setting = tuple[str, Any, Any]
@@ -85,24 +87,30 @@ def catalogue_of(config: ModelConfig) -> Catalogue:
 
 
 @cache
-def eval_config(known: Catalogue | None = None) -> type[EvalConfig]:
+def eval_config(known: Catalogue | None = None) -> "type[EvalConfig]":
     """``EvalConfig`` with the settings of every task and every method; ``--methods`` takes the methods' names."""
+    from sae_forge.config.evaluate import EvalConfig  # each command imports its own alone
+
     known = known or catalogue()
     choices = _choice(EvalConfig, "methods", ("all", *_names(known.methods), "random"))
     return _composed(EvalConfig, [*known.tasks, *known.methods], choices, known)
 
 
 @cache
-def features_config(known: Catalogue | None = None) -> type[FeaturesConfig]:
+def features_config(known: Catalogue | None = None) -> "type[FeaturesConfig]":
     """``FeaturesConfig`` with the settings of every way of selecting latents; ``--method`` takes their names."""
+    from sae_forge.config.features import FeaturesConfig  # each command imports its own alone
+
     known = known or catalogue()
     choices = _choice(FeaturesConfig, "method", (*_names(known.selections), "all"))
     return _composed(FeaturesConfig, known.selections, choices, known)
 
 
 @cache
-def run_config(known: Catalogue | None = None) -> type[RunConfig]:
+def run_config(known: Catalogue | None = None) -> "type[RunConfig]":
     """``RunConfig`` with every setting of the verbs it chains."""
+    from sae_forge.config.run import RunConfig  # each command imports its own alone
+
     known = known or catalogue()
     bases = (RunConfig, features_config(known), eval_config(known))
     return make_dataclass(
@@ -152,6 +160,8 @@ def _imported(name: str) -> ModuleType:
 
 def _require_entry(entry: Any, table: str, where: str, found: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse what the command line could not name, or what would stand in another's place."""
+    from sae_forge.config.run import RunConfig
+
     kind = KINDS[table]
     if kind is Task and (missing := [name for name in vars(Task) if name[0] != "_" and not hasattr(entry, name)]):
         raise ConfigError(f"{where} holds a {type(entry).__name__} without {missing[0]}, which every Task has")
