@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel
 
 from sae_forge.config.collect import CollectConfig
-from sae_forge.config.model import setting_fields
+from sae_forge.config.fields import described
 from sae_forge.config.train import TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardWriter
 from sae_forge.settings import read_config_file
@@ -43,7 +43,7 @@ def test_what_the_page_says_to_type_is_understood(tmp_path: Path):
     spans = re.findall(r"`([^`\n]+)`", choice)
     said = {flag for span in spans for flag in re.findall(r"--(\w+)", span)} - {"config", "nproc_per_node"}
     assert len(said) > 8
-    assert said <= set(setting_fields(TrainConfig))
+    assert said <= set(described(TrainConfig))
     collecting = [span for span in spans if "sae_forge collect" in span]
     assert collecting
     assert not any(flag in span for span in collecting for flag in ("$SAE", "max_disk_gb"))
