@@ -9,6 +9,7 @@ from typing import Any, TypeVar, get_args, get_origin
 
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
+from sae_forge.config.run import RunConfig
 from sae_forge.errors import ConfigError
 
 Preset = dict[str, Any]
@@ -52,6 +53,10 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
         chosen["model"] = base["models"][0]
     names = described(kind)
     settings = settings_for(base, chosen.get("model")) if base else {}
+    if preset and issubclass(kind, RunConfig) and (unknown := sorted(set(settings) - set(names))):
+        raise ConfigError(
+            f"preset {preset} sets --{unknown[0]}, which no task or method here has; use another preset, or put it back"
+        )
     inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
     return kind(**{**inherited, **chosen}, spelled=frozenset(given))
 

@@ -12,12 +12,14 @@ from tiny_run import TinyRun, make_run
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
+from sae_forge.config.run import RunConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.methods.materials import Materials
 from sae_forge.methods.table import METHODS
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT
 from sae_forge.results.measure import Measure
+from sae_forge.settings import resolve
 from sae_forge.study.measure import load_asked
 from sae_forge.study.run import evaluate
 from sae_forge.study.settings import Catalogue, catalogue, eval_config
@@ -161,6 +163,8 @@ def test_a_task_that_is_taken_out_is_gone_with_its_flags():
     with pytest.raises(TypeError, match="verbmem"):
         left(verbmem=("x.jsonl",))
     assert not [name for name in left.__dataclass_fields__ if "privleak" in name or "knowmem" in name]
+    with pytest.raises(ConfigError, match="preset dsg-muse-news sets --knowmem_forget, which no task or method here"):
+        resolve(RunConfig, {}, preset="dsg-muse-news")
 
 
 # ---- choosing -----------------------------------------------------------------------------------
