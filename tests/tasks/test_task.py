@@ -12,7 +12,6 @@ from tiny_run import TinyRun, make_run
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
-from sae_forge.config.run import RunConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.methods.materials import Materials
 from sae_forge.methods.table import METHODS
@@ -22,7 +21,7 @@ from sae_forge.results.measure import Measure
 from sae_forge.settings import resolve
 from sae_forge.study.measure import load_asked
 from sae_forge.study.run import evaluate
-from sae_forge.study.settings import Catalogue, catalogue, eval_config
+from sae_forge.study.settings import Catalogue, catalogue, eval_config, run_config
 from sae_forge.study.sweep import sweep
 from sae_forge.tasks.choice import choices
 from sae_forge.tasks.completions import Completions
@@ -159,12 +158,13 @@ def test_a_task_of_ones_own_is_what_a_sweep_chooses_by(run: TinyRun):
 
 def test_a_task_that_is_taken_out_is_gone_with_its_flags():
     known = catalogue()
-    left = eval_config(Catalogue(tuple(t for t in known.tasks if not isinstance(t, Muse)), known.methods))
+    others = tuple(task for task in known.tasks if not isinstance(task, Muse))
+    left = eval_config(Catalogue(others, known.methods))
     with pytest.raises(TypeError, match="verbmem"):
         left(verbmem=("x.jsonl",))
     assert not [name for name in left.__dataclass_fields__ if "privleak" in name or "knowmem" in name]
     with pytest.raises(ConfigError, match="preset dsg-muse-news sets --knowmem_forget, which no task or method here"):
-        resolve(RunConfig, {}, preset="dsg-muse-news")
+        resolve(run_config(Catalogue(others, known.methods, known.selections)), {}, preset="dsg-muse-news")
 
 
 # ---- choosing -----------------------------------------------------------------------------------
