@@ -5,9 +5,7 @@ from typing import Annotated, ClassVar, Literal
 
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
-from sae_forge.errors import ConfigError
 
-GateKind = Literal["own", "none", "any", "all", "mean", "window", "cusum", "max"]
 GatePolicy = Literal["prompt", "streaming", "per_token"]
 ValueUnits = Literal["absolute", "relative"]
 
@@ -18,7 +16,7 @@ class EditingConfig(ModelConfig):
 
     heading: ClassVar[str] = "Edits"
 
-    gate: Annotated[GateKind, "When an edit is in force. own: as the method's paper has it."] = "own"
+    gate: Annotated[str, "When an edit is in force. own: as the method's paper has it."] = "own"
     gate_policy: Annotated[
         GatePolicy, "Sequence gates: decide on the prompt and hold, on all text so far, or per token."
     ] = "prompt"
@@ -44,7 +42,7 @@ class EditingConfig(ModelConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.gate == "cusum" and self.gate_policy == "per_token":
-            raise ConfigError(
-                "--gate cusum sums over a text, so --gate_policy per_token would never open it; use streaming"
-            )
+        known = getattr(type(self), "catalogue", None)  # a config that was composed knows the gates
+        for kind in known.gates if known else ():
+            if kind.name == self.gate and (error := kind.refused(self)):
+                raise error

@@ -22,6 +22,8 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError
 from sae_forge.features.methods.method import SelectionMethod
 from sae_forge.features.methods.table import SELECTIONS
+from sae_forge.interventions.gates.gate import GateKind
+from sae_forge.interventions.gates.table import GATES
 from sae_forge.methods.method import Method
 from sae_forge.methods.table import METHODS
 from sae_forge.store import files
@@ -40,16 +42,17 @@ Setting = tuple[str, Any, Any]
 
 @dataclass(frozen=True, eq=False)
 class Catalogue:
-    """The tasks, methods and ways of selecting latents that a command can name."""
+    """The tasks, methods, ways of selecting latents and gates that a command can name."""
 
     tasks: tuple[Task, ...] = TASKS
     methods: tuple[Method, ...] = METHODS
     selections: tuple[SelectionMethod, ...] = SELECTIONS
+    gates: tuple[GateKind, ...] = GATES
     plugins: tuple[tuple[str, str], ...] = ()
     """Name and sha256 of each module beside those that ship: what it measures hangs on its text."""
 
 
-KINDS = {"TASKS": Task, "METHODS": Method, "SELECTIONS": SelectionMethod}
+KINDS = {"TASKS": Task, "METHODS": Method, "SELECTIONS": SelectionMethod, "GATES": GateKind}
 """What a plug-in may list, and under which names."""
 
 
@@ -58,13 +61,13 @@ def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
     """The tables that ship and, after them, those of the named modules.
 
     Args:
-        plugins: Modules by their dotted name, or ``.py`` files; each may have ``TASKS``, ``METHODS``, ``SELECTIONS``.
+        plugins: Modules by their dotted name, or ``.py`` files; each may have any of :data:`KINDS`.
 
     Raises:
-        ConfigError: a module cannot be imported, has none of the three, or an entry is not of its kind or has a name
+        ConfigError: a module cannot be imported, has none of them, or an entry is not of its kind or has a name
             or a setting that is taken.
     """
-    found: dict[str, tuple[Any, ...]] = {"TASKS": TASKS, "METHODS": METHODS, "SELECTIONS": SELECTIONS}
+    found: dict[str, tuple[Any, ...]] = {"TASKS": TASKS, "METHODS": METHODS, "SELECTIONS": SELECTIONS, "GATES": GATES}
     sources = []
     for name in plugins:
         module = _imported(name)
@@ -78,7 +81,7 @@ def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
                 _require_entry(entry, table, f"--plugin {name}: {table}", found)
                 found[table] += (entry,)
         sources.append((name, files.file_sha256(Path(str(module.__file__)))))
-    return Catalogue(found["TASKS"], found["METHODS"], found["SELECTIONS"], tuple(sources))
+    return Catalogue(found["TASKS"], found["METHODS"], found["SELECTIONS"], found["GATES"], tuple(sources))
 
 
 def catalogue_of(config: ModelConfig) -> Catalogue:
@@ -88,12 +91,13 @@ def catalogue_of(config: ModelConfig) -> Catalogue:
 
 @cache
 def eval_config(known: Catalogue | None = None) -> "type[EvalConfig]":
-    """``EvalConfig`` with the settings of every task and every method; ``--methods`` takes the methods' names."""
+    """``EvalConfig`` with the settings of every task, method and gate; ``--methods`` and ``--gate`` name them."""
     from sae_forge.config.evaluate import EvalConfig  # each command imports its own alone
 
     known = known or catalogue()
-    choices = _choice(EvalConfig, "methods", ("all", *_names(known.methods), "random"))
-    return _composed(EvalConfig, [*known.tasks, *known.methods], choices, known)
+    methods = _choice(EvalConfig, "methods", ("all", *_names(known.methods), "random"))
+    gates = _choice(EvalConfig, "gate", _names(known.gates))
+    return _composed(EvalConfig, [*known.tasks, *known.methods, *known.gates], [methods, gates], known)
 
 
 @cache
@@ -103,7 +107,7 @@ def features_config(known: Catalogue | None = None) -> "type[FeaturesConfig]":
 
     known = known or catalogue()
     choices = _choice(FeaturesConfig, "method", (*_names(known.selections), "all"))
-    return _composed(FeaturesConfig, known.selections, choices, known)
+    return _composed(FeaturesConfig, known.selections, [choices], known)
 
 
 @cache
@@ -118,13 +122,13 @@ def run_config(known: Catalogue | None = None) -> "type[RunConfig]":
     )
 
 
-def _composed(base: type[ConfigT], entries: Iterable[Any], own: Setting, known: Catalogue) -> type[ConfigT]:
+def _composed(base: type[ConfigT], entries: Iterable[Any], own: list[Setting], known: Catalogue) -> type[ConfigT]:
     """A subclass of ``base`` and of every entry's ``settings``, whose fields come in the order of the entries."""
     bases = list(dict.fromkeys(part for entry in entries if (part := entry.settings) and not issubclass(base, part)))
     bases.reverse()  # fields come last base first
     bases.sort(key=lambda part: -len(part.__mro__))  # a class that another stands on comes after it, as Python wants
     namespace = _namespace(base, known)
-    return make_dataclass(base.__name__, [own], bases=(*bases, base), namespace=namespace, frozen=True, kw_only=True)
+    return make_dataclass(base.__name__, own, bases=(*bases, base), namespace=namespace, frozen=True, kw_only=True)
 
 
 def _namespace(base: type, known: Catalogue) -> dict[str, Any]:
@@ -132,10 +136,12 @@ def _namespace(base: type, known: Catalogue) -> dict[str, Any]:
 
 
 def _choice(base: type[ModelConfig], name: str, choices: tuple[str, ...]) -> Setting:
-    """A field of ``base`` again, of which each value is one of these names."""
+    """A field of ``base`` again, whose value, or each of whose values, is one of these names."""
     said = described(base)[name]
     note = replace(said.setting, heading=said.heading, decides=said.decides)
-    kind: Any = tuple[Literal[choices], ...]  # pyright: ignore[reportInvalidTypeForm]
+    kind: Any = Literal[choices]  # pyright: ignore[reportInvalidTypeForm]
+    if said.kind is not str:
+        kind = tuple[kind, ...]
     return name, Annotated[(kind, said.help, note, *map(Alias, said.aliases))], said.default
 
 

@@ -42,6 +42,8 @@ from sae_forge.models.hooks import capture, select_rows
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.settings import parse_value
+from sae_forge.study.settings import Catalogue, eval_config
 
 GATES: tuple[SequenceGate, ...] = (MeanRate(0.3), WindowRate(0.3, 5), Cusum(1.2, 0.25), Peak(0.8))
 NAMES = {Mean: "MeanRate", Window: "WindowRate", Excess: "Cusum", Strongest: "Peak"}
@@ -291,6 +293,18 @@ def test_a_gate_of_ones_own_is_calibrated_and_runs_like_the_built_in_ones():
     assert gate.limit == np.percentile(runs, 90) > 0
     acts, real = text(3, 16)
     assert torch.equal(in_parts(gate, acts, real, [2, 5, 11]), gate.decide(acts, real, None)[0])
+
+
+def test_a_gate_of_ones_own_is_named_on_the_command_line_beside_those_that_ship():
+    kind = eval_config(Catalogue(gates=(*GATES_OF_FLAGS, RUNS)))
+    assert parse_value(kind, "gate", "runs") == "runs"
+    gate = gate_of(kind(gate="runs"), lambda: {"wiki": [text(1)[0][0]]})
+    assert isinstance(gate, SequenceGate)
+    assert gate.statistic == Longest()
+    with pytest.raises(ConfigError, match="--gate runs: input should be own, none, any"):
+        parse_value(eval_config(), "gate", "runs")
+    with pytest.raises(ConfigError, match="never open it"):
+        kind(gate="cusum", gate_policy="per_token")
 
 
 def test_every_gate_is_made_from_its_flags():

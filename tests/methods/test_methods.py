@@ -13,7 +13,6 @@ import torch
 from tiny_run import FORGET, LATENTS, NAMED, POINT, RETAIN, TinyRun, forge, made, make_run
 from torch import Tensor
 
-from sae_forge.config.editing import GateKind
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import BackendError, ConfigError, DataError
@@ -25,6 +24,7 @@ from sae_forge.methods.method import ends, grid
 from sae_forge.methods.subjects import Edited, Retrained, Subject
 from sae_forge.methods.table import METHODS, methods_of
 from sae_forge.study.plan import iter_plans
+from sae_forge.study.settings import eval_config
 
 UNTUNED = [method.name for method in METHODS if method.axes is None]
 TUNED = [method.name for method in METHODS if method.axes is not None]
@@ -229,7 +229,7 @@ def test_diff_means_moves_forget_text_as_far_as_its_budget(run: TinyRun, gated: 
 # ---- gates and the error ------------------------------------------------------------------------
 
 
-def statistic(kind: GateKind, acts: np.ndarray, drift: float) -> float:
+def statistic(kind: str, acts: np.ndarray, drift: float) -> float:
     """What a gate of whole texts compares with its threshold, token by token."""
     hot = (acts > 0).any(1)
     match kind:
@@ -247,7 +247,7 @@ def statistic(kind: GateKind, acts: np.ndarray, drift: float) -> float:
 
 
 @pytest.mark.parametrize("kind", ["none", "any", "all", "mean", "window", "cusum", "max"])
-def test_gates_open_where_the_statistic_of_a_text_exceeds_that_of_most_retain_texts(run: TinyRun, kind: GateKind):
+def test_gates_open_where_the_statistic_of_a_text_exceeds_that_of_most_retain_texts(run: TinyRun, kind: str):
     materials = run.materials(gate=kind, gate_window=8, gate_percentile=90.0)
     size = 2 if kind == "all" else LATENTS
     edit = made("steer", {"num_features": size, "value": 1.0}, materials)
@@ -432,4 +432,4 @@ def test_flags_that_a_sweep_would_ignore_are_refused():
             EvalConfig(sweep=True, spelled=frozenset({name}))
     EvalConfig(sweep=True, value_units="absolute", spelled=frozenset({"clamp_value"}))
     with pytest.raises(ConfigError, match="cusum sums over a text"):
-        EvalConfig(gate="cusum", gate_policy="per_token")
+        eval_config()(gate="cusum", gate_policy="per_token")

@@ -1,4 +1,4 @@
-"""Every gate that ``--gate`` names. One's own stands in a tuple that is handed in beside these."""
+"""Every gate that ``--gate`` names; one's own stands in the ``GATES`` of a plug-in."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,12 @@ if TYPE_CHECKING:
 GATES: tuple[GateKind, ...] = (OWN, NONE, ANY, ALL, MEAN, WINDOW, CUSUM, MAX)
 
 
+def gates_of(config: Any) -> Sequence[GateKind]:
+    """The gates that a config was composed with; of one that was not composed, those that ship."""
+    known = getattr(type(config), "catalogue", None)
+    return known.gates if known else GATES
+
+
 def gate_named(name: str, gates: Sequence[GateKind] = GATES) -> GateKind:
     """The kind of gate of that name.
 
@@ -36,12 +42,13 @@ def gate_named(name: str, gates: Sequence[GateKind] = GATES) -> GateKind:
 
 
 def gate_of(
-    config: Any, traces: Callable[[], Mapping[str, Sequence["Tensor"]]], gates: Sequence[GateKind] = GATES
+    config: Any, traces: Callable[[], Mapping[str, Sequence["Tensor"]]], gates: Sequence[GateKind] | None = None
 ) -> "Gate | None":
     """The gate that ``config.gate`` names, calibrated where its kind is; None leaves an edit the gate of its paper.
 
     Args:
         config: With ``theta``, ``gate_policy``, ``gate_percentile`` and the flags of the gate's own.
+        gates: Unset: those that the config was composed with.
         traces: For each retain corpus the acts of the watched latents on its sequences; asked only by what calibrates.
 
     Raises:
@@ -53,4 +60,4 @@ def gate_of(
 
         return strictest(gate, traces().values(), config.gate_percentile)
 
-    return gate_named(config.gate, gates).make(config, calibrate)
+    return gate_named(config.gate, gates or gates_of(config)).make(config, calibrate)

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sae_forge.errors import ForgeError
-from sae_forge.interventions.gates.table import gate_named, gate_of
+from sae_forge.interventions.gates.table import gate_named, gate_of, gates_of
 from sae_forge.methods.method import Settings, short, without_shards
 
 if TYPE_CHECKING:
@@ -72,7 +72,7 @@ def needs(name: str, *, own_gate: bool = False, writes: bool = False) -> Callabl
 
     def error(materials: "Materials") -> ForgeError | None:
         config = materials.config
-        if (own_gate and config.gate == "own") or gate_named(config.gate).reads_retain:
+        if (own_gate and config.gate == "own") or gate_named(config.gate, gates_of(config)).reads_retain:
             return without_shards(name, "has a gate that is calibrated on retain text", materials)
         if writes and config.value_units == "relative":
             why = "writes values relative to the residual norm (--value_units absolute does not)"
