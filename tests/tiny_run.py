@@ -14,7 +14,7 @@ from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.edit import Edit
 from sae_forge.methods.materials import Materials, Shards
-from sae_forge.methods.method import Method, Settings
+from sae_forge.methods.method import Method, Settings, Wrapper
 from sae_forge.methods.subjects import Edited
 from sae_forge.methods.table import METHODS
 from sae_forge.models.loading import LanguageModel, load_model
@@ -44,7 +44,7 @@ SMALL: dict[str, Any] = {
     "baseline_steps": 2, "baseline_batch": 20, "max_new_tokens": 4, "eval_batch_size": 64,
 }  # fmt: skip
 """Settings under which a whole sweep takes seconds."""
-NAMED = {method.name: method for method in METHODS}
+NAMED = {method.name: method for method in METHODS if isinstance(method, Method)}
 
 
 def made(name: str, settings: Settings, materials: Materials) -> Edit:
@@ -96,7 +96,7 @@ class TinyRun:
 
     def materials(self, selection: Selection | None = None, *, bare: bool = False, **settings: Any) -> Materials:
         """What methods are made from; ``bare``: without shards."""
-        config = EvalConfig(**{**SMALL, **settings})
+        config = eval_config()(**{**SMALL, **settings})
         chosen, shards = selection or self.selection, None if bare else self.shards
         return Materials(self.lm, self.sae, POINT, chosen, config, shards)
 
@@ -108,11 +108,11 @@ class TinyRun:
         also: Sequence[Edit] = (),
         rivals: Sequence[Selection] = (),
         folder: Path | None = None,
-        table: Sequence[Method] = METHODS,
+        table: Sequence[Method | Wrapper] | None = None,
         **settings: Any,
     ) -> EvalReport:
         """A report on the questions."""
-        config = EvalConfig(**{**SMALL, **self.questions, **settings})
+        config = eval_config()(**{**SMALL, **self.questions, **settings})
         chosen = selection or self.selection
         return evaluate(
             self.lm, self.sae, chosen, config, POINT, progress,

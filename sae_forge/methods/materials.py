@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
-from sae_forge.errors import DataError
+from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import traces
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
@@ -23,6 +23,7 @@ from sae_forge.methods.weights.texts import Texts, load_texts
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.dictionary import Dictionary
 
+Flags = TypeVar("Flags")
 Made = TypeVar("Made")
 SAMPLE_ROWS = 8192
 """Tokens of a corpus that norms are measured on."""
@@ -63,6 +64,16 @@ class Materials:
                 "made from, and this run folder does not hold them; run features again"
             )
         return self.collected
+
+    def setting(self, kind: type[Flags]) -> Flags:
+        """The config as that part of it which holds the flags of one method.
+
+        Raises:
+            ConfigError: it was not composed with that part.
+        """
+        if not isinstance(self.config, kind):
+            raise ConfigError(f"{type(self.config).__name__} has no flags of {kind.__name__}; use study.settings")
+        return self.config
 
     @cached_property
     def retain_norm(self) -> float:

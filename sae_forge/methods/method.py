@@ -67,22 +67,56 @@ class Method:
     """The config class of its flags."""
     parts: tuple["Method", ...] = ()
     """The methods it is made of, which a sweep tunes in its place."""
-    joined: Callable[[Sequence[Settings]], Settings] | None = None
+    joined: Callable[[Sequence[Settings], "Materials"], Settings] | None = None
     """Its settings, from those that were chosen for its parts."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wrapper:
-    """Something done to whatever a method made: named after it, as in ``rmu+relearned``."""
+    """Something done on top of the methods that are named beside it, as in ``--methods rmu,relearned``."""
 
     name: str
     title: Callable[[Settings], str]
+    """What it does, in words: ``relearned for 50 steps``."""
     from_flags: Callable[["Materials"], Settings]
-    """Its own settings; their names are no method's."""
-    wrap: Callable[["Subject", Settings, "Materials"], "Subject"]
+    """Its own settings, whose names are no method's; they stand beside those of what it wraps."""
+    over: Callable[["Wrapper", Sequence[Method]], Sequence[Method]]
+    """The methods it makes of those that are asked: :func:`on_each`, or one of its own."""
+    wrap: Callable[["Subject", Settings, "Materials"], "Subject"] | None = None
+    """What a subject becomes, under :func:`on_each`."""
     needs: Callable[["Materials"], ForgeError | None] = lambda materials: None  # noqa: ARG005
     settings: type | None = None
     kind: ClassVar[str] = "wrapper"
+
+
+def on_each(wrapper: Wrapper, methods: Sequence[Method]) -> list[Method]:
+    """Every method wrapped: named ``rmu+relearned``, tuned as the method alone, with weights of its own."""
+    return [_wrapped(wrapper, method) for method in methods]
+
+
+def _wrapped(wrapper: Wrapper, method: Method) -> Method:
+    wrap = wrapper.wrap
+    assert wrap is not None
+
+    def build(settings: Settings, materials: "Materials") -> "Subject":
+        own = wrapper.from_flags(materials)
+        inner = {name: value for name, value in settings.items() if name not in own}
+        return wrap(method.build(inner, materials), settings, materials)
+
+    def from_flags(size: int, materials: "Materials") -> list[Settings]:
+        return [settings | wrapper.from_flags(materials) for settings in method.from_flags(size, materials)]
+
+    return Method(
+        name=f"{method.name}+{wrapper.name}",
+        kind="weights",
+        title=lambda settings: f"{method.title(settings)}, {wrapper.title(settings)}",
+        from_flags=from_flags,
+        build=build,
+        needs=lambda materials: method.needs(materials) or wrapper.needs(materials),
+        at_rest=method.at_rest,
+        parts=(method,),
+        joined=lambda chosen, materials: chosen[0] | wrapper.from_flags(materials),
+    )
 
 
 # ---- the settings that a sweep tries ------------------------------------------------------------

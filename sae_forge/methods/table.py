@@ -15,10 +15,11 @@ from sae_forge.methods.edits import (
     steer,
     zero,
 )
-from sae_forge.methods.method import Method
+from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.weights import crisp, grad_diff, gradient_ascent, npo, rmu, simnpo
+from sae_forge.methods.wrappers import quantised, relearned, stacked
 
-METHODS: tuple[Method, ...] = (
+METHODS: tuple[Method | Wrapper, ...] = (
     scale.METHOD,
     zero.METHOD,
     clamp.METHOD,
@@ -36,12 +37,20 @@ METHODS: tuple[Method, ...] = (
     npo.METHOD,
     simnpo.METHOD,
     crisp.METHOD,
+    relearned.METHOD,
+    quantised.METHOD,
+    stacked.METHOD,
 )
 
 
-def methods_of(names: Sequence[str], table: Sequence[Method] = METHODS) -> tuple[Method, ...]:
-    """The methods to measure, in the order of reports; ``all`` stands for every one, and controls are no method."""
-    return tuple(method for method in table if "all" in names or method.name in names)
+def methods_of(names: Sequence[str], table: Sequence[Method | Wrapper] = METHODS) -> tuple[Method, ...]:
+    """The methods to measure, in the order of reports; ``all`` stands for every one, and controls are no method.
+
+    A wrapper that is named is done to the methods beside it, and what comes of that follows them; ``all`` names none.
+    """
+    plain = tuple(one for one in table if isinstance(one, Method) and ("all" in names or one.name in names))
+    wrappers = [one for one in table if isinstance(one, Wrapper) and one.name in names]
+    return (*plain, *(method for wrapper in wrappers for method in wrapper.over(wrapper, plain)))
 
 
 def controlled(names: Sequence[str]) -> bool:

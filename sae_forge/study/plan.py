@@ -83,8 +83,11 @@ def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> 
 def _from_sweep(materials: Materials, methods: Sequence[Method], swept: Swept) -> Iterator[Plan]:
     chosen = {one.method: one.chosen.settings for one in swept.tuned}
     for method in methods:
-        if method.name in chosen:
-            yield planned(method, chosen[method.name], materials)
+        names = [part.name for part in method.parts or (method,)]
+        if all(name in chosen for name in names) and method.needs(materials) is None:
+            parts = [chosen[name] for name in names]
+            settings = method.joined(parts, materials) if method.joined else parts[0]
+            yield planned(method, settings, materials)
 
 
 def _from_flags(materials: Materials, methods: Sequence[Method], progress: Progress) -> Iterator[Plan]:

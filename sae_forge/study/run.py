@@ -14,7 +14,7 @@ from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.edit import Edit
 from sae_forge.methods.materials import Materials, Shards
-from sae_forge.methods.method import Method
+from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.subjects import Edited, in_force
 from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
@@ -90,7 +90,7 @@ def evaluate(
     also: Sequence[Edit] = (),
     rivals: Sequence[Selection] = (),
     folder: Path | None = None,
-    table: Sequence[Method] | None = None,
+    table: Sequence[Method | Wrapper] | None = None,
 ) -> EvalReport:
     """Measure the model as it is, then under every method and control that the config names.
 
@@ -101,7 +101,7 @@ def evaluate(
         also: Edits to measure beside those that the config names.
         rivals: Other selections of the same SAE, to measure one and the same edit under.
         folder: The report's own, where a sweep keeps what it has measured in case it is stopped.
-        table: The methods that the config's names are those of; unset: those the config was composed from.
+        table: The methods that the config's names are those of. None: those it was composed of.
 
     Raises:
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.

@@ -138,31 +138,31 @@ def load_tuned(materials: Materials, progress: Progress) -> tuple[Asked, ...]:
 def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, folder: Path | None = None) -> Swept:
     """Measure every setting of every method on the DEV half, and choose one of each.
 
-    Methods that cannot be measured with what there is are left out.
+    Methods that cannot be measured with what there is are left out, and of wrapped ones the inner method is tuned.
 
     Args:
         folder: This sweep's own, where the points measured so far are kept, so that one that was stopped goes on.
     """
-    grids = {method.name: grid(method, materials) for method in methods if method.needs(materials) is None}
+    alone = [method for method in methods if not method.parts and method.needs(materials) is None]
+    grids = {method.name: grid(method, materials) for method in alone}
     asked, tape = load_tuned(materials, progress), Tape(materials.lm, materials.point)
     units = sum(one.units for one in asked)
     journal = Journal.open(folder, fresh=materials.config.starts_over)
     with progress.task("sweep", units * (1 + sum(map(len, grids.values()))), "items") as task:
         before = _measured(AsItIs(), materials, asked, tape, task, "baseline")
         base, tuned = _located({}, before, before), []
-        for method in methods:
+        for method in alone:
             points = []
-            for one in grids.get(method.name, []):
+            for one in grids[method.name]:
                 if (known := journal.find(method.name, one)) is None:
                     now = _measured(method.build(one, materials), materials, asked, tape, task, method.name)
                     known = journal.keep(method.name, _located(one, now, before))
                 else:
                     task.advance(units, method=method.name)
                 points.append(known)
-            if points:
-                chosen, rule = pareto.choose(points, base.utility)
-                end = ends(method, materials)[points.index(chosen)]
-                tuned.append(Tuned(method.name, tuple(points), chosen, rule, end))
+            chosen, rule = pareto.choose(points, base.utility)
+            end = ends(method, materials)[points.index(chosen)]
+            tuned.append(Tuned(method.name, tuple(points), chosen, rule, end))
     return Swept(base, tuple(tuned), described_domains(asked))
 
 

@@ -22,13 +22,13 @@ from sae_forge.interventions.gates.any import AnyFires
 from sae_forge.interventions.gates.sequence import SequenceGate
 from sae_forge.methods.method import ends, grid
 from sae_forge.methods.subjects import Edited, Retrained, Subject
-from sae_forge.methods.table import METHODS, methods_of
+from sae_forge.methods.table import methods_of
 from sae_forge.study.plan import iter_plans
 from sae_forge.study.settings import eval_config
 
-UNTUNED = [method.name for method in METHODS if method.axes is None]
-TUNED = [method.name for method in METHODS if method.axes is not None]
-KINDS = {kind: {method.name for method in METHODS if method.kind == kind} for kind in ("hook", "weights")}
+UNTUNED = [method.name for method in NAMED.values() if method.axes is None]
+TUNED = [method.name for method in NAMED.values() if method.axes is not None]
+KINDS = {kind: {method.name for method in NAMED.values() if method.kind == kind} for kind in ("hook", "weights")}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def acts_of(run: TinyRun, x: Tensor, latents: tuple[int, ...]) -> Tensor:
 
 
 def test_methods_are_asked_in_the_order_of_the_table():
-    assert methods_of(("all",)) == methods_of(tuple(NAMED)) == METHODS
+    assert methods_of(("all",)) == methods_of(tuple(NAMED)) == tuple(NAMED.values())
     assert methods_of(("random", "rmu", "scale")) == (NAMED["scale"], NAMED["rmu"])
 
 

@@ -16,7 +16,6 @@ from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.methods.method import Method, grid
 from sae_forge.methods.subjects import AsItIs, Edited, Retrained, Subject, in_force
-from sae_forge.methods.table import METHODS
 from sae_forge.progress import Silent, Task
 from sae_forge.statistics.answers import alignment
 from sae_forge.statistics.bootstrap import Bootstrap
@@ -27,7 +26,7 @@ from sae_forge.study.run import EvalReport
 from sae_forge.tasks.engines import continuations, generation, losses, multiple_choice
 from sae_forge.tasks.records import half_of
 
-UNTUNED = [method.name for method in METHODS if method.axes is None]
+UNTUNED = [method.name for method in NAMED.values() if method.axes is None]
 ALL: dict[str, Any] = {"methods": ("all",), "sweep": True, "controls": ("direction",)}
 FEW: dict[str, Any] = {
     "methods": ("project", "zero", "npo", "random"), "sweep": True, "configurations": 8, "controls": ("places",),
@@ -221,7 +220,7 @@ def test_each_method_is_reported_at_the_chosen_settings_beside_its_controls(metr
     assert [(row["name"], row["settings"]) for row in edits] == [
         (name, one["chosen"]["settings"]) for name, one in tuned.items()
     ]
-    assert {row["name"]: row["kind"] for row in edits} == {method.name: method.kind for method in METHODS}
+    assert {row["name"]: row["kind"] for row in edits} == {method.name: method.kind for method in NAMED.values()}
     assert [row["title"] for row in edits] == [NAMED[row["name"]].title(row["settings"]) for row in edits]
     assert [row["name"] for row in edits if row["at_rest"]] == ["zero", "mean_ablate"]
     controls = [row["settings"] for row in metrics["methods"] if row["name"] == "random"]
@@ -355,7 +354,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(run: TinyRun, tmp_path: P
 
         return replace(method, build=build)
 
-    counted = tuple(map(counting, METHODS))
+    counted = tuple(map(counting, NAMED.values()))
     with pytest.raises(KeyboardInterrupt):
         run.evaluate(folder=stopped, table=counted, **FEW)
     kept = json.loads((stopped / "sweep.json").read_bytes())

@@ -1,0 +1,178 @@
+"""A method of one's own, each in one object: an edit, a retraining and a wrapper, through plan, controls and sweep."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pytest
+import torch
+from tiny_run import NAMED, TinyRun, make_run
+
+from sae_forge.interventions.edit import Edit
+from sae_forge.interventions.intervention import Intervention
+from sae_forge.interventions.steering import AddConstant
+from sae_forge.methods.materials import Materials
+from sae_forge.methods.method import Method, Settings, Strength, Wrapper, on_each, titled
+from sae_forge.methods.subjects import AsItIs, Edited, Subject, in_force
+from sae_forge.methods.table import METHODS, methods_of
+from sae_forge.methods.weights.objectives import nats_per_token
+from sae_forge.methods.weights.recipe import Pace, retraining
+from sae_forge.methods.wrappers.quantised import quantised
+from sae_forge.models.loading import LanguageModel
+from sae_forge.progress import SILENT, Progress
+from sae_forge.study.plan import iter_plans
+
+
+def build_nudge(settings: Settings, materials: Materials) -> Edited:
+    edit = Intervention("nudge", materials.selection.indices[:1], AddConstant(settings["push"]))
+    return Edited((Edit(materials.point, materials.sae, edit),))
+
+
+NUDGE = Method(
+    name="nudge",
+    kind="hook",
+    title=titled("nudge", "push"),
+    from_flags=lambda *_: [{"push": 2.0}],
+    axes=lambda *_: ({}, Strength("push", 0.1, 4.0)),
+    build=build_nudge,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(Pace):
+    """Descend on the forget text, through the first layer's projections."""
+
+    name: ClassVar[str] = "shrink"
+
+    def changed(self, lm: LanguageModel) -> list[str]:
+        return [f"{lm.family.layers}.0.{path}.weight" for path in lm.family.projections]
+
+    def loss(self, lm: LanguageModel, frozen: LanguageModel, retain: Any, seed: int) -> Any:
+        return lambda forget_batch, _: nats_per_token(lm, forget_batch)
+
+
+SHRINK = retraining(Shrink, axes=lambda *_: ({}, Strength("rate", 0.1, 10.0)))
+
+
+@dataclass(frozen=True, eq=False)
+class Coarse:
+    """A subject with its projections rounded to 2 bits."""
+
+    inner: Subject
+    changes_weights: bool = True
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        return self.inner.edits
+
+    def weights(self, lm: LanguageModel, progress: Progress = SILENT) -> LanguageModel:
+        return quantised(self.inner.weights(lm, progress), 2)
+
+
+COARSE = Wrapper(
+    name="coarse",
+    title=lambda _: "coarse",
+    from_flags=lambda _: {"level": 1},
+    wrap=lambda inner, settings, materials: Coarse(inner),
+    over=on_each,
+)
+TABLE = (*METHODS, NUDGE, SHRINK, COARSE)
+
+
+@pytest.fixture(scope="module")
+def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
+    return make_run(tmp_path_factory.mktemp("own"), model_folders["llama"])
+
+
+def own(run: TinyRun, *names: str, **settings: Any) -> dict[str, Any]:
+    """A report of methods that the config's own table does not hold."""
+    return run.evaluate(table=TABLE, methods=names, **settings).metrics
+
+
+def test_methods_of_ones_own_are_planned_controlled_and_reported(run: TinyRun):
+    metrics = own(run, "nudge", "shrink", "coarse", "random", limit=2, controls=("isotropic", "places"))
+    rows = [row for row in metrics["methods"] if row["name"] != "random"]
+    assert [(row["name"], row["kind"]) for row in rows] == [
+        ("baseline", "baseline"), ("nudge", "hook"), ("shrink", "weights"), ("nudge+coarse", "weights"),
+        ("shrink+coarse", "weights"),
+    ]  # fmt: skip
+    controls = [row["settings"] for row in metrics["methods"] if row["name"] == "random"]
+    assert {(one["of"], one["kind"]) for one in controls} == {("nudge", "isotropic")}  # it edits every token
+    assert rows[1]["title"] == "nudge, push 2"
+    assert rows[3]["title"] == "nudge, push 2, coarse"
+    assert rows[3]["settings"] == {"push": 2.0, "level": 1}
+
+
+def test_a_sweep_tunes_them_and_measures_wrappers_at_the_choice(run: TinyRun):
+    metrics = own(run, "nudge", "shrink", "coarse", limit=2, sweep=True, configurations=8)
+    tuned = metrics["sweep"]["methods"]
+    assert {name: one["configurations"] for name, one in tuned.items()} == {"nudge": 8, "shrink": 8}
+    rows = {row["name"]: row["settings"] for row in metrics["methods"]}
+    for name in ("nudge", "shrink"):
+        assert rows[name] == tuned[name]["chosen"]["settings"]
+        assert rows[f"{name}+coarse"] == rows[name] | {"level": 1}
+    assert metrics["sweep"]["domains"] != metrics["domains"]
+
+
+# ---- those that ship ----------------------------------------------------------------------------
+
+
+def logits(run: TinyRun, subject: Subject) -> torch.Tensor:
+    ids = run.lm.tokenizer("The wizard of the north", return_tensors="pt")["input_ids"]
+    with in_force(run.lm, subject) as (lm, _), torch.no_grad():
+        return lm.model(ids).logits
+
+
+def planned(run: TinyRun, names: Sequence[str], **settings: Any) -> dict[str, Subject]:
+    materials = run.materials(methods=tuple(names), **settings)
+    return {plan.name: plan.subject for plan in iter_plans(materials, methods_of(names))}
+
+
+def test_quantised_weights_take_few_values_and_the_edit_stays(run: TinyRun):
+    before = {name: weight.clone() for name, weight in run.lm.model.named_parameters()}
+    plans = planned(run, ("scale", "quantised"), quantise_bits=4)
+    subject = plans["scale+quantised"]
+    assert subject.edits == plans["scale"].edits and subject.changes_weights
+    name = f"{run.lm.family.layers}.0.{run.lm.family.down_proj}.weight"
+    weight = subject.weights(run.lm).model.get_parameter(name)
+    assert max(len(row.unique()) for row in weight) <= 15 < len(before[name][0].unique())
+    step = before[name].abs().amax(1, keepdim=True) / 7
+    assert bool(((weight - before[name]).abs() <= step / 2 + 1e-6).all())
+    assert all(torch.equal(weight, before[name]) for name, weight in run.lm.model.named_parameters())
+    fine = planned(run, ("scale", "quantised"), quantise_bits=8)["scale+quantised"]
+    plain = logits(run, plans["scale"])
+    assert (logits(run, fine) - plain).abs().mean() < (logits(run, subject) - plain).abs().mean()
+
+
+def test_relearning_brings_the_forget_text_back_under_the_edit(run: TinyRun):
+    names = ("steer", "gradient_ascent", "relearned")
+    plans = planned(run, names, relearn_steps=15, baseline_lr=1e-3)
+    batch = run.materials().forget_texts.rows(torch.arange(16))
+    before = {name: weight.clone() for name, weight in run.lm.model.named_parameters()}
+    for name in ("steer", "gradient_ascent"):
+        nats = []
+        for subject in (plans[name], plans[f"{name}+relearned"]):
+            with in_force(run.lm, subject) as (lm, log), torch.no_grad():
+                nats.append(float(nats_per_token(lm, batch)))
+                assert (log is None) == (name == "gradient_ascent")
+        assert nats[1] < nats[0] - 0.1
+    assert all(torch.equal(weight, before[name]) for name, weight in run.lm.model.named_parameters())
+
+
+def test_stacked_edits_are_one_edit_of_several_and_weights_come_first(run: TinyRun):
+    both = planned(run, ("scale", "steer", "stacked"))["scale+steer"]
+    assert isinstance(both, Edited) and len(both.edits) == 2
+    mixed = planned(run, ("scale", "gradient_ascent", "stacked"))["scale+gradient_ascent"]
+    assert mixed.changes_weights and len(mixed.edits) == 1
+    assert not torch.equal(logits(run, mixed), logits(run, AsItIs()))
+    row = run.evaluate(methods=("scale", "steer", "stacked"), limit=1).metrics["methods"][-1]
+    assert row["name"] == "scale+steer" and row["kind"] == "hook"
+    assert row["title"].startswith("stacked: Scale -3 on 24 latents and steer of 24 latents, value ")
+    assert set(row["settings"]) >= {"scale.scale", "steer.value"}
+
+
+def test_a_wrapper_belongs_to_what_is_named_beside_it():
+    assert [one.name for one in methods_of(("rmu", "relearned"))] == ["rmu", "rmu+relearned"]
+    assert [one.name for one in methods_of(("all",))] == list(NAMED)
+    assert [one.name for one in methods_of(("scale", "stacked"))] == ["scale"]
