@@ -24,7 +24,7 @@ from sae_forge.features.methods.method import SelectionMethod
 from sae_forge.features.methods.table import SELECTIONS
 from sae_forge.interventions.gates.gate import GateKind
 from sae_forge.interventions.gates.table import GATES
-from sae_forge.methods.method import Method
+from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.table import METHODS
 from sae_forge.store import files
 from sae_forge.tasks.table import TASKS
@@ -45,7 +45,7 @@ class Catalogue:
     """The tasks, methods, ways of selecting latents and gates that a command can name."""
 
     tasks: tuple[Task, ...] = TASKS
-    methods: tuple[Method, ...] = METHODS
+    methods: tuple[Method | Wrapper, ...] = METHODS
     selections: tuple[SelectionMethod, ...] = SELECTIONS
     gates: tuple[GateKind, ...] = GATES
     plugins: tuple[tuple[str, str], ...] = ()
