@@ -21,7 +21,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims
-from sae_forge.results.report import Report
+from sae_forge.results.report import FORMAT, Report
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.store import files
@@ -120,6 +120,7 @@ def evaluate(
     found, headings = _measured(materials, asked, plans, progress), headings_of(asked)
     rows = [_row(headings, plan, measured, found[0], bootstrap) for plan, measured in zip(plans, found, strict=True)]
     metrics: dict[str, Any] = {
+        "format": FORMAT,
         "tasks": described_tasks(found[0]),
         "domains": described_domains(asked),
         "methods": rows,

@@ -52,7 +52,7 @@ class Catalogue:
     """Name and sha256 of each module beside those that ship: what it measures hangs on its text."""
 
 
-KINDS = {"TASKS": Task, "METHODS": Method, "SELECTIONS": SelectionMethod, "GATES": GateKind}
+KINDS = {"TASKS": Task, "METHODS": Method | Wrapper, "SELECTIONS": SelectionMethod, "GATES": GateKind}
 """What a plug-in may list, and under which names."""
 
 
