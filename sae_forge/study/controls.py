@@ -1,10 +1,9 @@
 """Random controls: the same push with its directions or its places made random, and how far an edit goes beyond it."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
-from typing import Any
 
 import numpy as np
 
@@ -16,13 +15,13 @@ from sae_forge.interventions.gates.none import Always
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
 from sae_forge.methods.materials import Materials
 from sae_forge.methods.subjects import Edited
+from sae_forge.results.report import RANDOM as CONTROL
+from sae_forge.results.report import ControlSummary, Row, Spread
 from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.statistics.estimate import Estimate
 from sae_forge.study.estimates import DERIVED, Pool, Series, by_role, pooled, under_headings
 from sae_forge.study.measure import Measurement
 
-CONTROL = "random"
-"""What a control is called in a report, whatever it is a control of."""
-SPREAD_OF = ("roles", "domains")
 DENSE = (AddConstant, RemoveProjection, SetProjection, SetTo)
 """Edits that move every token their gate opens."""
 
@@ -61,72 +60,51 @@ def _random(edit: Edit, kind: ControlKind, seed: int, materials: Materials) -> E
 
 
 def control_summary(
-    headings: Sequence[str],
-    rows: list[dict[str, Any]],
-    found: list[Measurement],
-    edit: Measurement,
-    bootstrap: Bootstrap,
-) -> dict[str, Any]:
-    """One kind of control at one setting.
+    headings: Sequence[str], rows: Sequence[Row], found: Sequence[Measurement], edit: Measurement, bootstrap: Bootstrap
+) -> ControlSummary:
+    """One kind of control at one setting: the spread of every estimate over seeds, and how far the edit goes beyond.
 
     Args:
         headings: Of the rows, beside domains and roles.
         rows: The report's rows of its seeds; ``found`` are their measurements.
         edit: The edit they are the control of.
-
-    Returns:
-        ``mean``, ``min`` and ``max`` over seeds of every estimate's value, and ``edit_minus_control``: the paired
-        difference of the edit to the mean over seeds, by role, with its interval over facts.
     """
-    summary: dict[str, Any] = {
-        "settings": rows[0]["settings"],
-        "seeds": [row["seed"] for row in rows],
-        **{
-            group: {place: _spreads([row[group][place] for row in rows]) for place in rows[0][group]}
-            for group in SPREAD_OF
-        },
-        **{
-            heading: _spreads([row[heading] for row in rows])
-            for heading in headings
-            if heading not in DERIVED and heading in rows[0]
-        },
-        "edited_share": {name: _spread(row["edited_share"][name] for row in rows) for name in rows[0]["edited_share"]},
-    }
+    first, told = rows[0], [heading for heading in headings if heading not in DERIVED]
     now, controls = under_headings(edit), [under_headings(one) for one in found]
-    summary["edit_minus_control"] = {
-        **{
-            role: _beyond(pooled(answers), [pooled(by_role(one)[role]) for one in found], bootstrap)
-            for role, answers in by_role(edit).items()
-        },
-        **{
-            heading: _beyond(now.get(heading, {}), [one.get(heading, {}) for one in controls], bootstrap)
-            for heading in headings
-            if heading not in DERIVED
-        },
+    beyond_by_role = {
+        role: _beyond(pooled(answers), [pooled(by_role(one)[role]) for one in found], bootstrap)
+        for role, answers in by_role(edit).items()
     }
-    return summary
+    return ControlSummary(
+        settings=first.settings,
+        seeds=tuple(row.seed for row in rows if row.seed is not None),
+        domains={name: _spreads([row.domains[name].estimates for row in rows]) for name in first.domains},
+        roles={role: _spreads([row.roles[role].estimates for row in rows]) for role in first.roles},
+        groups={name: _spreads([row.groups[name] for row in rows]) for name in told if name in first.groups},
+        edited_share={name: _spread([row.edited_share[name] for row in rows]) for name in first.edited_share},
+        edit_minus_control=beyond_by_role
+        | {name: _beyond(now.get(name, {}), [one.get(name, {}) for one in controls], bootstrap) for name in told},
+    )
 
 
-def _spreads(measured: list[dict[str, Any]]) -> dict[str, Any]:
-    """Spread over seeds of each estimate; what is no estimate is left out."""
-    names = [name for name, estimate in measured[0].items() if isinstance(estimate, dict) and "value" in estimate]
-    return {name: _spread(one[name]["value"] for one in measured) for name in names}
+def _spreads(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Spread]:
+    """Spread over seeds of each estimate."""
+    return {name: _spread([one[name].value for one in measured]) for name in measured[0]}
 
 
-def _spread(values: Iterable[float]) -> dict[str, float]:
-    found = list(values)
-    return {"mean": math.fsum(found) / len(found), "min": min(found), "max": max(found)}
+def _spread(values: Sequence[float]) -> Spread:
+    return Spread(mean=math.fsum(values) / len(values), min=min(values), max=max(values))
 
 
 def _beyond(
     edit: Mapping[str, Pool], controls: Sequence[Mapping[str, Pool]], bootstrap: Bootstrap
-) -> dict[str, dict[str, float]]:
+) -> dict[str, Estimate]:
     """What the edit's measures are beyond the mean over controls, where they are means and controls were asked."""
     beyond = {}
     for name, pool in edit.items():
         others = [other.series for one in controls if (other := one.get(name)) is not None]
         if (series := pool.series) is not None and others:
-            beyond[name] = series.minus(_mean(others)).estimate(bootstrap).to_json()
+            beyond[name] = series.minus(_mean(others)).estimate(bootstrap)
     return beyond
 
 

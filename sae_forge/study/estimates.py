@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from sae_forge.results.codec import encode
 from sae_forge.results.measure import Measure
+from sae_forge.results.report import Cell, Change, Domain, TaskWords
 from sae_forge.statistics.answers import CHANCE, LETTERS, alignment, chance_distance, letter_shares
 from sae_forge.statistics.bootstrap import Bootstrap, interval
 from sae_forge.statistics.estimate import Estimate
@@ -157,7 +157,7 @@ def headings_of(asked: Sequence[Asked]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ALWAYS, *(measure.heading or str(one.task.group) for one, measure in grouped))))
 
 
-def described_tasks(found: Measurement) -> list[dict[str, Any]]:
+def described_tasks(found: Measurement) -> tuple[TaskWords, ...]:
     """The report's ``tasks``: those that measured something, with their measures by the names that rows give them."""
     headings, described = under_headings(found), []
     for task in {one.asked.rank: one.asked.task for one in sorted(found, key=lambda one: one.asked.rank)}.values():
@@ -165,65 +165,69 @@ def described_tasks(found: Measurement) -> list[dict[str, Any]]:
         if task.group is not None:
             kept = {key: pool.measure for key, pool in headings[task.group].items() if pool.measure in measures}
             measures = [m if m.name == task.group else replace(m, name=key) for key, m in kept.items()]
-        described.append(
-            {
-                "name": task.name,
-                "title": task.title,
-                "group": task.group,
-                "measures": [encode(one) for one in dict.fromkeys(measures)],
-            }
+        shown = tuple(dict.fromkeys(measures))
+        described.append(TaskWords(name=task.name, title=task.title, group=task.group, measures=shown))
+    return tuple(described)
+
+
+def described_domains(asked: Sequence[Asked]) -> dict[str, Domain]:
+    """The report's ``domains``: role, and how much was asked, with the ids, so that another run can ask the same."""
+    placed = [one for one in asked if one.task.group is None]
+    kinds = dict.fromkeys((*COUNTED, *(f"{one.kind or one.task.name}s" for one in placed)))
+    described: dict[str, Domain] = {}
+    for name in dict.fromkeys(one.domain for one in placed):
+        mine = [one for one in placed if one.domain == name]
+        ids = {
+            kind: tuple(i for one in mine if f"{one.kind or one.task.name}s" == kind for i in one.ids) for kind in kinds
+        }
+        described[name] = Domain(
+            role=mine[0].role,  # pyright: ignore[reportArgumentType] (load_asked refuses others)
+            items=len(mine[0].ids),
+            facts=len({fact for one in mine for fact in one.facts}),
+            ids=ids,
+            asked={kind: len(listed) for kind, listed in ids.items()},
         )
     return described
 
 
-def described_domains(asked: Sequence[Asked]) -> dict[str, dict[str, Any]]:
-    """The report's ``domains``: role, and how much was asked, with the ids, so that another run can ask the same."""
-    placed = [one for one in asked if one.task.group is None]
-    kinds = dict.fromkeys((*COUNTED, *(f"{one.kind or one.task.name}s" for one in placed)))
-    described: dict[str, dict[str, Any]] = {}
-    for name in dict.fromkeys(one.domain for one in placed):
-        mine = [one for one in placed if one.domain == name]
-        ids = {kind: [i for one in mine if f"{one.kind or one.task.name}s" == kind for i in one.ids] for kind in kinds}
-        described[name] = {
-            "role": mine[0].role,
-            "items": len(mine[0].ids),
-            **{kind: len(listed) for kind, listed in ids.items()},
-            "facts": len({fact for one in mine for fact in one.facts}),
-            "ids": ids,
-        }
-    return described
-
-
 def describe(found: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> dict[str, Any]:
-    """One method's part of a report, apart from its change."""
+    """The fields of a ``Row`` that were measured, apart from its change."""
     pools = under_headings(found)
     return {
         "domains": {name: _cell(answers, bootstrap) for name, answers in by_domain(found).items()},
         "roles": {role: _cell(answers, bootstrap) for role, answers in by_role(found).items()},
-        **{heading: _estimates(pools.get(heading, {}), bootstrap) for heading in headings},
+        "groups": {heading: _estimates(pools.get(heading, {}), bootstrap) for heading in headings},
         **_edited(found),
     }
 
 
-def change(found: Measurement, base: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> dict[str, Any]:
+def change(found: Measurement, base: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> Change:
     """Paired differences to the baseline, by the same keys; nats, shares and rates as they are."""
-    places = {"domains": (by_domain(found), by_domain(base)), "roles": (by_role(found), by_role(base))}
-    changed: dict[str, Any] = {
-        group: {place: differences(pooled(answers), pooled(before[place]), bootstrap) for place, answers in now.items()}
-        for group, (now, before) in places.items()
-    }
     now, before = under_headings(found), under_headings(base)
-    for heading in headings:
-        differs = differences(now.get(heading, {}), before.get(heading, {}), bootstrap)
-        if differs or (heading in ALWAYS and heading not in DERIVED):
-            changed[heading] = differs
+    groups = {
+        heading: differs
+        for heading in headings
+        if (differs := differences(now.get(heading, {}), before.get(heading, {}), bootstrap))
+        or (heading in ALWAYS and heading not in DERIVED)
+    }
+    domains, domains_before, roles_before = {}, by_domain(base), by_role(base)
     for name, answers in by_domain(found).items():
-        pairs = [pair for one, other in zip(answers, by_domain(base)[name], strict=True) for pair in _right(one, other)]
-        if pairs:
-            changed["domains"][name] |= {"lost": pairs.count((False, True)), "gained": pairs.count((True, False))}
-    if aligned := aligned_estimate(found, base, bootstrap):
-        changed["alignment"] = aligned.to_json()
-    return changed
+        others = domains_before[name]
+        pairs = [pair for one, other in zip(answers, others, strict=True) for pair in _right(one, other)]
+        domains[name] = Cell(
+            estimates=differences(pooled(answers), pooled(others), bootstrap),
+            lost=pairs.count((False, True)) if pairs else None,
+            gained=pairs.count((True, False)) if pairs else None,
+        )
+    return Change(
+        domains=domains,
+        roles={
+            role: Cell(estimates=differences(pooled(answers), pooled(roles_before[role]), bootstrap))
+            for role, answers in by_role(found).items()
+        },
+        groups=groups,
+        alignment=aligned_estimate(found, base, bootstrap),
+    )
 
 
 def _right(now: Answers, before: Answers) -> list[tuple[bool, bool]]:
@@ -251,19 +255,19 @@ def aligned_estimate(found: Measurement, base: Measurement, bootstrap: Bootstrap
     return interval(alignment(*(value for value, _ in drawn), **chance), np.array(every))
 
 
-def _cell(answers: list[Answers], bootstrap: Bootstrap) -> dict[str, Any]:
+def _cell(answers: list[Answers], bootstrap: Bootstrap) -> Cell:
     """Estimates of one domain, or of all domains of a role."""
-    entry = _estimates(pooled(answers), bootstrap)
+    estimates, guessing, letters = _estimates(pooled(answers), bootstrap), None, None
     main = main_pool(answers)
     if main is not None and (chance := main.chance) is not None:
-        entry["chance_distance"] = chance_distance(main.estimate(bootstrap), chance).to_json()
-        if chance != main.measure.chance:
-            entry["chance"] = {main.measure.name: chance}
+        estimates["chance_distance"] = chance_distance(main.estimate(bootstrap), chance)
+        guessing = {main.measure.name: chance} if chance != main.measure.chance else None
     chosen = [item.values for one in answers for item in one.items if "chosen" in item.values]
     if chosen:
         options = max(len(values["option_logprobs"]) for values in chosen)  # pyright: ignore[reportArgumentType]
-        entry["letters"] = letter_shares([values["chosen"] for values in chosen], LETTERS[:options])  # pyright: ignore
-    return entry | {"edited_share": _share([one.touched for one in answers])}
+        letters = letter_shares([values["chosen"] for values in chosen], LETTERS[:options])  # pyright: ignore
+    edited = _share([one.touched for one in answers])
+    return Cell(estimates=estimates, chance=guessing, letters=letters, edited_share=edited)
 
 
 def _edited(found: Measurement) -> dict[str, dict[str, float]]:
@@ -296,14 +300,14 @@ def _norm(touched: list[Touched]) -> float:
     return math.fsum(one.norm for one in touched) / edited if edited else 0.0
 
 
-def _estimates(pools: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Any]:
-    return {name: pool.estimate(bootstrap).to_json() for name, pool in pools.items()}
+def _estimates(pools: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Estimate]:
+    return {name: pool.estimate(bootstrap) for name, pool in pools.items()}
 
 
-def differences(now: Mapping[str, Pool], before: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Any]:
+def differences(now: Mapping[str, Pool], before: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Paired differences of every measure that is a mean, by the same keys."""
     return {
-        name: series.minus(other).estimate(bootstrap).to_json()
+        name: series.minus(other).estimate(bootstrap)
         for name, pool in now.items()
         if (series := pool.series) is not None and (other := before[name].series) is not None
     }

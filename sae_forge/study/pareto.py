@@ -5,9 +5,9 @@ that papers quote: SAEBench's unlearning score, the best accuracy at a utility f
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
+from sae_forge.results.report import Point
 from sae_forge.statistics.answers import CHANCE
 
 UTILITY_SHARE = 0.99
@@ -16,28 +16,15 @@ UTILITY_POINT = 0.01
 """Accuracy that may be lost, as the other floor."""
 
 
-@dataclass(frozen=True)
-class Point:
-    """One setting of one method, measured."""
-
-    settings: dict[str, Any]
-    forget: float
-    """Accuracy on what is forgotten."""
-    utility: float
-    """Accuracy on what is kept."""
-    neighbour: float | None
-    """Accuracy on what lies close; it decides between points that are alike otherwise."""
-    alignment: float
-
-    def dominates(self, other: "Point") -> bool:
-        """Whether it is at least as good in both, and better in one."""
-        no_worse = self.forget <= other.forget and self.utility >= other.utility
-        return no_worse and (self.forget < other.forget or self.utility > other.utility)
+def dominates(one: Point, other: Point) -> bool:
+    """Whether a point is at least as good as another in both, and better in one."""
+    no_worse = one.forget <= other.forget and one.utility >= other.utility
+    return no_worse and (one.forget < other.forget or one.utility > other.utility)
 
 
 def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other dominates, by falling utility; of equal ones the first."""
-    kept = [one for one in points if not any(other.dominates(one) for other in points)]
+    kept = [one for one in points if not any(dominates(other, one) for other in points)]
     unique = {(one.forget, one.utility): one for one in reversed(kept)}
     return sorted(unique.values(), key=lambda one: (-one.utility, one.forget))
 
@@ -48,19 +35,19 @@ def best_at(points: Sequence[Point], floor: float, neighbour_floor: float = 0.0)
     return min(kept, key=lambda one: one.forget, default=None)
 
 
-def hypervolume(points: Sequence[Point], base_forget: float) -> float:
+def hypervolume(points: Sequence[Point], base_forget: float, chance: float = CHANCE) -> float:
     """Area that the points dominate between the reference (forget ``base_forget``, utility at chance) and perfection.
 
     In accuracy squared; 0 when nothing was forgotten above chance utility.
     """
     area, reached = 0.0, base_forget
-    for one in front([one for one in points if one.utility > CHANCE and one.forget < base_forget]):
-        area += (reached - one.forget) * (one.utility - CHANCE)
+    for one in front([one for one in points if one.utility > chance and one.forget < base_forget]):
+        area += (reached - one.forget) * (one.utility - chance)
         reached = one.forget
     return area
 
 
-def choose(points: Sequence[Point], base_utility: float) -> tuple[Point, str]:
+def choose(points: Sequence[Point], base_utility: float, chance: float = CHANCE) -> tuple[Point, str]:
     """The point to report, and the rule that chose it.
 
     At least 99 % of the base model's utility if any point has that, else at most one point lost, else the best
@@ -69,7 +56,7 @@ def choose(points: Sequence[Point], base_utility: float) -> tuple[Point, str]:
     """
     for name, floor in floors(base_utility).items():
         if eligible := [one for one in points if one.utility >= floor]:
-            return min(eligible, key=_rank), name
+            return min(eligible, key=partial(_rank, chance=chance)), name
     return max(points, key=lambda one: one.alignment), "alignment"
 
 
@@ -78,6 +65,6 @@ def floors(base_utility: float) -> dict[str, float]:
     return {"utility_99": UTILITY_SHARE * base_utility, "utility_1pt": base_utility - UTILITY_POINT}
 
 
-def _rank(one: Point) -> tuple[float, ...]:
+def _rank(one: Point, *, chance: float) -> tuple[float, ...]:
     """Better points first."""
-    return max(one.forget, CHANCE), 0.0 if one.neighbour is None else -one.neighbour, -one.utility
+    return max(one.forget, chance), 0.0 if one.neighbour is None else -one.neighbour, -one.utility

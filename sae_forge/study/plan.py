@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.edit import Edit
@@ -12,8 +12,8 @@ from sae_forge.methods.method import Method, Settings, titled
 from sae_forge.methods.subjects import AsItIs, Edited, Subject
 from sae_forge.methods.table import controlled
 from sae_forge.progress import SILENT, Progress
+from sae_forge.results.report import Sweep
 from sae_forge.study.controls import CONTROL, controls_of, edits_every_token
-from sae_forge.study.sweep import Swept
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Plan:
     """It edits every token."""
 
     @property
-    def kind(self) -> str:
+    def kind(self) -> Literal["baseline", "hook", "weights"]:
         """What is done to the model: nothing, its activations edited, or its weights trained."""
         if self.subject.changes_weights:
             return "weights"
@@ -42,7 +42,7 @@ class Plan:
 def iter_plans(
     materials: Materials,
     methods: Sequence[Method],
-    swept: Swept | None = None,
+    swept: Sweep | None = None,
     also: Sequence[Edit] = (),
     progress: Progress = SILENT,
 ) -> Iterator[Plan]:
@@ -80,8 +80,8 @@ def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> 
         yield planned(scale.METHOD, settings, replace(materials, selection=selection))
 
 
-def _from_sweep(materials: Materials, methods: Sequence[Method], swept: Swept) -> Iterator[Plan]:
-    chosen = {one.method: one.chosen.settings for one in swept.tuned}
+def _from_sweep(materials: Materials, methods: Sequence[Method], swept: Sweep) -> Iterator[Plan]:
+    chosen = {name: dict(one.chosen.settings) for name, one in swept.methods.items()}
     for method in methods:
         names = [part.name for part in method.parts or (method,)]
         if all(name in chosen for name in names) and method.needs(materials) is None:

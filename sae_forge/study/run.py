@@ -21,7 +21,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims
-from sae_forge.results.report import FORMAT, Report
+from sae_forge.results.report import FORMAT, ControlSummary, Report, Row
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.store import files
@@ -119,20 +119,17 @@ def evaluate(
     bootstrap = Bootstrap(config.bootstrap, config.seed)
     found, headings = _measured(materials, asked, plans, progress), headings_of(asked)
     rows = [_row(headings, plan, measured, found[0], bootstrap) for plan, measured in zip(plans, found, strict=True)]
-    metrics: dict[str, Any] = {
-        "format": FORMAT,
-        "tasks": described_tasks(found[0]),
-        "domains": described_domains(asked),
-        "methods": rows,
-        "controls": list(_controls(headings, plans, rows, found, bootstrap)),
-        "protocol": _protocol(asked, found[0], selection, config, point),
-        "left_out": left_out,
-    }
-    if selections:
-        metrics["selections"] = compared(selections, rows)
-    if swept is not None:
-        metrics["sweep"] = swept.to_json()
-    report = Report.from_json(metrics)
+    report = Report(
+        format=FORMAT,
+        tasks=described_tasks(found[0]),
+        domains=described_domains(asked),
+        rows=tuple(rows),
+        controls=tuple(_controls(headings, plans, rows, found, bootstrap)),
+        protocol=_protocol(asked, found[0], selection, config, point),
+        left_out=left_out,
+        selections=compared(selections, rows) if selections else None,
+        sweep=swept,
+    )
     report = replace(report, claims=tuple(claims(report)))
     items = [
         row
@@ -183,22 +180,26 @@ def _selections(own: Selection, rivals: Sequence[Selection], progress: Progress)
 # ---- the report ---------------------------------------------------------------------------------
 
 
-def _row(
-    headings: Sequence[str], plan: Plan, found: Measurement, base: Measurement, bootstrap: Bootstrap
-) -> dict[str, Any]:
-    named = {"name": plan.name, "kind": plan.kind, "settings": plan.settings, "seed": plan.seed}
-    named |= {"title": plan.title, "at_rest": plan.at_rest}
-    row = {**named, **describe(found, headings, bootstrap)}
-    return row if plan.kind == "baseline" else row | {"change": change(found, base, headings, bootstrap)}
+def _row(headings: Sequence[str], plan: Plan, found: Measurement, base: Measurement, bootstrap: Bootstrap) -> Row:
+    return Row(
+        name=plan.name,
+        kind=plan.kind,
+        title=plan.title,
+        at_rest=plan.at_rest,
+        settings=plan.settings,
+        seed=plan.seed,
+        change=None if plan.kind == "baseline" else change(found, base, headings, bootstrap),
+        **describe(found, headings, bootstrap),
+    )
 
 
 def _controls(
     headings: Sequence[str],
     plans: list[Plan],
-    rows: list[dict[str, Any]],
+    rows: list[Row],
     found: list[Measurement],
     bootstrap: Bootstrap,
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[ControlSummary]:
     """A summary over seeds for each edit and kind of random control."""
     groups: dict[str, list[int]] = {}
     for number, plan in enumerate(plans):

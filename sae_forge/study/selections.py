@@ -5,9 +5,9 @@ elsewhere; the rank correlation over selections says whether it did here.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 from sae_forge.features.selection import Selection
+from sae_forge.results.report import ROLES, ComparedSelection, RankCorrelation, Row, SelectionComparison
 from sae_forge.statistics.ranking import spearman
 
 SIDE_EFFECTS = ("retain_loss", "neighbour_accuracy", "retain_accuracy")
@@ -21,43 +21,43 @@ def label_of(selection: Selection, others: Sequence[Selection]) -> str:
     return selection.method if len(alike) == 1 else f"{selection.method} {alike.index(selection) + 1}"
 
 
-def compared(selections: Mapping[str, Selection], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def compared(selections: Mapping[str, Selection], rows: Sequence[Row]) -> SelectionComparison:
     """The report's ``selections``.
 
     Args:
         selections: By the name that ``settings["selection"]`` of a row gives.
         rows: The report's rows, with one for each selection under the same edit.
     """
-    measured = {row["settings"]["selection"]: row for row in rows if "selection" in row["settings"]}
+    measured = {row.settings["selection"]: row for row in rows if "selection" in row.settings}
     entries = [_entry(name, selection, measured[name]) for name, selection in selections.items() if name in measured]
-    return {"rows": entries, "correlation_against": _against(entries)}
+    return SelectionComparison(rows=tuple(entries), correlation_against=_against(entries))
 
 
-def _entry(name: str, selection: Selection, row: dict[str, Any]) -> dict[str, Any]:
-    analysis = selection.analysis
+def _entry(name: str, selection: Selection, row: Row) -> ComparedSelection:
+    assert row.change is not None
+    analysis, roles = selection.analysis, row.change.roles
     separation = None if analysis is None else analysis.separation
-    change = row["change"]
-    accuracy = {role: change["roles"].get(role, {}).get("accuracy") for role in ("forget", "neighbour", "retain")}
-    return {
-        "selection": name,
-        "latents": row["settings"]["num_features"],
-        "auroc": None if separation is None else separation.auroc,
-        "mean_correlation": None if separation is None else separation.mean_correlation,
-        "overlap": {} if analysis is None else analysis.overlap,
-        **{f"{role}_accuracy": estimate for role, estimate in accuracy.items()},
-        "retain_loss": change["loss"].get("retain"),
-    }
+    accuracy = {role: roles[role].estimates.get("accuracy") if role in roles else None for role in ROLES}
+    return ComparedSelection(
+        selection=name,
+        latents=row.settings["num_features"],
+        auroc=None if separation is None else separation.auroc,
+        mean_correlation=None if separation is None else separation.mean_correlation,
+        overlap={} if analysis is None else analysis.overlap,
+        changes={f"{role}_accuracy": estimate for role, estimate in accuracy.items()}
+        | {"retain_loss": row.change.groups["loss"].get("retain")},
+    )
 
 
-def _against(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def _against(entries: Sequence[ComparedSelection]) -> dict[str, RankCorrelation]:
     """Spearman's rank correlation of the latents' mean correlation with the size of each side effect."""
-    found = {}
+    against = {}
     for effect in SIDE_EFFECTS:
         pairs = [
-            (entry["mean_correlation"], abs(entry[effect]["value"]))
+            (entry.mean_correlation, abs(changed.value))
             for entry in entries
-            if entry["mean_correlation"] is not None and entry[effect] is not None
+            if entry.mean_correlation is not None and (changed := entry.changes[effect]) is not None
         ]
         if len(pairs) >= FEWEST:
-            found[effect] = {"spearman": spearman(*zip(*pairs, strict=True)), "selections": len(pairs)}
-    return found
+            against[effect] = RankCorrelation(spearman=spearman(*zip(*pairs, strict=True)), selections=len(pairs))
+    return against

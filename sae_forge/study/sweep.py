@@ -7,7 +7,6 @@ chosen on the DEV half, by the rule of ``pareto.choose``, and nothing of the TES
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sae_forge.config.questions import Half
 from sae_forge.errors import DataError
@@ -16,69 +15,17 @@ from sae_forge.methods.method import Method, Settings, ends, grid
 from sae_forge.methods.subjects import AsItIs, Subject, in_force
 from sae_forge.models.tape import Tape
 from sae_forge.progress import Progress, Task
+from sae_forge.results.codec import encode
+from sae_forge.results.report import Point, Sweep, TunedMethod
 from sae_forge.statistics.answers import alignment
 from sae_forge.store import files, records
 from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, described_domains, main_pool
 from sae_forge.study.measure import Answers, Measurement, load_asked, measure
-from sae_forge.study.pareto import Point
 from sae_forge.tasks.task import Asked
 
 HALF: Half = "dev"
 JOURNAL = "sweep.json"
-
-
-@dataclass(frozen=True)
-class Tuned:
-    """One method, all its settings measured on the DEV half."""
-
-    method: str
-    points: tuple[Point, ...]
-    chosen: Point
-    rule: str
-    """Which rule of :func:`pareto.choose` chose it."""
-    end: str | None = None
-    """``gentlest`` or ``roughest`` where the chosen strength is the end of those tried: there may be better beyond."""
-
-    def to_json(self, base: Point) -> dict[str, Any]:
-        """The method's part of the report's ``sweep``."""
-        best = {name: pareto.best_at(self.points, floor) for name, floor in pareto.floors(base.utility).items()}
-        at_99 = best["utility_99"]
-        if base.neighbour is not None:
-            both = (pareto.UTILITY_SHARE * base.utility, pareto.UTILITY_SHARE * base.neighbour)
-            best["neighbours_99"] = pareto.best_at(self.points, *both)
-        return {
-            "configurations": len(self.points),
-            "points": [_point(one) for one in self.points],
-            "front": [_point(one) for one in pareto.front(self.points)],
-            "best_at": {name: None if one is None else _point(one) for name, one in best.items()},
-            "saebench_score": 0.0 if at_99 is None else 1 - at_99.forget,
-            "hypervolume": pareto.hypervolume(self.points, base.forget),
-            "best_alignment": max(one.alignment for one in self.points),
-            "chosen": _point(self.chosen),
-            "rule": self.rule,
-            "end": self.end,
-        }
-
-
-@dataclass(frozen=True)
-class Swept:
-    """What a sweep found."""
-
-    base: Point
-    tuned: tuple[Tuned, ...]
-    items: dict[str, dict[str, Any]]
-    """Domains of the DEV half with the ids that were asked."""
-
-    def to_json(self) -> dict[str, Any]:
-        """The report's ``sweep``."""
-        return {
-            "half": HALF,
-            "domains": self.items,
-            "base": _point(self.base),
-            "floors": pareto.floors(self.base.utility),
-            "methods": {one.method: one.to_json(self.base) for one in self.tuned},
-        }
 
 
 @dataclass(frozen=True)
@@ -114,7 +61,7 @@ class Journal:
         """The point, written down."""
         self.points[files.digest([method, point.settings])] = point
         if self.path is not None:
-            files.publish_json(self.path, {key: _point(one) for key, one in self.points.items()})
+            files.publish_json(self.path, encode(self.points))
         return point
 
 
@@ -135,7 +82,7 @@ def load_tuned(materials: Materials, progress: Progress) -> tuple[Asked, ...]:
     return asked
 
 
-def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, folder: Path | None = None) -> Swept:
+def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, folder: Path | None = None) -> Sweep:
     """Measure every setting of every method on the DEV half, and choose one of each.
 
     Methods that cannot be measured with what there is are left out, and of wrapped ones the inner method is tuned.
@@ -150,7 +97,10 @@ def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, f
     journal = Journal.open(folder, fresh=materials.config.starts_over)
     with progress.task("sweep", units * (1 + sum(map(len, grids.values()))), "items") as task:
         before = _measured(AsItIs(), materials, asked, tape, task, "baseline")
-        base, tuned = _located({}, before, before), []
+        base, tuned = _located({}, before, before), {}
+        roles = by_role(before)
+        pools = {role: pool for role in ("forget", "retain") if (pool := main_pool(roles[role])) is not None}
+        guessing = {role: pool.chance or 0.0 for role, pool in pools.items()}
         for method in alone:
             points = []
             for one in grids[method.name]:
@@ -160,10 +110,40 @@ def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, f
                 else:
                     task.advance(units, method=method.name)
                 points.append(known)
-            chosen, rule = pareto.choose(points, base.utility)
+            chosen, rule = pareto.choose(points, base.utility, guessing["forget"])
             end = ends(method, materials)[points.index(chosen)]
-            tuned.append(Tuned(method.name, tuple(points), chosen, rule, end))
-    return Swept(base, tuple(tuned), described_domains(asked))
+            tuned[method.name] = _tuned(points, base, chosen, rule, end, guessing["retain"])
+    return Sweep(
+        half=HALF,
+        measure=pools["forget"].measure.name,
+        domains=described_domains(asked),
+        base=base,
+        floors=pareto.floors(base.utility),
+        methods=tuned,
+    )
+
+
+def _tuned(
+    points: Sequence[Point], base: Point, chosen: Point, rule: str, end: str | None, chance: float
+) -> TunedMethod:
+    """One method's part of the report, with the single numbers that papers quote."""
+    best = {name: pareto.best_at(points, floor) for name, floor in pareto.floors(base.utility).items()}
+    at_99 = best["utility_99"]
+    if base.neighbour is not None:
+        both = (pareto.UTILITY_SHARE * base.utility, pareto.UTILITY_SHARE * base.neighbour)
+        best["neighbours_99"] = pareto.best_at(points, *both)
+    return TunedMethod(
+        configurations=len(points),
+        points=tuple(points),
+        front=tuple(pareto.front(points)),
+        best_at=best,
+        saebench_score=0.0 if at_99 is None else 1 - at_99.forget,
+        hypervolume=pareto.hypervolume(points, base.forget, chance),
+        best_alignment=max(one.alignment for one in points),
+        chosen=chosen,
+        rule=rule,
+        end=end,
+    )
 
 
 def _located(settings: Settings, found: Measurement, base: Measurement) -> Point:
@@ -195,7 +175,3 @@ def _measured(
     with in_force(materials.lm, subject) as (lm, log):
         played = tape if lm is materials.lm else None
         return measure(lm, asked, log, task, batch_size=materials.config.eval_batch_size, tape=played, method=name)
-
-
-def _point(one: Point) -> dict[str, Any]:
-    return dict(vars(one))

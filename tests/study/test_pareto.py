@@ -8,7 +8,8 @@ from sae_forge.study.pareto import Point, best_at, choose, floors, front, hyperv
 
 
 def point(forget: float, utility: float, neighbour: float | None = None, alignment: float = 0.0) -> Point:
-    return Point({"forget": forget, "utility": utility}, forget, utility, neighbour, alignment)
+    settings = {"forget": forget, "utility": utility}
+    return Point(settings=settings, forget=forget, utility=utility, neighbour=neighbour, alignment=alignment)
 
 
 def test_front_holds_what_nothing_dominates():

@@ -221,8 +221,8 @@ def test_questions_and_prompts_of_one_stem_are_one_domain(tmp_path: Path, tiny_l
     assert [(one.domain, one.role, one.kind) for one in (first, second)] == [
         ("magic", "forget", "question"), ("magic", "forget", "prompt"),
     ]  # fmt: skip
-    assert described_domains((first, second))["magic"]["ids"] == {
-        "questions": list(first.ids), "prompts": list(second.ids),
+    assert described_domains((first, second))["magic"].ids == {
+        "questions": first.ids, "prompts": second.ids,
     }  # fmt: skip
 
 
