@@ -8,8 +8,9 @@ import pytest
 from tiny_run import TinyRun, forge, make_run
 
 from sae_forge.features.selection import Selection
-from sae_forge.results.report import Report
+from sae_forge.results.report import Cell, Change, RankCorrelation, Report, Row
 from sae_forge.show.html import Section, page
+from sae_forge.statistics.estimate import Estimate
 from sae_forge.study.selections import compared
 
 
@@ -44,11 +45,14 @@ def test_selections_of_one_method_are_numbered_and_equal_ones_measured_once(run:
     assert "selections" not in run.evaluate(rivals=(same,), methods=("zero",)).metrics
 
 
-def row_of(name: str, loss: float, accuracy: float) -> dict:
-    estimate = {"value": accuracy, "low": accuracy, "high": accuracy}
-    roles = {role: {"accuracy": estimate} for role in ("forget", "neighbour", "retain")}
-    change = {"roles": roles, "loss": {"retain": {"value": loss, "low": loss, "high": loss}}}
-    return {"settings": {"selection": name, "num_features": 3}, "change": change}
+def row_of(name: str, loss: float, accuracy: float) -> Row:
+    cell = Cell(estimates={"accuracy": Estimate(accuracy, accuracy, accuracy)})
+    roles = dict.fromkeys(("forget", "neighbour", "retain"), cell)
+    change = Change(domains={}, roles=roles, groups={"loss": {"retain": Estimate(loss, loss, loss)}})
+    return Row(
+        name="zero", kind="hook", title=name, settings={"selection": name, "num_features": 3}, seed=None,
+        domains={}, roles={}, groups={}, edited_share={}, edit_norm={}, change=change,
+    )  # fmt: skip
 
 
 def test_the_rank_correlation_is_over_sizes_of_side_effects(run: TinyRun):
@@ -59,7 +63,8 @@ def test_the_rank_correlation_is_over_sizes_of_side_effects(run: TinyRun):
         separation = replace(analysis.separation, mean_correlation=correlation)
         selections[str(number)] = replace(run.selection, analysis=replace(analysis, separation=separation))
     rows = [row_of("0", 0.01, -0.4), row_of("1", -0.02, -0.3), row_of("2", 0.05, -0.2), row_of("3", 0.03, -0.1)]
-    found = compared(selections, rows)["correlation_against"]
-    assert found["retain_loss"] == {"spearman": pytest.approx(0.8), "selections": 4}
-    assert found["neighbour_accuracy"]["spearman"] == pytest.approx(-1.0)
-    assert compared(dict(list(selections.items())[:3]), rows[:3])["correlation_against"] == {}
+    against = compared(selections, rows).correlation_against
+    assert against["retain_loss"].spearman == pytest.approx(0.8)
+    assert against["retain_loss"].selections == 4
+    assert against["neighbour_accuracy"].spearman == pytest.approx(-1.0)
+    assert compared(dict(list(selections.items())[:3]), rows[:3]).correlation_against == {}

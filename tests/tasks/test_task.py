@@ -148,10 +148,10 @@ def test_a_task_of_ones_own_is_what_a_sweep_chooses_by(run: TinyRun):
     materials = Materials(run.lm, run.sae, run.named.point, run.selection, config, run.shards)
     (project,) = [method for method in METHODS if method.name == "project"]
     swept = sweep([project], materials, SILENT)
-    asked = {name for domain in swept.items.values() for name in domain["ids"]["statements"]}
+    asked = {name for domain in swept.domains.values() for name in (domain.ids or {})["statements"]}
     assert {half_of(name) for name in asked} == {"dev"}
     assert 0 < swept.base.forget < 1
-    points = swept.tuned[0].points
+    points = swept.methods["project"].points
     assert len(points) == 8
     assert len({point.forget for point in points}) > 1
 
