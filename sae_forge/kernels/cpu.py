@@ -43,13 +43,23 @@ def value_grad(
 ) -> Float[Tensor, "tokens k"]:
     """Gradient of the values: the dot product of each named row with its token's output gradient."""
     tokens, k = indices.shape
-    flat = indices.reshape(-1)
-    starts = torch.arange(0, tokens * k, k, dtype=flat.dtype)
-    token_of = torch.arange(tokens, dtype=flat.dtype).repeat_interleave(k)
-    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(
-        _wide(grad).contiguous(), _wide(W_dec), flat, starts, token_of, 0
-    )
-    return dots.view(tokens, k)
+    token_of = torch.arange(tokens, dtype=torch.int32).repeat_interleave(k)
+    return pair_dots(_wide(grad).contiguous(), _wide(W_dec), token_of, indices.reshape(-1)).view(tokens, k)
+
+
+def pair_dots(
+    vectors: Float[Tensor, "tokens d_in"],
+    rows: Float[Tensor, "d_sae d_in"],
+    token: Int[Tensor, "n"],
+    latent: Int[Tensor, "n"],
+) -> Float[Tensor, "n"]:
+    """Each named vector times the named row. One row after the other is read, since it is the vectors that a cache
+    holds; a product is the same to the bit in any order.
+    """
+    latent, order = torch.sort(latent.to(torch.int32))
+    token = token[order].to(torch.int32)
+    dots = torch.ops.aten._embedding_bag_per_sample_weights_backward(vectors, rows, latent, token, token, 0)
+    return torch.empty_like(dots).index_copy_(0, order, dots)
 
 
 def weight_grad(

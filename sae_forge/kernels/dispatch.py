@@ -7,6 +7,7 @@ import importlib
 import importlib.util
 import os
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol, cast, get_args
 
 import torch
@@ -37,6 +38,7 @@ than filling it."""
 
 
 _TopK = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+_Encode = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
 
 
 class _Form(Protocol):
@@ -101,6 +103,7 @@ def topk_encode(
     *,
     backend: Backend = "auto",
     product_dtype: torch.dtype | None = None,
+    screened: bool = False,
 ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
     """The k largest pre-activations of each token after ReLU, and which latents they are, in no set order.
 
@@ -110,6 +113,8 @@ def topk_encode(
     Args:
         b_dec: Taken from ``x`` first; None where that is done.
         product_dtype: Precision of the dense product (None: that of ``W_enc``). Results are in that of ``b_enc``.
+        screened: Where it is faster, let an int8 product say which pre-acts are made (``cpu_int8``). The latents are
+            the same; a pre-act is a sum in another order, so its last digits are not those of the dense product.
 
     Raises:
         BackendError: the backend cannot run these tensors, or they lie on several devices.
@@ -129,9 +134,27 @@ def topk_encode(
     dtype = product_dtype or W_enc.dtype
     if flat.numel() == 0:
         return b_enc.new_empty(*batch, k), flat.new_empty(*batch, k, dtype=torch.int64)
-    choose = _choose_topk(backend, W_enc, k)
-    values, indices = cast("Any", _TopKEncode.apply(flat, W_enc, b_enc, b_dec, k, dtype, form, choose))
+    if screened and form is _module("cpu") and dtype == W_enc.dtype and _module("cpu_int8").fits(flat, W_enc, b_enc, k):
+        encode: _Encode = _module("cpu_int8").topk_affine
+    else:
+        encode = partial(_topk_affine, dtype=dtype, choose=_choose_topk(backend, W_enc, k))
+    values, indices = cast("Any", _TopKEncode.apply(flat, W_enc, b_enc, b_dec, k, form, encode))
     return values.view(*batch, k), indices.view(*batch, k)
+
+
+def _topk_affine(
+    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, dtype: torch.dtype, choose: _TopK
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The k largest pre-acts and where they are, by a dense product of some tokens at a time."""
+    tokens, d_sae = len(x), W_enc.shape[1]
+    values, parts = b_enc.new_empty(tokens, k), []
+    weights, bias = W_enc.to(dtype), b_enc.to(dtype)
+    at_once = min(tokens, encode_tokens(d_sae, x.device))
+    for start in range(0, tokens, at_once):
+        part = slice(start, min(tokens, start + at_once))
+        values[part], where = choose(affine(x[part].to(dtype), weights, bias), k)
+        parts.append(where)
+    return values, torch.cat(parts)
 
 
 class _SparseDecode(torch.autograd.Function):
@@ -157,20 +180,11 @@ class _SparseDecode(torch.autograd.Function):
 class _TopKEncode(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None, k: int, dtype: torch.dtype,
-        form: _Form, choose: _TopK,
+        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None, k: int, form: _Form, encode: _Encode
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         centred = x if b_dec is None else x - b_dec
-        tokens, d_sae = len(centred), W_enc.shape[1]
-        values, parts = b_enc.new_empty(tokens, k), []
-        weights, bias = W_enc.to(dtype), b_enc.to(dtype)
-        at_once = min(tokens, encode_tokens(d_sae, x.device))
-        for start in range(0, tokens, at_once):
-            part = slice(start, min(tokens, start + at_once))
-            top, where = choose(affine(centred[part].to(dtype), weights, bias), k)
-            values[part] = top.relu_()
-            parts.append(where)
-        indices = torch.cat(parts)
+        values, indices = encode(centred, W_enc, b_enc, k)
+        values.relu_()
         ctx.mark_non_differentiable(indices)
         ctx.save_for_backward(centred, W_enc, values, indices)
         ctx.form = form
@@ -190,7 +204,7 @@ class _TopKEncode(torch.autograd.Function):
             for_weights = ctx.form.weight_grad(centred, slope, indices, table).to(W_enc.dtype).T
         if ctx.needs_input_grad[3]:  # every token is centred by the same b_dec: one mat-vec, no sum over tokens
             for_centre = -(W_enc @ bias)
-        return for_x, for_weights, bias, for_centre, None, None, None, None
+        return for_x, for_weights, bias, for_centre, None, None, None
 
 
 # ---- for a training step ------------------------------------------------------------------------
