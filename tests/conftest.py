@@ -9,6 +9,9 @@ os.environ["TOKENIZERS_PARALLELISM"] = "false"
 
 import pkgutil
 import signal
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 from beartype import BeartypeConf, beartype
@@ -93,3 +96,24 @@ def tiny_model(request: pytest.FixtureRequest, model_folders: dict[str, Path]) -
 def tiny_llama(model_folders: dict[str, Path]) -> LanguageModel:
     """The Llama among the tiny models, for tests where the family does not matter."""
     return load_model(str(model_folders["llama"]), device="cpu")
+
+
+@pytest.fixture(scope="session")
+def plugged_run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory):
+    """One small run for everything that a plug-in brings."""
+    from tiny_run import make_run
+
+    return make_run(tmp_path_factory.mktemp("plugged"), model_folders["llama"])
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., str]:
+    """What a command prints, run as a user runs it."""
+
+    def run(*arguments: str) -> str:
+        line = [sys.executable, "-m", "sae_forge", *arguments]
+        done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
+        assert done.returncode == 0, done.stderr[-2000:]
+        return done.stdout
+
+    return run

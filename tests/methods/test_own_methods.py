@@ -1,82 +1,21 @@
 """A method of one's own, each in one object: an edit, a retraining and a wrapper, through plan, controls and sweep."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
+from test_toy_edit import NUDGE
+from test_toy_retraining import SHRINK
+from test_toy_wrapper import COARSE
 from tiny_run import NAMED, TinyRun, make_run
 
-from sae_forge.interventions.edit import Edit
-from sae_forge.interventions.intervention import Intervention
-from sae_forge.interventions.steering import AddConstant
-from sae_forge.methods.materials import Materials
-from sae_forge.methods.method import Method, Settings, Strength, Wrapper, on_each, titled
 from sae_forge.methods.subjects import AsItIs, Edited, Subject, in_force
 from sae_forge.methods.table import METHODS, methods_of
 from sae_forge.methods.weights.objectives import nats_per_token
-from sae_forge.methods.weights.recipe import Pace, retraining
-from sae_forge.methods.wrappers.quantised import quantised
-from sae_forge.models.loading import LanguageModel
-from sae_forge.progress import SILENT, Progress
 from sae_forge.study.plan import iter_plans
 
-
-def build_nudge(settings: Settings, materials: Materials) -> Edited:
-    edit = Intervention("nudge", materials.selection.indices[:1], AddConstant(settings["push"]))
-    return Edited((Edit(materials.point, materials.sae, edit),))
-
-
-NUDGE = Method(
-    name="nudge",
-    kind="hook",
-    title=titled("nudge", "push"),
-    from_flags=lambda *_: [{"push": 2.0}],
-    axes=lambda *_: ({}, Strength("push", 0.1, 4.0)),
-    build=build_nudge,
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Shrink(Pace):
-    """Descend on the forget text, through the first layer's projections."""
-
-    name: ClassVar[str] = "shrink"
-
-    def changed(self, lm: LanguageModel) -> list[str]:
-        return [f"{lm.family.layers}.0.{path}.weight" for path in lm.family.projections]
-
-    def loss(self, lm: LanguageModel, frozen: LanguageModel, retain: Any, seed: int) -> Any:
-        return lambda forget_batch, _: nats_per_token(lm, forget_batch)
-
-
-SHRINK = retraining(Shrink, axes=lambda *_: ({}, Strength("rate", 0.1, 10.0)))
-
-
-@dataclass(frozen=True, eq=False)
-class Coarse:
-    """A subject with its projections rounded to 2 bits."""
-
-    inner: Subject
-    changes_weights: bool = True
-
-    @property
-    def edits(self) -> tuple[Edit, ...]:
-        return self.inner.edits
-
-    def weights(self, lm: LanguageModel, progress: Progress = SILENT) -> LanguageModel:
-        return quantised(self.inner.weights(lm, progress), 2)
-
-
-COARSE = Wrapper(
-    name="coarse",
-    title=lambda _: "coarse",
-    from_flags=lambda _: {"level": 1},
-    wrap=lambda inner, settings, materials: Coarse(inner),
-    over=on_each,
-)
 TABLE = (*METHODS, NUDGE, SHRINK, COARSE)
 
 

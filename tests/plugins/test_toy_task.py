@@ -5,8 +5,7 @@ without another line anywhere.
 """
 
 import json
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -84,34 +83,27 @@ TASKS = (Riddles(),)
 # ---- what is made of it -------------------------------------------------------------------------
 
 
-def command(*arguments: str) -> str:
-    """What a command prints, run as a user runs it."""
-    done = subprocess.run(
-        [sys.executable, "-m", "sae_forge", *arguments], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parents[2],
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
-
-
 @pytest.fixture(scope="module")
-def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    from tiny_run import make_run
-
-    return make_run(tmp_path_factory.mktemp("riddles"), model_folders["llama"])
-
-
-@pytest.fixture(scope="module")
-def told(run: Any) -> tuple[str, Path]:
+def told(plugged_run: Any, command: Callable[..., str]) -> tuple[str, Path]:
     """The terminal's words, and the folder of the report."""
     small = ["--num_features=8", "--bootstrap=100", "--eval_batch_size=64", "--configurations=8", "--riddles=12"]
-    asked = ["--plugin", __file__, *run.where, "--tasks", "riddles", "--methods", "scale,random", "--sweep", *small]
+    asked = [
+        "--plugin",
+        __file__,
+        *plugged_run.where,
+        "--tasks",
+        "riddles",
+        "--methods",
+        "scale,random",
+        "--sweep",
+        *small,
+    ]
     words = command("eval", *asked)
-    (folder,) = {path.parent for path in run.folder.glob("eval/*/*/*/eval.json")}
-    return words, folder
+    reports = [path for path in plugged_run.folder.glob("eval/*/*/*/eval.json") if "riddles" in path.read_text()]
+    return words, reports[0].parent
 
 
-def test_help_lists_its_flag_under_its_heading() -> None:
+def test_help_lists_its_flag_under_its_heading(command: Callable[..., str]) -> None:
     page = command("eval", "--plugin", __file__, "--help")
     assert "Riddles:\n  --riddles INT" in page
     assert "--riddles" not in command("eval", "--help")
@@ -156,10 +148,10 @@ def test_sweep_tunes_on_it_on_the_dev_half_and_controls_stand_beside(told: tuple
         assert {"correct", "sureness"} <= set(control["edit_minus_control"]["forget"])
 
 
-def test_page_and_card_print_it(told: tuple[str, Path], run: Any) -> None:
-    command("report", *run.where)  # without the plug-in: a report describes itself
-    page = (run.folder / "report.html").read_text()
+def test_page_and_card_print_it(told: tuple[str, Path], plugged_run: Any, command: Callable[..., str]) -> None:
+    command("report", *plugged_run.where)  # without the plug-in: a report describes itself
+    page = (plugged_run.folder / "report.html").read_text()
     assert "iddles solved" in page
     assert "ureness of the solution" in page
-    card = command("push", "you/riddles", "--dry_run", *run.where)
+    card = command("push", "you/riddles", "--dry_run", *plugged_run.where)
     assert "iddles solved" in card

@@ -8,7 +8,7 @@ import pytest
 from tiny_run import TinyRun, forge, make_run
 
 from sae_forge.features.selection import Selection
-from sae_forge.results.report import Cell, Change, RankCorrelation, Report, Row
+from sae_forge.results.report import Cell, Change, Report, Row
 from sae_forge.show.html import Section, page
 from sae_forge.statistics.estimate import Estimate
 from sae_forge.study.selections import compared
