@@ -5,12 +5,14 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge.config.evaluate import EvalConfig
+from sae_forge.config.fields import described
 from sae_forge.data.corpus import corpus_identity
 from sae_forge.errors import ConfigError
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.steering_csv import read_steering_csv, steering_table, write_steering_csv
 from sae_forge.methods.materials import Shards
+from sae_forge.methods.method import Wrapper
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import readers
@@ -106,7 +108,7 @@ def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: P
     """All that decides the numbers: settings, the files they name, the selections and the model by their content."""
     items = config.items("report")
     return {
-        "settings": config.deciding("report"),
+        "settings": _deciding(config),
         "items": [corpus_identity(source) for name in sorted(items, key=_place) for source in items[name]],
         "selections": [selection.without_snippets().to_json() for selection in selections],
         "steering": None if config.steering is None else files.file_sha256(config.steering),
@@ -114,6 +116,14 @@ def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: P
         **({"tasks": _chosen(config)} if config.tasks else {}),
         **({"plugins": plugins} if (plugins := catalogue_of(config).plugins) else {}),
     }
+
+
+def _deciding(config: EvalConfig) -> dict[str, Any]:
+    """The settings that decide the report; those of wrappers that are not named decide nothing."""
+    wrappers = (one for one in catalogue_of(config).methods if isinstance(one, Wrapper) and one.settings)
+    idle = {name for one in wrappers if one.name not in config.methods for name in described(one.settings)}
+    idle -= set(described(EvalConfig))
+    return {name: value for name, value in config.deciding("report").items() if name not in idle}
 
 
 def _chosen(config: EvalConfig) -> list[Any]:

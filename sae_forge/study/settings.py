@@ -54,6 +54,7 @@ class Catalogue:
 
 KINDS = {"TASKS": Task, "METHODS": Method | Wrapper, "SELECTIONS": SelectionMethod, "GATES": GateKind}
 """What a plug-in may list, and under which names."""
+WORDS = {"TASKS": "Task", "METHODS": "Method", "SELECTIONS": "SelectionMethod", "GATES": "GateKind"}
 
 
 @cache
@@ -168,14 +169,14 @@ def _require_entry(entry: Any, table: str, where: str, found: Mapping[str, tuple
     """Refuse what the command line could not name, or what would stand in another's place."""
     from sae_forge.config.run import RunConfig
 
-    kind = KINDS[table]
+    kind, called = KINDS[table], WORDS[table]
     if kind is Task and (missing := [name for name in vars(Task) if name[0] != "_" and not hasattr(entry, name)]):
         raise ConfigError(f"{where} holds a {type(entry).__name__} without {missing[0]}, which every Task has")
     if not isinstance(entry, kind):
-        raise ConfigError(f"{where} holds a {type(entry).__name__}; give a {kind.__name__}")
+        raise ConfigError(f"{where} holds a {type(entry).__name__}; give a {called}")
     name, part, others = entry.name, entry.settings, [other for entries in found.values() for other in entries]
     if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
-        raise ConfigError(f"{where} holds a {kind.__name__} with the name {name!r}; give a-z, 0-9 and _")
+        raise ConfigError(f"{where} holds a {called} with the name {name!r}; give a-z, 0-9 and _")
     if name in (*_names(found[table]), "all", "random", "baseline"):
         raise ConfigError(f"{where} holds {name}, and there is one of that name; call it something else")
     if part is None:

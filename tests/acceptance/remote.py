@@ -24,7 +24,8 @@ from huggingface_hub import constants
 from sae_forge.config.push import PushConfig
 from sae_forge.errors import RemoteError
 from sae_forge.hub import wire
-from sae_forge.hub.push import PushReport, push
+from sae_forge.hub.push import PushReport
+from sae_forge.pipeline.push import publish as publish_sae
 from sae_forge.sae.store import WEIGHTS, Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
@@ -40,8 +41,8 @@ _REPORT = {
     "domains": {"owls": {"role": "forget", "items": 4}},
     "methods": [
         {
-            "name": "baseline", "settings": {}, "seed": None, "edited_share": {}, "generation": {},
-            "domains": {"owls": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}, "logprob": None}},
+            "name": "baseline", "kind": "baseline", "settings": {}, "seed": None, "edited_share": {}, "edit_norm": {},
+            "domains": {"owls": {"accuracy": {"value": 0.5, "low": 0.4, "high": 0.6}}}, "roles": {}, "generation": {},
             "loss": {"forget": {"value": 2.0, "low": 1.9, "high": 2.1}},
         }
     ],
@@ -123,7 +124,7 @@ def artefacts(folder: Path, plots: int = 1, sae: TopKSAE | None = None) -> Path:
 
 def publish(folder: Path, **settings: object) -> PushReport:
     """Push it."""
-    return push(folder / "sae", REPO, PushConfig(**settings), evaluation=folder / "eval")  # pyright: ignore[reportArgumentType]
+    return publish_sae(folder / "sae", REPO, PushConfig(**settings), evaluation=folder / "eval")  # pyright: ignore[reportArgumentType]
 
 
 def require_one_commit(running: FakeHub, folder: Path, *, others: int = 0) -> None:

@@ -31,8 +31,9 @@ DECIDING: dict[Artefact, str] = {
         "forget_questions gate gate_percentile gate_policy gate_window generation_prompts half keep_error "
         "knowmem_forget knowmem_retain knowmem_shots layer limit loss_tokens max_new_tokens methods model "
         "neighbour_prompts neighbour_questions num_features privleak_forget privleak_holdout privleak_reference "
-        "quantize question_filter random_seeds refusal_value retain_eval retain_prompts retain_questions revision "
-        "scoring seed site split steering sweep sweep_limit temperature text_field theta top_p value_units verbmem"
+        "quantise_bits quantize question_filter random_seeds refusal_value relearn_steps retain_eval retain_prompts "
+        "retain_questions revision scoring seed site split steering sweep sweep_limit "
+        "temperature text_field theta top_p value_units verbmem"
     ),
 }
 """Settings that stand in an artefact's identity: another set, and what lies in run folders is not found again."""
