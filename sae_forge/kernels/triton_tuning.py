@@ -4,6 +4,8 @@ Every function returns the keywords of one launch. The ahead-of-time test compil
 there would spill on a GPU, and what does not, does not.
 """
 
+from functools import cache
+
 import torch
 
 SEGMENT = 256
@@ -35,17 +37,25 @@ def decode_loss(d_in: int, k: int, dtype: torch.dtype) -> Launch:
     return {"SLOTS": slots, "WIDTH": width, "num_warps": warps}
 
 
-def rows(d_in: int, dtype: torch.dtype) -> Launch:
+def rows(d_in: int, dtype: torch.dtype, lanes: int = 32) -> Launch:
     """A whole row as one or two powers of two (2304 = 2048 + 256), and how many gathered ones are in flight."""
     if d_in > MAX_ROW:
-        return {"ROWS": 2, "WIDE": PIECE, "TAIL": 0, "num_warps": 16}
+        return {"ROWS": 2, "WIDE": PIECE, "TAIL": 0, "num_warps": 512 // lanes}
     wide = max(16, power_above(d_in + 1) // 2)
     tail = 0 if d_in <= wide else max(16, power_above(d_in - wide))
     if tail == wide:
         wide, tail = 2 * wide, 0
-    warps = min(16, max(1, wide // 256))
-    flight = max(1, min(8, warps * (2048 if dtype.itemsize == 2 else 1024) // wide))
-    return {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": warps}
+    threads = min(512, max(32, wide // 8))  # of 8 numbers each
+    flight = max(1, min(8, threads * (64 if dtype.itemsize == 2 else 32) // wide))
+    if tail > 256 and threads < 512:  # such a tail takes the registers of half of them
+        flight //= 2
+    return {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": max(1, threads // lanes)}
+
+
+@cache
+def lanes() -> int:
+    """Threads of a warp: 32, and 64 on AMD's CDNA, where as many warps would pass the limit of threads."""
+    return torch.cuda.get_device_properties().warp_size if torch.version.hip and torch.cuda.is_available() else 32
 
 
 def tiles(d_in: int, dtype: torch.dtype) -> Launch:

@@ -343,13 +343,14 @@ def test_these_tests_pass_with_triton_in_its_interpreter():
 
 # ---- ahead of time ------------------------------------------------------------------------------
 
-SHARED = {80: 163 * 1024, 90: 227 * 1024}
+SHARED = {80: 163 * 1024, 90: 227 * 1024, "gfx942": 64 * 1024}
 """Bytes of shared memory a program can have."""
-WIDTHS, LATENTS, COUNTS = (2304, 4096), (16384, 32768, 65536), (32, 64, 128)
+MOST_THREADS = 1024
+WIDTHS, LATENTS, COUNTS = (1152, 2304, 2560, 3584, 4096, 5120, 5376), (16384, 32768, 65536), (32, 64, 128)
 STATE = ("weight", "exp_avg", "exp_avg_sq", "size", "root", "found_inf")
 
 
-def launches() -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
+def launches(lanes: int) -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
     """Every kernel as the table launches it: its pointers (None: not given), its constants and its warps."""
     from sae_forge.kernels import triton_decode_loss, triton_rows, triton_sparse_decode, triton_topk
 
@@ -376,7 +377,7 @@ def launches() -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
             for k in COUNTS:
                 launch = triton_tuning.decode_loss(d_in, k, dtype)
                 yield triton_decode_loss.decode_loss_kernel, tokens, launch
-            tiles, rows = triton_tuning.tiles(d_in, dtype), triton_tuning.rows(d_in, dtype)
+            tiles, rows = triton_tuning.tiles(d_in, dtype), triton_tuning.rows(d_in, dtype, lanes)
             yield triton_sparse_decode.decode_kernel, tokens, tiles
             yield triton_sparse_decode.value_grad_kernel, tokens | {"out": "*fp32"}, tiles
             vectors = {**summed, "vectors": kind, "owners": "*i64"}
@@ -388,23 +389,23 @@ def launches() -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
             yield triton_rows.rows_kernel, alone, {**adam, **rows, "UNIT": False}
 
 
-def distinct_launches() -> list[Any]:
+def distinct_launches(lanes: int) -> list[Any]:
     found = {}
-    for kernel, pointers, launch in launches():
+    for kernel, pointers, launch in launches(lanes):
         used = {name: kind for name, kind in pointers.items() if name in kernel.arg_names}
         found[kernel.__name__, repr(sorted(used.items(), key=str)), repr(launch)] = (kernel, used, launch)
     return list(found.values())
 
 
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be compiled")
-@pytest.mark.parametrize("capability", [80, 90])
-def test_every_launch_of_the_table_compiles_without_spills(capability, tmp_path):
+@pytest.mark.parametrize(("arch", "lanes"), [(80, 32), (90, 32), ("gfx942", 64)])
+def test_every_launch_of_the_table_compiles_without_spills(arch, lanes, tmp_path):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     compiled_kernels = set()
-    for kernel, pointers, launch in distinct_launches():
+    for kernel, pointers, launch in distinct_launches(lanes):
         names = kernel.arg_names
         constants = {name: number for name, number in launch.items() if name in names}
         constants |= {name: None for name, kind in pointers.items() if kind is None}
@@ -412,13 +413,29 @@ def test_every_launch_of_the_table_compiles_without_spills(capability, tmp_path)
         divisible = [name for name in names if name not in constants and (name in pointers or name.startswith("D_"))]
         aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
         source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
-        target, options = GPUTarget("cuda", capability, 32), {"num_warps": launch.get("num_warps", 4)}
+        options = {"num_warps": launch.get("num_warps", 4)}
+        target = GPUTarget("hip" if isinstance(arch, str) else "cuda", arch, lanes)
         compiled = triton.compile(source, target=target, options=options)
-        about = f"{kernel.__name__} {launch} {pointers} on sm_{capability}"
-        assert compiled.metadata.shared <= SHARED[capability], about
-        assert stack_bytes(compiled.asm["cubin"], tmp_path / "kernel.cubin") == 0, about
+        about = f"{kernel.__name__} {launch} {pointers} on {arch}"
+        assert compiled.metadata.shared <= SHARED[arch], about
+        assert options["num_warps"] * lanes <= MOST_THREADS, about
+        if isinstance(arch, str):
+            spilled = re.findall(r"\.(?:vgpr|sgpr)_spill_count: *(\d+)", compiled.asm["amdgcn"])
+            assert len(spilled) == 2 and not any(map(int, spilled)), about
+        else:
+            assert stack_bytes(compiled.asm["cubin"], tmp_path / "kernel.cubin") == 0, about
         compiled_kernels.add(kernel.__name__)
     assert len(compiled_kernels) == 8
+
+
+@pytest.mark.parametrize("lanes", [32, 64])
+def test_a_program_has_as_many_threads_whatever_a_warp_holds(lanes):
+    """On a target of 64 lanes half the warps, so no gather is cut over more of them."""
+    for d_in in (16, 768, 1152, 2304, 2560, 4096, 5376, 8192, 9000):
+        for dtype in (torch.bfloat16, torch.float32):
+            narrow, launch = triton_tuning.rows(d_in, dtype), triton_tuning.rows(d_in, dtype, lanes)
+            assert launch["num_warps"] * lanes == max(lanes, narrow["num_warps"] * 32)
+            assert {**launch, "num_warps": 0} == {**narrow, "num_warps": 0}
 
 
 def stack_bytes(cubin: bytes, file: Path) -> int:
