@@ -93,6 +93,11 @@ class TrainConfig(CollectConfig, HeldOutConfig):
         "Kernel of the sparse decoder; one asked for by name is used or refused.",
         Setting(decides=()),
     ] = "auto"
+    int8_topk: Annotated[
+        bool,
+        "On an x86 CPU: an int8 product names the candidates of the top k, where the encoder is large.",
+        Setting(decides=()),
+    ] = False
     cuda_graph: Annotated[bool, "On a GPU, record a step as one CUDA graph and play it.", Setting(decides=())] = True
     include_forget: Annotated[bool, "Train on the forget corpus too.", Setting(decides=())] = True
     checkpoint_every: Annotated[

@@ -58,7 +58,13 @@ def look_topk(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan)
     rows, backend = state.rows, plan.config.backend
     target = target_of(state, batch)
     values, indices = topk_encode(
-        target, rows.W_enc.product.T, rows.b_enc.weight, None, state.sae.k, backend=backend, screened=True
+        target,
+        rows.W_enc.product.T,
+        rows.b_enc.weight,
+        None,
+        state.sae.k,
+        backend=backend,
+        screened=plan.config.int8_topk,
     )
     decoded = decode_loss(values, indices, rows.W_dec.product, target, backend=backend, trusted=True)
     return Look(target, values, indices, decoded.residual, decoded.squares.sum(), decoded.dots)
