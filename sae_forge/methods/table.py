@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from sae_forge.errors import ConfigError
 from sae_forge.methods.edits import (
     clamp,
     clamp_prime,
@@ -47,10 +48,23 @@ def methods_of(names: Sequence[str], table: Sequence[Method | Wrapper] = METHODS
     """The methods to measure, in the order of reports; ``all`` stands for every one, and controls are no method.
 
     A wrapper that is named is done to the methods beside it, and what comes of that follows them; ``all`` names none.
+
+    Raises:
+        ConfigError: a wrapper is named and nothing beside it that it can be done to.
     """
     plain = tuple(one for one in table if isinstance(one, Method) and ("all" in names or one.name in names))
     wrappers = [one for one in table if isinstance(one, Wrapper) and one.name in names]
-    return (*plain, *(method for wrapper in wrappers for method in wrapper.over(wrapper, plain)))
+    wrapped = [method for wrapper in wrappers for method in _over(wrapper, plain)]
+    return (*plain, *wrapped)
+
+
+def _over(wrapper: Wrapper, plain: tuple[Method, ...]) -> Sequence[Method]:
+    if not (wrapped := wrapper.over(wrapper, plain)):
+        raise ConfigError(
+            f"--methods {wrapper.name} is done to methods named beside it, and there is none it can be done to; name "
+            f"them too, as in scale,steer,{wrapper.name}"
+        )
+    return wrapped
 
 
 def controlled(names: Sequence[str]) -> bool:

@@ -54,6 +54,12 @@ def test_a_sweep_tunes_them_and_measures_wrappers_at_the_choice(run: TinyRun):
     assert metrics["sweep"]["domains"] != metrics["domains"]
 
 
+def test_a_wrapper_without_anything_to_wrap_is_refused():
+    for names in (("quantised",), ("scale", "stacked"), ("random", "relearned")):
+        with pytest.raises(ConfigError, match=f"as in scale,steer,{names[-1]}"):
+            methods_of(names)
+
+
 # ---- those that ship ----------------------------------------------------------------------------
 
 
