@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from sae_forge.results.measure import Measure
 from sae_forge.results.pooled import Pooled, controls, controls_of, methods, pool, pooled
 from sae_forge.results.report import ROLES, Point, Report, SelectionComparison, Sweep
-from sae_forge.results.words import capital, interval, label, number, share, spaced, with_unit
+from sae_forge.results.words import capital, interval, label, lowered, number, share, spaced, with_unit
 
 CONTROLS = "Random controls: "
 FLOORS = {
@@ -52,7 +52,7 @@ def overview(report: Report) -> Sheet:
             if measure.shown == "always" and (measure.name == key or key in ROLES):
                 head = measure.words if measure.name == key else f"{measure.words} ({key})"
                 columns.append((head, _in_group(group, key, measure)))
-        titles += [with_unit(task.title, task.measures[0].unit)] if task.measures[0].shown == "always" else []
+        titles += [with_unit(lowered(task.title), task.measures[0].unit)] if task.measures[0].shown == "always" else []
     columns += [
         (f"edited ({role})", lambda one, role=role: share(one.edited_share(role), 1)) for role in ("forget", "retain")
     ]
@@ -64,7 +64,7 @@ def sheets(report: Report) -> Iterator[Sheet]:
     """Every table: measures by domain, then by heading, methods and their random controls apart; then the sweep."""
     for whose, several in (("", methods(report)), (CONTROLS, controls(report))):
         for title, columns in _columns(report):
-            sheet = _sheet(capital(whose + title), columns, several)
+            sheet = _sheet(capital(whose + (lowered(title) if whose else title)), columns, several)
             if len(sheet.columns) > 1:
                 yield sheet
     if report.sweep is not None:

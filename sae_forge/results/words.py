@@ -75,6 +75,11 @@ def capital(words: str) -> str:
     return words[:1].upper() + words[1:]
 
 
+def lowered(title: str) -> str:
+    """A title within a sentence: ``loss on held-out text``; a name in capitals (``MUSE``) stays as it is."""
+    return title if title[1:2].isupper() else title[:1].lower() + title[1:]
+
+
 def with_unit(words: str, unit: str) -> str:
     """A heading: ``log-prob of what should follow, nats per token``."""
     return ", ".join(filter(None, (words, unit)))

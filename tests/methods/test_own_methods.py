@@ -11,6 +11,7 @@ from test_toy_retraining import SHRINK
 from test_toy_wrapper import COARSE
 from tiny_run import NAMED, TinyRun, make_run
 
+from sae_forge.errors import ConfigError
 from sae_forge.methods.subjects import AsItIs, Edited, Subject, in_force
 from sae_forge.methods.table import METHODS, methods_of
 from sae_forge.methods.weights.objectives import nats_per_token
@@ -120,4 +121,3 @@ def test_stacked_edits_are_one_edit_of_several_and_weights_come_first(run: TinyR
 def test_a_wrapper_belongs_to_what_is_named_beside_it():
     assert [one.name for one in methods_of(("rmu", "relearned"))] == ["rmu", "rmu+relearned"]
     assert [one.name for one in methods_of(("all",))] == list(NAMED)
-    assert [one.name for one in methods_of(("scale", "stacked"))] == ["scale"]
