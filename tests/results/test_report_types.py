@@ -1,0 +1,204 @@
+"""Reports as types: read strictly, written back the same, those of 0.1 too; what any measure says of itself is said."""
+
+import json
+import subprocess
+import sys
+from copy import deepcopy
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from reports import estimate, filled
+
+from sae_forge.errors import DataError
+from sae_forge.results.claims import claims
+from sae_forge.results.report import FORMAT, Report, load_report
+from sae_forge.results.sheets import overview, sheets
+from sae_forge.show import gallery
+from sae_forge.show.markdown import cell, titled
+from sae_forge.show.terminal import table
+
+OLD = Path(__file__).with_name("report-0.1.json")
+"""A report of version 0.1 on tiny-llama: three of its domains, two kinds of its controls, numbers to six digits."""
+
+
+@pytest.fixture(scope="module")
+def old() -> Report:
+    return load_report(OLD)
+
+
+# ---- version 0.1 --------------------------------------------------------------------------------
+
+
+def test_a_report_of_0_1_keeps_every_number_and_is_then_one_of_today(old: Report):
+    record, written = json.loads(OLD.read_text()), old.to_json()
+    assert {**written, **record, "methods": written["methods"]} == written
+    for row, now in zip(record["methods"], written["methods"], strict=True):
+        assert row.items() <= now.items()
+    assert (written["format"], [task["name"] for task in written["tasks"]]) == (
+        FORMAT, ["questions", "completions", "held_out", "prompts"],
+    )  # fmt: skip
+    assert Report.from_json(json.loads(json.dumps(written))) == old
+
+
+def test_the_claims_of_a_report_of_0_1_are_those_that_version_made(old: Report):
+    assert tuple(claims(old)) == old.claims
+    assert len(old.claims) == 9
+
+
+def test_its_rows_are_put_into_words(old: Report):
+    assert [row.title for row in old.rows if not row.is_control] == [
+        "baseline", "Scale -3 on 200 latents", "Zero ablation of 200 latents",
+    ]  # fmt: skip
+    assert [row.name for row in old.rows if row.at_rest] == ["zero"]
+
+
+# ---- strictness ---------------------------------------------------------------------------------
+
+
+FLAWS = {
+    "report lacks 'domains'": lambda r: r.pop("domains"),
+    "report has 'extra', which is none of its keys": lambda r: r.update(extra=1),
+    "report.methods[0].kind is 'magic'": lambda r: r["methods"][0].update(kind="magic"),
+    "report.methods[1].settings is '3' and should be an object": lambda r: r["methods"][1].update(settings=3),
+    "report.methods[1].roles.forget.accuracy.low is 'x' and should be a number": (
+        lambda r: r["methods"][1]["roles"]["forget"]["accuracy"].update(low="x")
+    ),
+    "report.methods[1].loss.retain lacks 'high'": lambda r: r["methods"][1]["loss"]["retain"].pop("high"),
+    "report.domains.wizards.items is 'True' and should be an integer": (
+        lambda r: r["domains"]["wizards"].update(items=True)
+    ),
+    "report.tasks[0].measures[0].better is 'sideways'": (
+        lambda r: r["tasks"][0]["measures"][0].update(better="sideways")
+    ),
+    "report.methods has no baseline in front": lambda r: r["methods"].pop(0),
+    "the report has format 99": lambda r: r.update(format=99),
+}
+
+
+@pytest.mark.parametrize("said", FLAWS)
+def test_what_is_wrong_is_named_by_its_place_in_one_line(old: Report, said: str):
+    record = deepcopy(old.to_json())
+    FLAWS[said](record)
+    with pytest.raises(DataError) as refused:
+        Report.from_json(record)
+    assert said in str(refused.value) and "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize("record", [[], 3, None, {}, {"methods": 1}, {"methods": [1]}, {"methods": [{}]}])
+def test_what_is_no_report_is_refused(record: Any):
+    with pytest.raises(DataError, match="report"):
+        Report.from_json(record)
+
+
+def test_a_file_that_holds_none_is_named(tmp_path: Path):
+    (tmp_path / "eval.json").write_text("{}")
+    with pytest.raises(DataError, match=r"eval\.json is not an eval report: report\.methods"):
+        load_report(tmp_path / "eval.json")
+
+
+def test_reading_a_report_loads_no_torch():
+    code = "import sys, sae_forge.results.claims, sae_forge.results.sheets; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+# ---- measures of any task -----------------------------------------------------------------------
+
+RIDDLES = {
+    "name": "riddles", "title": "Riddles", "group": None,
+    "measures": [
+        {"name": "solved", "words": "riddles solved", "better": "up", "chance": 0.5},
+        {"name": "hidden", "words": "what no one sees", "shown": "in the file"},
+    ],
+}  # fmt: skip
+POEMS = {
+    "name": "poems", "title": "Poems", "group": "poems",
+    "measures": [{"name": "feet", "words": "feet a line", "unit": "x 10", "digits": 1, "note": "5 is a pentameter"}],
+}  # fmt: skip
+
+
+def riddled(value: float, *, paired: bool = True) -> Report:
+    """One edit that brought a strange measure from 0.9 to ``value``, with a control that did half of that."""
+
+    def cells(number: float) -> dict[str, Any]:
+        return {"forget": {"solved": estimate(number, 0.1), "hidden": estimate(0.5)}}
+
+    named = {"domains": {"owls": cells(0.9)["forget"]}, "loss": {}, "generation": {}}
+    change = {"roles": {"forget": {"solved": estimate(value - 0.9, 0.1)}}, "loss": {}, "generation": {}}
+    change |= {"poems": {"feet": estimate(-1.0, 0.5)}} if paired else {}
+    spread = {"mean": 0.7, "min": 0.65, "max": 0.75}
+    report = filled({
+        "format": FORMAT, "left_out": {}, "protocol": {}, "tasks": [RIDDLES, POEMS],
+        "domains": {"owls": {"role": "forget", "items": 4}},
+        "methods": [
+            {"name": "baseline", "title": "baseline", "kind": "baseline", "roles": cells(0.9), **named,
+             "poems": {"feet": estimate(5.0)}},
+            {"name": "hush", "title": "Hush", "settings": {"value": 2.0}, "roles": cells(value), **named,
+             "poems": {"feet": estimate(4.0)}, "change": change},
+        ],
+        "controls": [{
+            "settings": {"of": "hush", "value": 2.0, "kind": "isotropic"}, "seeds": [0, 1],
+            "roles": {"forget": {"solved": spread}},
+            "edit_minus_control": {"forget": {"solved": estimate(value - 0.7, 0.1)}},
+        }],
+    })  # fmt: skip
+    return replace(report, claims=tuple(claims(report)))
+
+
+def test_a_measure_is_said_with_its_change_its_chance_and_its_control():
+    lines = riddled(0.2).claims
+    (line,) = (line for line in lines if line.startswith("  Riddles solved: "))
+    assert "forget fell from 0.90 to 0.20 [0.10, 0.30], 0.30 from guessing (0.5)" in line
+    assert line.endswith(", under random controls 0.65 to 0.75.")
+    assert "  Poems, x 10: feet a line fell from 5.0 to 4.0 [4.0, 4.0]." in lines
+    (control,) = (line for line in lines if "isotropic" in line)
+    assert "forget riddles solved from 0.90 to 0.70 (0.65 to 0.75). The edit goes further by 0.50" in control
+    assert not any("no one sees" in line for line in lines)
+
+
+def test_no_measurable_change_is_not_called_one():
+    (line,) = (line for line in riddled(0.88).claims if line.startswith("  Riddles solved"))
+    assert "forget moved, not measurably, from 0.90 to 0.88" in line
+    (line,) = (line for line in riddled(0.55).claims if line.startswith("  Riddles solved"))
+    assert "not told apart from guessing (0.5)" in line
+
+
+def test_what_has_no_paired_change_is_said_with_what_one_must_know():
+    lines = riddled(0.2, paired=False).claims
+    assert "  Poems, x 10: feet a line is 4.0 [4.0, 4.0] and was 5.0, where 5 is a pentameter." in lines
+
+
+def test_what_is_printed_anywhere_is_one_sheet():
+    report = riddled(0.2)
+    shown = overview(report)
+    assert shown.columns == ("method", "owls (forget)", "feet a line")
+    assert shown.rows[1] == ("hush value 2", "0.90 [0.80, 1.00]", "4.0 [4.0, 4.0]")
+    assert [sheet.title for sheet in sheets(report)] == ["Riddles solved", "Poems, x 10"]
+    assert "| hush value 2 | 4.0 [4.0, 4.0] |" in titled(list(sheets(report))[1])
+    assert [str(column.header) for column in table(shown).columns] == ["method", "owls\n(forget)", "feet a line"]
+    assert list(table(shown).columns[1].cells)[1] == "0.90\n[0.80, 1.00]"
+
+
+# ---- gallery and cells --------------------------------------------------------------------------
+
+
+def test_a_picture_is_drawn_where_there_is_something_to_show(old: Report):
+    assert [picture.name for picture in gallery.of_report(old)] == ["accuracy", "logprob"]
+    assert [picture.name for picture in gallery.of_report(riddled(0.2))] == ["solved"]
+    more = [replace(old.rows[1], name=name) for name in ("a", "b")]
+    many = replace(old, rows=(*old.rows, *more))
+    assert [picture.name for picture in gallery.of_report(many)] == ["accuracy", "logprob", "trade_off"]
+
+
+@pytest.mark.parametrize(
+    ("text", "written"),
+    [
+        ("0.26 [0.20, -0.31]", "0.26 [0.20, -0.31]"),
+        ("[1, 2](http://evil)", r"\[1, 2\](http://evil)"),
+        ("a|b\n[x](y) <i> `c` *d*", r"a\|b \[x\](y) \<i\> \`c\` \*d\*"),
+    ],
+)
+def test_a_cell_keeps_its_interval_and_nothing_else_that_is_markup(text: str, written: str):
+    assert cell(text) == written
