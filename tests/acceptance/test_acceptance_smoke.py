@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 CASES = "A1,A3,A4,A8,B1,B2,B3,B5,B7"
 """What fits beside a suite: some kills, the order of calls, a flip in every file, some lengths and foreign shards."""
 
