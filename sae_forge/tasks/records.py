@@ -180,14 +180,15 @@ def _answer(value: object, letters: str, where: str) -> int:
 
 
 def _is_text(value: object) -> bool:
-    return isinstance(value, str) and bool(value.strip())
+    """Whether it is text with something in it that any tokenizer takes: JSON may hold half a surrogate pair."""
+    return isinstance(value, str) and bool(value.strip()) and value.encode(errors="ignore").decode() == value
 
 
 def _names(record: Record, where: str, content: list[object]) -> tuple[str, str]:
     """Id and fact of a record: as given, else from the content, so that they are the same on every machine."""
     given = {name: record[name] for name in ("id", "fact") if record.get(name) is not None}
     for name, value in given.items():
-        if not isinstance(value, str | int) or isinstance(value, bool) or not str(value).strip():
+        if not isinstance(value, str | int) or isinstance(value, bool) or not _is_text(str(value)):
             raise DataError(f"{where} needs {name!r} as text, found {value!r:.40}")
     name = str(given.get("id", files.digest(content)[:16]))
     return name, str(given.get("fact", name))

@@ -76,6 +76,8 @@ BROKEN = {
     "not JSON": ("{'question': 1}", "is not JSON"),
     "a list": ("[1, 2]", "is not a JSON object"),
     "a key twice": ('{"question": "a", "question": "b"}', "twice"),
+    "half a surrogate pair": (json.dumps(RECORD | {"question": "\ud800"}), "'question' as text"),
+    "half of one in an id": (json.dumps(RECORD | {"id": "\ud800"}), "'id' as text"),
     "id no text": (json.dumps(RECORD | {"id": [1]}), "'id'"),
 }
 
