@@ -116,10 +116,10 @@ class Bench:
         report = self.run.newest_eval(sae)
         if report is None:
             return None, self.run.selection_of(sae)
-        measured = tuple(load_report(report / "eval.json").protocol.get("latents", ()))
+        measured = load_report(report / "eval.json").protocol.get("latents")
         for path in self.run.selections(sae).glob("*.json"):
             with suppress(DataError):  # one of an older format is not what this report measured
-                if Selection.load(path).indices == measured:
+                if list(Selection.load(path).indices) == measured:
                     return report, path
         raise DataError(f"the selection that {report} measured is gone; measure one anew with: {self.next('eval')}")
 

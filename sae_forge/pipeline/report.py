@@ -63,7 +63,10 @@ def _settings(sae: Path, evaluated: Path | None) -> dict[str, Any]:
 
 def _steps(bench: Bench, sae: Path) -> list[dict[str, Any]]:
     log = bench.run.logs / f"train-{sae.parent.name}-{sae.name}.jsonl"
-    return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    try:
+        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    except ValueError as error:
+        raise DataError(f"{log} is not a log of training: {error}; delete it to report without its curves") from error
 
 
 def _read(path: Path) -> Any:

@@ -140,6 +140,24 @@ def test_push_and_report_pair_a_report_with_the_selection_it_measured(run: tuple
     assert again["outputs"] == printed["eval"]["outputs"]
 
 
+def test_a_damaged_part_of_a_run_ends_a_report_in_one_line(
+    run: tuple[str, Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """Nothing seals a log, and a report's protocol is any JSON."""
+    folder = Path(shutil.copytree(run[1], tmp_path / "run"))
+    where = ["report", "--run_dir", str(folder)]
+    log = next(folder.glob("logs/train-*.jsonl"))
+    log.write_text(log.read_text() + '{"step": ')
+    assert f"{log} is not a log of training" in forge(*where, code=2).replace("\n", " ")
+    log.unlink()
+    forge(*where)
+    for measured in folder.glob("eval/*/*/*/eval.json"):
+        record = json.loads(measured.read_text())
+        record["protocol"]["latents"] = 3
+        measured.write_text(json.dumps(record))
+    assert "measure one anew with: sae-forge eval" in forge(*where, code=2)
+
+
 def test_features_and_eval_take_k_and_place_from_the_sae(run: tuple[str, Path, dict[str, Any]]) -> None:
     """``--layer`` other than the SAE's names what there is and the command that makes the other."""
     _, folder, printed = run
