@@ -5,7 +5,7 @@ model in words. So printers know no task and no method, and one of somebody else
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 from sae_forge.errors import DataError
@@ -138,6 +138,10 @@ class ControlSummary:
     edited_share: Mapping[str, Spread]
     edit_minus_control: Mapping[str, Mapping[str, Estimate]]
     """The paired difference of the edit to the mean over seeds, by role or heading, then by measure or place."""
+
+
+KEYS_OF_ROWS = frozenset(each.name for kind in (Row, Change, ControlSummary) for each in fields(kind))
+"""What no heading may be called: headings stand beside these in the file."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ from sae_forge.interventions.gates.gate import GateKind
 from sae_forge.interventions.gates.table import GATES
 from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.table import METHODS
+from sae_forge.results.report import KEYS_OF_ROWS
 from sae_forge.store import files
 from sae_forge.tasks.table import TASKS
 from sae_forge.tasks.task import Task
@@ -54,6 +55,11 @@ class Catalogue:
 
 KINDS = {"TASKS": Task, "METHODS": Method | Wrapper, "SELECTIONS": SelectionMethod, "GATES": GateKind}
 """What a plug-in may list, and under which names."""
+FAILS = (
+    ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
+    SyntaxError, TypeError, ValueError,
+)  # fmt: skip
+"""What the text of a module that is imported may raise."""
 WORDS = {"TASKS": "Task", "METHODS": "Method", "SELECTIONS": "SelectionMethod", "GATES": "GateKind"}
 
 
@@ -160,7 +166,7 @@ def _imported(name: str) -> ModuleType:
         assert spec is not None and spec.loader is not None
         sys.modules[title] = module = util.module_from_spec(spec)
         spec.loader.exec_module(module)
-    except (AttributeError, ImportError, LookupError, NameError, OSError, SyntaxError, TypeError, ValueError) as error:
+    except FAILS as error:
         raise ConfigError(f"--plugin {name} cannot be imported: {type(error).__name__}: {error}") from error
     return module
 
@@ -179,6 +185,8 @@ def _require_entry(entry: Any, table: str, where: str, found: Mapping[str, tuple
         raise ConfigError(f"{where} holds a {called} with the name {name!r}; give a-z, 0-9 and _")
     if name in (*_names(found[table]), "all", "random", "baseline"):
         raise ConfigError(f"{where} holds {name}, and there is one of that name; call it something else")
+    if table == "TASKS" and entry.group in KEYS_OF_ROWS:
+        raise ConfigError(f"{where}: the group {entry.group} of {name} is a key of every row; call it something else")
     if part is None:
         return
     if not (isinstance(part, type) and issubclass(part, ModelConfig) and is_dataclass(part)):

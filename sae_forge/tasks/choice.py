@@ -10,6 +10,7 @@ A description takes the form of a task there is, gives it files and settings of 
     front = "Answer as a child would.\\n"
 """
 
+import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
@@ -21,6 +22,7 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.progress import Progress
+from sae_forge.results.report import KEYS_OF_ROWS
 from sae_forge.settings import parse_value
 from sae_forge.tasks.task import Asked, Task
 from sae_forge.tasks.wrapped import Wording, wrapped
@@ -29,6 +31,7 @@ if TYPE_CHECKING:
     from sae_forge.models.loading import LanguageModel
 
 SUFFIX = ".toml"
+NAME = r"\w[\w-]*"
 KEYS = {"name", "like", "title", "settings", "wording"}
 
 
@@ -80,12 +83,19 @@ def choices(names: Sequence[str], known: Sequence[Task]) -> tuple[Choice, ...]:
         if name.endswith(SUFFIX):
             chosen.append(_described(Path(name), by_name))
             continue
-        task, _, part = name.partition(":")
+        task, colon, part = name.partition(":")
         if task not in by_name:
             raise ConfigError(
                 f"--tasks {name}: there is no task {task!r}; give {', '.join(by_name)}, or a FILE{SUFFIX}"
             )
+        if colon and not part:
+            raise ConfigError(f"--tasks {name} names no part of {task}; give {task} for all of it, or {task}:PART")
         chosen.append(Choice(task=by_name[task], part=part))
+    called = [one.task.name for one in chosen]
+    if twice := [one.task.name for one in chosen if not one.part and called.count(one.task.name) > 1]:
+        raise ConfigError(
+            f"--tasks {','.join(names)} asks all of {twice[0]} and again of it; name it once, or its parts"
+        )
     return tuple(chosen)
 
 
@@ -98,13 +108,16 @@ def _described(path: Path, known: Mapping[str, Task]) -> Choice:
         raise ConfigError(f"{where} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
         raise ConfigError(f"{where} is not TOML: {str(error)[:120]}") from error
-    name, like = said.get("name", path.stem), str(said.get("like"))
+    name, like = said.get("name", path.stem), str(said.get("like", ""))
     if unknown := sorted(set(said) - KEYS):
         raise ConfigError(f"{where} sets {unknown[0]!r}; possible are {', '.join(sorted(KEYS))}")
     if like not in known or not is_dataclass(known[like]) or known[like].settings is None:
         raise ConfigError(f"{where} is like {like!r}; give like = one of {', '.join(known)}")
-    if not isinstance(name, str) or name in known:
-        raise ConfigError(f"{where} is called {name!r}; give it a name that no task has")
+    headings = {one.group for one in known.values()} | {each.heading for one in known.values() for each in one.measures}
+    if not isinstance(name, str) or name in headings.union(known, KEYS_OF_ROWS):
+        raise ConfigError(f"{where} is called {name!r}; give it a name that no task and no part of a report has")
+    if not re.fullmatch(NAME, name):
+        raise ConfigError(f"{where} is called {name!r}; give a name of letters, digits, - and _")
     task: Any = replace(known[like], name=name, title=str(said.get("title", name.capitalize())))  # pyright: ignore
     if "wording" in said:
         task = wrapped(task, _wording(said["wording"], where), name=name)
@@ -113,6 +126,8 @@ def _described(path: Path, known: Mapping[str, Task]) -> Choice:
     own = described(task.settings)
     empty = {key: () for key, each in own.items() if each.setting.names_items}
     given = said.get("settings", {})
+    if not isinstance(given, dict):
+        raise ConfigError(f"{where} has settings = {str(given)[:40]}; give them as a table, under [settings]")
     if unknown := sorted(set(given) - (set(own) - set(described(ModelConfig)))):
         raise ConfigError(f"{where} sets {unknown[0]!r}, which is no setting of {like}")
     settings = {key: parse_value(task.settings, key, value) for key, value in given.items()}

@@ -107,6 +107,14 @@ def test_plugins_are_found_before_there_are_flags(arguments: str, names: tuple[s
         ("title = ", "subtitle = ", "holds a Toy without title"),
         ("METHODS = (", "METHODS = (3,", "holds a int; give a Method"),
         ("TASKS = (Toy(),)", "TASKS = [Toy()]", "TASKS is a list"),
+        ("group = None", 'group = "domains"', "the group domains of toy is a key of every row"),
+        (
+            "def nothing",
+            'raise RuntimeError("no\\nluck")\n\n\ndef nothing',
+            "cannot be imported: RuntimeError: no luck",
+        ),
+        ("def nothing", "1 / 0\n\n\ndef nothing", "cannot be imported: ZeroDivisionError"),
+        ("def nothing", "assert False\n\n\ndef nothing", "cannot be imported: AssertionError"),
         ("from dataclasses import", "from dataklasses import", "cannot be imported: ModuleNotFoundError"),
     ],
 )

@@ -225,6 +225,11 @@ def test_a_file_describes_a_task_without_code(tiny_llama: LanguageModel, files: 
         ('like = "questions"\n[settings]\nverbmem = ["x"]', "sets 'verbmem', which is no setting of questions"),
         ('like = "questions"\n[settings]\nscoring = "loud"', "--scoring loud"),
         ('like = "questions"\n[wording]\nbehind = "x"', "wording takes texts called front, prefix"),
+        ('name = "mine"', "is like ''; give like = one of questions"),
+        ('like = "questions"\nsettings = 3', "settings = 3; give them as a table"),
+        ('like = "questions"\nname = "a/../b"', "give a name of letters, digits"),
+        ('like = "questions"\nname = "perplexity"', "a name that no task and no part of a report has"),
+        ('like = "questions"\nname = "domains"', "a name that no task and no part of a report has"),
         ('like = "muse"\n[wording]\nfront = "x"', "takes no other wording"),
     ],
 )
@@ -233,6 +238,22 @@ def test_a_description_that_is_none_is_refused_in_one_line(tmp_path: Path, text:
     with pytest.raises(ConfigError, match=complaint) as caught:
         choices([str(tmp_path / "mine.toml")], TASKS)
     assert "\n" not in str(caught.value)
+
+
+def test_nothing_is_asked_twice(tmp_path: Path):
+    """Two that fall together would be pooled, and each of their items counted twice."""
+    for name in ("one", "two"):
+        (tmp_path / f"{name}.toml").write_text('like = "questions"\nname = "twin"\n')
+    twins = [str(tmp_path / "one.toml"), str(tmp_path / "two.toml")]
+    for names, called in ((["questions", "questions:owls"], "questions"), (twins, "twin")):
+        with pytest.raises(ConfigError, match=f"asks all of {called} and again of it"):
+            choices(names, TASKS)
+    with pytest.raises(ConfigError, match="names no part of questions"):
+        choices(["questions:"], TASKS)
+    assert [one.part for one in choices(["questions:owls", "questions:rocks", "questions:owls"], TASKS)] == [
+        "owls",
+        "rocks",
+    ]
 
 
 # ---- other words --------------------------------------------------------------------------------
