@@ -35,10 +35,5 @@ class HookPoint:
             raise ConfigError(f"hook point {text!r} is not of the form blocks.<layer>.hook_<{'|'.join(SITES)}>")
         return cls(int(match[1]), match[2])  # pyright: ignore[reportArgumentType]
 
-    @property
-    def tap_floor(self) -> int:
-        """Number of blocks a forward pass must run through to produce this activation."""
-        return self.layer if self.site == "resid_pre" else self.layer + 1
-
     def __str__(self) -> str:
         return f"blocks.{self.layer}.hook_{self.site}"

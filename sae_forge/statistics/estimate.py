@@ -20,10 +20,5 @@ class Estimate:
         """The estimate of ``rising(value)``, for a function that never falls."""
         return Estimate(rising(self.value), rising(self.low), rising(self.high))
 
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside the interval."""
-        return self.low > 0 or self.high < 0
-
     def __str__(self) -> str:
         return f"{self.value:.3g} [{self.low:.3g}, {self.high:.3g}]"
