@@ -118,7 +118,7 @@ class Materials:
         """Acts of the latents on the sequences of each retain corpus."""
         place = {latent: number for number, latent in enumerate(self.selection.indices)}
         columns = torch.tensor([place[latent] for latent in latents])
-        return {name: tuple(trace[:, columns] for trace in found) for name, found in self._traces.items()}
+        return {name: tuple(trace[:, columns] for trace in several) for name, several in self._traces.items()}
 
 
 def _sample(reader: ShardReader) -> Float[Tensor, "tokens d_in"]:

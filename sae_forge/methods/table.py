@@ -53,18 +53,15 @@ def methods_of(names: Sequence[str], table: Sequence[Method | Wrapper] = METHODS
         ConfigError: a wrapper is named and nothing beside it that it can be done to.
     """
     plain = tuple(one for one in table if isinstance(one, Method) and ("all" in names or one.name in names))
-    wrappers = [one for one in table if isinstance(one, Wrapper) and one.name in names]
-    wrapped = [method for wrapper in wrappers for method in _over(wrapper, plain)]
+    wrapped: list[Method] = []
+    for wrapper in (one for one in table if isinstance(one, Wrapper) and one.name in names):
+        if not (made := wrapper.over(wrapper, plain)):
+            raise ConfigError(
+                f"--methods {wrapper.name} is done to methods named beside it, and there is none it can be done to; "
+                f"name them too, as in scale,steer,{wrapper.name}"
+            )
+        wrapped += made
     return (*plain, *wrapped)
-
-
-def _over(wrapper: Wrapper, plain: tuple[Method, ...]) -> Sequence[Method]:
-    if not (wrapped := wrapper.over(wrapper, plain)):
-        raise ConfigError(
-            f"--methods {wrapper.name} is done to methods named beside it, and there is none it can be done to; name "
-            f"them too, as in scale,steer,{wrapper.name}"
-        )
-    return wrapped
 
 
 def controlled(names: Sequence[str]) -> bool:

@@ -9,7 +9,6 @@ if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
     from sae_forge.interventions.values import Value
     from sae_forge.methods.materials import Materials
-    from sae_forge.methods.subjects import Subject
 
 
 def conditional_clamp(latents: tuple[int, ...], value: "Value", theta: float) -> "Intervention":
@@ -20,31 +19,26 @@ def conditional_clamp(latents: tuple[int, ...], value: "Value", theta: float) ->
     return Intervention("conditional_clamp", latents, ClampFiring(value, theta))
 
 
-def _from_flags(size: int, materials: "Materials") -> list[Settings]:
-    return [settings | {"theta": materials.config.theta} for settings in from_clamp_value(size, materials)]
-
-
 def _finished(point: Settings, materials: "Materials") -> Settings:
     """Acts for ``times``, a threshold for ``share`` of the latents' peak."""
     settings = from_times({name: value for name, value in point.items() if name != "share"}, materials)
     return settings | {"theta": short(point["share"] * peak(latents_of(point, materials), materials))}
 
 
-def _build(settings: Settings, materials: "Materials") -> "Subject":
-    latents = latents_of(settings, materials)
-    return gated(conditional_clamp(latents, settings["value"], settings["theta"]), materials)
-
-
 METHOD = Method(
     name="conditional_clamp",
     kind="hook",
     title=titled("conditional_clamp", "value"),
-    from_flags=_from_flags,
+    from_flags=lambda size, materials: [
+        settings | {"theta": materials.config.theta} for settings in from_clamp_value(size, materials)
+    ],
     axes=lambda size, _: (
         {"num_features": parts(size, 2), "share": [0.1, 0.3]},
         Strength("times", 1.0, 16.0),
     ),
     finished=_finished,
     needs=needs("conditional_clamp", writes=True),
-    build=_build,
+    build=lambda settings, materials: gated(
+        conditional_clamp(latents_of(settings, materials), settings["value"], settings["theta"]), materials
+    ),
 )

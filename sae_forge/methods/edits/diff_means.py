@@ -153,14 +153,12 @@ def _needs(materials: "Materials") -> ForgeError | None:
     return without_shards("diff_means", "is the difference of the collected means", materials)
 
 
-def _title(settings: Settings) -> str:
-    return f"{titled('diff_means', 'budget')(settings)}, {'gated' if settings['gated'] else 'on every token'}"
-
-
 METHOD = Method(
     name="diff_means",
     kind="hook",
-    title=_title,
+    title=lambda settings: (
+        f"{titled('diff_means', 'budget')(settings)}, {'gated' if settings['gated'] else 'on every token'}"
+    ),
     from_flags=lambda *_: [{"budget": 1.0, "gated": gated} for gated in (False, True)],
     axes=lambda *_: ({"gated": [False, True]}, Strength("budget", 0.25, 4.0)),
     needs=_needs,

@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING
 
 from sae_forge.methods.edits.latents import gated, latents_of, needs, parts
-from sae_forge.methods.method import Method, Settings, Strength, titled
+from sae_forge.methods.method import Method, Strength, titled
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
-    from sae_forge.methods.materials import Materials
 
 
 def project(latents: tuple[int, ...], strength: float = 1.0) -> "Intervention":
@@ -18,15 +17,13 @@ def project(latents: tuple[int, ...], strength: float = 1.0) -> "Intervention":
     return Intervention("project", latents, RemoveProjection(strength))
 
 
-def _from_flags(size: int, materials: "Materials") -> list[Settings]:
-    return [{"num_features": size, "strength": 1 - scale} for scale in materials.config.ablation_scale]
-
-
 METHOD = Method(
     name="project",
     kind="hook",
     title=titled("project", "strength"),
-    from_flags=_from_flags,
+    from_flags=lambda size, materials: [
+        {"num_features": size, "strength": 1 - scale} for scale in materials.config.ablation_scale
+    ],
     axes=lambda size, _: ({"num_features": parts(size, 3)}, Strength("strength", 0.25, 4.0)),
     needs=needs("project"),
     build=lambda settings, materials: gated(project(latents_of(settings, materials), settings["strength"]), materials),

@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
     from sae_forge.interventions.values import Value
     from sae_forge.methods.materials import Materials
-    from sae_forge.methods.subjects import Subject
 
 
 def refusal_clamp(latents: tuple[int, ...], refusal: int, value: float = -500.0, theta: float = 0.05) -> "Intervention":
@@ -79,11 +78,6 @@ def _needs(materials: "Materials") -> ForgeError | None:
     return needs("refusal_clamp", writes=True)(materials)
 
 
-def _build(settings: Settings, materials: "Materials") -> "Subject":
-    latents, theta = latents_of(settings, materials), settings.get("theta", 0.0)
-    return gated(refusal_clamp(latents, settings["refusal_latent"], settings["value"], theta), materials)
-
-
 METHOD = Method(
     name="refusal_clamp",
     kind="hook",
@@ -92,5 +86,13 @@ METHOD = Method(
     axes=_axes,
     finished=_finished,
     needs=_needs,
-    build=_build,
+    build=lambda settings, materials: gated(
+        refusal_clamp(
+            latents_of(settings, materials),
+            settings["refusal_latent"],
+            settings["value"],
+            settings.get("theta", 0.0),
+        ),
+        materials,
+    ),
 )

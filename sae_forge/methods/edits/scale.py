@@ -3,11 +3,10 @@
 from typing import TYPE_CHECKING
 
 from sae_forge.methods.edits.latents import gated, latents_of, needs, parts
-from sae_forge.methods.method import Method, Settings, Strength, latents_in_words
+from sae_forge.methods.method import Method, Strength, latents_in_words
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
-    from sae_forge.methods.materials import Materials
 
 
 def scale(latents: tuple[int, ...], factor: float = -3.0) -> "Intervention":
@@ -26,15 +25,13 @@ def scale_anthropic(latents: tuple[int, ...], multiple: float) -> "Intervention"
     return Intervention("scale_anthropic", latents, NegativeScaling(1.0 - multiple))
 
 
-def _from_flags(size: int, materials: "Materials") -> list[Settings]:
-    return [{"num_features": size, "scale": factor} for factor in materials.config.ablation_scale]
-
-
 METHOD = Method(
     name="scale",
     kind="hook",
     title=lambda settings: f"Scale {settings['scale']:g} on {latents_in_words(settings)}",
-    from_flags=_from_flags,
+    from_flags=lambda size, materials: [
+        {"num_features": size, "scale": factor} for factor in materials.config.ablation_scale
+    ],
     axes=lambda size, _: ({"num_features": parts(size, 3)}, Strength("times", 1.0, 16.0)),
     finished=lambda point, _: {"num_features": point["num_features"], "scale": -point["times"]},
     needs=needs("scale"),

@@ -15,16 +15,15 @@ from dataclasses import dataclass
 from itertools import cycle
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from sae_forge.errors import BackendError, CheckpointError, ConfigError, DataError, ForgeError
+from sae_forge.errors import BackendError, CheckpointError, ConfigError, DataError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.methods.edits.latents import latents_of, parts
-from sae_forge.methods.method import Settings, Strength
+from sae_forge.methods.method import Strength
 from sae_forge.methods.weights.recipe import Pace, paced, retraining
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from sae_forge.methods.materials import Materials
     from sae_forge.methods.weights.objectives import Loss
     from sae_forge.methods.weights.texts import TextBatch, Texts
     from sae_forge.models.loading import LanguageModel
@@ -192,7 +191,9 @@ def drift(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, retain: "
 
 def _written(lm: "LanguageModel", recipe: CRISP, retain: "Texts", seed: int) -> "list[TextBatch]":
     """Sentences that ``lm`` goes on with, most likely token by token, after the beginnings of retain text."""
-    from sae_forge.methods.weights.texts import Texts, iter_batches
+    import torch
+
+    from sae_forge.methods.weights.texts import TextBatch, Texts, iter_batches
 
     long_enough = retain.attention_mask[:, : recipe.prompt_tokens].sum(-1) == recipe.prompt_tokens
     openings = Texts(retain.token_ids[long_enough], retain.attention_mask[long_enough])
@@ -203,26 +204,22 @@ def _written(lm: "LanguageModel", recipe: CRISP, retain: "Texts", seed: int) -> 
         )
     count = -(-recipe.sentences // recipe.batch_size)
     batches = iter_batches(openings, count=count, batch_size=recipe.batch_size, seed=seed, purpose="crisp sentences")
-    return [_continued(lm, batch.token_ids[:, : recipe.prompt_tokens], recipe.sentence_tokens) for batch in batches]
-
-
-def _continued(lm: "LanguageModel", token_ids: "Tensor", new_tokens: int) -> "TextBatch":
-    import torch
-
-    from sae_forge.methods.weights.texts import TextBatch
-
-    with torch.no_grad():
-        written: Any = lm.model.generate(  # pyright: ignore[reportCallIssue]
-            input_ids=token_ids.to(lm.device),
-            attention_mask=torch.ones_like(token_ids).to(lm.device),
-            max_new_tokens=new_tokens,
-            do_sample=False,
-            pad_token_id=lm.pad_id,
-        )
-    ids = written.cpu()
-    mask = ids != lm.pad_id
-    mask[:, : token_ids.shape[1]] = True
-    return TextBatch(ids, mask)
+    sentences = []
+    for batch in batches:
+        token_ids = batch.token_ids[:, : recipe.prompt_tokens]
+        with torch.no_grad():
+            written: Any = lm.model.generate(  # pyright: ignore[reportCallIssue]
+                input_ids=token_ids.to(lm.device),
+                attention_mask=torch.ones_like(token_ids).to(lm.device),
+                max_new_tokens=recipe.sentence_tokens,
+                do_sample=False,
+                pad_token_id=lm.pad_id,
+            )
+        ids = written.cpu()
+        mask = ids != lm.pad_id
+        mask[:, : recipe.prompt_tokens] = True  # a family may pad with a token that its text holds, such as EOS
+        sentences.append(TextBatch(ids, mask))
+    return sentences
 
 
 # ---- the method ---------------------------------------------------------------------------------
@@ -234,20 +231,13 @@ def _without_peft() -> BackendError | None:
     return BackendError("crisp needs peft, which is not installed: pip install 'sae-forge[baselines]'")
 
 
-def _needs(materials: "Materials") -> ForgeError | None:
-    del materials
-    return _without_peft()
-
-
-def _recipe(settings: Settings, materials: "Materials") -> CRISP:
-    suppressed = Suppressed(materials.point, materials.sae, latents_of(settings, materials))
-    return CRISP(suppressed=(suppressed,), **{name: it for name, it in settings.items() if name != "num_features"})
-
-
 METHOD = retraining(
     CRISP,
     axes=lambda size, _: ({"num_features": parts(size, 2), "beta": [0.99, 10.0]}, Strength("rate", 1.0, 10.0)),
     from_flags=lambda size, materials: [{"num_features": size} | paced(CRISP, materials)],
-    needs=_needs,
-    build=_recipe,
+    needs=lambda _: _without_peft(),
+    build=lambda settings, materials: CRISP(
+        suppressed=(Suppressed(materials.point, materials.sae, latents_of(settings, materials)),),
+        **{name: value for name, value in settings.items() if name != "num_features"},
+    ),
 )

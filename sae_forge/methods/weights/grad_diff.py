@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sae_forge.methods.method import Strength
-from sae_forge.methods.weights.recipe import Pace, retraining
+from sae_forge.methods.weights.recipe import Pace, every_weight, retraining
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +22,7 @@ class GradDiff(Pace):
     alpha: float = 1.0
 
     name: ClassVar[str] = "grad_diff"
-
-    def changed(self, lm: "LanguageModel") -> list[str]:
-        return [name for name, _ in lm.model.named_parameters()]
+    changed = every_weight
 
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
         from sae_forge.methods.weights.objectives import held, nats_per_token

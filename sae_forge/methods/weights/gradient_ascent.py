@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar
 
 from sae_forge.methods.method import Strength
-from sae_forge.methods.weights.recipe import Pace, retraining
+from sae_forge.methods.weights.recipe import Pace, every_weight, retraining
 
 if TYPE_CHECKING:
     from sae_forge.methods.weights.objectives import Loss
@@ -17,9 +17,7 @@ class GradientAscent(Pace):
     """``-nll(forget)``, where ``nll`` is the mean over a batch's real tokens."""
 
     name: ClassVar[str] = "gradient_ascent"
-
-    def changed(self, lm: "LanguageModel") -> list[str]:
-        return [name for name, _ in lm.model.named_parameters()]
+    changed = every_weight
 
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
         from sae_forge.methods.weights.objectives import nats_per_token

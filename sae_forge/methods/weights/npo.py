@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar, Literal, get_args
 
 from sae_forge.errors import ConfigError
 from sae_forge.methods.method import Strength
-from sae_forge.methods.weights.recipe import Pace, retraining
+from sae_forge.methods.weights.recipe import Pace, every_weight, retraining
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,15 +32,13 @@ class NPO(Pace):
     """``kl``: stay near the given model's next-token distributions."""
 
     name: ClassVar[str] = "npo"
+    changed = every_weight
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ConfigError(f"npo with beta={self.beta} is not defined; give a beta above 0 (the paper: 0.1)")
         if self.retain not in get_args(RetainLoss):
             raise ConfigError(f"retain={self.retain!r} is unknown; choose one of {', '.join(get_args(RetainLoss))}")
-
-    def changed(self, lm: "LanguageModel") -> list[str]:
-        return [name for name, _ in lm.model.named_parameters()]
 
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
         import torch

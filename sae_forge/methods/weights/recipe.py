@@ -69,6 +69,12 @@ class Recipe(Protocol):
         ...
 
 
+def every_weight(recipe: Pace, lm: "LanguageModel") -> list[str]:
+    """``changed`` of a recipe that trains all there is."""
+    del recipe
+    return [name for name, _ in lm.model.named_parameters()]
+
+
 @runtime_checkable
 class Adapting(Protocol):
     """A recipe that trains weights of its own making instead of the model's, such as adapters."""

@@ -99,11 +99,6 @@ def _aimed(times: float, alpha: float, rate: float, materials: "Materials") -> S
     return coefficient | paced(RMU, materials, rate=rate)
 
 
-def _recipe(settings: Settings, materials: "Materials") -> RMU:
-    given = {name: value for name, value in settings.items() if name != "relative"}
-    return RMU(layer=materials.point.layer, **given)
-
-
 METHOD = retraining(
     RMU,
     axes=lambda *_: ({"alpha": [10.0, 100.0], "rate": [1.0, 3.0]}, Strength("times", 2.0, 16.0)),
@@ -111,5 +106,7 @@ METHOD = retraining(
     least=LEAST,
     from_flags=lambda _, materials: [_aimed(2.0, RMU.alpha, 1.0, materials)],
     finished=lambda point, materials: _aimed(point["times"], point["alpha"], point["rate"], materials),
-    build=_recipe,
+    build=lambda settings, materials: RMU(
+        layer=materials.point.layer, **{name: value for name, value in settings.items() if name != "relative"}
+    ),
 )

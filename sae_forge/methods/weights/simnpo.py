@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from sae_forge.errors import ConfigError
 from sae_forge.methods.method import Strength
-from sae_forge.methods.weights.recipe import Pace, retraining
+from sae_forge.methods.weights.recipe import Pace, every_weight, retraining
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,13 +29,11 @@ class SimNPO(Pace):
     alpha: float = 1.0
 
     name: ClassVar[str] = "simnpo"
+    changed = every_weight
 
     def __post_init__(self) -> None:
         if self.beta <= 0:
             raise ConfigError(f"simnpo with beta={self.beta} is not defined; give a beta above 0 (the paper: 4.5)")
-
-    def changed(self, lm: "LanguageModel") -> list[str]:
-        return [name for name, _ in lm.model.named_parameters()]
 
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
         from torch.nn.functional import logsigmoid

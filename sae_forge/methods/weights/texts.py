@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
+from torch.nn.functional import pad
 
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import DataError, ShardError
@@ -67,8 +68,10 @@ def load_texts(lm: LanguageModel, readers: Sequence[ShardReader], *, max_sequenc
     if not any(len(ids) for ids, _ in parts):
         raise DataError("there is no text to train on; collect a corpus with at least one real token")
     width = max(ids.shape[1] for ids, _ in parts)
-    padded = [_widened(ids, mask, width, lm.pad_id) for ids, mask in parts]
-    return Texts(torch.cat([ids for ids, _ in padded]), torch.cat([mask for _, mask in padded]))
+    return Texts(
+        torch.cat([pad(ids, (0, width - ids.shape[1]), value=lm.pad_id) for ids, _ in parts]),
+        torch.cat([pad(mask, (0, width - mask.shape[1]), value=False) for _, mask in parts]),
+    )
 
 
 def iter_batches(texts: Texts, *, count: int, batch_size: int, seed: int, purpose: str) -> Iterator[TextBatch]:
@@ -92,28 +95,8 @@ def _sequences(lm: LanguageModel, reader: ShardReader, at_most: int) -> tuple[Te
     real = torch.zeros_like(ids, dtype=torch.bool)
     ids[row, positions], real[row, positions] = token_ids, True
     mask = real.flip(1).cummax(1).values.flip(1)  # all up to the last real token of the row
-    ids = _filled(lm, ids, real, mask, reader.fingerprint.bos)
-    return _opened(lm, ids, mask)
-
-
-def _origins(reader: ShardReader, at_most: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Sequence, position and id of every token of the first ``at_most`` sequences."""
-    found: list[dict[str, Tensor]] = []
-    for block in range(reader.block_count):
-        found.append(reader.read_origins(block))
-        if found[-1]["seq_ids"][-1] >= at_most:
-            break
-    nothing = torch.zeros(0, dtype=torch.int64)
-    seq_ids, positions, token_ids = (
-        torch.cat([nothing, *(part[name].long() for part in found)]) for name in ("seq_ids", "positions", "token_ids")
-    )
-    kept = seq_ids < at_most
-    return seq_ids[kept], positions[kept], token_ids[kept]
-
-
-def _filled(lm: LanguageModel, ids: Tensor, real: Tensor, mask: Tensor, bos: str) -> Tensor:
-    """The places without a row hold the special tokens that stood there."""
-    bos_id, eos_id = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id
+    # places without a row hold the special tokens that stood there
+    bos_id, eos_id, bos = lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id, reader.fingerprint.bos
     gap = mask & ~real
     opens = torch.zeros_like(gap)
     if bos == "row":
@@ -122,11 +105,8 @@ def _filled(lm: LanguageModel, ids: Tensor, real: Tensor, mask: Tensor, bos: str
         opens[:, :-1] = gap[:, :-1] & real[:, 1:]
     if isinstance(bos_id, int):
         ids = torch.where(opens, bos_id, ids)
-    return torch.where(gap & ~opens, eos_id if isinstance(eos_id, int) else lm.pad_id, ids)
-
-
-def _opened(lm: LanguageModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
-    """BOS in front of every row of a corpus that was packed without it, where the family wants one."""
+    ids = torch.where(gap & ~opens, eos_id if isinstance(eos_id, int) else lm.pad_id, ids)
+    # BOS in front of every row of a corpus that was packed without it, where the family wants one
     front = bos_ids(lm)
     if not front or bool((ids == front[0]).any()):
         return ids, mask
@@ -134,6 +114,16 @@ def _opened(lm: LanguageModel, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tenso
     return torch.cat([column, ids], 1), torch.cat([torch.ones_like(column, dtype=torch.bool), mask], 1)
 
 
-def _widened(ids: Tensor, mask: Tensor, width: int, pad_id: int) -> tuple[Tensor, Tensor]:
-    more = (0, width - ids.shape[1])
-    return torch.nn.functional.pad(ids, more, value=pad_id), torch.nn.functional.pad(mask, more, value=False)
+def _origins(reader: ShardReader, at_most: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Sequence, position and id of every token of the first ``at_most`` sequences."""
+    blocks: list[dict[str, Tensor]] = []
+    for block in range(reader.block_count):
+        blocks.append(reader.read_origins(block))
+        if blocks[-1]["seq_ids"][-1] >= at_most:
+            break
+    nothing = torch.zeros(0, dtype=torch.int64)
+    seq_ids, positions, token_ids = (
+        torch.cat([nothing, *(part[name].long() for part in blocks)]) for name in ("seq_ids", "positions", "token_ids")
+    )
+    kept = seq_ids < at_most
+    return seq_ids[kept], positions[kept], token_ids[kept]

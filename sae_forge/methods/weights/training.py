@@ -33,9 +33,20 @@ def unlearn(
         ResourceError: the device's memory does not hold a step.
         BackendError: a package that the recipe needs is not installed.
     """
-    _require_trainable(lm, recipe)
+    if recipe.steps < 1 or recipe.batch_size < 1 or not recipe.lr > 0:
+        raise ConfigError(
+            f"steps={recipe.steps}, batch_size={recipe.batch_size}, lr={recipe.lr}: {recipe.name} needs at least one "
+            "step of one sequence at a rate above 0"
+        )
+    if lm.quantize != "none":
+        raise UnsupportedModelError(f"{lm.name} was loaded in {lm.quantize}, which takes no training; drop --quantize")
+    devices = {weight.device for weight in lm.model.parameters() if weight.device.type == "cuda"}
     try:
-        with _own_randomness(lm, seed), progress.task(f"unlearn {recipe.name}", recipe.steps, "steps") as task:
+        with (  # numbers drawn inside depend on the seed alone, and those drawn after are as if none had been
+            torch.random.fork_rng(sorted(devices, key=str)),
+            progress.task(f"unlearn {recipe.name}", recipe.steps, "steps") as task,
+        ):
+            torch.manual_seed(torch_seed(seed, "unlearn"))
             names = recipe.changed(lm)
             changed = own_copy(lm, recipe.name, names)
             with (
@@ -50,25 +61,6 @@ def unlearn(
             f"{recipe.name} with batch_size={recipe.batch_size} does not fit on {lm.device}; "
             "lower batch_size, or collect with a shorter --ctx_len"
         ) from error
-
-
-def _require_trainable(lm: LanguageModel, recipe: Recipe) -> None:
-    if recipe.steps < 1 or recipe.batch_size < 1 or not recipe.lr > 0:
-        raise ConfigError(
-            f"steps={recipe.steps}, batch_size={recipe.batch_size}, lr={recipe.lr}: {recipe.name} needs at least one "
-            "step of one sequence at a rate above 0"
-        )
-    if lm.quantize != "none":
-        raise UnsupportedModelError(f"{lm.name} was loaded in {lm.quantize}, which takes no training; drop --quantize")
-
-
-@contextmanager
-def _own_randomness(lm: LanguageModel, seed: int) -> Iterator[None]:
-    """Random numbers of torch drawn inside depend on the seed alone, and those drawn after are as if none had been."""
-    devices = {weight.device for weight in lm.model.parameters() if weight.device.type == "cuda"}
-    with torch.random.fork_rng(sorted(devices, key=str)):
-        torch.manual_seed(torch_seed(seed, "unlearn"))
-        yield
 
 
 # ---- the model under training -------------------------------------------------------------------
@@ -116,7 +108,8 @@ def _fit(
         value = loss(forget_batch, retain_batch)
         _require_finite(value, "loss", recipe, step)
         gradients = torch.autograd.grad(value, weights, allow_unused=True)
-        _require_finite(_total_norm(gradients), "gradient", recipe, step)
+        slopes = [slope.float() for slope in gradients if slope is not None]
+        _require_finite(nn.utils.get_total_norm(slopes), "gradient", recipe, step)
         optimizer.step(gradients)
         task.advance(1, loss=f"{value.item():.4g}")
 
@@ -127,10 +120,6 @@ def _require_finite(value: Tensor, what: str, recipe: Recipe, step: int) -> None
             f"the {what} of {recipe.name} is not finite at step {step + 1} of {recipe.steps} (lr={recipe.lr}); "
             "lower the rate, or load the model with --dtype fp32 or bf16"
         )
-
-
-def _total_norm(gradients: Sequence[Tensor | None]) -> Tensor:
-    return nn.utils.get_total_norm([slope.float() for slope in gradients if slope is not None])
 
 
 class _Optimizer:

@@ -10,12 +10,11 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
-from sae_forge.methods.method import Settings, Wrapper, on_each
+from sae_forge.methods.method import Wrapper, on_each
 from sae_forge.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from sae_forge.interventions.edit import Edit
-    from sae_forge.methods.materials import Materials
     from sae_forge.methods.subjects import Subject
     from sae_forge.models.loading import LanguageModel
 
@@ -74,16 +73,11 @@ def quantised(lm: "LanguageModel", bits: int) -> "LanguageModel":
     return changed
 
 
-def _wrap(inner: "Subject", settings: Settings, materials: "Materials") -> "Subject":
-    del materials
-    return Quantised(inner, settings["quantise_bits"])
-
-
 METHOD = Wrapper(
     name="quantised",
     title=lambda settings: f"rounded to {settings['quantise_bits']} bits",
     from_flags=lambda materials: {"quantise_bits": materials.setting(QuantisedConfig).quantise_bits},
-    wrap=_wrap,
+    wrap=lambda inner, settings, _: Quantised(inner, settings["quantise_bits"]),
     settings=QuantisedConfig,
     over=on_each,
 )

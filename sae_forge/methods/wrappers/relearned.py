@@ -10,19 +10,18 @@ from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
-from sae_forge.errors import ForgeError
 from sae_forge.methods.method import Settings, Wrapper, on_each, without_shards
-from sae_forge.methods.weights.recipe import Pace
+from sae_forge.methods.weights.recipe import Pace, every_weight
 from sae_forge.progress import SILENT, Progress
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import nn
 
     from sae_forge.interventions.edit import Edit
     from sae_forge.methods.materials import Materials
     from sae_forge.methods.subjects import Subject
     from sae_forge.methods.weights.objectives import Loss
-    from sae_forge.methods.weights.texts import TextBatch, Texts
+    from sae_forge.methods.weights.texts import Texts
     from sae_forge.models.loading import LanguageModel
 
 
@@ -46,9 +45,7 @@ class Relearning(Pace):
     edits: tuple["Edit", ...] = field(repr=False)
 
     name: ClassVar[str] = "relearned"
-
-    def changed(self, lm: "LanguageModel") -> list[str]:
-        return [name for name, _ in lm.model.named_parameters()]
+    changed = every_weight
 
     @contextmanager
     def training(self, lm: "LanguageModel") -> Iterator["list[nn.Parameter]"]:
@@ -64,11 +61,7 @@ class Relearning(Pace):
 
         del frozen, retain, seed
 
-        def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
-            del retain_batch
-            return nats_per_token(lm, forget_batch)
-
-        return of
+        return lambda forget_batch, _: nats_per_token(lm, forget_batch)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,16 +98,12 @@ def _wrap(inner: "Subject", settings: Settings, materials: "Materials") -> "Subj
     return Relearned(inner, recipe, materials.forget_texts, config.seed)
 
 
-def _needs(materials: "Materials") -> ForgeError | None:
-    return without_shards("relearned", "trains on the collected text", materials)
-
-
 METHOD = Wrapper(
     name="relearned",
     title=lambda settings: f"relearned for {settings['relearn_steps']} steps",
     from_flags=lambda materials: {"relearn_steps": materials.setting(RelearnedConfig).relearn_steps},
     wrap=_wrap,
-    needs=_needs,
+    needs=lambda materials: without_shards("relearned", "trains on the collected text", materials),
     settings=RelearnedConfig,
     over=on_each,
 )

@@ -4,13 +4,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sae_forge.errors import ForgeError
 from sae_forge.methods.method import Method, Settings, Wrapper
 from sae_forge.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     from sae_forge.interventions.edit import Edit
-    from sae_forge.methods.materials import Materials
     from sae_forge.methods.subjects import Subject
     from sae_forge.models.loading import LanguageModel
 
@@ -57,20 +55,14 @@ def _over(wrapper: Wrapper, methods: Sequence[Method]) -> list[Method]:
         lead = f"{part.name}."
         return {name.removeprefix(lead): value for name, value in settings.items() if name.startswith(lead)}
 
-    def from_flags(size: int, materials: "Materials") -> list[Settings]:
-        return [joined([part.from_flags(size, materials)[0] for part in parts])]
-
-    def needs(materials: "Materials") -> ForgeError | None:
-        return next((error for part in parts if (error := part.needs(materials))), None)
-
     return [
         Method(
             name="+".join(part.name for part in parts),
             kind="weights" if any(part.kind == "weights" for part in parts) else "hook",
             title=lambda settings: f"{wrapper.name}: {' and '.join(part.title(of(part, settings)) for part in parts)}",
-            from_flags=from_flags,
+            from_flags=lambda size, materials: [joined([part.from_flags(size, materials)[0] for part in parts])],
             build=lambda settings, materials: stacked([part.build(of(part, settings), materials) for part in parts]),
-            needs=needs,
+            needs=lambda materials: next((error for part in parts if (error := part.needs(materials))), None),
             parts=parts,
             joined=lambda chosen, materials: joined(chosen),  # noqa: ARG005
         )
