@@ -54,7 +54,11 @@ class Bootstrap:
         """
         if odd := int((~np.isfinite(np.asarray(sums, dtype=float))).sum()):
             raise NumericalError(f"{odd} of {len(sums)} measured values are not finite")
-        total, weight = _per_cluster(np.asarray(sums, dtype=float), np.asarray(counts, dtype=float), clusters)
+        # totals of each cluster that counts for anything, in the order of the clusters' names
+        count, member = _members(tuple(clusters))
+        total = np.bincount(member, weights=np.asarray(sums, dtype=float), minlength=count)
+        weight = np.bincount(member, weights=np.asarray(counts, dtype=float), minlength=count)
+        total, weight = total[weight > 0], weight[weight > 0]
         if len(total) == 0:
             raise ValueError("an estimate needs at least one item that counts")
         value = float(total.sum() / weight.sum())
@@ -72,16 +76,6 @@ def interval(value: float, replicates: np.ndarray) -> Estimate:
     """``value`` between the 2.5th and the 97.5th percentile of its replicates."""
     low, high = np.percentile(replicates, TAILS)
     return Estimate(float(value), float(low), float(high))
-
-
-def _per_cluster(
-    sums: Float[np.ndarray, " items"], counts: Float[np.ndarray, " items"], clusters: Sequence[str]
-) -> tuple[Float[np.ndarray, " clusters"], Float[np.ndarray, " clusters"]]:
-    """Totals of each cluster that counts for anything, in the order of the clusters' names."""
-    count, member = _members(tuple(clusters))
-    total = np.bincount(member, weights=sums, minlength=count)
-    weight = np.bincount(member, weights=counts, minlength=count)
-    return total[weight > 0], weight[weight > 0]
 
 
 @lru_cache(maxsize=256)

@@ -19,7 +19,7 @@ from sae_forge.results.report import RANDOM as CONTROL
 from sae_forge.results.report import ControlSummary, Row, Spread
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.statistics.estimate import Estimate
-from sae_forge.study.estimates import DERIVED, Pool, Series, by_role, pooled, under_headings
+from sae_forge.study.estimates import DERIVED, Pool, by_role, pooled, under_headings
 from sae_forge.study.measure import Measurement
 
 DENSE = (AddConstant, RemoveProjection, SetProjection, SetTo)
@@ -35,8 +35,10 @@ def controls_of(
         everywhere: Every token is edited, so that there are no other tokens to put it on.
     """
     config = materials.config
+    # a single direction has no latents to draw from beside those that are edited
+    others = all(edit.dictionary.d_sae > len(edit.latents) for edit in subject.edits)
     for kind, seed in product(config.controls, range(config.seed, config.seed + config.random_seeds)):
-        if (kind == "places" and everywhere) or (kind == "latents" and not all(map(_has_others, subject.edits))):
+        if (kind == "places" and everywhere) or (kind == "latents" and not others):
             continue
         yield kind, seed, Edited(tuple(_random(edit, kind, seed, materials) for edit in subject.edits))
 
@@ -47,11 +49,6 @@ def edits_every_token(subject: Edited) -> bool:
     return all(isinstance(one.gate, Always) and isinstance(one.edit, DENSE) for one in interventions)
 
 
-def _has_others(edit: Edit) -> bool:
-    """Whether there are latents to draw from beside those that are edited: a single direction has none."""
-    return edit.dictionary.d_sae > len(edit.latents)
-
-
 def _random(edit: Edit, kind: ControlKind, seed: int, materials: Materials) -> Edit:
     alive = materials.selection.alive if edit.dictionary is materials.sae else None
     assert not isinstance(edit.intervention.edit, RandomDirections)
@@ -60,19 +57,19 @@ def _random(edit: Edit, kind: ControlKind, seed: int, materials: Materials) -> E
 
 
 def control_summary(
-    headings: Sequence[str], rows: Sequence[Row], found: Sequence[Measurement], edit: Measurement, bootstrap: Bootstrap
+    headings: Sequence[str], rows: Sequence[Row], seeds: Sequence[Measurement], edit: Measurement, bootstrap: Bootstrap
 ) -> ControlSummary:
     """One kind of control at one setting: the spread of every estimate over seeds, and how far the edit goes beyond.
 
     Args:
         headings: Of the rows, beside domains and roles.
-        rows: The report's rows of its seeds; ``found`` are their measurements.
+        rows: The report's rows of its ``seeds``, which are their measurements.
         edit: The edit they are the control of.
     """
     first, told = rows[0], [heading for heading in headings if heading not in DERIVED]
-    now, controls = under_headings(edit), [under_headings(one) for one in found]
+    now, controls = under_headings(edit), [under_headings(one) for one in seeds]
     beyond_by_role = {
-        role: _beyond(pooled(answers), [pooled(by_role(one)[role]) for one in found], bootstrap)
+        role: _beyond(pooled(answers), [pooled(by_role(one)[role]) for one in seeds], bootstrap)
         for role, answers in by_role(edit).items()
     }
     return ControlSummary(
@@ -102,12 +99,9 @@ def _beyond(
     """What the edit's measures are beyond the mean over controls, where they are means and controls were asked."""
     beyond = {}
     for name, pool in edit.items():
-        others = [other.series for one in controls if (other := one.get(name)) is not None]
+        others = [one[name].series for one in controls if name in one]
         if (series := pool.series) is not None and others:
-            beyond[name] = series.minus(_mean(others)).estimate(bootstrap)
+            known = [other for other in others if other is not None]
+            mean = replace(known[0], sums=np.mean([other.sums for other in known], axis=0))
+            beyond[name] = series.minus(mean).estimate(bootstrap)
     return beyond
-
-
-def _mean(series: Sequence[Series | None]) -> Series:
-    known = [one for one in series if one is not None]
-    return replace(known[0], sums=np.mean([one.sums for one in known], axis=0))

@@ -81,20 +81,20 @@ class Pool:
 # ---- answers to pools ---------------------------------------------------------------------------
 
 
-def by_domain(found: Sequence[Answers]) -> dict[str, list[Answers]]:
+def by_domain(answers: Sequence[Answers]) -> dict[str, list[Answers]]:
     """The answers that stand by domain, in the order of the domains."""
     places: dict[str, list[Answers]] = {}
-    for one in found:
+    for one in answers:
         if one.asked.task.group is None:
             places.setdefault(one.asked.domain, []).append(one)
     return places
 
 
-def by_role(found: Sequence[Answers]) -> dict[str, list[Answers]]:
+def by_role(answers: Sequence[Answers]) -> dict[str, list[Answers]]:
     """The answers that stand by domain, all domains of each role that has any."""
-    placed = [one for one in found if one.asked.task.group is None]
+    placed = [one for one in answers if one.asked.task.group is None]
     members = {role: [one for one in placed if one.asked.role == role] for role in ROLES}
-    return {role: answers for role, answers in members.items() if answers}
+    return {role: own for role, own in members.items() if own}
 
 
 def pooled(answers: Iterable[Answers]) -> dict[str, Pool]:
@@ -107,13 +107,13 @@ def pooled(answers: Iterable[Answers]) -> dict[str, Pool]:
     return {measure.name: Pool(measure, tuple(kept)) for measure, kept in items.items()}
 
 
-def under_headings(found: Sequence[Answers]) -> dict[str, dict[str, Pool]]:
+def under_headings(answers: Sequence[Answers]) -> dict[str, dict[str, Pool]]:
     """What stands under headings of its own, by heading and then by measure, role and corpus.
 
     A measure called as its heading goes by the role alone, and, where a role has several texts, by each of them too.
     """
     headings: dict[str, dict[str, Pool]] = {}
-    grouped = [one for one in found if one.asked.task.group is not None]
+    grouped = [one for one in answers if one.asked.task.group is not None]
     tasks = {one.asked.task.name: one.asked.task for one in sorted(grouped, key=lambda one: one.asked.rank)}
     for task in tasks.values():
         mine = [one for one in grouped if one.asked.task.name == task.name]
@@ -157,10 +157,10 @@ def headings_of(asked: Sequence[Asked]) -> tuple[str, ...]:
     return tuple(dict.fromkeys((*ALWAYS, *(measure.heading or str(one.task.group) for one, measure in grouped))))
 
 
-def described_tasks(found: Measurement) -> tuple[TaskWords, ...]:
+def described_tasks(measured: Measurement) -> tuple[TaskWords, ...]:
     """The report's ``tasks``: those that measured something, with their measures by the names that rows give them."""
-    headings, described = under_headings(found), []
-    for task in {one.asked.rank: one.asked.task for one in sorted(found, key=lambda one: one.asked.rank)}.values():
+    headings, described = under_headings(measured), []
+    for task in {one.asked.rank: one.asked.task for one in sorted(measured, key=lambda one: one.asked.rank)}.values():
         measures = list(task.measures)
         if task.group is not None:
             kept = {key: pool.measure for key, pool in headings[task.group].items() if pool.measure in measures}
@@ -190,20 +190,20 @@ def described_domains(asked: Sequence[Asked]) -> dict[str, Domain]:
     return described
 
 
-def describe(found: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> dict[str, Any]:
+def describe(measured: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> dict[str, Any]:
     """The fields of a ``Row`` that were measured, apart from its change."""
-    pools = under_headings(found)
+    pools = under_headings(measured)
     return {
-        "domains": {name: _cell(answers, bootstrap) for name, answers in by_domain(found).items()},
-        "roles": {role: _cell(answers, bootstrap) for role, answers in by_role(found).items()},
+        "domains": {name: _cell(answers, bootstrap) for name, answers in by_domain(measured).items()},
+        "roles": {role: _cell(answers, bootstrap) for role, answers in by_role(measured).items()},
         "groups": {heading: _estimates(pools.get(heading, {}), bootstrap) for heading in headings},
-        **_edited(found),
+        **_edited(measured),
     }
 
 
-def change(found: Measurement, base: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> Change:
+def change(measured: Measurement, base: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> Change:
     """Paired differences to the baseline, by the same keys; nats, shares and rates as they are."""
-    now, before = under_headings(found), under_headings(base)
+    now, before = under_headings(measured), under_headings(base)
     groups = {
         heading: differs
         for heading in headings
@@ -211,9 +211,14 @@ def change(found: Measurement, base: Measurement, headings: Iterable[str], boots
         or (heading in ALWAYS and heading not in DERIVED)
     }
     domains, domains_before, roles_before = {}, by_domain(base), by_role(base)
-    for name, answers in by_domain(found).items():
+    for name, answers in by_domain(measured).items():
         others = domains_before[name]
-        pairs = [pair for one, other in zip(answers, others, strict=True) for pair in _right(one, other)]
+        scored = [  # of each item that is right or wrong: whether it is right now, and whether it was before
+            (item.values.get("correct"), earlier.values.get("correct"))
+            for one, other in zip(answers, others, strict=True)
+            for item, earlier in zip(one.items, other.items, strict=True)
+        ]
+        pairs = [(bool(right), bool(then)) for right, then in scored if right is not None and then is not None]
         domains[name] = Cell(
             estimates=differences(pooled(answers), pooled(others), bootstrap),
             lost=pairs.count((False, True)) if pairs else None,
@@ -223,29 +228,20 @@ def change(found: Measurement, base: Measurement, headings: Iterable[str], boots
         domains=domains,
         roles={
             role: Cell(estimates=differences(pooled(answers), pooled(roles_before[role]), bootstrap))
-            for role, answers in by_role(found).items()
+            for role, answers in by_role(measured).items()
         },
         groups=groups,
-        alignment=aligned_estimate(found, base, bootstrap),
+        alignment=aligned_estimate(measured, base, bootstrap),
     )
 
 
-def _right(now: Answers, before: Answers) -> list[tuple[bool, bool]]:
-    """Of each item that is right or wrong, whether it is right now and whether it was before."""
-    pairs = [
-        (one.values.get("correct"), other.values.get("correct"))
-        for one, other in zip(now.items, before.items, strict=True)
-    ]
-    return [(bool(one), bool(other)) for one, other in pairs if one is not None and other is not None]
-
-
-def aligned_estimate(found: Measurement, base: Measurement, bootstrap: Bootstrap) -> Estimate | None:
+def aligned_estimate(measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> Estimate | None:
     """Alignment of the edited model (methods of arXiv 2503.11127): retain and forget questions, each role pooled."""
     drawn, chances = [], []
     for number, role in enumerate(("retain", "forget")):  # roles share no facts, so they are resampled apart
         apart = replace(bootstrap, seed=bootstrap.seed + number)
-        for measured in (found, base):
-            pool = main_pool(by_role(measured).get(role, []))
+        for one in (measured, base):
+            pool = main_pool(by_role(one).get(role, []))
             if pool is None or (series := pool.series) is None:
                 return None
             drawn.append(apart.replicates(series.sums, series.counts, series.clusters))
@@ -270,13 +266,14 @@ def _cell(answers: list[Answers], bootstrap: Bootstrap) -> Cell:
     return Cell(estimates=estimates, chance=guessing, letters=letters, edited_share=edited)
 
 
-def _edited(found: Measurement) -> dict[str, dict[str, float]]:
+def _edited(measured: Measurement) -> dict[str, dict[str, float]]:
     """Share of real tokens edited, by what they are counted under, and the edit's mean L2 norm on one, by role."""
-    counted = {name: [one.touched for one in found if one.asked.counted == name] for name in _counted(found)}
+    names = dict.fromkeys(one.asked.counted for one in measured if one.asked.counted)
+    counted = {name: [one.touched for one in measured if one.asked.counted == name] for name in names}
     norms = {
         role: [
             *counted.get(role, []),
-            *(one.touched for one in found if one.asked.task.group is None and one.asked.role == role),
+            *(one.touched for one in measured if one.asked.task.group is None and one.asked.role == role),
         ]
         for role in ROLES
     }
@@ -284,10 +281,6 @@ def _edited(found: Measurement) -> dict[str, dict[str, float]]:
         "edited_share": {name: _share(touched) for name, touched in counted.items()},
         "edit_norm": {role: _norm(touched) for role, touched in norms.items() if touched},
     }
-
-
-def _counted(found: Measurement) -> list[str]:
-    return list(dict.fromkeys(one.asked.counted for one in found if one.asked.counted))
 
 
 def _share(touched: list[Touched]) -> float:
@@ -322,7 +315,7 @@ def protocol_of(asked: Iterable[Asked]) -> dict[str, Any]:
     return together
 
 
-def chance_of(found: Measurement) -> float:
+def chance_of(measured: Measurement) -> float:
     """Where guessing lies for what is forgotten; that of four options, where nothing that can be guessed was asked."""
-    pool = main_pool(by_role(found).get("forget", []) or found)
+    pool = main_pool(by_role(measured).get("forget", []) or measured)
     return CHANCE if pool is None or pool.chance is None else pool.chance

@@ -5,7 +5,6 @@ that papers quote: SAEBench's unlearning score, the best accuracy at a utility f
 """
 
 from collections.abc import Sequence
-from functools import partial
 
 from sae_forge.results.report import Point
 from sae_forge.statistics.answers import CHANCE
@@ -56,15 +55,10 @@ def choose(points: Sequence[Point], base_utility: float, chance: float = CHANCE)
     """
     for name, floor in floors(base_utility).items():
         if eligible := [one for one in points if one.utility >= floor]:
-            return min(eligible, key=partial(_rank, chance=chance)), name
+            return min(eligible, key=lambda one: (max(one.forget, chance), -(one.neighbour or 0.0), -one.utility)), name
     return max(points, key=lambda one: one.alignment), "alignment"
 
 
 def floors(base_utility: float) -> dict[str, float]:
     """Least utility under each rule, by its name in reports."""
     return {"utility_99": UTILITY_SHARE * base_utility, "utility_1pt": base_utility - UTILITY_POINT}
-
-
-def _rank(one: Point, *, chance: float) -> tuple[float, ...]:
-    """Better points first."""
-    return max(one.forget, chance), 0.0 if one.neighbour is None else -one.neighbour, -one.utility

@@ -49,10 +49,16 @@ def iter_plans(
     """The rows to measure: the baseline, then every method at its settings, each edit with its controls.
 
     Where fewer latents were selected than asked for, those there are are taken and both numbers recorded.
+
+    Args:
+        also: Edits that are handed in ready.
     """
     yield Plan("baseline", {}, AsItIs(), title="baseline")
     rows = list(_from_flags(materials, methods, progress) if swept is None else _from_sweep(materials, methods, swept))
-    rows += map(_given, also)
+    for edit in also:
+        name, settings, subject = edit.intervention.name, {"given": len(edit.intervention.written)}, Edited((edit,))
+        everywhere = edits_every_token(subject)
+        rows.append(Plan(name, settings, subject, title=titled(name)(settings), everywhere=everywhere))
     yield from rows
     if not controlled(materials.config.methods):
         return
@@ -107,10 +113,3 @@ def _from_flags(materials: Materials, methods: Sequence[Method], progress: Progr
                 seen.append(settings)
                 cut = {"requested": wanted} if wanted > size and "num_features" in settings else {}
                 yield planned(method, settings, materials, **cut)
-
-
-def _given(edit: Edit) -> Plan:
-    """An edit that was handed in ready."""
-    name, settings = edit.intervention.name, {"given": len(edit.intervention.written)}
-    subject = Edited((edit,))
-    return Plan(name, settings, subject, title=titled(name)(settings), everywhere=edits_every_token(subject))

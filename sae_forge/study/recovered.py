@@ -59,5 +59,5 @@ def _written(
 
 def _loss(lm: LanguageModel, corpora: Sequence[Corpus], edit: AbstractContextManager[None]) -> float:
     with edit:
-        found = [sequence_losses(lm, corpus.batches) for corpus in corpora]
-    return sum(sum(losses.nats) for losses in found) / sum(sum(losses.tokens) for losses in found)
+        measured = [sequence_losses(lm, corpus.batches) for corpus in corpora]
+    return sum(sum(losses.nats) for losses in measured) / sum(sum(losses.tokens) for losses in measured)

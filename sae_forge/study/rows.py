@@ -18,10 +18,10 @@ FRONT = ("method", "settings", "seed", "task", "kind", "domain", "role", "id", "
 TEXTS = (*(name for name in FRONT if name != "seed"), "text")
 
 
-def item_rows(method: str, settings: Row, seed: int | None, found: Measurement) -> Iterator[Row]:
+def item_rows(method: str, settings: Row, seed: int | None, measured: Measurement) -> Iterator[Row]:
     """Every item of one measurement; a weight that is no count of tokens is called ``<value>_weight``."""
     said = {"method": method, "settings": json.dumps(settings, sort_keys=True), "seed": seed}
-    for one in found:
+    for one in measured:
         for item in one.items:
             place = {"task": item.task, "kind": one.asked.kind or item.task, "id": item.id, "fact": item.fact}
             where = {"domain": item.domain or None, "role": item.role or None}

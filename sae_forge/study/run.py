@@ -117,25 +117,22 @@ def evaluate(
     selections = _selections(selection, rivals, progress)
     plans = [*iter_plans(materials, methods, swept, also, progress), *of_selections(materials, selections)]
     bootstrap = Bootstrap(config.bootstrap, config.seed)
-    found, headings = _measured(materials, asked, plans, progress), headings_of(asked)
-    rows = [_row(headings, plan, measured, found[0], bootstrap) for plan, measured in zip(plans, found, strict=True)]
+    measurements, headings = _measured(materials, asked, plans, progress), headings_of(asked)
+    told = list(zip(plans, measurements, strict=True))
+    rows = [_row(headings, plan, measured, measurements[0], bootstrap) for plan, measured in told]
     report = Report(
         format=FORMAT,
-        tasks=described_tasks(found[0]),
+        tasks=described_tasks(measurements[0]),
         domains=described_domains(asked),
         rows=tuple(rows),
-        controls=tuple(_controls(headings, plans, rows, found, bootstrap)),
-        protocol=_protocol(asked, found[0], selection, config, point),
+        controls=tuple(_controls(headings, plans, rows, measurements, bootstrap)),
+        protocol=_protocol(asked, measurements[0], selection, config, point),
         left_out=left_out,
         selections=compared(selections, rows) if selections else None,
         sweep=swept,
     )
     report = replace(report, claims=tuple(claims(report)))
-    items = [
-        row
-        for plan, measured in zip(plans, found, strict=True)
-        for row in item_rows(plan.name, plan.settings, plan.seed, measured)
-    ]
+    items = [row for plan, measured in told for row in item_rows(plan.name, plan.settings, plan.seed, measured)]
     alone = [plan.subject.edits for plan in plans if isinstance(plan.subject, Edited) and plan.name != CONTROL]
     edits = [edit for edit, *others in alone if not others and edit.dictionary is sae]
     return EvalReport(report, items, tuple(edits))
@@ -160,13 +157,13 @@ def _measured(materials: Materials, asked: Sequence[Asked], plans: list[Plan], p
     unwritten = [one for one in asked if not one.written]
     asked_of = [unwritten if plan.name == CONTROL else asked for plan in plans]
     size = materials.config.eval_batch_size
-    found = []
+    measurements = []
     with progress.task("eval", sum(one.units for every in asked_of for one in every), "items") as task:
         for plan, questions in zip(plans, asked_of, strict=True):
             with in_force(materials.lm, plan.subject, progress) as (lm, log):
                 played = tape if lm is materials.lm else None
-                found.append(measure(lm, questions, log, task, batch_size=size, tape=played, method=plan.name))
-    return found
+                measurements.append(measure(lm, questions, log, task, batch_size=size, tape=played, method=plan.name))
+    return measurements
 
 
 def _selections(own: Selection, rivals: Sequence[Selection], progress: Progress) -> dict[str, Selection]:
@@ -180,7 +177,7 @@ def _selections(own: Selection, rivals: Sequence[Selection], progress: Progress)
 # ---- the report ---------------------------------------------------------------------------------
 
 
-def _row(headings: Sequence[str], plan: Plan, found: Measurement, base: Measurement, bootstrap: Bootstrap) -> Row:
+def _row(headings: Sequence[str], plan: Plan, measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> Row:
     return Row(
         name=plan.name,
         kind=plan.kind,
@@ -188,8 +185,8 @@ def _row(headings: Sequence[str], plan: Plan, found: Measurement, base: Measurem
         at_rest=plan.at_rest,
         settings=plan.settings,
         seed=plan.seed,
-        change=None if plan.kind == "baseline" else change(found, base, headings, bootstrap),
-        **describe(found, headings, bootstrap),
+        change=None if plan.kind == "baseline" else change(measured, base, headings, bootstrap),
+        **describe(measured, headings, bootstrap),
     )
 
 
@@ -197,7 +194,7 @@ def _controls(
     headings: Sequence[str],
     plans: list[Plan],
     rows: list[Row],
-    found: list[Measurement],
+    measurements: list[Measurement],
     bootstrap: Bootstrap,
 ) -> Iterator[ControlSummary]:
     """A summary over seeds for each edit and kind of random control."""
@@ -208,8 +205,8 @@ def _controls(
     for numbers in groups.values():
         settings = {name: value for name, value in plans[numbers[0]].settings.items() if name not in ("kind", "of")}
         method = plans[numbers[0]].settings["of"]
-        edit = found[[(plan.name, plan.settings) for plan in plans].index((method, settings))]
-        chosen = [rows[number] for number in numbers], [found[number] for number in numbers]
+        edit = measurements[[(plan.name, plan.settings) for plan in plans].index((method, settings))]
+        chosen = [rows[number] for number in numbers], [measurements[number] for number in numbers]
         yield control_summary(headings, *chosen, edit, bootstrap)
 
 

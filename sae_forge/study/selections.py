@@ -29,29 +29,26 @@ def compared(selections: Mapping[str, Selection], rows: Sequence[Row]) -> Select
         rows: The report's rows, with one for each selection under the same edit.
     """
     measured = {row.settings["selection"]: row for row in rows if "selection" in row.settings}
-    entries = [_entry(name, selection, measured[name]) for name, selection in selections.items() if name in measured]
-    return SelectionComparison(rows=tuple(entries), correlation_against=_against(entries))
-
-
-def _entry(name: str, selection: Selection, row: Row) -> ComparedSelection:
-    assert row.change is not None
-    analysis, roles = selection.analysis, row.change.roles
-    separation = None if analysis is None else analysis.separation
-    accuracy = {role: roles[role].estimates.get("accuracy") if role in roles else None for role in ROLES}
-    return ComparedSelection(
-        selection=name,
-        latents=row.settings["num_features"],
-        auroc=None if separation is None else separation.auroc,
-        mean_correlation=None if separation is None else separation.mean_correlation,
-        overlap={} if analysis is None else analysis.overlap,
-        changes={f"{role}_accuracy": estimate for role, estimate in accuracy.items()}
-        | {"retain_loss": row.change.groups["loss"].get("retain")},
-    )
-
-
-def _against(entries: Sequence[ComparedSelection]) -> dict[str, RankCorrelation]:
-    """Spearman's rank correlation of the latents' mean correlation with the size of each side effect."""
-    against = {}
+    entries = []
+    for name, selection in selections.items():
+        if (row := measured.get(name)) is None:
+            continue
+        assert row.change is not None
+        analysis, roles = selection.analysis, row.change.roles
+        separation = None if analysis is None else analysis.separation
+        accuracy = {role: roles[role].estimates.get("accuracy") if role in roles else None for role in ROLES}
+        entries.append(
+            ComparedSelection(
+                selection=name,
+                latents=row.settings["num_features"],
+                auroc=None if separation is None else separation.auroc,
+                mean_correlation=None if separation is None else separation.mean_correlation,
+                overlap={} if analysis is None else analysis.overlap,
+                changes={f"{role}_accuracy": estimate for role, estimate in accuracy.items()}
+                | {"retain_loss": row.change.groups["loss"].get("retain")},
+            )
+        )
+    against = {}  # Spearman's, of the latents' mean correlation with the size of each side effect
     for effect in SIDE_EFFECTS:
         pairs = [
             (entry.mean_correlation, abs(changed.value))
@@ -60,4 +57,4 @@ def _against(entries: Sequence[ComparedSelection]) -> dict[str, RankCorrelation]
         ]
         if len(pairs) >= FEWEST:
             against[effect] = RankCorrelation(spearman=spearman(*zip(*pairs, strict=True)), selections=len(pairs))
-    return against
+    return SelectionComparison(rows=tuple(entries), correlation_against=against)

@@ -74,7 +74,7 @@ def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
         ConfigError: a module cannot be imported, has none of them, or an entry is not of its kind or has a name
             or a setting that is taken.
     """
-    found: dict[str, tuple[Any, ...]] = {"TASKS": TASKS, "METHODS": METHODS, "SELECTIONS": SELECTIONS, "GATES": GATES}
+    tables: dict[str, tuple[Any, ...]] = {"TASKS": TASKS, "METHODS": METHODS, "SELECTIONS": SELECTIONS, "GATES": GATES}
     sources = []
     for name in plugins:
         module = _imported(name)
@@ -85,10 +85,10 @@ def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
             if not isinstance(added, tuple):
                 raise ConfigError(f"--plugin {name}: {table} is a {type(added).__name__}; make it a tuple")
             for entry in added:
-                _require_entry(entry, table, f"--plugin {name}: {table}", found)
-                found[table] += (entry,)
+                _require_entry(entry, table, f"--plugin {name}: {table}", tables)
+                tables[table] += (entry,)
         sources.append((name, files.file_sha256(Path(str(module.__file__)))))
-    return Catalogue(found["TASKS"], found["METHODS"], found["SELECTIONS"], found["GATES"], tuple(sources))
+    return Catalogue(tables["TASKS"], tables["METHODS"], tables["SELECTIONS"], tables["GATES"], tuple(sources))
 
 
 def catalogue_of(config: ModelConfig) -> Catalogue:
@@ -171,7 +171,7 @@ def _imported(name: str) -> ModuleType:
     return module
 
 
-def _require_entry(entry: Any, table: str, where: str, found: Mapping[str, tuple[Any, ...]]) -> None:
+def _require_entry(entry: Any, table: str, where: str, tables: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse what the command line could not name, or what would stand in another's place."""
     from sae_forge.config.run import RunConfig
 
@@ -180,10 +180,10 @@ def _require_entry(entry: Any, table: str, where: str, found: Mapping[str, tuple
         raise ConfigError(f"{where} holds a {type(entry).__name__} without {missing[0]}, which every Task has")
     if not isinstance(entry, kind):
         raise ConfigError(f"{where} holds a {type(entry).__name__}; give a {called}")
-    name, part, others = entry.name, entry.settings, [other for entries in found.values() for other in entries]
+    name, part, others = entry.name, entry.settings, [other for entries in tables.values() for other in entries]
     if not re.fullmatch(r"[a-z][a-z0-9_]*", str(name)):
         raise ConfigError(f"{where} holds a {called} with the name {name!r}; give a-z, 0-9 and _")
-    if name in (*_names(found[table]), "all", "random", "baseline"):
+    if name in (*_names(tables[table]), "all", "random", "baseline"):
         raise ConfigError(f"{where} holds {name}, and there is one of that name; call it something else")
     if table == "TASKS" and entry.group in KEYS_OF_ROWS:
         raise ConfigError(f"{where}: the group {entry.group} of {name} is a key of every row; call it something else")

@@ -146,9 +146,9 @@ def _tuned(
     )
 
 
-def _located(settings: Settings, found: Measurement, base: Measurement) -> Point:
+def _located(settings: Settings, measured: Measurement, base: Measurement) -> Point:
     """Where a measurement lies on the trade-off."""
-    now, before = by_role(found), by_role(base)
+    now, before = by_role(measured), by_role(base)
     kept, gone = main_pool(now["retain"]), main_pool(now["forget"])
     assert kept is not None and gone is not None
     forget, retain = _accuracy(now["forget"]), _accuracy(now["retain"])
