@@ -326,7 +326,7 @@ def locked(place: AnyPath) -> Iterator[None]:
     try:
         yield
     finally:
-        os.close(handle)
+        os.close(handle)  # the file stays: were it removed, one could hold the old file and another a new one
 
 
 def require_disk(folder: Path, need: int) -> None:

@@ -72,6 +72,7 @@ def read_header(
         with path.open("rb") as file:
             size = file.seek(0, 2)
             file.seek(0)
+            # the header's length (u64, little-endian), the header as JSON, then the tensors' bytes without a hole
             prefix = file.read(8)
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
             if not 2 <= length <= min(max_header, size - 8):

@@ -35,6 +35,7 @@ def target_logprobs(
     """Log-probability of every token but a row's first, zero where it is no real token; and which are."""
     logits, wanted = next_token_logits(lm, batch)
     targets = batch.token_ids[:, 1:].to(logits.device)
+    # the targets' entries of log_softmax, whose whole [batch, targets, vocab] is never made
     logprobs = logits.gather(-1, targets[..., None])[..., 0] - logits.logsumexp(-1)
     return torch.where(wanted, logprobs, 0.0), wanted
 
