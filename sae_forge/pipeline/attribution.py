@@ -90,9 +90,9 @@ class Asking:
 
     def loss(self) -> float:
         with self._losses.running():
-            found = [sequence_losses(self.lm, corpus.batches) for corpus in self.texts]
-        tokens = sum(sum(losses.tokens) for losses in found)
-        return sum(sum(losses.nats) for losses in found) / tokens if tokens else 0.0
+            measured = [sequence_losses(self.lm, corpus.batches) for corpus in self.texts]
+        tokens = sum(sum(losses.tokens) for losses in measured)
+        return sum(sum(losses.nats) for losses in measured) / tokens if tokens else 0.0
 
     def _wrong(self, exam: Sequence[Known]) -> int:
         """Questions that the model as it stands gets wrong, in the order of options they are given in."""

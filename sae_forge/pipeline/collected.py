@@ -42,19 +42,19 @@ def readers(run: Run, point: HookPoint) -> list[ShardReader]:
     return [ShardReader(folder) for folder in find_shards(run.folder, str(point), shards=place)]
 
 
-def note(run: Run, found: Sequence[ShardReader]) -> None:
+def note(run: Run, shards: Sequence[ShardReader]) -> None:
     """Keep to these corpora from here on, where runs may share a place; on the first rank alone."""
-    if run.elsewhere and found:
-        run.plan_corpora(reader.folder.parent.name for reader in found)
+    if run.elsewhere and shards:
+        run.plan_corpora(reader.folder.parent.name for reader in shards)
 
 
-def require_same_weights(bench: Bench, found: Sequence[ShardReader]) -> None:
+def require_same_weights(bench: Bench, shards: Sequence[ShardReader]) -> None:
     """Refuse activations of another model than the one at work, as a place that runs share may hold them.
 
     Raises:
         ShardError: names the folder and both models.
     """
-    for reader in found:
+    for reader in shards:
         there, asked = reader.fingerprint, bench.lm.fingerprint()
         weights.require_same(
             there.weights,
@@ -66,13 +66,13 @@ def require_same_weights(bench: Bench, found: Sequence[ShardReader]) -> None:
         )
 
 
-def require_spelled(config: CollectConfig, found: Sequence[ShardReader]) -> None:
+def require_spelled(config: CollectConfig, shards: Sequence[ShardReader]) -> None:
     """Refuse shards that contradict a setting the user named.
 
     Raises:
         ShardError: names the folder, the setting and both values.
     """
-    for reader in found:
+    for reader in shards:
         for name, asked, there in (*_settings(config, reader), *_source(config, reader), *_arithmetic(config, reader)):
             if asked != there:
                 raise ShardError(
@@ -82,9 +82,9 @@ def require_spelled(config: CollectConfig, found: Sequence[ShardReader]) -> None
                 )
 
 
-def missing(config: CollectConfig, found: Sequence[ShardReader]) -> list[tuple[str, str]]:
+def missing(config: CollectConfig, shards: Sequence[ShardReader]) -> list[tuple[str, str]]:
     """Role and source of each corpus that the user named and that is not collected."""
-    there = {(reader.fingerprint.role, reader.fingerprint.source) for reader in found}
+    there = {(reader.fingerprint.role, reader.fingerprint.source) for reader in shards}
     named = [(role, source) for role in ("forget", "retain") if role in config.spelled for source in _of(config, role)]
     return [(role, source) for role, source in named if (role, corpus_identity(source)) not in there]
 
@@ -94,16 +94,16 @@ def gather(
     point: HookPoint,
     config: CollectConfig,
     bench: Bench,
-    found: Sequence[ShardReader],
+    shards: Sequence[ShardReader],
 ) -> None:
     """Collect further corpora at one hook point, in the way of those that are there but for what was spelled out."""
     with ranks.here().led() as first:
         if first:
-            note(bench.run, found)
+            note(bench.run, shards)
     values: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(CollectConfig)}
     for name in _KEPT:
-        if found and name not in config.spelled and name not in ("split", "text_field"):  # these are the new text's
-            values[name] = getattr(found[0].fingerprint, _KEPT[name])
+        if shards and name not in config.spelled and name not in ("split", "text_field"):  # these are the new text's
+            values[name] = getattr(shards[0].fingerprint, _KEPT[name])
     here = {"layer": (point.layer,), "site": point.site, "fresh": False, "resume": True}
     bench.progress.say(collect(CollectConfig(**(values | here)), bench.lm, corpora, bench.progress).summary())
 

@@ -68,9 +68,9 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
 
 def _collected(bench: Bench, named: NamedSAE, selection: Selection) -> Shards | None:
     """The activations that the selection was made from, if the run folder still holds them."""
-    found = {reader.manifest.sha256: reader for reader in readers(bench.run, named.point)}
-    forget = found.get(selection.forget_corpus.manifest)
-    retain = {name: found.get(corpus.manifest) for name, corpus in selection.retain_corpora.items()}
+    by_manifest = {reader.manifest.sha256: reader for reader in readers(bench.run, named.point)}
+    forget = by_manifest.get(selection.forget_corpus.manifest)
+    retain = {name: by_manifest.get(corpus.manifest) for name, corpus in selection.retain_corpora.items()}
     kept = {name: reader for name, reader in retain.items() if reader is not None}
     return None if forget is None or len(kept) < len(retain) else Shards(forget, kept)
 

@@ -66,13 +66,13 @@ def _make(
     config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
 ) -> dict[str, Selection]:
     """Every selection, saved with its picture; all are chosen from one measurement."""
-    found = answers(config, named.sae, lambda: asking(config, bench, named), bench.progress)
+    answered = answers(config, named.sae, lambda: asking(config, bench, named), bench.progress)
     measured = measure(
-        corpora.forget, corpora.retain, named.sae, config, bench.progress, refusal=corpora.refusal, found=found
+        corpora.forget, corpora.retain, named.sae, config, bench.progress, refusal=corpora.refusal, found=answered
     )
     selections = choose(
         measured, corpora.forget, corpora.retain, named.sae, config, bench.decode, bench.progress,
-        name=named.name, weights=named.weights, found=found,
+        name=named.name, weights=named.weights, found=answered,
     )  # fmt: skip
     thresholds = {method.name: method.thresholds(config) for method in table_of(config)}
     selectivity = measured.selectivity(config)
@@ -98,24 +98,24 @@ def _rank_by_age(paths: Sequence[Path]) -> None:
 def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
     """The corpora at the SAE's hook point; those that were asked for and are missing are collected now."""
     point = named.point
-    found = readers(bench.run, point)
-    require_spelled(config, found)
-    wanted = missing(config, found)
-    if config.forget and not _in_role("forget", found):
+    shards = readers(bench.run, point)
+    require_spelled(config, shards)
+    wanted = missing(config, shards)
+    if config.forget and not _in_role("forget", shards):
         wanted = [*wanted, ("forget", config.forget)]
-    wanted += _begun_retain(config, bench, found)
-    if not found:  # as after training on windows, which leaves none
+    wanted += _begun_retain(config, bench, shards)
+    if not shards:  # as after training on windows, which leaves none
         config = _read_as_trained(config, named)
-    if config.refusal_text and _refusal(config.refusal_text, found) is None:
+    if config.refusal_text and _refusal(config.refusal_text, shards) is None:
         wanted = [*wanted, (REFUSAL, config.refusal_text)]
     if wanted:
         wanted = list(dict.fromkeys(wanted))
         names = ", ".join(f"{role} {source}" for role, source in wanted)
         bench.progress.say(f"no activations of {names} at {point}: collecting first")
-        gather(wanted, point, config, bench, found)
-        found = readers(bench.run, point)
-    _require_same_weights(found, named)
-    forget = _in_role("forget", found)
+        gather(wanted, point, config, bench, shards)
+        shards = readers(bench.run, point)
+    _require_same_weights(shards, named)
+    forget = _in_role("forget", shards)
     if not forget:
         raise DataError(
             f"no forget activations at {point} in {bench.run.folder}; name the text to forget with --forget, "
@@ -124,13 +124,13 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
     if len(forget) > 1:
         names = ", ".join(forget)
         raise DataError(f"{bench.run.folder} holds several forget corpora at {point} ({names}); keep one a run folder")
-    refusal = _refusal(config.refusal_text, found) if config.refusal_text else None
-    return _Corpora(next(iter(forget.values())), _in_role("retain", found), refusal)
+    refusal = _refusal(config.refusal_text, shards) if config.refusal_text else None
+    return _Corpora(next(iter(forget.values())), _in_role("retain", shards), refusal)
 
 
-def _require_same_weights(found: Sequence[ShardReader], named: NamedSAE) -> None:
+def _require_same_weights(shards: Sequence[ShardReader], named: NamedSAE) -> None:
     """Refuse activations of another model than the SAE was trained on, where that is known."""
-    for reader in found:
+    for reader in shards:
         weights.require_same(
             reader.fingerprint.weights,
             named.provenance.weights,
@@ -141,12 +141,12 @@ def _require_same_weights(found: Sequence[ShardReader], named: NamedSAE) -> None
         )
 
 
-def _begun_retain(config: FeaturesConfig, bench: Bench, found: Sequence[ShardReader]) -> list[tuple[str, str]]:
+def _begun_retain(config: FeaturesConfig, bench: Bench, shards: Sequence[ShardReader]) -> list[tuple[str, str]]:
     """Text to keep that is collected unasked: where no activations are there, or where that was begun."""
-    there = {reader.folder.parent.name for reader in found}
+    there = {reader.folder.parent.name for reader in shards}
     names = {source: f"retain-{corpus_name(source)}" for source in config.retain if source}
     begun = set(bench.run.corpora) - there
-    return [("retain", source) for source, name in names.items() if not found or name in begun]
+    return [("retain", source) for source, name in names.items() if not shards or name in begun]
 
 
 def _read_as_trained(config: FeaturesConfig, named: NamedSAE) -> FeaturesConfig:
@@ -156,14 +156,14 @@ def _read_as_trained(config: FeaturesConfig, named: NamedSAE) -> FeaturesConfig:
     return replace(config, **given)
 
 
-def _in_role(role: str, found: Sequence[ShardReader]) -> dict[str, ShardReader]:
+def _in_role(role: str, shards: Sequence[ShardReader]) -> dict[str, ShardReader]:
     """Readers of one role, by the name of their corpus."""
-    return {reader.fingerprint.corpus: reader for reader in found if reader.fingerprint.role == role}
+    return {reader.fingerprint.corpus: reader for reader in shards if reader.fingerprint.role == role}
 
 
-def _refusal(source: str, found: Sequence[ShardReader]) -> ShardReader | None:
+def _refusal(source: str, shards: Sequence[ShardReader]) -> ShardReader | None:
     identity = corpus_identity(source)
-    held = (reader for reader in found if reader.fingerprint.role == REFUSAL)
+    held = (reader for reader in shards if reader.fingerprint.role == REFUSAL)
     return next((reader for reader in held if reader.fingerprint.source == identity), None)
 
 

@@ -80,16 +80,16 @@ def _gradients(lm: LanguageModel, point: HookPoint, chunk: Sequence[Known]) -> I
     attended = torch.ones_like(token_ids)  # padding comes last, where no token sees it; masked, it could give NaN
     row, position, token, weight = zip(*terms, strict=True)
     kept, column = torch.tensor(position).unique(return_inverse=True)
-    with torch.enable_grad(), differentiable(lm, point) as found:
+    with torch.enable_grad(), differentiable(lm, point) as tapped:
         logits = forward(lm, token_ids, attended, keep=kept).logits
         chosen = logits[torch.tensor(row).to(logits.device), column.to(logits.device)]
         logprobs = chosen.to(torch.promote_types(chosen.dtype, torch.float32)).log_softmax(-1)
         picked = logprobs.gather(1, torch.tensor(token).to(logits.device)[:, None])[:, 0]
         metric = (picked * torch.tensor(weight).to(picked)).sum()
-        (gradient,) = torch.autograd.grad(metric, found[-1])
+        (gradient,) = torch.autograd.grad(metric, tapped[-1])
     for (first, end), known in zip(owned, chunk, strict=True):
         length = len(known.encoded.context)
-        yield found[-1][first, :length].detach(), gradient[first:end, :length].sum(0)
+        yield tapped[-1][first, :length].detach(), gradient[first:end, :length].sum(0)
 
 
 def _add_terms(known: Known, first: int, terms: list[tuple[int, int, int, float]]) -> list[tuple[int, ...]]:

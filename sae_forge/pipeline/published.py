@@ -75,8 +75,8 @@ def _measured(twin: Pooled, measure: str, place: str) -> Estimate | None:
             return twin.group("muse", f"{measure}_{place}" if place else measure)
 
 
-def _asked(found: Row | Change | None, place: str, name: str) -> Estimate | None:
+def _asked(row: Row | Change | None, place: str, name: str) -> Estimate | None:
     """The estimate by role, or else by domain."""
     empty = Cell(estimates={})
-    cells = () if found is None else (found.roles.get(place, empty), found.domains.get(place, empty))
+    cells = () if row is None else (row.roles.get(place, empty), row.domains.get(place, empty))
     return next((cell.estimates[name] for cell in cells if name in cell.estimates), None)

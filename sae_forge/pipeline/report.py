@@ -57,8 +57,8 @@ def _section(sae: Path, bench: Bench) -> Section:
 
 
 def _settings(sae: Path, evaluated: Path | None) -> dict[str, Any]:
-    found = {"train": sae / "config.json"} | ({"eval": evaluated / "config.json"} if evaluated else {})
-    return {verb: _read(path) for verb, path in found.items() if path.exists()}
+    paths = {"train": sae / "config.json"} | ({"eval": evaluated / "config.json"} if evaluated else {})
+    return {verb: _read(path) for verb, path in paths.items() if path.exists()}
 
 
 def _steps(bench: Bench, sae: Path) -> list[dict[str, Any]]:

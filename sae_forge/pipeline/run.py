@@ -34,20 +34,20 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
     chosen = presets()[preset] if preset else {}
     for config in configs:
         _require_files(config, preset, chosen.get("needs", {}))
-    found = {config.model: _run_one(config, progress) for config in configs}
+    outcomes = {config.model: _run_one(config, progress) for config in configs}
     last = Bench(configs[-1], progress)
     return Outcome(
         run=last.run,
         outputs={
             f"{model}/{name}": path
-            for model, stages in found.items()
+            for model, stages in outcomes.items()
             for name, path in stages["report"].outputs.items()
         },
-        metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in found.items()},
-        summary="\n\n".join(_summary(model, stages) for model, stages in found.items()),
+        metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in outcomes.items()},
+        summary="\n\n".join(_summary(model, stages) for model, stages in outcomes.items()),
         tables=tuple(
             _titled(table, model)
-            for model, stages in found.items()
+            for model, stages in outcomes.items()
             for table in (
                 *stages["eval"].tables,
                 published_beside(chosen, load_report(stages["eval"].outputs["report"])),

@@ -66,12 +66,12 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
                 _require_free(folder, asked, config)
                 _make_plan(folder / files.short_hash(asked), config, bench, jobs, point)
         folder /= files.short_hash(asked)
-        found = WindowPlan.read(folder / PLAN)
-        collector = held.enter_context(_Collector(folder, found, config, bench, jobs))
-        _describe(found, point, bench)
+        windows = WindowPlan.read(folder / PLAN)
+        collector = held.enter_context(_Collector(folder, windows, config, bench, jobs))
+        _describe(windows, point, bench)
         stream_of = partial(training_stream, config)
         try:
-            yield WindowedStream(found, collector, batch_size=config.batch_size, stream_of=stream_of), found
+            yield WindowedStream(windows, collector, batch_size=config.batch_size, stream_of=stream_of), windows
         except ShardError as error:
             if str(folder) not in str(error):
                 raise
@@ -128,8 +128,8 @@ def _make_plan(folder: Path, config: TrainConfig, bench: Bench, jobs: dict[str, 
     _require_room(config, jobs, point)
     counts = {name: (job.fingerprints[point], _count(config, bench, job)) for name, job in jobs.items()}
     least = config.batch_size + math.ceil(MAX_NONFINITE * config.batch_size)  # so many may be dropped as not finite
-    found = plan_windows(counts, shard_rows=config.shard_rows, most_bytes=_most_bytes(config), least=least)
-    found.publish(folder / PLAN)
+    windows = plan_windows(counts, shard_rows=config.shard_rows, most_bytes=_most_bytes(config), least=least)
+    windows.publish(folder / PLAN)
 
 
 def _require_room(config: TrainConfig, jobs: dict[str, Job], point: HookPoint) -> None:
@@ -149,22 +149,22 @@ def _most_bytes(config: TrainConfig) -> int:
 
 def _count(config: TrainConfig, bench: Bench, job: Job) -> np.ndarray:
     """Real tokens of each forward batch of a corpus."""
-    found, special = [], bench.lm.special_ids
+    tokens, special = [], bench.lm.special_ids
     with (
         bench.progress.task(f"count {job.name}", job.expected, "tokens") as task,
         closing(forward_batches(config, bench.lm, job.source)) as batches,
     ):
         for batch in batches:
-            found.append(int(real_token_mask(batch.token_ids, batch.attention_mask, special).sum()))
-            task.advance(found[-1])
-    return np.array(found, np.int64)
+            tokens.append(int(real_token_mask(batch.token_ids, batch.attention_mask, special).sum()))
+            task.advance(tokens[-1])
+    return np.array(tokens, np.int64)
 
 
-def _describe(found: WindowPlan, point: HookPoint, bench: Bench) -> None:
-    rows, largest = sum(found.rows), max(found.rows)
-    row = row_bytes(next(iter(found.cuts.values())).fingerprint)
+def _describe(windows: WindowPlan, point: HookPoint, bench: Bench) -> None:
+    rows, largest = sum(windows.rows), max(windows.rows)
+    row = row_bytes(next(iter(windows.cuts.values())).fingerprint)
     bench.progress.say(
-        f"plan: {rows:,} tokens at {point}, {rows * row / 1e9:.3f} GB, in {found.count} windows of up to "
+        f"plan: {rows:,} tokens at {point}, {rows * row / 1e9:.3f} GB, in {windows.count} windows of up to "
         f"{largest:,} tokens, {largest * row / 1e9:.3f} GB"
     )
 
@@ -176,9 +176,9 @@ class _Collector:
     """Fills one window after the other, in one read of each corpus as long as they are asked for in order."""
 
     def __init__(
-        self, folder: Path, found: WindowPlan, config: TrainConfig, bench: Bench, jobs: dict[str, Job]
+        self, folder: Path, windows: WindowPlan, config: TrainConfig, bench: Bench, jobs: dict[str, Job]
     ) -> None:
-        self._folder, self._plan, self._config, self._bench, self._jobs = folder, found, config, bench, jobs
+        self._folder, self._plan, self._config, self._bench, self._jobs = folder, windows, config, bench, jobs
         self._texts: dict[str, Generator[PackedBatch, None, None]] = {}
         self._next: dict[str, int] = {}
         self._whole: int | None = None
@@ -289,15 +289,15 @@ class _Collector:
     def _note(self, window: int, manifests: dict[str, Manifest]) -> None:
         """Keep what names the bytes of a window after it is gone, and say when they are others than before."""
         known = self._record()
-        found = {name: {"sha256": one.sha256, "rows": one.rows, **one.dropped} for name, one in manifests.items()}
+        noted = {name: {"sha256": one.sha256, "rows": one.rows, **one.dropped} for name, one in manifests.items()}
         before = known.get(str(window))
-        if before not in (None, found):
+        if before not in (None, noted):
             self._bench.progress.say(
                 f"window {window + 1} did not come out as when it was first collected: another device, library or "
                 "number of threads? What follows is not bit for bit what it would have been"
             )
-        if before != found:
-            files.publish_json(self._folder / RECORD, {**known, str(window): found})
+        if before != noted:
+            files.publish_json(self._folder / RECORD, {**known, str(window): noted})
 
     def _record(self) -> dict[str, Any]:
         """What is known of windows that were collected before.

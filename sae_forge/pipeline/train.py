@@ -53,33 +53,33 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
 def _collect_missing(config: TrainConfig, bench: Bench) -> None:
     """Have every corpus that was named at every hook point."""
     for point in bench.points:
-        found = _shards(bench.run, point)
-        collected.require_spelled(config, found)
-        collected.require_same_weights(bench, found)
+        shards = _shards(bench.run, point)
+        collected.require_spelled(config, shards)
+        collected.require_same_weights(bench, shards)
     if absent := [str(point) for point in bench.points if not _collected(bench.run, point)]:
         _require_sizes(config, bench)
         bench.progress.say(f"no activations at {', '.join(absent)} in {bench.run.folder}: collecting first")
         bench.progress.say(collect(config, bench).summary)
     for point in bench.points:
-        found = _shards(bench.run, point)
-        if named := collected.missing(config, found):
-            _require_sizes(config, bench, found)
+        shards = _shards(bench.run, point)
+        if named := collected.missing(config, shards):
+            _require_sizes(config, bench, shards)
             bench.progress.say(f"no activations of {', '.join(source for _, source in named)} at {point}: collecting")
-            collected.gather(named, point, config, bench, found)
+            collected.gather(named, point, config, bench, shards)
 
 
 def _collected(run: Run, point: HookPoint) -> bool:
     """Whether there are activations at ``point``, and no collect was stopped before its last corpus."""
-    found = {reader.folder.parent.name for reader in _shards(run, point)}
+    names = {reader.folder.parent.name for reader in _shards(run, point)}
     wanted = {name for name in run.corpora if not name.startswith(f"{collected.REFUSAL}-")}
-    return bool(found) and found >= wanted
+    return bool(names) and names >= wanted
 
 
-def _require_sizes(config: TrainConfig, bench: Bench, found: Sequence[ShardReader] = ()) -> None:
+def _require_sizes(config: TrainConfig, bench: Bench, shards: Sequence[ShardReader] = ()) -> None:
     """Refuse before a long collect what training would refuse after it; further corpora are stored as those found."""
     d_in = bench.lm.d_model
     _ = config.saes(d_in)
-    stored = found[0].fingerprint.storage_dtype if found else config.storage_dtype
+    stored = shards[0].fingerprint.storage_dtype if shards else config.storage_dtype
     require_pools(config.shuffle_gb, d_in=d_in, storage_dtype=stored, batch_size=config.batch_size)
 
 
@@ -112,15 +112,15 @@ def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: 
         folder = bench.run.sae(point, **shape._asdict())
         places[shape] = Place(folder=folder, log=bench.run.logs / f"train-{point}-{folder.name}.jsonl")
     reports = train_saes(stream, config, places, provenance, progress=bench.progress)
-    found = {}
+    trained = {}
     for shape, report in reports.items():
         folder = places[shape].folder
         with ranks.here().led() as first:
             if first and report.ce_recovered is None:
                 report = replace(report, ce_recovered=_ce_recovered(folder, point, config, bench))
                 save_report(folder, report)
-        found[str(point) if len(reports) == 1 else f"{point}/{folder.name}"] = (folder, report)
-    return found
+        trained[str(point) if len(reports) == 1 else f"{point}/{folder.name}"] = (folder, report)
+    return trained
 
 
 def _shards(run: Run, point: HookPoint) -> list[ShardReader]:

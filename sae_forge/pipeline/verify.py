@@ -76,8 +76,8 @@ def verify(run: Run, progress: Progress = SILENT) -> Outcome:
     with progress.task("verify", total, "bytes") as task:
         for check in checks:
             findings.append(_find(check))
-            task.advance(check.bytes, damaged=float(sum(found.verdict == "damaged" for found in findings)))
-    damaged, unproven = ([found for found in findings if found.verdict == kind] for kind in ("damaged", "unproven"))
+            task.advance(check.bytes, damaged=float(sum(finding.verdict == "damaged" for finding in findings)))
+    damaged, unproven = ([one for one in findings if one.verdict == kind] for kind in ("damaged", "unproven"))
     told = f"{len(checks)} files, {total / 1e9:.3f} GB: {len(checks) - len(damaged) - len(unproven)} whole"
     told += f", {len(unproven)} that nothing proves" if unproven else ""
     told += f", {len(damaged)} damaged or missing" if damaged else ""
@@ -88,11 +88,11 @@ def verify(run: Run, progress: Progress = SILENT) -> Outcome:
             "files": len(checks),
             "bytes": total,
             **{
-                name: [{"file": _shown(found.path, run.folder), "reason": found.reason} for found in listed]
+                name: [{"file": _shown(finding.path, run.folder), "reason": finding.reason} for finding in listed]
                 for name, listed in (("damaged", damaged), ("unproven", unproven))
             },
         },
-        summary="\n".join([*(f"{found.verdict}: {found.reason}" for found in (*unproven, *damaged)), told]),
+        summary="\n".join([*(f"{finding.verdict}: {finding.reason}" for finding in (*unproven, *damaged)), told]),
         exit_code=DataError.exit_code if damaged else 0,
         noted=False,
     )
@@ -237,8 +237,8 @@ def _in_shard_folder(inside: tuple[str, ...]) -> bool:
 
 def _checks_elsewhere(shards: AnyPath, names: list[str]) -> Iterator[Check]:
     """A check for every file of these corpora, or of all, where a pointer leads; other runs may have theirs there."""
-    found = [folder for name in names for folder in (shards / name).glob("*")] if names else shards.glob("*/*")
-    for folder in sorted(found, key=str):
+    folders = [folder for name in names for folder in (shards / name).glob("*")] if names else shards.glob("*/*")
+    for folder in sorted(folders, key=str):
         if folder.is_dir():
             yield from _shard_checks(folder)
             yield from (Check(path, lambda at=path: _sealed_json(at)) for path in folder.glob("config.json"))
@@ -251,12 +251,12 @@ def _shard_checks(folder: AnyPath) -> Iterator[Check]:
         yield Check(folder / MANIFEST, lambda: Manifest.read(folder))
         with suppress(ShardError):
             manifest = Manifest.read(folder)
-    found = {number for name in there if (number := shard_number(name)) is not None}
-    for index in sorted(found | set(range(len(manifest.shards) if manifest else 0))):
+    numbers = {number for name in there if (number := shard_number(name)) is not None}
+    for index in sorted(numbers | set(range(len(manifest.shards) if manifest else 0))):
         shard = folder / shard_name(index)
         sidecar = sidecar_path(folder, shard.name)
         yield Check(
-            there.get(sidecar.name, sidecar), lambda at=index: _sidecar(folder, at, manifest, max(found, default=-1))
+            there.get(sidecar.name, sidecar), lambda at=index: _sidecar(folder, at, manifest, max(numbers, default=-1))
         )
         yield Check(there.get(shard.name, shard), lambda at=index: _shard(folder, at, manifest))
 

@@ -75,10 +75,10 @@ def sheets(report: Report) -> Iterator[Sheet]:
 
 def notes(report: Report) -> Iterator[str]:
     """What is to be said below the tables."""
-    for effect, found in report.selections.correlation_against.items() if report.selections else ():
-        rank = "undefined, as one of them does not vary" if found.spearman is None else number(found.spearman)
+    for effect, over in report.selections.correlation_against.items() if report.selections else ():
+        rank = "undefined, as one of them does not vary" if over.spearman is None else number(over.spearman)
         yield (
-            f"Over {found.selections} selections, the rank correlation of the latents' mean correlation with the size "
+            f"Over {over.selections} selections, the rank correlation of the latents' mean correlation with the size "
             f"of the change in {spaced(effect)} is {rank}."
         )
     yield from (f"Not measured: {reason}." for reason in report.left_out.values())

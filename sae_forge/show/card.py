@@ -85,21 +85,18 @@ def render(subject: Subject) -> str:
 
 
 def _front_matter(subject: Subject) -> str:
-    results = list(_results(subject.report)) if subject.report else []
+    results, model = list(_results(subject.report)) if subject.report else [], subject.model
+    # the Hub refuses a card whose base model is no repository's name
+    on_hub = _HUB_ID.fullmatch(model) and builtin.model_folder(model) is None and not Path(model).exists()
     data = ModelCardData(
         library_name="saelens",
-        base_model=subject.model if _on_hub(subject.model) else None,
+        base_model=model if on_hub else None,
         license=subject.license,
         tags=list(TAGS),
         model_name=subject.repo_id.partition("/")[2] if results else None,
         eval_results=results or None,
     )
     return data.to_yaml()
-
-
-def _on_hub(model: str) -> bool:
-    """Whether the Hub may know this name; it refuses a card whose base model is no repository's name."""
-    return bool(_HUB_ID.fullmatch(model)) and builtin.model_folder(model) is None and not Path(model).exists()
 
 
 def _results(report: Report) -> Iterator[EvalResult]:

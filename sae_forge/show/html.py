@@ -79,7 +79,10 @@ def _section(section: Section, several: bool) -> Iterable[str]:
         yield from (_table(sheet.title, sheet.columns, sheet.rows) for sheet in sheets(section.report))
         yield from map(_sentence, notes(section.report))
     for caption, image in section.pictures.items():
-        yield _figure(caption, image)
+        data, words = base64.b64encode(image).decode(), escape(caption)
+        yield (
+            f'<figure><img src="data:image/png;base64,{data}" alt="{words}"><figcaption>{words}</figcaption></figure>'
+        )
     if section.selection:
         yield from _selection(section.selection)
     if section.train:
@@ -149,18 +152,7 @@ def _marked(text: str) -> str:
 
 
 def _pairs(values: Mapping[str, Any]) -> str:
-    items = "".join(
-        f"<div><dt>{escape(str(name))}</dt><dd>{escape(_plain(value))}</dd></div>" for name, value in values.items()
-    )
-    return f"<dl>{items}</dl>"
-
-
-def _figure(caption: str, image: bytes) -> str:
-    data = base64.b64encode(image).decode()
-    words = escape(caption)
-    return f'<figure><img src="data:image/png;base64,{data}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-
-
-def _plain(value: Any) -> str:
-    """A setting as it was given."""
-    return str(value) if isinstance(value, float) else number(value)
+    """Names and values; a number stands as it was given."""
+    plain = {str(name): str(value) if isinstance(value, float) else number(value) for name, value in values.items()}
+    items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in plain.items())
+    return f"<dl>{''.join(items)}</dl>"

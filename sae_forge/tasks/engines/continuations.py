@@ -166,8 +166,8 @@ def _score_rows(lm: LanguageModel, rows: list[tuple[tuple[int, ...], tuple[int, 
     kept, column = position.unique(return_inverse=True)
     logits = forward(lm, token_ids, mask, keep=kept).logits
     target_ids = torch.tensor([token for _, target in rows for token in target])
-    found = _picked(logits, row, column, target_ids)
-    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, found).tolist()
+    logprobs = _picked(logits, row, column, target_ids)
+    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, logprobs).tolist()
 
 
 def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> Iterator[tuple[tuple[int, int], float]]:
@@ -211,8 +211,8 @@ def _picked(
 ) -> Float[Tensor, " n"]:
     """Log-probs of ``target_ids`` at the given places, in float64 on the CPU."""
     chosen = logits[row.to(logits.device), column.to(logits.device)].float()
-    found = chosen.gather(1, target_ids.to(logits.device)[:, None])[:, 0] - chosen.logsumexp(-1)
-    return found.double().cpu()
+    logprobs = chosen.gather(1, target_ids.to(logits.device)[:, None])[:, 0] - chosen.logsumexp(-1)
+    return logprobs.double().cpu()
 
 
 def _finite(value: float) -> float:

@@ -67,7 +67,7 @@ def write(
     """
     draws = sampling.draws(len(prompts))
     order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
-    found: dict[int, Written] = {}
+    continued: dict[int, Written] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         texts = [prompts[index] for index in chosen]
@@ -77,9 +77,9 @@ def write(
                 written[row].append(int(step.drawn[row]))
         for index, ids in zip(chosen, written, strict=True):
             text = lm.tokenizer.decode(ids, skip_special_tokens=True)
-            found[index] = Written(prompts[index], str(text), len(ids))
+            continued[index] = Written(prompts[index], str(text), len(ids))
         report(done, len(chosen))
-    return [found[index] for index in range(len(prompts))]
+    return [continued[index] for index in range(len(prompts))]
 
 
 class Step(NamedTuple):

@@ -174,13 +174,13 @@ def letter_ids(lm: LanguageModel, letter: str) -> tuple[int, ...]:
     Raises:
         ConfigError: the tokenizer has no token that is just this letter.
     """
-    found = []
+    tokens = []
     for fronts in SPELLINGS:
         last = [lm.tokenizer(front + letter, add_special_tokens=False)["input_ids"][-1] for front in fronts]  # pyright: ignore
-        found += [token for token in last if str(lm.tokenizer.decode([token])).strip() == letter][:1]
-    if not found:
+        tokens += [token for token in last if str(lm.tokenizer.decode([token])).strip() == letter][:1]
+    if not tokens:
         raise ConfigError(f"the tokenizer of {lm.name} has no token for {letter!r} alone; use --scoring cloze")
-    return (found[0], found[-1])
+    return (tokens[0], tokens[-1])
 
 
 def answer(

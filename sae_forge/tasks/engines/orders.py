@@ -262,16 +262,16 @@ def _ask(
 ) -> list[Reordered]:
     """The answers to some questions, their contents not yet noted."""
     seen = _in_orders(lm, questions, scoring, domain, batch_size, blind=False)
-    sure = [item for item, answers in zip(questions, seen, strict=True) if all(found.correct for found in answers)]
+    sure = [item for item, answers in zip(questions, seen, strict=True) if all(one.correct for one in answers)]
     unseen = _in_orders(lm, sure, scoring, domain, batch_size, blind=True)
-    blind = {item.id: sum(found.correct for found in answers) for item, answers in zip(sure, unseen, strict=True)}
+    blind = {item.id: sum(one.correct for one in answers) for item, answers in zip(sure, unseen, strict=True)}
     return [
         Reordered(
             content="",
             orders=len(answers),
-            right=sum(found.correct for found in answers),
-            probability=sum(found.probability for found in answers) / len(answers),
-            letters=tuple(sum(found.chosen == place for found in answers) for place in range(len(item.choices))),
+            right=sum(one.correct for one in answers),
+            probability=sum(one.probability for one in answers) / len(answers),
+            letters=tuple(sum(one.chosen == place for one in answers) for place in range(len(item.choices))),
             blind_right=blind.get(item.id),
             tricky=tricky(item),
         )
@@ -313,12 +313,12 @@ def load_orders(path: Path, domain: str, scoring: Scoring, model: Mapping[str, A
     return Orders(domain=domain, scoring=scoring, model=dict(model), results=results)
 
 
-def _differing(found: object, wanted: object) -> str:
+def _differing(given: object, wanted: object) -> str:
     """The first field in which two fingerprints differ, or the two values."""
-    if isinstance(found, dict) and isinstance(wanted, dict):
-        name = next(name for name in sorted({*found, *wanted}) if found.get(name) != wanted.get(name))
-        return f"{name} is {str(found.get(name))[:40]}, not {str(wanted.get(name))[:40]}"
-    return f"{str(found)[:40]}, not {str(wanted)[:40]}"
+    if isinstance(given, dict) and isinstance(wanted, dict):
+        name = next(name for name in sorted({*given, *wanted}) if given.get(name) != wanted.get(name))
+        return f"{name} is {str(given.get(name))[:40]}, not {str(wanted.get(name))[:40]}"
+    return f"{str(given)[:40]}, not {str(wanted)[:40]}"
 
 
 def _result(entry: Mapping[str, Any]) -> Reordered:
