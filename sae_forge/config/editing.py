@@ -25,13 +25,10 @@ class EditingConfig(ModelConfig):
         "Sequence gates open above this percentile of the retain sequences.",
         Setting(at_least=0, at_most=100, wanted="give a percentile between 0 and 100"),
     ] = 95.0
-    gate_window: Annotated[
-        int, "--gate window: tokens the rate is taken over.", Setting(at_least=1, wanted="give at least 1 token")
-    ] = 32
     theta: Annotated[
         float,
         "conditional_clamp, refusal_clamp, --gate: what an act must exceed to fire.",
-        Setting(at_least=0, finite=True, wanted="give 0 or more"),
+        Setting(at_least=0, finite=True, wanted="give 0 or more", tuned=lambda _: True),
     ] = 0.0
     keep_error: Annotated[bool, "Keep what the SAE cannot rebuild; --no_keep_error shows what dropping it costs."] = (
         True

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from sae_forge.config.editing import EditingConfig
-from sae_forge.config.fields import Alias, Setting
+from sae_forge.config.fields import Alias, Setting, described
 from sae_forge.config.questions import Half, QuestionsConfig
 from sae_forge.config.sae import SelectedConfig
 from sae_forge.config.sampling import SamplingConfig
@@ -36,36 +36,6 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
         int | None,
         "Items per domain that the sweep asks. Unset: as --limit.",
         Setting(at_least=1, wanted="give at least 1 item"),
-    ] = None
-    clamp_value: Annotated[
-        tuple[float, ...],
-        "Clamping: latents are set to minus this; several sweep.",
-        Setting(
-            at_least=0,
-            finite=True,
-            wanted="give finite values of 0 or more; latents are set to minus them",
-            heading="Edits",
-        ),
-    ] = (1.0,)
-    refusal_value: Annotated[
-        float,
-        "refusal_clamp: value the refusal latent is set to (in value_units).",
-        Setting(finite=True, wanted="give a finite value", heading="Edits"),
-    ] = -1.0
-    baseline_steps: Annotated[
-        int | None,
-        "Retrained baselines: optimizer steps. Unset: the paper's.",
-        Setting(at_least=1, wanted="give at least 1 step", heading="Retraining"),
-    ] = None
-    baseline_lr: Annotated[
-        float | None,
-        "Retrained baselines: learning rate, which a sweep goes around. Unset: the paper's.",
-        Setting(above=0, finite=True, wanted="give a rate above 0", heading="Retraining"),
-    ] = None
-    baseline_batch: Annotated[
-        int | None,
-        "Retrained baselines: sequences a step takes of each side. Unset: the paper's.",
-        Setting(at_least=1, wanted="give at least 1 sequence", heading="Retraining"),
     ] = None
     compare_selections: Annotated[bool, "Measure the same edit under every selection made for this SAE."] = False
     steering: Annotated[Path | None, "Steering CSV of an edit to measure too (8 columns, or lm-eval's)."] = None
@@ -103,8 +73,8 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        tuned = ["theta", *(("clamp_value", "refusal_value") if self.value_units == "relative" else ())]
-        if self.sweep and (ignored := sorted(self.spelled.intersection(tuned))):
+        tuned = {name for name, said in described(type(self)).items() if said.setting.tuned(self)}
+        if self.sweep and (ignored := sorted(self.spelled & tuned)):
             raise ConfigError(f"--sweep tries values of its own, so --{ignored[0]} would mean nothing; leave it out")
         if self.sweep and self.half != "test":
             raise ConfigError(f"--sweep tunes on the dev half and reports on the test half; drop --half {self.half}")

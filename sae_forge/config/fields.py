@@ -6,7 +6,7 @@ what ranks must agree on are read from one place::
     theta: Annotated[float, "What an act must exceed to fire.", Setting(at_least=0, finite=True)] = 0.0
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields
 from functools import cache
 from inspect import get_annotations
@@ -49,6 +49,8 @@ class Setting:
     """Whether each value of several must be another."""
     most: int | None = None
     """How many values there may be."""
+    tuned: Callable[[Any], bool] = lambda config: False  # noqa: ARG005
+    """Whether a sweep under this config tries values of its own in its place, so that to name one means nothing."""
     wanted: str = ""
     """What would be right, for the message. Unset: the bounds."""
 

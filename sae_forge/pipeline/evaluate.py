@@ -120,10 +120,11 @@ def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: P
 
 def _deciding(config: EvalConfig) -> dict[str, Any]:
     """The settings that decide the report; those of wrappers that are not named decide nothing."""
-    wrappers = (one for one in catalogue_of(config).methods if isinstance(one, Wrapper) and one.settings)
-    idle = {name for one in wrappers if one.name not in config.methods for name in described(one.settings)}
-    idle -= set(described(EvalConfig))
-    return {name: value for name, value in config.deciding("report").items() if name not in idle}
+    idle, counted = set(), set(described(EvalConfig))
+    for one in catalogue_of(config).methods:
+        is_idle = isinstance(one, Wrapper) and one.name not in config.methods
+        (idle if is_idle else counted).update(described(one.settings) if one.settings else ())
+    return {name: value for name, value in config.deciding("report").items() if name not in idle - counted}
 
 
 def _chosen(config: EvalConfig) -> list[Any]:

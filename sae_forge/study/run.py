@@ -210,6 +210,12 @@ def _controls(
         yield control_summary(headings, *chosen, edit, bootstrap)
 
 
+def _of_editing(config: EvalConfig) -> set[str]:
+    """The settings that hold for every edit, those of gates among them."""
+    parts = (EditingConfig, *(kind.settings for kind in catalogue_of(config).gates if kind.settings))
+    return {name for part in parts for name in described(part)} - set(described(ModelConfig))
+
+
 def _protocol(
     asked: Sequence[Asked], base: Measurement, selection: Selection, config: EvalConfig, point: HookPoint
 ) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _protocol(
         "half": config.half,
         "question_filter": "none",
         "scoring": config.scoring,
-        **{name: getattr(config, name) for name in described(EditingConfig) if name not in described(ModelConfig)},
+        **{name: getattr(config, name) for name in _of_editing(config)},
         "chance": chance_of(base),
         "truncated": sum(one.truncated for one in asked),
         "bootstrap": {"resamples": config.bootstrap, "seed": config.seed, "over": "facts", "level": 0.95},

@@ -429,7 +429,7 @@ def test_without_shards_the_message_says_what_is_missing_and_what_to_do(run: Tin
 def test_flags_that_a_sweep_would_ignore_are_refused():
     for name in ("theta", "clamp_value", "refusal_value"):
         with pytest.raises(ConfigError, match=f"--{name} would mean nothing"):
-            EvalConfig(sweep=True, spelled=frozenset({name}))
-    EvalConfig(sweep=True, value_units="absolute", spelled=frozenset({"clamp_value"}))
+            eval_config()(sweep=True, spelled=frozenset({name}))
+    eval_config()(sweep=True, value_units="absolute", spelled=frozenset({"clamp_value"}))
     with pytest.raises(ConfigError, match="cusum sums over a text"):
         eval_config()(gate="cusum", gate_policy="per_token")

@@ -1,8 +1,10 @@
 """``window``: open where firing is dense."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError
 from sae_forge.interventions.gates.any import ANY_FIRES, AnyFires
 from sae_forge.interventions.gates.gate import GateKind
@@ -12,6 +14,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sae_forge.interventions.protocol import Gate, State
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowSettings(ModelConfig):
+    """How long the stretch is over which firing must be dense."""
+
+    heading: ClassVar[str] = "Edits"
+
+    gate_window: Annotated[
+        int, "--gate window: tokens the rate is taken over.", Setting(at_least=1, wanted="give at least 1 token")
+    ] = 32
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,7 @@ WINDOW = GateKind(
     name="window",
     words="where firing is dense",
     reads_retain=True,
+    settings=WindowSettings,
     make=lambda config, calibrate: calibrate(
         WindowRate(0.0, config.gate_window, AnyFires(config.theta), config.gate_policy)
     ),

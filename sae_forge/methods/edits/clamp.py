@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import from_clamp_value, from_times, gated, latents_of, needs, parts
+from sae_forge.methods.edits.latents import ClampSettings, from_clamp_value, from_times, gated, latents_of, needs, parts
 from sae_forge.methods.method import Method, Strength, titled
 
 if TYPE_CHECKING:
@@ -37,4 +37,5 @@ METHOD = Method(
     finished=from_times,
     needs=needs("clamp", writes=True),
     build=lambda settings, materials: gated(clamp(latents_of(settings, materials), settings["value"]), materials),
+    settings=ClampSettings,
 )

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import from_clamp_value, from_times, gated, latents_of, needs
+from sae_forge.methods.edits.latents import ClampSettings, from_clamp_value, from_times, gated, latents_of, needs
 from sae_forge.methods.method import Method, Strength, titled
 
 if TYPE_CHECKING:
@@ -30,4 +30,5 @@ METHOD = Method(
     finished=from_times,
     needs=needs("clamp_prime", writes=True),
     build=lambda settings, materials: gated(clamp_prime(latents_of(settings, materials), settings["value"]), materials),
+    settings=ClampSettings,
 )

@@ -2,7 +2,16 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import from_clamp_value, from_times, gated, latents_of, needs, parts, peak
+from sae_forge.methods.edits.latents import (
+    ClampSettings,
+    from_clamp_value,
+    from_times,
+    gated,
+    latents_of,
+    needs,
+    parts,
+    peak,
+)
 from sae_forge.methods.method import Method, Settings, Strength, short, titled
 
 if TYPE_CHECKING:
@@ -41,4 +50,5 @@ METHOD = Method(
     build=lambda settings, materials: gated(
         conditional_clamp(latents_of(settings, materials), settings["value"], settings["theta"]), materials
     ),
+    settings=ClampSettings,
 )

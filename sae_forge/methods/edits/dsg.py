@@ -3,7 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import from_clamp_value, from_times, gated, latents_of, needs, parts
+from sae_forge.methods.edits.latents import ClampSettings, from_clamp_value, from_times, gated, latents_of, needs, parts
 from sae_forge.methods.method import Axes, Method, Settings, Strength, titled
 
 if TYPE_CHECKING:
@@ -63,4 +63,5 @@ METHOD = Method(
     finished=from_times,
     needs=needs("dsg", own_gate=True, writes=True),
     build=_build,
+    settings=ClampSettings,
 )

@@ -4,9 +4,11 @@ Values are relative so that one range of strengths serves models whose activatio
 """
 
 from collections.abc import Callable
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ForgeError
 from sae_forge.interventions.gates.table import gate_named, gate_of, gates_of
 from sae_forge.methods.method import Settings, short, without_shards
@@ -15,6 +17,29 @@ if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
     from sae_forge.methods.materials import Materials
     from sae_forge.methods.subjects import Edited
+
+
+def relative_units(config: Any) -> bool:
+    """Whether values are relative to the norm: then a sweep knows which are worth trying, and tries its own."""
+    return config.value_units == "relative"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClampSettings(ModelConfig):
+    """What is written by an edit that writes one value to all its latents."""
+
+    heading: ClassVar[str] = "Edits"
+
+    clamp_value: Annotated[
+        tuple[float, ...],
+        "Clamping: latents are set to minus this; several sweep.",
+        Setting(
+            at_least=0,
+            finite=True,
+            tuned=relative_units,
+            wanted="give finite values of 0 or more; latents are set to minus them",
+        ),
+    ] = (1.0,)
 
 
 def latents_of(settings: Settings, materials: "Materials") -> tuple[int, ...]:
@@ -33,13 +58,13 @@ def parts(size: int, count: int) -> list[int]:
 def from_clamp_value(size: int, materials: "Materials") -> list[Settings]:
     """Settings of an edit that writes one value: one for each ``--clamp_value``."""
     latents, common = materials.selection.indices[:size], {"num_features": size}
-    return [common | written(value, latents, materials) for value in materials.config.clamp_value]
+    return [common | written(value, latents, materials) for value in materials.setting(ClampSettings).clamp_value]
 
 
 def from_times(point: Settings, materials: "Materials") -> Settings:
     """A sweep's point of an edit that writes one value: the act that is written instead of ``times``."""
     own = {name: value for name, value in point.items() if name != "times"}
-    unit = 1.0 if materials.config.value_units == "relative" else materials.config.clamp_value[0]
+    unit = 1.0 if relative_units(materials.config) else materials.setting(ClampSettings).clamp_value[0]
     return own | written(point["times"] * unit, latents_of(point, materials), materials)
 
 
@@ -50,7 +75,7 @@ def written(times: float, latents: tuple[int, ...], materials: "Materials") -> S
 
 def relative(times: float, materials: "Materials") -> Settings:
     """What a value is relative to the norm, where it is."""
-    return {"relative": short(times)} if materials.config.value_units == "relative" else {}
+    return {"relative": short(times)} if relative_units(materials.config) else {}
 
 
 def peak(latents: tuple[int, ...], materials: "Materials") -> float:
@@ -74,7 +99,7 @@ def needs(name: str, *, own_gate: bool = False, writes: bool = False) -> Callabl
         config = materials.config
         if (own_gate and config.gate == "own") or gate_named(config.gate, gates_of(config)).reads_retain:
             return without_shards(name, "has a gate that is calibrated on retain text", materials)
-        if writes and config.value_units == "relative":
+        if writes and relative_units(config):
             why = "writes values relative to the residual norm (--value_units absolute does not)"
             return without_shards(name, why, materials)
         return None

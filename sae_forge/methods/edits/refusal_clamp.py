@@ -1,15 +1,31 @@
 """Refusal clamping (arXiv 2503.11127): where a latent of the topic fires, the latent of refusals is written."""
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, ClassVar
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, DataError, ForgeError
-from sae_forge.methods.edits.latents import gated, latents_of, needs, peak, relative
+from sae_forge.methods.edits.latents import gated, latents_of, needs, peak, relative, relative_units
 from sae_forge.methods.method import Axes, Method, Settings, Strength, short, titled
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
     from sae_forge.interventions.values import Value
     from sae_forge.methods.materials import Materials
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefusalSettings(ModelConfig):
+    """What is written to the latent of refusals."""
+
+    heading: ClassVar[str] = "Edits"
+
+    refusal_value: Annotated[
+        float,
+        "refusal_clamp: value the refusal latent is set to (in value_units).",
+        Setting(finite=True, tuned=relative_units, wanted="give a finite value"),
+    ] = -1.0
 
 
 def refusal_clamp(latents: tuple[int, ...], refusal: int, value: float = -500.0, theta: float = 0.05) -> "Intervention":
@@ -43,9 +59,9 @@ def clamp_and_refusal(
 
 
 def _from_flags(size: int, materials: "Materials") -> list[Settings]:
-    config = materials.config
+    config, value = materials.config, materials.setting(RefusalSettings).refusal_value
     gate = {"theta": config.theta} if config.gate == "own" else {}
-    return [{"num_features": size} | _written(config.refusal_value, materials) | gate]
+    return [{"num_features": size} | _written(value, materials) | gate]
 
 
 def _axes(size: int, materials: "Materials") -> Axes:
@@ -54,8 +70,7 @@ def _axes(size: int, materials: "Materials") -> Axes:
 
 
 def _finished(point: Settings, materials: "Materials") -> Settings:
-    config = materials.config
-    unit = 1.0 if config.value_units == "relative" else abs(config.refusal_value)
+    unit = 1.0 if relative_units(materials.config) else abs(materials.setting(RefusalSettings).refusal_value)
     settings = {"num_features": point["num_features"]} | _written(point["sign"] * point["times"] * unit, materials)
     if "share" not in point:  # another gate takes the place of its own
         return settings
@@ -86,6 +101,7 @@ METHOD = Method(
     axes=_axes,
     finished=_finished,
     needs=_needs,
+    settings=RefusalSettings,
     build=lambda settings, materials: gated(
         refusal_clamp(
             latents_of(settings, materials),

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import from_clamp_value, from_times, gated, latents_of, needs, parts
+from sae_forge.methods.edits.latents import ClampSettings, from_clamp_value, from_times, gated, latents_of, needs, parts
 from sae_forge.methods.method import Method, Strength, titled
 
 if TYPE_CHECKING:
@@ -27,4 +27,5 @@ METHOD = Method(
     finished=from_times,
     needs=needs("steer", writes=True),
     build=lambda settings, materials: gated(steer(latents_of(settings, materials), settings["value"]), materials),
+    settings=ClampSettings,
 )

@@ -7,8 +7,10 @@ the command line reads the flags of every method.
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_checkable
 
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ForgeError
 from sae_forge.methods.method import Axes, Method, Settings, short, titled, without_shards
 
@@ -20,6 +22,29 @@ if TYPE_CHECKING:
     from sae_forge.methods.weights.objectives import Loss
     from sae_forge.methods.weights.texts import Texts
     from sae_forge.models.loading import LanguageModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaceSettings(ModelConfig):
+    """How long and how fast whatever is retrained is trained."""
+
+    heading: ClassVar[str] = "Retraining"
+
+    baseline_steps: Annotated[
+        int | None,
+        "Retrained baselines: optimizer steps. Unset: the paper's.",
+        Setting(at_least=1, wanted="give at least 1 step"),
+    ] = None
+    baseline_lr: Annotated[
+        float | None,
+        "Retrained baselines: learning rate, which a sweep goes around. Unset: the paper's.",
+        Setting(above=0, finite=True, wanted="give a rate above 0"),
+    ] = None
+    baseline_batch: Annotated[
+        int | None,
+        "Retrained baselines: sequences a step takes of each side. Unset: the paper's.",
+        Setting(at_least=1, wanted="give at least 1 sequence"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,12 +157,13 @@ def retraining(
         least=least,
         needs=possible,
         build=built,
+        settings=PaceSettings,
     )
 
 
 def paced(recipe: type[Pace], materials: "Materials", *, rate: float = 1.0, passes: float = 1.0) -> Settings:
     """How long and how fast a recipe trains: ``rate`` and ``passes`` times what was asked for, or its own defaults."""
-    config = materials.config
+    config = materials.setting(PaceSettings)
     return {
         "lr": short(rate * (config.baseline_lr or recipe.lr)),
         "steps": max(1, round(passes * (config.baseline_steps or recipe.steps))),

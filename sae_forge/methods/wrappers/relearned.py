@@ -9,9 +9,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Annotated, ClassVar
 
 from sae_forge.config.fields import Setting
-from sae_forge.config.model import ModelConfig
 from sae_forge.methods.method import Settings, Wrapper, on_each, without_shards
-from sae_forge.methods.weights.recipe import Pace, every_weight
+from sae_forge.methods.weights.recipe import Pace, PaceSettings, every_weight
 from sae_forge.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -26,10 +25,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RelearnedConfig(ModelConfig):
+class RelearnedConfig(PaceSettings):
     """How hard a method is tried by relearning."""
-
-    heading: ClassVar[str] = "Retraining"
 
     relearn_steps: Annotated[
         int,
@@ -88,7 +85,7 @@ class Relearned:
 
 
 def _wrap(inner: "Subject", settings: Settings, materials: "Materials") -> "Subject":
-    config = materials.config
+    config = materials.setting(RelearnedConfig)
     recipe = Relearning(
         edits=inner.edits,
         steps=settings["relearn_steps"],
