@@ -42,7 +42,6 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     if (folder / REPORT_FILE).exists() and not config.starts_over:
         bench.progress.say(f"{folder} is there under the same settings")
         report = load_report(folder / REPORT_FILE)
-        (folder / REPORT_FILE).touch()  # what was asked for last is the newest
     else:
         bench.require_same_model(named)
         measured = measure(
@@ -56,6 +55,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
             files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report))
         _export(measured, named, folder)
         measured.save(folder)
+    bench.run.note(folder)
     return Outcome(
         run=bench.run,
         outputs={"report": folder / REPORT_FILE, "folder": folder},

@@ -1,7 +1,5 @@
 """``features``: an SAE and the shards it can judge become ranked selections of latents, one for each method."""
 
-import os
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -58,7 +56,7 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     else:
         selections = _make(config, bench, named, corpora, paths)
     made = {method: paths[method] for method in selections}
-    _rank_by_age(list(made.values()))
+    bench.run.note(*reversed(made.values()))
     return _outcome(bench, selections, made)
 
 
@@ -86,13 +84,6 @@ def _make(
         files.publish_bytes(paths[method].with_suffix(".png"), FREQUENCIES.draw(shown))
         selection.save(paths[method])
     return selections
-
-
-def _rank_by_age(paths: Sequence[Path]) -> None:
-    """What was asked for last is the newest, and of that the first."""
-    now = time.time_ns()
-    for age, path in enumerate(paths):
-        os.utime(path, ns=(now - age, now - age))
 
 
 def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:

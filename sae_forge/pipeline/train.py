@@ -111,6 +111,9 @@ def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: 
     for shape in config.saes(stream.d_in):
         folder = bench.run.sae(point, **shape._asdict())
         places[shape] = Place(folder=folder, log=bench.run.logs / f"train-{point}-{folder.name}.jsonl")
+    with ranks.here().led() as first:
+        if first:  # what was asked for last is the newest, and an SAE that does not come to its end is none
+            bench.run.note(*(place.folder for place in places.values()))
     reports = train_saes(stream, config, places, provenance, progress=bench.progress)
     trained = {}
     for shape, report in reports.items():

@@ -185,7 +185,7 @@ def _adopted(origin: _Origin, run: Run, asked: HookPoint | None, allow_pickle: b
     named = _described(folder, origin.params, point, model, allow_pickle)
     if (folder / POINTER).exists():
         _require_weights(named, _pointer(folder).weights)
-        (folder / POINTER).touch()  # what was asked for last is the newest
+        run.note(folder)
         return named
     pointer = _Pointer(
         source=origin.pinned or os.path.relpath(origin.params, folder.resolve()),
@@ -195,6 +195,7 @@ def _adopted(origin: _Origin, run: Run, asked: HookPoint | None, allow_pickle: b
         model=named.provenance.model,
     )
     files.publish_json(folder / POINTER, asdict(pointer))
+    run.note(folder)
     return named
 
 

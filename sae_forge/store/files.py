@@ -302,11 +302,14 @@ def file_sha256(path: Path) -> str:
 
 
 @contextmanager
-def locked(place: AnyPath) -> Iterator[None]:
+def locked(place: AnyPath, *, wait: bool = False) -> Iterator[None]:
     """Hold a folder for one writer; a killed holder's lock vanishes with its process.
 
     A store knows no locks: there it is the folder beside it that is held, so only processes that share the run folder
     notice one another.
+
+    Args:
+        wait: For the other process, which will not be long, instead of refusing.
 
     Raises:
         ConfigError: another process is writing there.
@@ -319,7 +322,7 @@ def locked(place: AnyPath) -> Iterator[None]:
     except OSError as error:
         raise _resource_error(folder, error) from error
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         os.close(handle)
         raise ConfigError(f"another process is writing {place}; wait for it or choose another --run_dir") from None

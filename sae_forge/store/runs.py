@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_forge.errors import CheckpointError, ConfigError, DataError, RemoteError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.store import files
+from sae_forge.store import files, order
 from sae_forge.store.remote import AnyPath, connect, is_url
 
 CHECKPOINTS = Path("checkpoints")
@@ -153,7 +153,12 @@ class Run:
     def saes(self, point: HookPoint | None = None) -> list[Path]:
         """Finished SAEs and pointers to SAEs made elsewhere, oldest first, of one hook point or of all."""
         place = f"saes/{point or '*'}/*"
-        return _by_age([*self.folder.glob(f"{place}/cfg.json"), *self.folder.glob(f"{place}/{POINTER}")])
+        marked = (*self.folder.glob(f"{place}/cfg.json"), *self.folder.glob(f"{place}/{POINTER}"))
+        return order.oldest_first(self.folder, {marker.parent for marker in marked})
+
+    def note(self, *artefacts: Path) -> None:
+        """Make SAEs, selections or reports of this run the newest of their kind, the last one last."""
+        order.note(self.folder, artefacts)
 
     def sae(self, point: HookPoint, *, k: int, d_sae: int, seed: int) -> Path:
         """Where the SAE of these sizes goes."""
@@ -168,9 +173,10 @@ class Run:
 
         Raises:
             CheckpointError: there is none; names the command that makes one.
+            DataError: there are several, and the run does not say which is the newest.
         """
-        if saes := self.saes(point):
-            return saes[-1]
+        if (newest := order.newest(self.folder, self.saes(point), "--sae")) is not None:
+            return newest
         where = f" at {point}" if point else ""
         have = ", ".join(sorted({path.parent.name for path in self.saes()})) or "none"
         raise CheckpointError(f"no SAE{where} in {self.folder} (found: {have}); make one with: {command}")
@@ -181,7 +187,7 @@ class Run:
 
     def selection_of(self, sae: Path) -> Path | None:
         """The newest selection made for one SAE, if there is one."""
-        return max(self.selections(sae).glob("*.json"), key=_age, default=None)
+        return order.newest(self.folder, [*self.selections(sae).glob("*.json")], "--selection, or features again")
 
     def newest_selection(self, sae: Path, command: str) -> Path:
         """The selection to use when none was named.
@@ -199,8 +205,8 @@ class Run:
 
     def newest_eval(self, sae: Path) -> Path | None:
         """The newest complete report on an SAE, if there is one."""
-        reports = _by_age(self.evals(sae).glob("*/eval.json"))
-        return reports[-1] if reports else None
+        reports = [report.parent for report in self.evals(sae).glob("*/eval.json")]
+        return order.newest(self.folder, reports, "the eval command that made it, which returns it as it is")
 
     def holds(self, sae: Path) -> bool:
         """Whether an SAE folder is one of this run's own."""
@@ -239,7 +245,7 @@ class Run:
 
     def log(self, command: str, facts: dict[str, Any]) -> None:
         """Append one line about a finished command; also what makes this run the newest."""
-        path = self.logs / "commands.jsonl"
+        path = self.logs / order.COMMANDS
         line = json.dumps({"command": command, "at": time.time(), **facts}, default=str)
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
@@ -250,17 +256,22 @@ class Run:
 
 
 def newest_run(root: Path = CHECKPOINTS) -> Run:
-    """The run folder under ``root`` that was worked on last.
+    """The run folder under ``root`` that was worked on last, as the logs of their commands say.
 
     Raises:
-        DataError: there is none; names the command that makes one.
+        DataError: there is none (names the command that makes one), or none of several says when it was worked on.
     """
-    logs = sorted(root.glob("*/logs/commands.jsonl"), key=_age)
-    if not logs:
+    folders = sorted({path.parent for path in root.glob("*/run.json")})
+    if not folders:
         raise DataError(
             f"no run folder under {root}/; make one with: sae-forge run --model tiny-llama, or give --run_dir"
         )
-    return Run(logs[-1].parent.parent)
+    times = {folder: order.last_command(folder) for folder in folders}
+    newest = [folder for folder, time in times.items() if time == max(times.values())]
+    if len(newest) > 1:
+        names = ", ".join(map(str, newest))
+        raise DataError(f"{names}: nothing says which was worked on last; name one with --run_dir")
+    return Run(newest[0])
 
 
 def _holds_shards(place: AnyPath) -> bool:
@@ -273,11 +284,3 @@ def _holds_shards(place: AnyPath) -> bool:
 
 def _relative(sae: Path) -> Path:
     return Path(sae.parent.name) / sae.name
-
-
-def _by_age(markers: Any) -> list[Path]:
-    return [marker.parent for marker in sorted(markers, key=_age)]
-
-
-def _age(path: Path) -> tuple[int, str]:
-    return path.stat().st_mtime_ns, str(path)
