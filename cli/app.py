@@ -1,14 +1,17 @@
 """The Typer app; every verb is one file beside this one."""
 
 import importlib
+import os
 import signal
 import sys
+import warnings
 from collections.abc import Sequence
 from itertools import pairwise
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
+import sae_forge
 from sae_forge.errors import ForgeError
 from sae_forge.study.settings import catalogue, eval_config, features_config, run_config
 
@@ -46,12 +49,32 @@ def build(plugins: Sequence[str] = (), only: str | None = None) -> typer.Typer:
     for name in [only] if only in VERBS else VERBS:
         verb, composed = importlib.import_module(f"cli.{VERBS[name]}"), COMPOSED.get(name)
         verb.register(made, *([] if composed is None else [composed(known)]))
-    made.callback()(lambda: None)  # else Typer takes a command that stands alone without its name
+
+    def above(version: Annotated[bool, VERSION] = False) -> None:
+        del version
+
+    made.callback()(above)  # without one Typer takes a command that stands alone without its name
     return made
 
 
+def _show_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"sae-forge {sae_forge.__version__}")
+        raise typer.Exit
+
+
+VERSION = typer.Option("--version", help="Show the version.", is_eager=True, callback=_show_version)
+
+
 def main() -> None:
-    """Run the command line; Ctrl-C before a verb has begun ends it as one that comes later does."""
+    """Run the command line; Ctrl-C before a verb has begun ends it as one that comes later does.
+
+    What other libraries have to say of themselves is kept out of what a user reads, unless the user asked for it.
+    """
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(?!sae_forge\b|cli\b)")
+    for name in ("TRANSFORMERS_VERBOSITY", "DATASETS_VERBOSITY", "HF_HUB_VERBOSITY"):
+        os.environ.setdefault(name, "error")
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, _leave)
     try:

@@ -8,7 +8,7 @@ import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NoReturn, get_args, get_origin
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 
 import typer
 
@@ -16,7 +16,7 @@ from cli.pages import Page
 from sae_forge.config.fields import Described, described
 from sae_forge.config.model import ModelConfig, shown
 from sae_forge.errors import ForgeError, ResourceError
-from sae_forge.settings import ConfigT, parse_value, read_config_file, resolve
+from sae_forge.settings import ConfigT, choices, parse_value, read_config_file, resolve
 from sae_forge.store.runs import Run, newest_run
 
 if TYPE_CHECKING:
@@ -175,14 +175,14 @@ def _parameter(said: Described) -> inspect.Parameter:
     """One flag: unset unless spelled out, so that presets and files can fill it."""
     names = [f"--{name}" for name in (said.name, *said.aliases)]
     switch = said.kind is bool
-    choices = _choices(said.kind)
+    possible = choices(said.kind)
     option = typer.Option(
         *(f"{name}/--no_{name.removeprefix('--')}" if switch else name for name in names),
         help=said.help + ("" if said.default in (None, (), False) else f" [default: {shown(said.default)}]"),
         metavar=None if switch else _metavar(said.kind),
         show_default=False,
         rich_help_panel=said.heading,
-        autocompletion=(lambda: choices) if choices else None,
+        autocompletion=(lambda: possible) if possible else None,
     )
     kind = bool | None if switch else str | None
     return inspect.Parameter(
@@ -190,15 +190,9 @@ def _parameter(said: Described) -> inspect.Parameter:
     )
 
 
-def _choices(wanted: Any) -> list[str]:
-    if get_origin(wanted) is Literal:
-        return [str(choice) for choice in get_args(wanted)]
-    return [choice for part in get_args(wanted) for choice in _choices(part)] if get_origin(wanted) else []
-
-
 def _metavar(wanted: Any) -> str:
-    if choices := _choices(wanted):
-        return "|".join(choices)
+    if possible := choices(wanted):
+        return "|".join(possible)
     parts = [part for part in get_args(wanted) if part is not type(None)] or [wanted]
     if get_origin(parts[0]) is tuple:
         return _metavar(get_args(parts[0])[0]) + ",…"

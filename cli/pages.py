@@ -1,15 +1,34 @@
 """Help pages: a command's flags under the headings of what they are about."""
 
+from difflib import get_close_matches
 from typing import Any
 
+import typer
 from typer.core import TyperCommand
 
 GENERAL = "Options"
 """Heading of what is the same on every command; it comes last."""
 
 
+USAGE_ERROR: Any = typer.BadParameter.__base__
+"""What click, or the copy of it in newer Typers, raises for a flag that is none."""
+
+
 class Page(TyperCommand):
-    """A command whose help page has its flags in groups, in the order in which the first of each is declared."""
+    """A command whose help page has its flags in groups, in the order in which the first of each is declared.
+
+    Of the flags that click finds like a misspelt one, the most alike is named.
+    """
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        try:
+            return super().parse_args(ctx, args)
+        except USAGE_ERROR as error:
+            if getattr(error, "possibilities", None):
+                asked = error.option_name.replace("-", "_")
+                near = get_close_matches(asked, [name.replace("-", "_") for name in error.possibilities], 1, 0)
+                error.message, error.possibilities = f"{error.message}. Did you mean --{near[0].strip('_')}?", None
+            raise
 
     def format_options(self, ctx: Any, formatter: Any) -> None:  # of click, or of the copy of it in newer Typers
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": []}

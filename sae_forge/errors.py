@@ -1,5 +1,8 @@
 """One family of errors: what was given, what was possible, what to do, and the exit code that goes with it."""
 
+from collections.abc import Iterable
+from difflib import get_close_matches
+
 
 class ForgeError(Exception):
     """A mistake the user can mend; the command line prints it as one line and exits with ``exit_code``.
@@ -59,6 +62,12 @@ class RemoteError(ForgeError):
     """The Hub refused, was missing what was asked for, or could not be reached."""
 
     exit_code = 5
+
+
+def did_you_mean(given: str, known: Iterable[str]) -> str:
+    """`` (did you mean dsg?)`` for a slip of the pen, to stand in a message; nothing where no known name is near."""
+    near = get_close_matches(given, sorted(set(known)), n=1, cutoff=0.5)
+    return f" (did you mean {near[0]}?)" if near else ""
 
 
 def _shown(character: str) -> str:

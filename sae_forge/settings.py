@@ -1,16 +1,19 @@
 """Where a setting's value comes from: the flags, else the config file, else the model's preset, else its default."""
 
+import re
 import tomllib
+from collections.abc import Sequence
+from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.run import RunConfig
-from sae_forge.errors import ConfigError
+from sae_forge.errors import ConfigError, did_you_mean
 
 Preset = dict[str, Any]
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
@@ -18,6 +21,11 @@ ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 MAX_CONFIG_BYTES = 2**16
 MAX_INTEGER = 2**53
 """Beyond any number of tokens, and exact as a float."""
+MAX_RANGE = 2**20
+"""Numbers that ``0-9`` may stand for."""
+_RANGE = re.compile(r"(\d{1,16})-(\d{1,16})")
+_COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE]\+?\d{1,2})?)([kKmMgGbB]?)")
+_THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
 
 @cache
@@ -47,7 +55,8 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
     """
     chosen = dict(given)
     if preset is not None and preset not in presets():
-        raise ConfigError(f"preset {preset!r} is unknown; choose one of {', '.join(presets())}")
+        near = did_you_mean(preset, presets())
+        raise ConfigError(f"preset {preset!r} is unknown{near}; choose one of {', '.join(presets())}")
     base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
@@ -102,6 +111,8 @@ def _read_small(path: Path) -> bytes:
 def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
     """``raw``, from a flag or a TOML file, as the type its field declares; ``3,7,15`` becomes a tuple.
 
+    Whole numbers may be written ``0-9`` (of several), ``1e6`` and ``100M`` too.
+
     Raises:
         ConfigError: it is not of that type; the message shows what was given and what is possible.
     """
@@ -113,17 +124,49 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
         value = [part.strip() for part in raw.split(",") if part.strip()]
     elif _is_tuple(wanted) and isinstance(raw, int | float):
         value = [raw]
+    if int in (wanted, *get_args(wanted), *(each for part in get_args(wanted) for each in get_args(part))):
+        value = _counted(name, value)
     try:
         found = TypeAdapter(wanted).validate_python(value)
     except ValidationError as error:
-        said = error.errors()[0]["msg"].lower().replace("'", "")  # of a choice the possible ones, which are our own
-        raise ConfigError(f"--{name} {_start(raw)}: {said[:240]}") from error
+        first = error.errors()[0]
+        bad = value[first["loc"][0]] if isinstance(value, list) and first["loc"] else raw  # of several only the one
+        said = first["msg"].lower().replace("'", "")  # of a choice the possible ones, which are our own
+        near = did_you_mean(str(bad), choices(wanted)) if first["type"] == "literal_error" else ""
+        raise ConfigError(f"--{name} {_start(bad)}{near}: {said[:240]}") from error
     for part in found if isinstance(found, tuple) else (found,):
         if isinstance(part, int) and abs(part) > MAX_INTEGER:
             raise ConfigError(f"--{name} {_start(raw)}: give a number between -{MAX_INTEGER} and {MAX_INTEGER}")
         if isinstance(part, str | Path) and "\0" in str(part):
             raise ConfigError(f"--{name} {_start(raw)}: give text without a null character")
     return found
+
+
+def _counted(name: str, value: Any) -> Any:
+    """Whole numbers as people write them; what is none of these is left for the check of the type to refuse."""
+    if isinstance(value, list):
+        return [each for part in value for each in _counted_in_list(name, part)]
+    if not isinstance(value, str) or (read := _COUNT.fullmatch(value.strip())) is None:
+        return value
+    number = Decimal(read[1]) * _THOUSANDS[read[2].lower()]
+    return int(number) if number == number.to_integral_value() else value
+
+
+def _counted_in_list(name: str, part: Any) -> Sequence[Any]:
+    """One number of a list, or all that a range stands for."""
+    if not isinstance(part, str) or (read := _RANGE.fullmatch(part)) is None:
+        return [_counted(name, part)]
+    first, last = int(read[1]), int(read[2])
+    if not first <= last < first + MAX_RANGE:
+        raise ConfigError(f"--{name} {part}: give a range upwards, of {MAX_RANGE:,} numbers at most")
+    return range(first, last + 1)
+
+
+def choices(wanted: Any) -> list[str]:
+    """The values that a type made of literals allows; nothing of any other."""
+    if get_origin(wanted) is Literal:
+        return [str(choice) for choice in get_args(wanted)]
+    return [choice for part in get_args(wanted) for choice in choices(part)] if get_origin(wanted) else []
 
 
 def _start(raw: Any) -> str:

@@ -2,13 +2,15 @@
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from transformers.utils import logging as transformers_logging
 
 from sae_forge import builtin
-from sae_forge.errors import ForgeError, ResourceError, UnsupportedModelError
+from sae_forge.errors import ForgeError, ResourceError, UnsupportedModelError, did_you_mean
+from sae_forge.settings import presets
 from sae_forge.store import hub_errors
 from sae_forge.store.hub_errors import READING, Asked, Trouble
 
@@ -19,6 +21,14 @@ _WORDS: Mapping[Trouble, str] = {
 }
 
 
+def slip(name: str) -> str:
+    """`` (did you mean …?)`` where a built-in model, one of a preset or one beside it is called alike."""
+    path = Path(name).expanduser()
+    beside = [str(Path(name).parent / each.parent.name) for each in path.parent.glob("*/config.json")]
+    known = [model for preset in presets().values() for model in preset["models"]]
+    return did_you_mean(name, (*builtin.MODELS, *known, *beside))
+
+
 @contextmanager
 def one_line(name: str, *, local: bool, revision: str | None = None) -> Iterator[None]:
     """Turn what transformers and the Hub client raise while loading into one line and the right exit code."""
@@ -27,7 +37,7 @@ def one_line(name: str, *, local: bool, revision: str | None = None) -> Iterator
         page=f"huggingface.co/{name}",
         flag="--model and --revision",
         revision=revision or "main",
-        instead=f"; {USE_BUILT_IN}",
+        instead=f"{slip(name)}; {USE_BUILT_IN}",
         words=_WORDS,
         kinds={"name": UnsupportedModelError, "other": UnsupportedModelError},
     )

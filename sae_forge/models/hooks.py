@@ -21,7 +21,7 @@ from torch.utils.hooks import RemovableHandle
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import real_token_mask
+from sae_forge.models.tokens import embeddable, real_token_mask
 
 Rewrite = Callable[[Float[Tensor, "batch seq d_in"], Bool[Tensor, "batch seq"]], Float[Tensor, "batch seq d_in"]]
 """Takes an activation and the mask of its real tokens; returns what stands in its place."""
@@ -96,6 +96,7 @@ def _read(
             raise _AllRead
         return x
 
+    token_ids = embeddable(lm, token_ids, attention_mask)
     attention_mask = attention_mask.to(lm.device, torch.long)
     with ExitStack() as handles, suppress(_AllRead):
         for point in wanted:

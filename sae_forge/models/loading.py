@@ -5,6 +5,7 @@ Only safetensors weights and only transformers' own classes are loaded: no pickl
 
 import importlib.util
 import json
+import re
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -24,10 +25,14 @@ from transformers import (
 from sae_forge import builtin
 from sae_forge.config.model import ModelDtype, Quantize
 from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
-from sae_forge.models.failures import USE_BUILT_IN, one_line
+from sae_forge.models.failures import USE_BUILT_IN, one_line, slip
 from sae_forge.models.families import Family, family_of
 from sae_forge.store import files
 from sae_forge.store.tensors import DTYPES
+
+TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken")
+"""How the files are called that transformers makes a tokenizer of."""
+ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +63,11 @@ class LanguageModel:
         """Where token ids go; with a device map, layers may lie elsewhere."""
         return self.model.get_input_embeddings().weight.device  # pyright: ignore[reportReturnType]
 
+    @property
+    def rows(self) -> int:
+        """Tokens that the model has an embedding of; its tokenizer may have more, where some were added to it."""
+        return self.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportReturnType]
+
     @cached_property
     def special_ids(self) -> frozenset[int]:
         """Ids that are no text: BOS, EOS, PAD and chat-template tokens, but not the unknown token."""
@@ -69,9 +79,9 @@ class LanguageModel:
 
     @property
     def pad_id(self) -> int:
-        """The padding token, or what stands in for it where the tokenizer has none (Llama 2): EOS."""
+        """The padding token, or where there is none (Llama 2), or none that the model has a row for, EOS."""
         ends = (_token_id(self.tokenizer, role) for role in ("pad", "eos"))
-        return next((index for index in ends if index is not None), 0)
+        return next((index for index in ends if index is not None and index < self.rows), 0)
 
     @cached_property
     def _fingerprint(self) -> dict[str, Any]:
@@ -124,7 +134,7 @@ def load_model(
     with one_line(name, local=folder is not None, revision=revision):
         config = AutoConfig.from_pretrained(source, **common)
         family = family_of(config.model_type, name)
-        tokenizer = AutoTokenizer.from_pretrained(source, **common)
+        tokenizer = _tokenizer(source, name, common)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
@@ -153,7 +163,20 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
     """
     folder = _local_folder(name)
     with one_line(name, local=folder is not None, revision=revision):
-        return AutoTokenizer.from_pretrained(str(folder or name), **_common(revision))
+        return _tokenizer(str(folder or name), name, _common(revision))
+
+
+def _tokenizer(source: str, name: str, common: dict[str, Any]) -> PreTrainedTokenizerBase:
+    folder = Path(source)
+    try:
+        if not folder.is_dir() or any(each for pattern in TOKENIZER_FILES for each in folder.glob(pattern)):
+            return AutoTokenizer.from_pretrained(source, **common)
+    except (OSError, ValueError) as error:  # what transformers 4 and 5 say of a repository without any
+        if not re.search("load tokenizer for|instantiate the backend tokenizer", str(error)):
+            raise
+    raise UnsupportedModelError(
+        f"{name} holds no tokenizer files; copy them from the base model, as tokenizer.json and tokenizer_config.json"
+    )
 
 
 # ---- where it is and where it goes --------------------------------------------------------------
@@ -166,8 +189,17 @@ def _local_folder(name: str) -> Path | None:
     path = Path(name).expanduser()
     if not path.exists():
         if name.startswith(("/", ".", "~")) or name.count("/") > 1:
-            raise UnsupportedModelError(f"model folder {name} does not exist; give a folder, a Hub id, {USE_BUILT_IN}")
+            raise UnsupportedModelError(
+                f"model folder {name} does not exist{slip(name)}; give a folder, a Hub id, {USE_BUILT_IN}"
+            )
         return None
+    if not (path / "config.json").is_file() and (path / ADAPTER).is_file():
+        adapter = files.read_json(path / ADAPTER, kind=UnsupportedModelError, what="the settings of a LoRA adapter")
+        base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
+        raise UnsupportedModelError(
+            f"{name} is a LoRA adapter, no model; merge it into {base or 'its base model'} first (peft: "
+            "merge_and_unload, then save_pretrained, beside the tokenizer)"
+        )
     if not (path / "config.json").is_file():
         raise UnsupportedModelError(
             f"{name} is not a model folder: it holds no config.json; give what save_pretrained wrote, {USE_BUILT_IN}"

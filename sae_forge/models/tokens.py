@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
 
 
@@ -21,6 +22,22 @@ def real_token_mask(
     """
     special = torch.tensor(sorted(special_ids), dtype=token_ids.dtype, device=token_ids.device)
     return attention_mask.to(token_ids.device, torch.bool) & ~torch.isin(token_ids, special)
+
+
+def embeddable(lm: LanguageModel, token_ids: Int[Tensor, "batch seq"], attended: Tensor) -> Int[Tensor, "batch seq"]:
+    """The ids as the model can look them up: padding, which nothing attends to, becomes an id that it has a row for.
+
+    Raises:
+        DataError: a token of the text itself lies beyond the model's embeddings.
+    """
+    ids = torch.where(attended.to(token_ids.device, torch.bool), token_ids, lm.pad_id)
+    if ids.numel() and (beyond := int(ids.max())) >= lm.rows:
+        raise DataError(
+            f"the text holds {lm.tokenizer.convert_ids_to_tokens(beyond)!r}, token {beyond} of a tokenizer of "
+            f"{len(lm.tokenizer)}, but the embeddings of {lm.name} have {lm.rows} rows, 0 to {lm.rows - 1}; give the "
+            "tokenizer that belongs to the model, or resize the model's embeddings to it"
+        )
+    return ids
 
 
 def bos_ids(lm: LanguageModel) -> list[int]:

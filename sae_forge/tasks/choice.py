@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
-from sae_forge.errors import ConfigError, DataError
+from sae_forge.errors import ConfigError, DataError, did_you_mean
 from sae_forge.progress import Progress
 from sae_forge.results.report import KEYS_OF_ROWS
 from sae_forge.settings import parse_value
@@ -86,7 +86,8 @@ def choices(names: Sequence[str], known: Sequence[Task]) -> tuple[Choice, ...]:
         task, colon, part = name.partition(":")
         if task not in by_name:
             raise ConfigError(
-                f"--tasks {name}: there is no task {task!r}; give {', '.join(by_name)}, or a FILE{SUFFIX}"
+                f"--tasks {name}: there is no task {task!r}{did_you_mean(task, by_name)}; give {', '.join(by_name)}, "
+                f"or a FILE{SUFFIX}"
             )
         if colon and not part:
             raise ConfigError(f"--tasks {name} names no part of {task}; give {task} for all of it, or {task}:PART")

@@ -9,6 +9,7 @@ import pytest
 import typer.main
 from typer.testing import CliRunner
 
+import sae_forge
 from cli.app import build
 from cli.options import Call
 from sae_forge.config.collect import CollectConfig
@@ -18,6 +19,7 @@ from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.run import RunConfig
 from sae_forge.config.train import TrainConfig
+from sae_forge.errors import ConfigError
 from sae_forge.settings import parse_value, presets, resolve
 from sae_forge.study.settings import eval_config, features_config, run_config
 
@@ -159,6 +161,10 @@ def test_the_file_names_the_model_of_a_run_and_of_a_verb_that_reads_one(
         (["generate", "x", "--model", "tiny-llama", "--top_p", "0"], 2, ["top_p 0"]),
         (["run", "--model", "tiny-llama", "--layer", "0,2"], 2, ["0,2", "one layer"]),
         (["eval", "--run_dir", "absent"], 2, ["absent", "run.json"]),
+        (["train", "--bach_size", "3"], 2, ["Did you mean --batch_size?"]),
+        (["eval", "--methods", "scale,clmp"], 2, ["--methods clmp (did you mean clamp?)", "dsg"]),
+        (["run", "--preset", "tyni"], 2, ["'tyni'", "did you mean tiny?"]),
+        (["collect", "--model", "./tiny-lama"], 2, ["./tiny-lama", "did you mean tiny-llama?"]),
     ],
 )
 def test_bad_flags_are_one_line(
@@ -179,10 +185,23 @@ def test_a_config_file_with_an_unknown_setting_lists_the_possible_ones(tmp_path:
     assert "batch_size" in output
 
 
+def test_whole_numbers_are_read_as_people_write_them() -> None:
+    kind = features_config()
+    assert parse_value(kind, "latents", "0-3,7") == (0, 1, 2, 3, 7)
+    assert [parse_value(kind, "max_tokens", raw) for raw in ("1e6", "100M", "2k", "1.5B", "7")] == [
+        1_000_000, 100_000_000, 2_000, 1_500_000_000, 7,
+    ]  # fmt: skip
+    for name, raw in {"latents": "3-0", "max_tokens": "1.5", "num_features": "1-9999999"}.items():
+        with pytest.raises(ConfigError, match=f"--{name} {raw}"):
+            parse_value(kind, name, raw)
+
+
+def test_the_version_is_shown() -> None:
+    assert invoke("--version") == f"sae-forge {sae_forge.__version__}\n"
+
+
 @pytest.mark.parametrize("raw", ["", "1,x", "1.5"])
 def test_values_of_the_wrong_type_are_refused(raw: str) -> None:
-    from sae_forge.errors import ConfigError
-
     if raw == "":
         assert parse_value(TrainConfig, "layer", raw) == ()
     else:

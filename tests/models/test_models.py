@@ -1,5 +1,6 @@
 """Loading: one door for folders, built-ins and the Hub, and one line with the right exit code for each failure."""
 
+import copy
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,10 +17,13 @@ import torch
 from conftest import save_model
 from transformers import LlamaForCausalLM
 
-from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
+from sae_forge.errors import BackendError, ConfigError, DataError, UnsupportedModelError
+from sae_forge.hookpoint import HookPoint
 from sae_forge.models.families import FAMILIES
+from sae_forge.models.hooks import capture
 from sae_forge.models.loading import load_model, parameter_bytes
 from sae_forge.models.tokens import real_token_mask
+from sae_forge.tasks.engines.generation import Sampling, write
 
 ROOT = Path(__file__).parents[2]
 
@@ -101,6 +106,36 @@ def test_a_folder_that_is_no_model_is_refused(tmp_path):
         load_model(str(tmp_path / "nowhere"))
     with pytest.raises(UnsupportedModelError, match="neither a folder nor a Hub id"):
         load_model("no such/model")
+
+
+def test_a_lora_adapter_and_a_folder_without_tokenizer_are_called_what_they_are(tmp_path):
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "some/base"}')
+    with pytest.raises(UnsupportedModelError, match="is a LoRA adapter, no model; merge it into some/base first"):
+        load_model(str(tmp_path))
+    folder = save_model(tmp_path / "bare", "llama")
+    for path in folder.glob("token*"):
+        path.unlink()
+    with pytest.raises(UnsupportedModelError, match="holds no tokenizer files; copy them from the base model"):
+        load_model(str(folder))
+
+
+def test_a_pad_token_that_the_model_has_no_row_for_pads_all_the_same(tiny_llama):
+    tokenizer = copy.deepcopy(tiny_llama.tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    tokenizer.add_special_tokens({"pad_token": "[PAD]"})
+    lm = replace(tiny_llama, tokenizer=tokenizer)
+    assert tokenizer.pad_token_id >= lm.rows == 320
+    texts = ["one owl", "the river Arn runs past seven towns"]
+    ids, mask = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False).values()
+    padded = capture(lm, [HookPoint(2)], ids, mask)[HookPoint(2)][mask.bool()]
+    alone = [
+        capture(lm, [HookPoint(2)], row[kept][None], kept[None])[HookPoint(2)][0]
+        for row, kept in zip(ids, mask.bool(), strict=True)
+    ]
+    torch.testing.assert_close(padded, torch.cat(alone), atol=1e-5, rtol=1e-5)
+    assert [len(got.text) > 0 for got in write(lm, texts, Sampling(max_new_tokens=4), batch_size=2)] == [True, True]
+    with pytest.raises(DataError, match=r"'<new>', token 320 of a tokenizer of 322, but .* 320 rows"):
+        write(lm, ["a <new> owl"], Sampling(max_new_tokens=4), batch_size=2)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors", "tokenizer.json"])

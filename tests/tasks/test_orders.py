@@ -216,6 +216,16 @@ def test_a_letter_has_a_token_after_a_bracket_and_one_after_a_space(world_llama:
             assert world_llama.tokenizer.decode([token]).strip() == letter
 
 
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('a system message first') }}", "{{ 1 // 0 }}", "{% if %}", "{{ messages.x.y }}"]
+)
+def test_whatever_a_template_raises_is_one_line(chatty: LanguageModel, template: str) -> None:
+    strict = dataclasses.replace(chatty, tokenizer=copy.deepcopy(chatty.tokenizer))
+    strict.tokenizer.chat_template = template
+    with pytest.raises(ConfigError, match=r"chat template of .* refuses .*; use --scoring letter"):
+        chat_prompt(strict, QUESTIONS[0], "magic")
+
+
 def test_chat_without_a_template_says_what_to_use(tiny_llama: LanguageModel) -> None:
     with pytest.raises(ConfigError, match="--scoring letter"):
         filter_questions(tiny_llama, MAGIC, "correct", "chat", batch_size=4)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from sae_forge.methods.weights.texts import TextBatch
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import real_token_mask
+from sae_forge.models.tokens import embeddable, real_token_mask
 
 Loss = Callable[[TextBatch, TextBatch], Float[Tensor, ""]]
 """Of a forget and a retain batch, a function of the weights under training."""
@@ -66,7 +66,7 @@ def next_token_logits(
     """Logits for every token but a row's first, and which of those are real tokens."""
     mask = batch.attention_mask.to(lm.device, torch.long)
     logits = lm.model(
-        input_ids=batch.token_ids.to(lm.device),
+        input_ids=embeddable(lm, batch.token_ids, batch.attention_mask).to(lm.device),
         attention_mask=mask,
         position_ids=(mask.cumsum(-1) - 1).clamp(min=0),
         use_cache=False,

@@ -20,7 +20,7 @@ from torch import Tensor
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.hooks import select_rows
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, max_input
+from sae_forge.models.tokens import bos_ids, embeddable, max_input
 
 SPACE = " "
 
@@ -256,7 +256,7 @@ def forward(
     slices = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
     chosen = keep.to(lm.device) if isinstance(keep, Tensor) else keep
     output = lm.model(
-        input_ids=token_ids.to(lm.device),
+        input_ids=embeddable(lm, token_ids, mask[:, -token_ids.shape[1] :]).to(lm.device),
         attention_mask=mask.to(lm.device),
         position_ids=positions.to(lm.device),
         past_key_values=cache,

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from jinja2 import TemplateError
+
 from sae_forge.config.questions import Scoring
 from sae_forge.errors import ConfigError
 from sae_forge.models.loading import LanguageModel
@@ -27,6 +29,10 @@ CHAT_SUBJECTS = {"cybersecurity": "cyber security"}
 """Where the chat prompt spells a subject in its own way."""
 
 SPLIT_ENDINGS = ("_test", "_dev", "_val")
+TEMPLATE_RAISES = (
+    TemplateError, ArithmeticError, AttributeError, ImportError, LookupError, RecursionError, TypeError, ValueError,
+)  # fmt: skip
+"""What a chat template, which is a repository's own code in a sandbox, may raise."""
 ANSWER = "Answer:"
 CHAT_ANSWER = "Answer: ("
 SPELLINGS = ("(", ""), (" ",)
@@ -125,7 +131,7 @@ def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bo
     """A user's turn that asks, and the beginning of the model's, up to and including ``Answer: (``.
 
     Raises:
-        ConfigError: the tokenizer has no chat template.
+        ConfigError: the tokenizer has no chat template, or one that raises.
     """
     if not lm.tokenizer.chat_template:
         raise ConfigError(f"--scoring chat needs a chat template, and {lm.name} has none; use --scoring letter")
@@ -133,7 +139,14 @@ def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bo
     preamble = _preamble(CHAT_SUBJECTS.get(subject, subject))
     asked = options_of(question) if blind else f"{preamble}{question.question.strip()}\n{options_of(question)}"
     turns = [{"role": "user", "content": front + asked}]
-    return f"{lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)}{CHAT_ANSWER}"
+    try:
+        said = lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+    except TEMPLATE_RAISES as error:
+        raise ConfigError(
+            f"the chat template of {lm.name} refuses a user's turn alone: {type(error).__name__}: {str(error)[:160]}; "
+            "use --scoring letter"
+        ) from error
+    return f"{said}{CHAT_ANSWER}"
 
 
 def options_of(question: Question) -> str:
