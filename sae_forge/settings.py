@@ -130,7 +130,9 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
         found = TypeAdapter(wanted).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
-        bad = value[first["loc"][0]] if isinstance(value, list) and first["loc"] else raw  # of several only the one
+        bad = (
+            value[int(first["loc"][0])] if isinstance(value, list) and first["loc"] else raw
+        )  # of several only the one
         said = first["msg"].lower().replace("'", "")  # of a choice the possible ones, which are our own
         near = did_you_mean(str(bad), choices(wanted)) if first["type"] == "literal_error" else ""
         raise ConfigError(f"--{name} {_start(bad)}{near}: {said[:240]}") from error

@@ -66,7 +66,8 @@ class LanguageModel:
     @property
     def rows(self) -> int:
         """Tokens that the model has an embedding of; its tokenizer may have more, where some were added to it."""
-        return self.model.get_input_embeddings().weight.shape[0]  # pyright: ignore[reportReturnType]
+        weight: Any = self.model.get_input_embeddings().weight
+        return len(weight)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

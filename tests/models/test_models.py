@@ -129,7 +129,7 @@ def test_a_pad_token_that_the_model_has_no_row_for_pads_all_the_same(tiny_llama)
     ids, mask = tokenizer(texts, padding=True, return_tensors="pt", return_token_type_ids=False).values()
     padded = capture(lm, [HookPoint(2)], ids, mask)[HookPoint(2)][mask.bool()]
     alone = [
-        capture(lm, [HookPoint(2)], row[kept][None], kept[None])[HookPoint(2)][0]
+        capture(lm, [HookPoint(2)], row[kept][None], kept[kept][None])[HookPoint(2)][0]
         for row, kept in zip(ids, mask.bool(), strict=True)
     ]
     torch.testing.assert_close(padded, torch.cat(alone), atol=1e-5, rtol=1e-5)
