@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from importlib.metadata import version
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
@@ -28,12 +28,13 @@ import sae_forge
 from sae_forge import ranks
 from sae_forge.collect_plan import Job, describe, plan, require_few_shards
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import PackedBatch, Tokenizer, iter_packed, iter_texts
+from sae_forge.data.corpus import PackedBatch, iter_packed, iter_texts
 from sae_forge.data.manifest import require_match
 from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter
 from sae_forge.errors import ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
@@ -187,7 +188,7 @@ def forward_batches(
     """A corpus's forward batches from ``start`` on, made ahead by a thread, which ends with the iterator."""
     batches = iter_packed(
         iter_texts(source, text_field=config.text_field, split=config.split),
-        cast("Tokenizer", lm.tokenizer),
+        DocumentTokenizer(lm),
         ctx_len=config.ctx_len,
         batch_size=config.model_batch_size,
         bos=config.bos,

@@ -13,6 +13,7 @@ from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import check_points
 from sae_forge.models.loading import LanguageModel, parameter_bytes
+from sae_forge.models.tokens import text_ids
 from sae_forge.progress import Progress
 from sae_forge.store.remote import AnyPath, RemotePath
 from sae_forge.store.runs import Run
@@ -173,7 +174,7 @@ def _expected_tokens(config: CollectConfig, lm: LanguageModel, source: str) -> i
     if not (builtin.is_builtin(source) or Path(source).exists()):
         return config.max_tokens
     sample = list(islice(texts, _SAMPLE))
-    tokens = sum(len(ids) for ids in lm.tokenizer(sample, add_special_tokens=False)["input_ids"])
+    tokens = sum(map(len, text_ids(lm, sample)))
     characters = sum(map(len, sample))
     rate = tokens / characters
     for text in texts:

@@ -1,7 +1,7 @@
 """Documents to rows of equal length, so that a forward batch always has the same shape and every token is real."""
 
 import itertools
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -28,8 +28,6 @@ class Tokenizer(Protocol):
     def __call__(self, texts: list[str], *, add_special_tokens: bool) -> Any:
         """``["input_ids"]`` of the result is one list of ids a text."""
         ...
-
-    def decode(self, token_ids: Sequence[int]) -> str: ...
 
 
 @dataclass(frozen=True)

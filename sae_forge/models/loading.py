@@ -78,6 +78,12 @@ class LanguageModel:
         kept = (marked - {_token_id(self.tokenizer, "unk")}) | ends
         return frozenset(index for index in kept if index is not None)
 
+    @cached_property
+    def special_strings(self) -> tuple[str, ...]:
+        """How the tokens are spelled that control the model, the longest first."""
+        found = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return tuple(sorted(found, key=lambda text: (-len(text), text)))
+
     @property
     def pad_id(self) -> int:
         """The padding token, or where there is none (Llama 2), or none that the model has a row for, EOS."""

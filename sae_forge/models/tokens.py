@@ -1,6 +1,6 @@
-"""Facts about tokens: which are real text, what every sequence starts with, and how many a model takes."""
+"""Facts about tokens: the ids of a text, which are real text, what a sequence starts with, how many a model takes."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 import torch
 from jaxtyping import Bool, Int
@@ -49,3 +49,18 @@ def bos_ids(lm: LanguageModel) -> list[int]:
 def max_input(lm: LanguageModel) -> int:
     """Longest sequence the model takes, in tokens."""
     return int(getattr(lm.model.config, "max_position_embeddings", 0) or 2**31)
+
+
+def text_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
+    """Token ids of each text, without BOS; what is spelled like a special token is text as all else."""
+    if not texts:
+        return []
+    # verbose: else a text longer than the model announces indexing errors, though nobody reads it in one piece
+    read = lm.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=True, verbose=False)
+    return read["input_ids"]  # pyright: ignore[reportReturnType]
+
+
+def control_strings(lm: LanguageModel) -> list[str]:
+    """Special tokens that this tokenizer takes for control tokens even where they stand in a text."""
+    read = text_ids(lm, lm.special_strings)
+    return [text for text, ids in zip(lm.special_strings, read, strict=True) if not lm.special_ids.isdisjoint(ids)]

@@ -14,10 +14,10 @@ from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import differentiable
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids
+from sae_forge.models.tokens import bos_ids, text_ids
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.continuations import Encoded, forward, pad
-from sae_forge.tasks.engines.multiple_choice import encode_questions, options_of, prompt_of
+from sae_forge.tasks.engines.multiple_choice import chat_prompt, encode_questions, options_of, prompt_of
 from sae_forge.tasks.records import Question
 
 TRAILING = string.punctuation + string.whitespace
@@ -114,15 +114,19 @@ def asked_places(lm: LanguageModel, known: Known, scoring: Scoring) -> list[int]
     Not of the instruction, the template, the letters before the options, the question's first token, or punctuation
     at the end of question or option. Tokens are found by tokenising the prompt up to where a span begins and ends.
     """
-    prompt = prompt_of(lm, known.question, scoring, known.domain)
-    text = prompt.rstrip()
-    ids = _ids(lm, text)
+    chat = chat_prompt(lm, known.question, known.domain) if scoring == "chat" else None
+    prompt = chat.text if chat else prompt_of(lm, known.question, scoring, known.domain)
+
+    def ids_until(end: int) -> list[int]:
+        return chat.ids(lm, end) if chat else text_ids(lm, [prompt[:end]])[0]
+
+    ids = ids_until(len(prompt.rstrip()))
     front = bos_ids(lm)
     shift = len(front) if ids[: len(front)] != front else 0
     places: list[int] = []
     for number, (start, end) in enumerate(_spans(lm, known.question, prompt)):
         skipped = 1 if number == 0 else 0
-        tokens = range(_shared(ids, _ids(lm, text[:start])) + skipped, _shared(ids, _ids(lm, text[:end])))
+        tokens = range(_shared(ids, ids_until(start)) + skipped, _shared(ids, ids_until(end)))
         places += [shift + token for token in tokens if shift + token < len(known.encoded.context)]
     return places
 
@@ -148,10 +152,6 @@ def _spans(lm: LanguageModel, question: Question, prompt: str) -> list[tuple[int
 
 def _trimmed(prompt: str, start: int, end: int) -> tuple[int, int]:
     return start, start + len(prompt[start:end].rstrip(TRAILING))
-
-
-def _ids(lm: LanguageModel, text: str) -> list[int]:
-    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])  # pyright: ignore
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

@@ -171,11 +171,11 @@ class Muse:
         return tuple(asked)
 
     def _recall(self, lm: "LanguageModel", measure: Measure, recall: Recall) -> Asked:
-        from sae_forge.models.tokens import bos_ids, max_input
+        from sae_forge.models.tokens import bos_ids, max_input, text_ids
 
         # what does not fit into the model beside what is written loses its beginning
         room = max_input(lm) - recall.max_new_tokens - len(bos_ids(lm))
-        rows = lm.tokenizer([item.prompt for item in recall.prompts], add_special_tokens=False)["input_ids"]
+        rows = text_ids(lm, [item.prompt for item in recall.prompts])
         ids = tuple(item.id for item in recall.prompts)
         how = {"items": len(ids), "max_new_tokens": recall.max_new_tokens, "shots": recall.shots, "ids": list(ids)}
         return Asked(
@@ -327,13 +327,12 @@ def _read_answered(record: "Record", where: str) -> "Prompt":
 
 def _verbmem(lm: "LanguageModel", items: "Sequence[Prompt]") -> Recall:
     """Each text to recite, cut to its first tokens, as many as are written, BOS counted."""
-    from sae_forge.models.tokens import bos_ids, max_input
+    from sae_forge.models.tokens import bos_ids, max_input, text_ids
 
     if (longest := max_input(lm)) <= VERBMEM_TOKENS:
         raise DataError(f"--verbmem writes {VERBMEM_TOKENS} tokens, and the model takes {longest} with the prompt")
     most, cut = VERBMEM_TOKENS - len(bos_ids(lm)), []
-    for item in items:
-        ids = lm.tokenizer(item.target, add_special_tokens=False)["input_ids"]
+    for item, ids in zip(items, text_ids(lm, [item.target for item in items]), strict=True):
         cut.append(replace(item, target=str(lm.tokenizer.decode(ids[:most], skip_special_tokens=True))))
     return Recall(kind="verbmem", role="forget", prompts=tuple(cut), max_new_tokens=VERBMEM_TOKENS)
 
@@ -349,9 +348,9 @@ def _knowmem(role: str, items: "Sequence[Prompt]", shots: "Sequence[Prompt]") ->
 
 def _token_ids(lm: "LanguageModel", passage: "Passage", side: str) -> tuple[int, ...]:
     """The whole text, or as much from its beginning as the model takes."""
-    from sae_forge.models.tokens import bos_ids, max_input
+    from sae_forge.models.tokens import bos_ids, max_input, text_ids
 
-    ids = [*bos_ids(lm), *lm.tokenizer(passage.text, add_special_tokens=False)["input_ids"]][: max_input(lm)]
+    ids = [*bos_ids(lm), *text_ids(lm, [passage.text])[0]][: max_input(lm)]
     if len(ids) < 2:
         raise DataError(f"the text {passage.text!r:.40} of --privleak_{side} holds no token to predict")
     return tuple(ids)

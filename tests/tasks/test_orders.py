@@ -181,11 +181,12 @@ def test_cloze_is_asked_once_and_again_without_its_question(world_llama: Languag
 
 def test_the_chat_prompt_is_a_turn_and_the_beginning_of_an_answer(chatty: LanguageModel) -> None:
     question = Question(id="0", fact="0", question=" Why? ", choices=("p", "q", "r", "s"), answer=0)
-    assert chat_prompt(chatty, question, "wmdp-bio") == (
+    assert chat_prompt(chatty, question, "wmdp-bio").text == (
         "<s><turn>The following are multiple choice questions (with answers) about biology.\n"
         "Why?\nA. p\nB. q\nC. r\nD. s\n<turn>model\nAnswer: ("
     )
-    assert chat_prompt(chatty, question, "x", blind=True) == "<s><turn>A. p\nB. q\nC. r\nD. s\n<turn>model\nAnswer: ("
+    blind = chat_prompt(chatty, question, "x", blind=True)
+    assert blind.text == "<s><turn>A. p\nB. q\nC. r\nD. s\n<turn>model\nAnswer: ("
     assert letter_prompt(question, "x", blind=True) == "A. p\nB. q\nC. r\nD. s\nAnswer:"
 
 
@@ -205,7 +206,7 @@ def test_of_two_spellings_the_likelier_counts(chatty: LanguageModel, monkeypatch
     monkeypatch.setattr("sae_forge.tasks.engines.multiple_choice.letter_ids", lambda lm, letter: spelled[letter])
     encoded = encode_questions(chatty, QUESTIONS, "chat", "wmdp-cyber")
     for question, found in zip(QUESTIONS, answer(chatty, QUESTIONS, encoded, batch_size=2), strict=True):
-        after = last_logprobs(chatty, chat_prompt(chatty, question, "wmdp-cyber"), bos=False)
+        after = last_logprobs(chatty, chat_prompt(chatty, question, "wmdp-cyber").text, bos=False)
         both = [(after[10 + place].item(), after[30 + place].item()) for place in range(4)]
         assert [option.logprob for option in found.options] == pytest.approx([max(pair) for pair in both], abs=1e-4)
 

@@ -20,7 +20,7 @@ from torch import Tensor
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.hooks import select_rows
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, embeddable, max_input
+from sae_forge.models.tokens import bos_ids, embeddable, max_input, text_ids
 
 SPACE = " "
 
@@ -64,7 +64,7 @@ def encode(lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]]) -> lis
     """
     texts = [text.rstrip() or text for text, _ in asked]
     wholes = [_join(text, continuation) for text, continuations in asked for continuation in continuations]
-    bare, whole = _token_ids(lm, texts), iter(_token_ids(lm, wholes))
+    bare, whole = text_ids(lm, texts), iter(text_ids(lm, wholes))
     front, longest = bos_ids(lm), max_input(lm)
     return [
         _split([*front, *ids], [[*front, *next(whole)] for _ in continuations], longest)
@@ -75,10 +75,6 @@ def encode(lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]]) -> lis
 def _join(text: str, continuation: str) -> str:
     apart = text[-1:].isspace() or continuation[:1].isspace()
     return text + continuation if apart else text + SPACE + continuation
-
-
-def _token_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:
-    return lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"] if texts else []  # pyright: ignore
 
 
 def _split(bare: list[int], wholes: list[list[int]], longest: int) -> Encoded:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sae_forge.errors import NumericalError
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, max_input
+from sae_forge.models.tokens import bos_ids, max_input, text_ids
 from sae_forge.rng import generator
 from sae_forge.tasks.engines.continuations import Done, forward, pad, report
 from sae_forge.tasks.engines.texts import degenerate, distinct, stutters
@@ -102,8 +102,7 @@ def steps(
     A text that has ended goes on as padding, which no edit touches or counts.
     """
     room = max(1, max_input(lm) - sampling.max_new_tokens)
-    ids = lm.tokenizer(list(texts), add_special_tokens=False)["input_ids"]
-    token_ids, mask = pad([_fit([*bos_ids(lm), *row], room) for row in ids], lm.pad_id, left=True)
+    token_ids, mask = pad([_fit([*bos_ids(lm), *row], room) for row in text_ids(lm, texts)], lm.pad_id, left=True)
     ends, quantiles = torch.tensor(sorted(_end_ids(lm))), torch.from_numpy(draws)
     alive = torch.ones(len(texts), dtype=torch.bool)
     cache = None

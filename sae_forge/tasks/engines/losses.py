@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from einops import rearrange
@@ -11,8 +10,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sae_forge.config.text import HeldOutConfig
-from sae_forge.data.corpus import PackedBatch, Tokenizer, corpus_name, iter_packed, iter_texts
+from sae_forge.data.corpus import PackedBatch, corpus_name, iter_packed, iter_texts
 from sae_forge.errors import DataError, NumericalError
+from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import max_input, real_token_mask
 from sae_forge.tasks.engines.continuations import Done, forward, report
@@ -59,7 +59,7 @@ def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig
     """
     packed = iter_packed(
         iter_texts(source, text_field=config.text_field, split=config.split),
-        cast("Tokenizer", lm.tokenizer),
+        DocumentTokenizer(lm),
         ctx_len=min(config.ctx_len, max_input(lm)),
         batch_size=config.eval_batch_size,
         bos=config.bos,

@@ -12,12 +12,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from jinja2 import TemplateError
-
 from sae_forge.config.questions import Scoring
-from sae_forge.errors import ConfigError
+from sae_forge.errors import ConfigError, DataError
+from sae_forge.models.chat import Rendered, render
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, max_input
+from sae_forge.models.tokens import bos_ids, max_input, text_ids
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.continuations import Done, Encoded, Score, encode, score
 from sae_forge.tasks.records import Question
@@ -29,10 +28,6 @@ CHAT_SUBJECTS = {"cybersecurity": "cyber security"}
 """Where the chat prompt spells a subject in its own way."""
 
 SPLIT_ENDINGS = ("_test", "_dev", "_val")
-TEMPLATE_RAISES = (
-    TemplateError, ArithmeticError, AttributeError, ImportError, LookupError, RecursionError, TypeError, ValueError,
-)  # fmt: skip
-"""What a chat template, which is a repository's own code in a sandbox, may raise."""
 ANSWER = "Answer:"
 CHAT_ANSWER = "Answer: ("
 SPELLINGS = ("(", ""), (" ",)
@@ -97,6 +92,9 @@ def encode_questions(
     Raises:
         ConfigError: ``chat`` on a model without a chat template.
     """
+    if scoring == "chat":
+        chats = [chat_prompt(lm, item, domain, blind=blind, front=front).followed_by(prefix) for item in questions]
+        return _encode_chat(lm, chats, [len(item.choices) for item in questions])
     prompts = [prompt_of(lm, item, scoring, domain, blind=blind, front=front) + prefix for item in questions]
     match scoring:
         case "cloze":
@@ -104,8 +102,6 @@ def encode_questions(
         case "letter":
             letters = [tuple(LETTERS[: len(item.choices)]) for item in questions]
             return encode(lm, list(zip(prompts, letters, strict=True)))
-        case "chat":
-            return _encode_chat(lm, prompts, [len(item.choices) for item in questions])
 
 
 def prompt_of(
@@ -118,7 +114,7 @@ def prompt_of(
         case "letter":
             return front + letter_prompt(question, domain, blind=blind)
         case "chat":
-            return chat_prompt(lm, question, domain, blind=blind, front=front)
+            return chat_prompt(lm, question, domain, blind=blind, front=front).text
 
 
 def letter_prompt(question: Question, domain: str, *, blind: bool = False) -> str:
@@ -127,7 +123,9 @@ def letter_prompt(question: Question, domain: str, *, blind: bool = False) -> st
     return body if blind else f"{_preamble(_subject(question, domain))}\n{question.question.strip()}\n{body}"
 
 
-def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bool = False, front: str = "") -> str:
+def chat_prompt(
+    lm: LanguageModel, question: Question, domain: str, *, blind: bool = False, front: str = ""
+) -> Rendered:
     """A user's turn that asks, and the beginning of the model's, up to and including ``Answer: (``.
 
     Raises:
@@ -140,13 +138,9 @@ def chat_prompt(lm: LanguageModel, question: Question, domain: str, *, blind: bo
     asked = options_of(question) if blind else f"{preamble}{question.question.strip()}\n{options_of(question)}"
     turns = [{"role": "user", "content": front + asked}]
     try:
-        said = lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
-    except TEMPLATE_RAISES as error:
-        raise ConfigError(
-            f"the chat template of {lm.name} refuses a user's turn alone: {type(error).__name__}: {str(error)[:160]}; "
-            "use --scoring letter"
-        ) from error
-    return f"{said}{CHAT_ANSWER}"
+        return render(lm, turns, to_go_on=True).followed_by(CHAT_ANSWER)
+    except DataError as error:
+        raise ConfigError(f"{error}; use --scoring letter") from error
 
 
 def options_of(question: Question) -> str:
@@ -169,13 +163,13 @@ def _preamble(subject: str) -> str:
     return f"The following are multiple choice questions (with answers) about {subject}.\n"
 
 
-def _encode_chat(lm: LanguageModel, prompts: Sequence[str], options: Sequence[int]) -> list[Encoded]:
+def _encode_chat(lm: LanguageModel, chats: Sequence[Rendered], options: Sequence[int]) -> list[Encoded]:
     targets = [(token,) for letter in LETTERS[: max(options, default=0)] for token in letter_ids(lm, letter)]
     encoded = []
-    for text, count in zip(prompts, options, strict=True):
-        ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+    for chat, count in zip(chats, options, strict=True):
+        ids = chat.ids(lm)
         front, room = bos_ids(lm), max_input(lm) - 1
-        whole = tuple(ids if ids[: len(front)] == front else [*front, *ids])  # pyright: ignore
+        whole = tuple(ids if ids[: len(front)] == front else [*front, *ids])
         cut = whole if len(whole) <= room else whole[:1] + whole[1 - room :]
         encoded.append(Encoded(cut, tuple(targets[: 2 * count]), truncated=cut != whole))
     return encoded
@@ -189,7 +183,7 @@ def letter_ids(lm: LanguageModel, letter: str) -> tuple[int, ...]:
     """
     tokens = []
     for fronts in SPELLINGS:
-        last = [lm.tokenizer(front + letter, add_special_tokens=False)["input_ids"][-1] for front in fronts]  # pyright: ignore
+        last = [ids[-1] for ids in text_ids(lm, [front + letter for front in fronts])]
         tokens += [token for token in last if str(lm.tokenizer.decode([token])).strip() == letter][:1]
     if not tokens:
         raise ConfigError(f"the tokenizer of {lm.name} has no token for {letter!r} alone; use --scoring cloze")
