@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXT
+from tiny_tokenizer import TEXT
 
 from sae_forge import collect as verb
 from sae_forge.collect import CollectReport, collect

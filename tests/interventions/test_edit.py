@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import TEXT
+from tiny_tokenizer import TEXT
 from torch import Tensor
 
 from sae_forge.errors import CheckpointError, ConfigError

@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from conftest import TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizer import TEXT
 from torch import Tensor
 
 from sae_forge.errors import CheckpointError, ConfigError

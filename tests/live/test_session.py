@@ -2,10 +2,9 @@
 
 import pytest
 import torch
-from conftest import TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizer import make_tokenizer
+from tiny_tokenizer import TEXT, make_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 from transformers import PreTrainedTokenizerFast
 

@@ -14,7 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import TEXT, make_config, save_model
+from tiny_models import make_config, save_model
+from tiny_tokenizer import TEXT
 from torch import Tensor
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import TEXT
+from tiny_tokenizer import TEXT
 from torch import Tensor
 
 from sae_forge.errors import ConfigError, DataError

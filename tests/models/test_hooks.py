@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from conftest import save_model
+from tiny_models import save_model
 from torch import Tensor
 
 from sae_forge.errors import ConfigError

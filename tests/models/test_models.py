@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import save_model
+from tiny_models import save_model
 from transformers import LlamaForCausalLM
 
 from sae_forge.errors import BackendError, ConfigError, DataError, UnsupportedModelError

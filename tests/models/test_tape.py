@@ -4,7 +4,9 @@ import gc
 
 import pytest
 import torch
-from conftest import FAMILIES, TEXT, save_model
+from conftest import FAMILIES
+from tiny_models import save_model
+from tiny_tokenizer import TEXT
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint

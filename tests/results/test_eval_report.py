@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow.parquet
 import pytest
-from conftest import TEXT
 from reports import filled
+from tiny_tokenizer import TEXT
 
 from sae_forge.errors import DataError
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection

@@ -4,9 +4,9 @@ import math
 
 import pytest
 import torch
-from conftest import TEXT
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tiny_tokenizer import TEXT
 
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling

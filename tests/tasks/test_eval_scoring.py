@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from conftest import TEXT
+from tiny_tokenizer import TEXT
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 

@@ -14,10 +14,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import torch
-from conftest import FAMILIES, TEXT, make_config
+from conftest import FAMILIES
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tiny_tokenizer import make_tokenizer
+from tiny_models import make_config
+from tiny_tokenizer import TEXT, make_tokenizer
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 from sae_forge.errors import ConfigError, DataError
