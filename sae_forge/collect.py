@@ -37,7 +37,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import real_token_mask
+from sae_forge.models.tokens import packing, real_token_mask
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.store import files
 from sae_forge.store.remote import AnyPath, RemotePath
@@ -132,7 +132,7 @@ def collect(
             run.begin([name for job in jobs for name in job.folder_names], fresh=config.starts_over)
             if run.elsewhere and not config.starts_over:
                 _require_match(jobs)
-            run.open(config.model)
+            run.open(config.model, opening=lm.opening.to_json())
             run.plan_corpora(job.name for job in jobs)
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
     manifests = [found for _, found in done]
@@ -191,7 +191,7 @@ def forward_batches(
         DocumentTokenizer(lm),
         ctx_len=config.ctx_len,
         batch_size=config.model_batch_size,
-        bos=config.bos,
+        bos=packing(lm, config.bos),
         max_tokens=config.max_tokens,
         start=start,
     )

@@ -13,7 +13,7 @@ from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import check_points
 from sae_forge.models.loading import LanguageModel, parameter_bytes
-from sae_forge.models.tokens import text_ids
+from sae_forge.models.tokens import packing, text_ids
 from sae_forge.progress import Progress
 from sae_forge.store.remote import AnyPath, RemotePath
 from sae_forge.store.runs import Run
@@ -83,7 +83,7 @@ def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], prog
     todo = [job for job in jobs if job.pending]
     if not todo:
         return
-    if config.bos == "none" and lm.family.needs_bos:
+    if packing(lm, config.bos) == "none" and lm.opening.ids:
         progress.say(f"--bos none: {lm.name} was trained with BOS before every sequence and strays without it")
     parts = [f"{job.name} {'all' if job.expected is None else f'about {job.expected:,}'} tokens" for job in todo]
     points = ", ".join(map(str, sorted({point for job in todo for point in job.pending})))
@@ -96,6 +96,7 @@ def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], prog
         f"plan: {', '.join(parts)} at {points}; {disk} {where}; peak memory about {model / 1e9:.2f} GB on {lm.device} "
         f"for model and batch, {buffers / 1e9:.2f} GB of RAM for shards"
     )
+    progress.say(lm.opening.sentence())
 
 
 def require_few_shards(config: CollectConfig, jobs: Sequence[Job]) -> None:
@@ -157,7 +158,7 @@ def _fingerprint(
         d_in=lm.d_model,
         storage_dtype=config.storage_dtype,
         ctx_len=config.ctx_len,
-        bos=config.bos,
+        bos=packing(lm, config.bos),
         batch_size=config.model_batch_size,
         max_tokens=config.max_tokens,
         corpus=corpus_name(source),

@@ -6,7 +6,8 @@ from typing import Annotated, ClassVar, Literal
 from sae_forge.config.fields import Artefact, Setting
 from sae_forge.config.model import ModelConfig
 
-BosPolicy = Literal["row", "document", "none"]
+Packing = Literal["row", "document", "none"]
+BosPolicy = Literal["auto", Packing]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,9 @@ class TextConfig(ModelConfig):
     ctx_len: Annotated[int, "Tokens a packed sequence holds.", Setting(at_least=2, wanted="give at least 2 tokens")] = (
         1024
     )
-    bos: Annotated[BosPolicy, "Put BOS before each packed row, each document, or nowhere."] = "row"
+    bos: Annotated[
+        BosPolicy, "Put BOS before each packed row, each document, or nowhere. auto: row where the tokenizer adds BOS."
+    ] = "auto"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Int64
 from torch import Tensor
 
-from sae_forge.config.text import BosPolicy
+from sae_forge.config.text import Packing
 from sae_forge.errors import ConfigError
 
 _PIECE = 2**20
@@ -48,7 +48,7 @@ def iter_packed(
     *,
     ctx_len: int,
     batch_size: int,
-    bos: BosPolicy,
+    bos: Packing,
     max_tokens: int | None = None,
     start: int = 0,
 ) -> Iterator[PackedBatch]:

@@ -27,6 +27,7 @@ from sae_forge.config.model import ModelDtype, Quantize
 from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
 from sae_forge.models.failures import USE_BUILT_IN, one_line, slip
 from sae_forge.models.families import Family, family_of
+from sae_forge.models.opening import Opening
 from sae_forge.store import files
 from sae_forge.store.tensors import DTYPES
 
@@ -49,6 +50,8 @@ class LanguageModel:
     folder: Path | None = None
     """Folder of a local or built-in model; None for a Hub model."""
     quantize: Quantize = "none"
+    opens_as: Opening | None = None
+    """What a run has recorded that texts open with; None: what the tokenizer says."""
 
     @property
     def n_layers(self) -> int:
@@ -68,6 +71,11 @@ class LanguageModel:
         """Tokens that the model has an embedding of; its tokenizer may have more, where some were added to it."""
         weight: Any = self.model.get_input_embeddings().weight
         return len(weight)
+
+    @cached_property
+    def opening(self) -> Opening:
+        """What every text opens with."""
+        return self.opens_as or Opening.of(self.tokenizer, self.family)
 
     @cached_property
     def special_ids(self) -> frozenset[int]:

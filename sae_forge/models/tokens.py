@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from sae_forge.config.text import BosPolicy, Packing
 from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
 
@@ -41,9 +42,15 @@ def embeddable(lm: LanguageModel, token_ids: Int[Tensor, "batch seq"], attended:
 
 
 def bos_ids(lm: LanguageModel) -> list[int]:
-    """The tokens every sequence starts with: BOS, for families trained with it."""
-    bos = lm.tokenizer.bos_token_id
-    return [bos] if lm.family.needs_bos and isinstance(bos, int) else []
+    """The tokens every text starts with: BOS, or nothing, as ``lm.opening`` has it."""
+    return list(lm.opening.ids)
+
+
+def packing(lm: LanguageModel, bos: BosPolicy) -> Packing:
+    """Where BOS stands in packed text; ``auto`` puts it before each row of a model whose texts open with it."""
+    if bos == "auto":
+        return "row" if lm.opening.rows else "none"
+    return bos
 
 
 def max_input(lm: LanguageModel) -> int:

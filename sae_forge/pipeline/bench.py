@@ -1,6 +1,7 @@
 """One model on one run folder: loaded when first needed, and shared by the verbs that need it."""
 
 from contextlib import suppress
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
+from sae_forge.models.opening import Opening
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.report import load_report
 from sae_forge.sae.named import NamedSAE, load_dictionary
@@ -36,9 +38,9 @@ class Bench:
 
     @cached_property
     def lm(self) -> LanguageModel:
-        """The language model, on its device."""
+        """The language model, on its device; its texts open as this run has recorded, if it has."""
         config = self.config
-        return load_model(
+        lm = load_model(
             config.model,
             revision=config.revision,
             dtype=config.dtype,
@@ -46,6 +48,13 @@ class Bench:
             device_map=config.device_map,
             quantize=config.quantize,
         )
+        if not self.run.exists:
+            return lm
+        if (recorded := self.run.opening) is None:
+            opening = Opening.before(lm.tokenizer, lm.family)
+        else:
+            opening = Opening.read(recorded, str(self.run.folder / "run.json"))
+        return replace(lm, opens_as=opening)
 
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:

@@ -114,7 +114,7 @@ def _of(config: CollectConfig, role: str) -> tuple[str, ...]:
 
 
 def _settings(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
-    named = [name for name in _KEPT if name in config.spelled]
+    named = [name for name in _KEPT if name in config.spelled and getattr(config, name) != "auto"]
     return [(name, getattr(config, name), getattr(reader.fingerprint, _KEPT[name])) for name in named]
 
 

@@ -21,6 +21,7 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
     )
     named = bench.sae(config.sae)
     bench.require_same_model(named)
+    bench.progress.say(bench.lm.opening.sentence())
     path = bench.selection(config.selection, named.folder)
     selection = Selection.load(path, weights=named.weights)
     if max(config.num_features) > len(selection.indices):

@@ -35,7 +35,7 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
         _require_sizes(config, bench)
     with ranks.here().led() as first:
         if first:
-            bench.run.open(config.model)
+            bench.run.open(config.model, opening=bench.lm.opening.to_json())
             if config.max_disk_gb is None:
                 collected.note(bench.run, [reader for point in bench.points for reader in _shards(bench.run, point)])
     train_at = _train_at if config.max_disk_gb is None else _train_in_windows

@@ -82,6 +82,8 @@ def notes(report: Report) -> Iterator[str]:
             f"of the change in {spaced(effect)} is {rank}."
         )
     yield from (f"Not measured: {reason}." for reason in report.left_out.values())
+    if (opening := report.protocol.get("opening")) is not None:
+        yield f"{capital(opening['words'])}."
 
 
 # ---- tables of methods --------------------------------------------------------------------------

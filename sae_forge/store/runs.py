@@ -3,7 +3,7 @@
 import json
 import os
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,25 +218,42 @@ class Run:
         return self.folder / "logs"
 
     @property
+    def exists(self) -> bool:
+        """Whether a collect or a training has made the folder a run."""
+        return (self.folder / "run.json").exists()
+
+    @property
     def model(self) -> str:
         """The model this run is about.
 
         Raises:
             DataError: the folder is not a run folder.
         """
+        return self._description()["model"]
+
+    @property
+    def opening(self) -> Any:
+        """What this run records that every text opens with; None: it was begun before that was recorded.
+
+        Raises:
+            DataError: the folder is not a run folder.
+        """
+        return self._description().get("opening")
+
+    def _description(self) -> dict[str, Any]:
         value = files.read_json(self.folder / "run.json", kind=DataError, what="a run's description")
         if not isinstance(value, dict) or not isinstance(value.get("model"), str):
             raise DataError(f"{self.folder / 'run.json'} names no model; it is not a run folder of sae-forge")
-        return value["model"]
+        return value
 
-    def open(self, model: str) -> None:
-        """Make the folder a run of ``model``.
+    def open(self, model: str, *, opening: Mapping[str, Any] | None = None) -> None:
+        """Make the folder a run of ``model`` whose texts open in one way from here on.
 
         Raises:
             DataError: it already is a run of another model.
         """
-        if not (self.folder / "run.json").exists():
-            files.publish_json(self.folder / "run.json", {"model": model})
+        if not self.exists:
+            files.publish_json(self.folder / "run.json", {"model": model} | ({"opening": opening} if opening else {}))
         elif self.model != model:
             raise DataError(
                 f"{self.folder} is a run of {self.model}, not of {model}; choose another --run_dir or that --model"

@@ -107,6 +107,7 @@ def evaluate(
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
         NumericalError: the model gave a number that is not finite.
     """
+    progress.say(lm.opening.sentence())
     materials = Materials(lm, sae, point, selection, config, collected)
     asked = load_asked(lm, config, progress)
     if truncated := sum(one.truncated for one in asked):
@@ -126,7 +127,7 @@ def evaluate(
         domains=described_domains(asked),
         rows=tuple(rows),
         controls=tuple(_controls(headings, plans, rows, measurements, bootstrap)),
-        protocol=_protocol(asked, measurements[0], selection, config, point),
+        protocol=_protocol(asked, measurements[0], selection, config, point) | {"opening": lm.opening.told()},
         left_out=left_out,
         selections=compared(selections, rows) if selections else None,
         sweep=swept,

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 from tiny_tokenizer import TEXT
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
 from sae_forge.config.evaluate import EvalConfig
@@ -118,6 +118,7 @@ def test_sharing_a_context_runs_it_once(tiny_llama: LanguageModel):
 
 
 def with_tokenizer(lm: LanguageModel, tokenizer: Tokenizer) -> LanguageModel:
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
     fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     return dataclasses.replace(lm, tokenizer=fast)
 

@@ -14,7 +14,7 @@ from sae_forge.data.corpus import PackedBatch, corpus_name, iter_packed, iter_te
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import max_input, real_token_mask
+from sae_forge.models.tokens import max_input, packing, real_token_mask
 from sae_forge.tasks.engines.continuations import Done, forward, report
 
 LOGIT_BYTES = 2 * 2**30
@@ -62,7 +62,7 @@ def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig
         DocumentTokenizer(lm),
         ctx_len=min(config.ctx_len, max_input(lm)),
         batch_size=config.eval_batch_size,
-        bos=config.bos,
+        bos=packing(lm, config.bos),
         max_tokens=config.loss_tokens,
     )
     batches = tuple(packed)
