@@ -56,8 +56,14 @@ class Measure:
 
     An item that has no such value is none of the measure's.
     """
+    needs: tuple[str, ...] = field(default=(), metadata=OMITTED)
+    """Values without which its aggregate says nothing: each must be in some item."""
     heading: str | None = field(default=None, metadata=OMITTED)
     """Where it stands if not under the heading of its task."""
+
+    def complete(self, items: Sequence[Any]) -> bool:
+        """Whether these items hold all that its aggregate is made of."""
+        return all(any(name in item.values for item in items) for name in self.needs)
 
     def of(self, item: Any) -> tuple[float, float] | None:
         """The item's value and weight; None where the item has none."""

@@ -104,7 +104,7 @@ def pooled(answers: Iterable[Answers]) -> dict[str, Pool]:
         for measure in one.asked.measured:
             if measure.aggregate is not None or any(measure.of(item) is not None for item in one.items):
                 items.setdefault(measure, []).extend(one.items)
-    return {measure.name: Pool(measure, tuple(kept)) for measure, kept in items.items()}
+    return {measure.name: Pool(measure, tuple(kept)) for measure, kept in items.items() if measure.complete(kept)}
 
 
 def under_headings(answers: Sequence[Answers]) -> dict[str, dict[str, Pool]]:

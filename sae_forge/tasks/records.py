@@ -8,7 +8,7 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from sae_forge import builtin
 from sae_forge.config.questions import Half
@@ -68,7 +68,17 @@ class Domain:
     questions: tuple[Question, ...] = ()
 
 
-Wanted = TypeVar("Wanted", Question, Prompt, Passage)
+@runtime_checkable
+class Named(Protocol):
+    """What has an id, and a fact that it shares with its paraphrases."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def fact(self) -> str: ...
+
+
+Wanted = TypeVar("Wanted", bound=Named)
 Read = Callable[[Record, str], Wanted]
 """From a record, and where it stands, to what can be asked."""
 
@@ -143,21 +153,21 @@ def read_question(record: Record, where: str) -> Question:
         raise DataError(f"{where} needs 'choices' as a list of {FEWEST_OPTIONS} to {most} texts")
     subject = text_field(record, "subject", where) if record.get("subject") else None
     answer = _answer(record.get("answer"), LETTERS[: len(choices)], where)
-    name, fact = _names(record, where, [question, *choices, answer])
+    name, fact = record_names(record, where, [question, *choices, answer])
     return Question(id=name, fact=fact, question=question, choices=tuple(choices), answer=answer, subject=subject)
 
 
 def read_prompt(record: Record, where: str, *, prompt: str = "prompt", target: str = "target") -> Prompt:
     """A prompt from a record whose fields have these names."""
     text, follows = text_field(record, prompt, where), text_field(record, target, where)
-    name, fact = _names(record, where, [text, follows])
+    name, fact = record_names(record, where, [text, follows])
     return Prompt(id=name, fact=fact, prompt=text, target=follows)
 
 
 def read_passage(record: Record, where: str) -> Passage:
     """A record ``{text}`` with optional ``fact`` and ``id``."""
     text = text_field(record, "text", where)
-    name, fact = _names(record, where, [text])
+    name, fact = record_names(record, where, [text])
     return Passage(id=name, fact=fact, text=text)
 
 
@@ -184,7 +194,7 @@ def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip()) and value.encode(errors="ignore").decode() == value
 
 
-def _names(record: Record, where: str, content: list[object]) -> tuple[str, str]:
+def record_names(record: Record, where: str, content: list[object]) -> tuple[str, str]:
     """Id and fact of a record: as given, else from the content, so that they are the same on every machine."""
     given = {name: record[name] for name in ("id", "fact") if record.get(name) is not None}
     for name, value in given.items():

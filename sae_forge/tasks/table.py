@@ -6,6 +6,7 @@ from sae_forge.tasks.muse import Muse
 from sae_forge.tasks.prompts import Prompts
 from sae_forge.tasks.questions import Questions
 from sae_forge.tasks.task import Task
+from sae_forge.tasks.tofu import Tofu
 
-TASKS: tuple[Task, ...] = (Questions(), Completions(), HeldOut(), Prompts(), Muse())
+TASKS: tuple[Task, ...] = (Questions(), Completions(), HeldOut(), Prompts(), Muse(), Tofu())
 """In the order in which a domain is asked."""

@@ -54,22 +54,30 @@ class Encoded:
 # ---- text to tokens -----------------------------------------------------------------------------
 
 
-def encode(lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]]) -> list[Encoded]:
+def encode(
+    lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]], *, end: Sequence[int] = ()
+) -> list[Encoded]:
     """Token ids of each (text, continuations), as the tokenizer writes text and continuation together.
 
     Continuations are what is left of the whole once the tokens that all wholes share with the bare text are
     taken away, so neither a word-start mark nor a merge across the seam is scored in a form the model never
     saw. The seam is one space where neither side brings white space; white space that ends the text belongs
-    to the continuation. BOS stands in front where the family wants it.
+    to the continuation. BOS stands in front where the family wants it; ``end`` closes every continuation.
     """
     texts = [text.rstrip() or text for text, _ in asked]
     wholes = [_join(text, continuation) for text, continuations in asked for continuation in continuations]
     bare, whole = text_ids(lm, texts), iter(text_ids(lm, wholes))
     front, longest = bos_ids(lm), max_input(lm)
     return [
-        _split([*front, *ids], [[*front, *next(whole)] for _ in continuations], longest)
+        split([*front, *ids], [[*front, *next(whole), *end] for _ in continuations], longest)
         for ids, (_, continuations) in zip(bare, asked, strict=True)
     ]
+
+
+def end_ids(lm: LanguageModel) -> tuple[int, ...]:
+    """EOS, where the tokenizer has one."""
+    end = lm.tokenizer.eos_token_id
+    return (end,) if isinstance(end, int) else ()
 
 
 def _join(text: str, continuation: str) -> str:
@@ -77,7 +85,12 @@ def _join(text: str, continuation: str) -> str:
     return text + continuation if apart else text + SPACE + continuation
 
 
-def _split(bare: list[int], wholes: list[list[int]], longest: int) -> Encoded:
+def split(bare: list[int], wholes: Sequence[Sequence[int]], longest: int) -> Encoded:
+    """What all wholes share with the bare context, and the rest of each; the context keeps its first token and its end.
+
+    Raises:
+        DataError: nothing is shared, or a rest does not fit into the model.
+    """
     shared = len(bare)
     for whole in wholes:
         alike = (mine == its for mine, its in zip(bare, whole, strict=False))

@@ -1,10 +1,12 @@
 """Plain numbers about texts: overlap and repetition, each a pure function that can be checked by hand."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 DISTINCT_3_FLOOR, DISTINCT_2_FLOOR = 0.6, 0.4
 STUTTER_LENGTH, STUTTER_TIMES = 10, 3
+SHORTEST_STEMMED = 4
+"""Letters of a word that ROUGE takes the stem of."""
 WORD = re.compile("[a-z0-9]+")
 
 
@@ -15,6 +17,18 @@ def rouge_l_f1(prediction: str, reference: str) -> float:
     """
     said, wanted = WORD.findall(prediction.lower()), WORD.findall(reference.lower())
     return 2 * longest_common(said, wanted) / (len(said) + len(wanted)) if said and wanted else 0.0
+
+
+def rouge_l_recall(prediction: str, reference: str, stem: Callable[[str], str]) -> float:
+    """What share of the reference's words is in the texts' longest common subsequence, in [0, 1].
+
+    Words of more than three letters count by their stems, as ``rouge_score`` takes them for TOFU.
+    """
+    said, wanted = (
+        [stem(word) if len(word) >= SHORTEST_STEMMED else word for word in WORD.findall(text.lower())]
+        for text in (prediction, reference)
+    )
+    return longest_common(said, wanted) / len(wanted) if wanted else 0.0
 
 
 def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
