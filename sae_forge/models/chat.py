@@ -12,7 +12,7 @@ from jinja2 import TemplateError
 
 from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import text_ids
+from sae_forge.models.tokens import bos_ids, text_ids
 
 TEMPLATE_RAISES = (
     TemplateError, ArithmeticError, AttributeError, ImportError, LookupError, RecursionError, TypeError, ValueError,
@@ -78,6 +78,13 @@ def render(lm: LanguageModel, turns: Sequence[Mapping[str, str]], *, to_go_on: b
             spelled.append((len(whole), len(whole) + len(part)))
         whole += part
     return Rendered(whole, tuple(spelled))
+
+
+def prompt_ids(lm: LanguageModel, prompt: str | Rendered) -> list[int]:
+    """Token ids of what a model reads first: BOS in front where the family wants it and no template wrote it."""
+    ids = prompt.ids(lm) if isinstance(prompt, Rendered) else text_ids(lm, [prompt])[0]
+    front = bos_ids(lm)
+    return ids if front and ids[:1] == front else [*front, *ids]
 
 
 def _any_of(texts: Sequence[str]) -> str:

@@ -28,7 +28,7 @@ from sae_forge.study.run import evaluate as measure
 from sae_forge.study.settings import catalogue_of
 from sae_forge.tasks.choice import choices
 
-KINDS = ("questions", "prompts", "generation_prompts", "eval", "verbmem", "knowmem", "privleak")
+KINDS = ("questions", "prompts", "generation_prompts", "eval", "verbmem", "knowmem", "privleak", "tofu")
 """Kinds of files in the order in which a report's identity lists them; so reports of 0.1 are found again."""
 
 
@@ -119,12 +119,19 @@ def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: P
 
 
 def _deciding(config: EvalConfig) -> dict[str, Any]:
-    """The settings that decide the report; those of wrappers that are not named decide nothing."""
-    idle, counted = set(), set(described(EvalConfig))
-    for one in catalogue_of(config).methods:
-        is_idle = isinstance(one, Wrapper) and one.name not in config.methods
-        (idle if is_idle else counted).update(described(one.settings) if one.settings else ())
+    """The settings that decide the report; those of wrappers and of younger tasks decide nothing unless named."""
+    known, idle, counted = catalogue_of(config), set(), set(described(EvalConfig))
+    for one in (*known.methods, *known.tasks):
+        if (part := one.settings) is not None:
+            is_idle = one.name not in config.methods if isinstance(one, Wrapper) else _unnamed(part, config)
+            (idle if is_idle else counted).update(described(part))
     return {name: value for name, value in config.deciding("report").items() if name not in idle - counted}
+
+
+def _unnamed(part: type, config: EvalConfig) -> bool:
+    """Whether a task's settings decide only where they name something, and name nothing."""
+    items = [name for name, said in described(part).items() if said.setting.names_items]
+    return getattr(part, "decides_when", "always") == "named" and not any(getattr(config, name) for name in items)
 
 
 def _chosen(config: EvalConfig) -> list[Any]:

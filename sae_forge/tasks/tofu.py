@@ -25,6 +25,7 @@ from sae_forge.tasks.task import Asked, Done
 if TYPE_CHECKING:
     import numpy as np
 
+    from sae_forge.models.chat import Rendered
     from sae_forge.models.loading import LanguageModel
     from sae_forge.statistics.bootstrap import Bootstrap
     from sae_forge.statistics.estimate import Estimate
@@ -169,6 +170,7 @@ class Settings(ModelConfig):
     """Files of each side, in TOFU's schema."""
 
     heading: ClassVar[str] = "TOFU"
+    decides_when: ClassVar[str] = "named"
 
     tofu_forget: Annotated[
         tuple[str, ...],
@@ -384,10 +386,10 @@ def _reference(path: Path) -> tuple[float, ...]:
     return tuple(map(float, ratios))
 
 
-def _prompt(lm: "LanguageModel", question: str, frame: str) -> str:
-    from sae_forge.tasks.engines.chat import dialogue
+def _prompt(lm: "LanguageModel", question: str, frame: str) -> "str | Rendered":
+    from sae_forge.tasks.engines.chat import turn
 
-    return dialogue(lm, question) if frame == "chat" else FRAME.format(question=question)
+    return turn(lm, question) if frame == "chat" else FRAME.format(question=question)
 
 
 def _encoded(lm: "LanguageModel", item: Answered, frame: str) -> "Encoded":
@@ -398,7 +400,7 @@ def _encoded(lm: "LanguageModel", item: Answered, frame: str) -> "Encoded":
     answers = (item.answer, item.right, *item.wrong)
     if frame == "chat":
         return encode_answers(lm, item.question, answers)
-    (encoded,) = encode(lm, [(_prompt(lm, item.question, frame), answers)], end=end_ids(lm))
+    (encoded,) = encode(lm, [(FRAME.format(question=item.question), answers)], end=end_ids(lm))
     return encoded
 
 

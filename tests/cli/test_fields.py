@@ -33,7 +33,8 @@ DECIDING: dict[Artefact, str] = {
         "neighbour_prompts neighbour_questions num_features privleak_forget privleak_holdout privleak_reference "
         "quantise_bits quantize question_filter random_seeds refusal_value relearn_steps retain_eval retain_prompts "
         "retain_questions revision scoring seed site split steering sweep sweep_limit "
-        "temperature text_field theta top_p value_units verbmem"
+        "temperature text_field theta tofu_forget tofu_frame tofu_real_authors tofu_reference tofu_retain "
+        "tofu_world_facts top_p value_units verbmem"
     ),
 }
 """Settings that stand in an artefact's identity: another set, and what lies in run folders is not found again."""
@@ -54,7 +55,7 @@ def test_ranks_agree_on_all_but_where_things_are() -> None:
 
 
 def test_whatever_an_evaluation_reads_counts_by_its_content() -> None:
-    kinds = ("questions", "prompts", "eval", "verbmem", "knowmem", "privleak")
+    kinds = ("questions", "prompts", "eval", "verbmem", "knowmem", "privleak", "tofu")
     named = {
         name for name, said in described(eval_config()).items() if said.kind == tuple[str, ...] and name != "tasks"
     }

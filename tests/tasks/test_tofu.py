@@ -42,7 +42,7 @@ BRIEF = 6
 @pytest.mark.parametrize(
     ("reference", "text", "recall"),
     [  # values of rouge_score 0.1.2 with its stemmer
-        ("The author was dying early, flying saucers denied happily.", "authors die early fly saucer denies happy", 5 / 9),
+        ("The author was dying early, saucers denied happily.", "authors die early saucer denies happy", 5 / 8),
         ("She published 12 relational novels", "her relation novel publishing 12", 0.4),
         ("the cat", "cat the", 0.5),
         ("", "cat", 0.0),
@@ -64,7 +64,9 @@ def test_forget_quality_is_the_exact_test_against_a_model_that_never_saw_the_tex
     now, never = generator.random(30), generator.random(25) + 0.3
 
     def item(domain: str, number: int, value: float) -> Item:
-        return Item(task="tofu", domain=domain, role="", id=str(number), fact=str(number), values={"truth_ratio": value})
+        return Item(
+            task="tofu", domain=domain, role="", id=str(number), fact=str(number), values={"truth_ratio": value}
+        )
 
     items = [item("forget", number, value) for number, value in enumerate(now)]
     items += [item("reference", number, value) for number, value in enumerate(never)]
@@ -139,7 +141,9 @@ def test_a_malformed_record_is_one_line(tiny_llama: LanguageModel, tmp_path: Pat
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"forget_truth_ratio": {"value_by_index": {"0": {"score": null}}}}'])
+@pytest.mark.parametrize(
+    "text", ["{", "[]", "{}", '{"forget_truth_ratio": {"value_by_index": {"0": {"score": null}}}}']
+)
 def test_a_reference_without_truth_ratios_is_one_line(
     tiny_llama: LanguageModel, files: dict[str, Any], tmp_path: Path, text: str
 ):
@@ -232,7 +236,7 @@ def test_in_a_chat_the_turn_is_closed_before_the_eos(tiny_llama: LanguageModel, 
         read, written = asked_of(tiny_llama, tofu_frame="chat", **files)
         items = Tofu().ask(tiny_llama, read, batch_size=3, done=None)
         expected = slow_numbers(tiny_llama, "chat")
-        assert written.content[1][0].endswith("rivers?\n[assistant]")
+        assert written.content[1][0].text.endswith("rivers?\n[assistant]")
     for name in ("forget_probability", "world_facts_truth_ratio"):
         assert np.mean([item.values[name] for item in items if name in item.values]) == pytest.approx(expected[name])
     with pytest.raises(ConfigError, match="has none"):
@@ -264,7 +268,7 @@ def test_items_of_an_eval_are_a_reference_for_another(
 
 
 def test_tables_say_what_was_measured(report: EvalReport):
-    printed = json.dumps([row for row in overview(Report.from_json(report.metrics)).rows], default=str)
+    printed = json.dumps(list(overview(Report.from_json(report.metrics)).rows), default=str)
     columns = json.dumps(overview(Report.from_json(report.metrics)).columns, default=str)
     assert "forget quality" in printed + columns
     assert "model utility" in printed + columns

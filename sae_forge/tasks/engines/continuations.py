@@ -54,9 +54,7 @@ class Encoded:
 # ---- text to tokens -----------------------------------------------------------------------------
 
 
-def encode(
-    lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]], *, end: Sequence[int] = ()
-) -> list[Encoded]:
+def encode(lm: LanguageModel, asked: Sequence[tuple[str, Sequence[str]]], *, end: Sequence[int] = ()) -> list[Encoded]:
     """Token ids of each (text, continuations), as the tokenizer writes text and continuation together.
 
     Continuations are what is left of the whole once the tokens that all wholes share with the bare text are

@@ -15,8 +15,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_forge.errors import NumericalError
+from sae_forge.models.chat import Rendered, prompt_ids
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, max_input, text_ids
+from sae_forge.models.tokens import max_input
 from sae_forge.rng import generator
 from sae_forge.tasks.engines.continuations import Done, forward, pad, report
 from sae_forge.tasks.engines.texts import degenerate, distinct, stutters
@@ -58,7 +59,12 @@ class Written:
 
 
 def write(
-    lm: LanguageModel, prompts: Sequence[str], sampling: Sampling, *, batch_size: int, done: Done | None = None
+    lm: LanguageModel,
+    prompts: Sequence[str | Rendered],
+    sampling: Sampling,
+    *,
+    batch_size: int,
+    done: Done | None = None,
 ) -> list[Written]:
     """A continuation of each prompt, by the model as it stands, edits included.
 
@@ -66,7 +72,8 @@ def write(
         NumericalError: the model gave logits that are not finite.
     """
     draws = sampling.draws(len(prompts))
-    order = sorted(range(len(prompts)), key=lambda index: (len(prompts[index]), index))
+    said = [prompt.text if isinstance(prompt, Rendered) else prompt for prompt in prompts]
+    order = sorted(range(len(prompts)), key=lambda index: (len(said[index]), index))
     continued: dict[int, Written] = {}
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
@@ -77,7 +84,7 @@ def write(
                 written[row].append(int(step.drawn[row]))
         for index, ids in zip(chosen, written, strict=True):
             text = lm.tokenizer.decode(ids, skip_special_tokens=True)
-            continued[index] = Written(prompts[index], str(text), len(ids))
+            continued[index] = Written(said[index], str(text), len(ids))
         report(done, len(chosen))
     return [continued[index] for index in range(len(prompts))]
 
@@ -95,14 +102,14 @@ class Step(NamedTuple):
 
 
 def steps(
-    lm: LanguageModel, texts: Sequence[str], sampling: Sampling, draws: Float[np.ndarray, "batch steps"]
+    lm: LanguageModel, texts: Sequence[str | Rendered], sampling: Sampling, draws: Float[np.ndarray, "batch steps"]
 ) -> Iterator[Step]:
     """The passes in which the model continues each text, until all have ended or the limit is reached.
 
     A text that has ended goes on as padding, which no edit touches or counts.
     """
     room = max(1, max_input(lm) - sampling.max_new_tokens)
-    token_ids, mask = pad([_fit([*bos_ids(lm), *row], room) for row in text_ids(lm, texts)], lm.pad_id, left=True)
+    token_ids, mask = pad([_fit(prompt_ids(lm, text), room) for text in texts], lm.pad_id, left=True)
     ends, quantiles = torch.tensor(sorted(_end_ids(lm))), torch.from_numpy(draws)
     alive = torch.ones(len(texts), dtype=torch.bool)
     cache = None

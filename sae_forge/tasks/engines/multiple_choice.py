@@ -14,9 +14,9 @@ from functools import cached_property
 
 from sae_forge.config.questions import Scoring
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.models.chat import Rendered, render
+from sae_forge.models.chat import Rendered, prompt_ids, render
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, max_input, text_ids
+from sae_forge.models.tokens import max_input, text_ids
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.tasks.engines.continuations import Done, Encoded, Score, encode, score
 from sae_forge.tasks.records import Question
@@ -167,9 +167,7 @@ def _encode_chat(lm: LanguageModel, chats: Sequence[Rendered], options: Sequence
     targets = [(token,) for letter in LETTERS[: max(options, default=0)] for token in letter_ids(lm, letter)]
     encoded = []
     for chat, count in zip(chats, options, strict=True):
-        ids = chat.ids(lm)
-        front, room = bos_ids(lm), max_input(lm) - 1
-        whole = tuple(ids if ids[: len(front)] == front else [*front, *ids])
+        whole, room = tuple(prompt_ids(lm, chat)), max_input(lm) - 1
         cut = whole if len(whole) <= room else whole[:1] + whole[1 - room :]
         encoded.append(Encoded(cut, tuple(targets[: 2 * count]), truncated=cut != whole))
     return encoded
