@@ -19,14 +19,7 @@ from sae_forge.interventions.ablation import NegativeScaling, RemoveShare, ZeroA
 from sae_forge.interventions.clamping import ClampFiring, MeanAblation, SetTo, Split
 from sae_forge.interventions.controls import RandomDirections
 from sae_forge.interventions.edit import Edit
-from sae_forge.interventions.gates.all import AllFire
-from sae_forge.interventions.gates.any import AnyFires
-from sae_forge.interventions.gates.cusum import Excess
-from sae_forge.interventions.gates.max import Strongest
-from sae_forge.interventions.gates.mean import Mean
-from sae_forge.interventions.gates.none import Always
-from sae_forge.interventions.gates.sequence import SequenceGate
-from sae_forge.interventions.gates.window import Window
+from sae_forge.interventions.gates.table import GATES
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.protocol import Gate
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
@@ -38,8 +31,7 @@ EDIT, TENSORS = "edit.json", "edit.safetensors"
 FORMAT = 1
 KINDS: tuple[type, ...] = (
     Intervention, NegativeScaling, RemoveShare, ZeroAblation, ClampFiring, MeanAblation, SetTo, Split, AddConstant,
-    RemoveProjection, SetProjection, RandomDirections, Always, AnyFires, AllFire, SequenceGate, Mean,
-    Window, Excess, Strongest,
+    RemoveProjection, SetProjection, RandomDirections, *(part for kind in GATES for part in kind.parts),
 )  # fmt: skip
 """What an intervention may be made of: frozen dataclasses of plain values and of one another."""
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 from sae_forge.errors import ConfigError, DataError, ForgeError
 
 if TYPE_CHECKING:
+    from sae_forge.interventions.intervention import Intervention
     from sae_forge.methods.materials import Materials
     from sae_forge.methods.subjects import Edited, Subject
 
@@ -45,8 +46,12 @@ class Method:
     name: str
     kind: Literal["hook", "weights"]
     """Edits of the running model, or weights of its own."""
-    title: Callable[[Settings], str]
-    """The method at these settings, in words: ``Scale -3 on 200 latents``."""
+    title: Callable[[Settings], str] | None = None
+    """The method at these settings, in words: ``Scale -3 on 200 latents``. None: its name, its latents, how rough."""
+    rough: tuple[str, ...] = ()
+    """Settings that say how rough it is, by which pictures order its points; the first of them that it has."""
+    unsaid: tuple[str, ...] = ()
+    """Settings that tables leave out, as they are the same in every row; the report's file has them."""
     from_flags: Callable[[int, "Materials"], list[Settings]]
     """The settings that the flags name, for this many latents."""
     build: Callable[[Settings, "Materials"], "Subject"]
@@ -65,10 +70,18 @@ class Method:
     """It puts latents to rest: a control itself, which gets none."""
     settings: type | None = None
     """The config class of its flags."""
+    intervention: "Callable[..., Intervention] | None" = None
+    """The function of its file that makes it of latents and the settings of ``arguments``, in this order: how a card
+    says in Python what was measured. None: latents and settings do not say it."""
+    arguments: tuple[str, ...] = ()
     parts: tuple["Method", ...] = ()
     """The methods it is made of, which a sweep tunes in its place."""
     joined: Callable[[Sequence[Settings], "Materials"], Settings] | None = None
     """Its settings, from those that were chosen for its parts."""
+
+    def said(self, settings: Settings) -> str:
+        """The method at these settings, in words."""
+        return self.title(settings) if self.title else titled(self.name, *self.rough)(settings)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +122,9 @@ def _wrapped(wrapper: Wrapper, method: Method) -> Method:
     return Method(
         name=f"{method.name}+{wrapper.name}",
         kind="weights",
-        title=lambda settings: f"{method.title(settings)}, {wrapper.title(settings)}",
+        title=lambda settings: f"{method.said(settings)}, {wrapper.title(settings)}",
+        rough=method.rough,
+        unsaid=method.unsaid,
         from_flags=from_flags,
         build=build,
         needs=lambda materials: method.needs(materials) or wrapper.needs(materials),

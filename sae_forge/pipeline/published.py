@@ -13,11 +13,8 @@ from sae_forge.statistics.bootstrap import Estimate
 COLUMNS = ("method", "measure", "published", "measured here")
 NOT_MEASURED = "not measured"
 
-_BY_PLACE = {
-    "accuracy": ("accuracy", False),
-    "logprob_shift": ("logprob", True),
-}
-"""Measures of questions and prompts: what the report calls them, and whether they are a change from the baseline."""
+CHANGES = ("_shift", "_added")
+"""How a paper's number ends that is a change from the baseline."""
 
 
 def published_beside(preset: Mapping[str, Any], report: Report) -> Sheet:
@@ -60,23 +57,18 @@ def _measured(twin: Pooled, measure: str, place: str) -> Estimate | None:
 
     ``place`` is a role (forget, neighbour, retain), all its domains pooled, or the name of one domain.
     """
-    if measure in _BY_PLACE:
-        name, is_change = _BY_PLACE[measure]
-        return pool(_asked(row.change if is_change else row, place, name) for row in twin.rows)
-    changes = [row.change for row in twin.rows if row.change is not None]
-    match measure:
-        case "loss_added":
-            return pool(change.groups.get("loss", {}).get(place) for change in changes)
-        case "alignment":
-            return pool(change.alignment for change in changes)
-        case "degenerate":
-            return twin.group("generation", measure)
-        case _:
-            return twin.group("muse", f"{measure}_{place}" if place else measure)
+    if measure == "alignment":
+        return pool(row.change.alignment for row in twin.rows if row.change is not None)
+    ending = next((one for one in CHANGES if measure.endswith(one)), "")
+    rows = [row.change if ending else row for row in twin.rows]
+    return pool(_estimate(row, measure.removesuffix(ending), place) for row in rows if row is not None)
 
 
-def _asked(row: Row | Change | None, place: str, name: str) -> Estimate | None:
-    """The estimate by role, or else by domain."""
-    empty = Cell(estimates={})
-    cells = () if row is None else (row.roles.get(place, empty), row.domains.get(place, empty))
-    return next((cell.estimates[name] for cell in cells if name in cell.estimates), None)
+def _estimate(row: Row | Change, measure: str, place: str) -> Estimate | None:
+    """By role or else by domain; what stands under a heading goes by the place, or by measure and place."""
+    nothing = Cell(estimates={})
+    cells = row.roles.get(place, nothing).estimates, row.domains.get(place, nothing).estimates
+    under = [(row.groups.get(measure, {}), place)]
+    under += [(group, f"{measure}_{place}" if place else measure) for group in row.groups.values()]
+    placed = [(estimates, measure) for estimates in cells]
+    return next((estimates[key] for estimates, key in (*placed, *under) if key in estimates), None)

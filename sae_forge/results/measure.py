@@ -60,6 +60,8 @@ class Measure:
     """Values without which its aggregate says nothing: each must be in some item."""
     heading: str | None = field(default=None, metadata=OMITTED)
     """Where it stands if not under the heading of its task."""
+    derived: bool = field(default=False, metadata=OMITTED)
+    """Whether it says no more than another measure does, so that neither changes nor controls need its heading."""
 
     def complete(self, items: Sequence[Any]) -> bool:
         """Whether these items hold all that its aggregate is made of."""

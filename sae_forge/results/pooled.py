@@ -13,6 +13,10 @@ class Pooled:
     """One method at one setting; a control's seeds are one."""
 
     rows: tuple[Row, ...]
+    rough: tuple[str, ...] = ()
+    """Settings of the report that say how rough a method was."""
+    unsaid: tuple[str, ...] = ()
+    """Settings of the report that tables leave out."""
 
     @property
     def name(self) -> str:
@@ -32,7 +36,25 @@ class Pooled:
     @property
     def label(self) -> str:
         """Name and settings in words, and the number of seeds: ``scale -3, 100 latents``."""
-        return seeds(label(self.name, self.settings), len(self.rows))
+        return seeds(label(self.name, self.settings, self.unsaid), len(self.rows))
+
+    @property
+    def family(self) -> str:
+        """Name and all settings but how rough it was, in words; of a control the name and its kind."""
+        if self.is_control:
+            return f"{self.name} {self.settings['kind']}"
+        rest = {name: value for name, value in self.settings.items() if name != self._roughness}
+        return label(self.name, rest, self.unsaid)
+
+    @property
+    def strength(self) -> float | None:
+        """How rough it was, where a setting says so."""
+        return None if self._roughness is None else self.settings[self._roughness]
+
+    @property
+    def _roughness(self) -> str | None:
+        numbers = (name for name, value in self.settings.items() if isinstance(value, int | float))
+        return next((name for name in numbers if name in self.rough), None)
 
     def domain(self, domain: str, measure: str) -> Estimate | None:
         """The estimate of one measure in one domain; None where it was not measured."""
@@ -70,7 +92,7 @@ def pooled(report: Report) -> list[Pooled]:
     alike: dict[str, list[Row]] = {}
     for row in report.rows:
         alike.setdefault(repr((row.name, sorted(row.settings.items(), key=str))), []).append(row)
-    return [Pooled(tuple(rows)) for rows in alike.values()]
+    return [Pooled(tuple(rows), report.rough, report.unsaid) for rows in alike.values()]
 
 
 def methods(report: Report) -> list[Pooled]:

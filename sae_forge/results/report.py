@@ -234,6 +234,10 @@ class Report:
     """How the numbers were made, so that another run can make them again."""
     left_out: Mapping[str, str]
     """Methods that were asked for by ``all`` and could not be measured, and why."""
+    rough: tuple[str, ...] = ()
+    """Settings that say how rough a method was; pictures order its points by the first it has."""
+    unsaid: tuple[str, ...] = ()
+    """Settings that tables leave out, as they are the same in every row."""
     selections: SelectionComparison | None = None
     sweep: Sweep | None = None
     claims: tuple[str, ...] = ()

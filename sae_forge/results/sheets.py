@@ -68,7 +68,7 @@ def sheets(report: Report) -> Iterator[Sheet]:
             if len(sheet.columns) > 1:
                 yield sheet
     if report.sweep is not None:
-        yield _swept(report.sweep)
+        yield _swept(report.sweep, report.unsaid)
     if report.selections is not None:
         yield _compared(report.selections)
 
@@ -145,14 +145,14 @@ def _sheet(title: str, columns: Sequence[Column], several: Sequence[Pooled]) -> 
 # ---- tables of their own ------------------------------------------------------------------------
 
 
-def _swept(sweep: Sweep) -> Sheet:
+def _swept(sweep: Sweep, unsaid: Sequence[str]) -> Sheet:
     """What the sweep tried and chose, a row a method."""
     heads = ("method", "settings tried", "chosen", "by rule", "forget", "retain", *FLOORS.values(), *SCORES.values())
     rows = (
         (
             name,
             str(one.configurations),
-            label("", one.chosen.settings),
+            label("", one.chosen.settings, unsaid),
             spaced(one.rule) + (f" ({one.end})" if one.end else ""),
             number(one.chosen.forget),
             number(one.chosen.utility),

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from sae_forge.errors import DataError
-from sae_forge.results.words import latents_of, title
 
+ROUGH = ("scale", "value", "strength", "budget", "coefficient", "lr")
+UNSAID = ("steps", "batch_size", "refusal_latent")
 AT_REST = ("zero", "mean_ablate")
 CORPORA = {"words": "loss", "unit": "nats per token", "better": "down", "digits": 3}
 RETRAINED = "0 is a model retrained without the forget text"
@@ -64,6 +65,8 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
         "left_out": {},
         **value,
         "format": 2,
+        "rough": ROUGH,
+        "unsaid": UNSAID,
         "tasks": [task for task in TASKS if any(_measured(task, row) for row in rows)],
         "methods": [_worded(row) for row in rows],
     }
@@ -81,9 +84,14 @@ def _worded(row: Mapping[str, Any]) -> dict[str, Any]:
     name, settings = row.get("name"), row.get("settings")
     if not isinstance(name, str) or not isinstance(settings, Mapping):
         raise DataError("report.methods has a row without a name and settings")
-    said = title(name, settings)
+    count = settings.get("num_features", settings.get("given"))
+    latents = f"{count} latent{'s' if count > 1 else ''}" if count else ""
     if name == "scale" and "scale" in settings:
-        said = f"Scale {settings['scale']:g} on {latents_of(settings)}"
+        title = f"Scale {settings['scale']:g} on {latents}"
     elif name == "zero":
-        said = f"Zero ablation of {latents_of(settings)}"
-    return {**row, "title": said, **({"at_rest": True} if name in AT_REST else {})}
+        title = f"Zero ablation of {latents}"
+    else:  # the method, how many latents it takes, and how rough it was: ``clamp of 20 latents, value -3``
+        rough = [f"{key} {value:g}" for key, value in settings.items() if key in ROUGH]
+        rough += [{True: "gated", False: "on every token"}[settings["gated"]]] if "gated" in settings else []
+        title = ", ".join([f"{name} of {latents}" if latents else name, *rough])
+    return {**row, "title": title, **({"at_rest": True} if name in AT_REST else {})}

@@ -1,14 +1,10 @@
 """How a method, a setting, a number and a unit are said, wherever they are said: claims, tables, pictures, the card."""
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from sae_forge.statistics.bootstrap import Estimate
 
-ROUGHNESS = ("value", "strength", "budget", "coefficient", "lr")
-"""Settings that say how rough a method was."""
-UNSAID = ("steps", "batch_size", "refusal_latent")
-"""Settings that are the same in every row; the report's JSON has them."""
 KINDS = {
     "latents": "Other latents' directions at the same norm",
     "isotropic": "Random directions of the same norm",
@@ -21,11 +17,11 @@ KINDS = {
 # ---- methods and settings -----------------------------------------------------------------------
 
 
-def label(name: str, settings: Mapping[str, Any]) -> str:
-    """A method and all its settings for a cell: ``scale -3, 100 latents``; a control says first whose it is."""
+def label(name: str, settings: Mapping[str, Any], unsaid: Collection[str] = ()) -> str:
+    """A method and its settings for a cell: ``scale -3, 100 latents``; a control says first whose it is."""
     if "of" in settings and "kind" in settings:
         rest = {key: value for key, value in settings.items() if key not in ("of", "kind")}
-        return f"{name} {settings['kind']} for {label(settings['of'], rest)}"
+        return f"{name} {settings['kind']} for {label(settings['of'], rest, unsaid)}"
     words = []
     for key, value in settings.items():
         text = f"{value:g}" if isinstance(value, float) else str(value)
@@ -33,31 +29,9 @@ def label(name: str, settings: Mapping[str, Any]) -> str:
             words.insert(0, text)
         elif key == "num_features":
             words.append(f"{text} latents")
-        elif key not in UNSAID:
+        elif key not in unsaid:
             words.append(f"{spaced(key)} {text}")
     return " ".join([name, ", ".join(words)]).strip()
-
-
-def title(name: str, settings: Mapping[str, Any]) -> str:
-    """A method and how rough it was, for a sentence: ``clamp of 20 latents, value -3``."""
-    latents = latents_of(settings)
-    said = [f"{key} {value:g}" for key, value in settings.items() if key in ROUGHNESS]
-    said += [{True: "gated", False: "on every token"}[settings["gated"]]] if "gated" in settings else []
-    return ", ".join([f"{name} of {latents}" if latents else name, *said])
-
-
-def latents_of(settings: Mapping[str, Any]) -> str:
-    """How many latents these settings take, if they take any: ``1 latent``."""
-    count = settings.get("num_features", settings.get("given"))
-    return f"{count} latent{'s' if count > 1 else ''}" if count else ""
-
-
-def strength_of(name: str, settings: Mapping[str, Any]) -> tuple[str | None, float | None]:
-    """The setting that says how rough a method was, and its value, if one does."""
-    for key, value in settings.items():
-        if (key == name or key in ROUGHNESS) and isinstance(value, int | float):
-            return key, value
-    return None, None
 
 
 def seeds(label: str, count: int) -> str:

@@ -14,6 +14,8 @@ from huggingface_hub import EvalResult, ModelCardData
 from sae_forge import builtin
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.hookpoint import SITES
+from sae_forge.methods.method import Method
+from sae_forge.methods.table import METHODS
 from sae_forge.results.claims import REVERSIBLE
 from sae_forge.results.pooled import methods
 from sae_forge.results.report import ROLES, Report
@@ -177,18 +179,18 @@ def _measured(subject: Subject) -> Iterator[str]:
 
 
 def _loading(subject: Subject) -> str:
-    scale, count = _headline(subject.report)
+    module, made, count = _headline(subject.report)
     edit = f"""
 lm = load_model(provenance.model)
 latents = Selection.load(folder / "features.json").indices[:{count}]
-edit = Intervention("scale", latents, NegativeScaling({scale:g}))
+edit = {made}
 with applied(lm, sae, HookPoint.parse(provenance.hook_point), edit):
     ...  # lm.model forgets inside this block, and only here
 """
-    imports = """from sae_forge.features.selection import Selection
+    imports = f"""from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.ablation import NegativeScaling
-from sae_forge.interventions.apply import Intervention, applied
+from sae_forge.interventions.apply import applied
+from {module} import {made.partition("(")[0]}
 from sae_forge.models.loading import load_model
 """
     whole = subject.selection is not None and subject.inside.rpartition("hook_")[2] in SITES
@@ -215,12 +217,19 @@ sae = SAE.from_pretrained("{subject.repo_id}", "{subject.inside}")
 ```"""
 
 
-def _headline(report: Report | None) -> tuple[float, int]:
-    """Scale and number of latents of the first edit in the report that has both, else the defaults of ``eval``."""
+def _headline(report: Report | None) -> tuple[str, str, int]:
+    """Module, call and number of latents of the report's first edit that a call says, else of the first there is."""
+    sayable = {one.name: one for one in METHODS if isinstance(one, Method) and one.intervention}
+    method, settings = next(iter(sayable.values())), {"num_features": EvalConfig.num_features[0]}
     for row in report.rows if report else ():
-        if row.edits and {"scale", "num_features"} <= set(row.settings):
-            return float(row.settings["scale"]), int(row.settings["num_features"])
-    return EvalConfig.ablation_scale[0], EvalConfig.num_features[0]
+        one = sayable.get(row.name)
+        if row.edits and one is not None and {"num_features", *one.arguments} <= set(row.settings):
+            method, settings = one, row.settings
+            break
+    assert method.intervention is not None
+    values = [f"{settings[name]:g}" for name in method.arguments if name in settings]
+    made = f"{method.intervention.__name__}({', '.join(['latents', *values])})"
+    return method.intervention.__module__, made, int(settings["num_features"])
 
 
 def _limits(subject: Subject) -> str:

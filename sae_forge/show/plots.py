@@ -11,7 +11,7 @@ import numpy as np
 from sae_forge.results.measure import Measure
 from sae_forge.results.pooled import Pooled, TradeOff, headline, trade_offs
 from sae_forge.results.report import Point, Report
-from sae_forge.results.words import capital, label, strength_of
+from sae_forge.results.words import capital
 from sae_forge.show import canvas
 from sae_forge.show.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Kind
 from sae_forge.statistics.bootstrap import Estimate
@@ -209,8 +209,9 @@ def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
             axes.set_title(name, fontsize=9)
         for axes in panels[len(swept.methods) :]:
             axes.set_visible(False)
-        figure.supxlabel("accuracy on what is forgotten (dev half)")
-        figure.supylabel("accuracy on what is kept")
+        words = next((one.words for one in report.measures if one.name == swept.measure), swept.measure)
+        figure.supxlabel(f"{words} on what is forgotten (dev half)")
+        figure.supylabel(f"{words} on what is kept")
         return write(kind)
 
 
@@ -258,8 +259,7 @@ def _draw_family(axes: "Axes", words: str, points: Sequence[TradeOff], colour: s
         linestyle="" if one.is_control else "-", linewidth=1.4, label=words, zorder=5 if baseline else 3,
     )  # fmt: skip
     for point in () if one.is_control else points:
-        _, strength = strength_of(point.pooled.name, point.pooled.settings)
-        if strength is not None:
+        if (strength := point.pooled.strength) is not None:
             axes.annotate(
                 f"{strength:g}", (point.forget.value, point.utility.value), xytext=(4, -11),
                 textcoords="offset points", fontsize=7.5, color=colour,
@@ -270,14 +270,9 @@ def _families(points: Sequence[TradeOff]) -> dict[str, list[TradeOff]]:
     """Points by method and all settings but how rough it was, in that order; controls by their kind."""
     families: dict[str, list[TradeOff]] = {}
     for point in points:
-        name, settings = point.pooled.name, point.pooled.settings
-        key, _ = strength_of(name, settings)
-        rest = {setting: value for setting, value in settings.items() if setting != key}
-        words = f"{name} {settings['kind']}" if point.pooled.is_control else label(name, rest)
-        families.setdefault(words, []).append(point)
+        families.setdefault(point.pooled.family, []).append(point)
     return {
-        words: sorted(alike, key=lambda point: -(strength_of(point.pooled.name, point.pooled.settings)[1] or 0.0))
-        for words, alike in families.items()
+        words: sorted(alike, key=lambda point: -(point.pooled.strength or 0.0)) for words, alike in families.items()
     }
 
 

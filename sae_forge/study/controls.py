@@ -19,7 +19,7 @@ from sae_forge.results.report import RANDOM as CONTROL
 from sae_forge.results.report import ControlSummary, Row, Spread
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.statistics.estimate import Estimate
-from sae_forge.study.estimates import DERIVED, Pool, by_role, pooled, under_headings
+from sae_forge.study.estimates import Headings, Pool, by_role, pooled, under_headings
 from sae_forge.study.measure import Measurement
 
 DENSE = (AddConstant, RemoveProjection, SetProjection, SetTo)
@@ -57,7 +57,7 @@ def _random(edit: Edit, kind: ControlKind, seed: int, materials: Materials) -> E
 
 
 def control_summary(
-    headings: Sequence[str], rows: Sequence[Row], seeds: Sequence[Measurement], edit: Measurement, bootstrap: Bootstrap
+    headings: Headings, rows: Sequence[Row], seeds: Sequence[Measurement], edit: Measurement, bootstrap: Bootstrap
 ) -> ControlSummary:
     """One kind of control at one setting: the spread of every estimate over seeds, and how far the edit goes beyond.
 
@@ -66,7 +66,7 @@ def control_summary(
         rows: The report's rows of its ``seeds``, which are their measurements.
         edit: The edit they are the control of.
     """
-    first, told = rows[0], [heading for heading in headings if heading not in DERIVED]
+    first, told = rows[0], [name for name, heading in headings.items() if not heading.derived]
     now, controls = under_headings(edit), [under_headings(one) for one in seeds]
     beyond_by_role = {
         role: _beyond(pooled(answers), [pooled(by_role(one)[role]) for one in seeds], bootstrap)

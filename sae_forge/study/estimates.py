@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from sae_forge.config.evaluate import EvalConfig
 from sae_forge.results.measure import Measure
 from sae_forge.results.report import Cell, Change, Domain, TaskWords
 from sae_forge.statistics.answers import CHANCE, LETTERS, alignment, chance_distance, letter_shares
@@ -14,14 +15,21 @@ from sae_forge.statistics.bootstrap import Bootstrap, interval
 from sae_forge.statistics.estimate import Estimate
 from sae_forge.study.measure import Answers, Measurement, Touched
 from sae_forge.tasks.item import ROLES, Item
-from sae_forge.tasks.task import Asked
+from sae_forge.tasks.task import Asked, Task, standing_of
 
-ALWAYS = ("loss", "perplexity", "generation")
-"""Headings of every row, whether or not anything stands under them."""
-DERIVED = ("perplexity",)
-"""Headings that say no more than another does, so that neither changes nor controls have them."""
-COUNTED = ("questions", "prompts")
-"""Kinds of items of which every report says how many a domain had."""
+
+@dataclass(frozen=True)
+class Heading:
+    """What rows have beside domains and roles."""
+
+    standing: bool
+    """Whether it is there with nothing under it too."""
+    derived: bool
+    """Whether it says no more than another does, so that neither changes nor controls have it."""
+
+
+Headings = Mapping[str, Heading]
+"""Those of a report's rows, in their order."""
 
 
 @dataclass(frozen=True)
@@ -151,10 +159,14 @@ def main_pool(answers: Iterable[Answers]) -> Pool | None:
 # ---- pools to the report ------------------------------------------------------------------------
 
 
-def headings_of(asked: Sequence[Asked]) -> tuple[str, ...]:
-    """All headings that rows have beside domains and roles."""
-    grouped = [(one, measure) for one in asked if one.task.group is not None for measure in one.measured]
-    return tuple(dict.fromkeys((*ALWAYS, *(measure.heading or str(one.task.group) for one, measure in grouped))))
+def headings_of(asked: Sequence[Asked], tasks: Sequence[Task]) -> Headings:
+    """Those that stand in every report of these tasks, then those of what was asked."""
+    standing = [heading for task in tasks for heading in standing_of(task).headings]
+    grouped = [one for one in asked if one.task.group is not None]
+    measures = [measure for task in (*tasks, *(one.task for one in grouped)) for measure in task.measures]
+    derived = {measure.heading for measure in measures if measure.derived}
+    asked_for = (measure.heading or str(one.task.group) for one in grouped for measure in one.measured)
+    return {name: Heading(name in standing, name in derived) for name in dict.fromkeys((*standing, *asked_for))}
 
 
 def described_tasks(measured: Measurement) -> tuple[TaskWords, ...]:
@@ -170,16 +182,15 @@ def described_tasks(measured: Measurement) -> tuple[TaskWords, ...]:
     return tuple(described)
 
 
-def described_domains(asked: Sequence[Asked]) -> dict[str, Domain]:
+def described_domains(asked: Sequence[Asked], tasks: Sequence[Task]) -> dict[str, Domain]:
     """The report's ``domains``: role, and how much was asked, with the ids, so that another run can ask the same."""
     placed = [one for one in asked if one.task.group is None]
-    kinds = dict.fromkeys((*COUNTED, *(f"{one.kind or one.task.name}s" for one in placed)))
+    standing = (f"{kind}s" for task in tasks if (kind := standing_of(task).kind))
+    kinds = dict.fromkeys((*standing, *(one.counted_as for one in placed)))
     described: dict[str, Domain] = {}
     for name in dict.fromkeys(one.domain for one in placed):
         mine = [one for one in placed if one.domain == name]
-        ids = {
-            kind: tuple(i for one in mine if f"{one.kind or one.task.name}s" == kind for i in one.ids) for kind in kinds
-        }
+        ids = {kind: tuple(name for one in mine if one.counted_as == kind for name in one.ids) for kind in kinds}
         described[name] = Domain(
             role=mine[0].role,  # pyright: ignore[reportArgumentType] (load_asked refuses others)
             items=len(mine[0].ids),
@@ -190,7 +201,7 @@ def described_domains(asked: Sequence[Asked]) -> dict[str, Domain]:
     return described
 
 
-def describe(measured: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> dict[str, Any]:
+def describe(measured: Measurement, headings: Headings, bootstrap: Bootstrap) -> dict[str, Any]:
     """The fields of a ``Row`` that were measured, apart from its change."""
     pools = under_headings(measured)
     return {
@@ -201,14 +212,14 @@ def describe(measured: Measurement, headings: Iterable[str], bootstrap: Bootstra
     }
 
 
-def change(measured: Measurement, base: Measurement, headings: Iterable[str], bootstrap: Bootstrap) -> Change:
+def change(measured: Measurement, base: Measurement, headings: Headings, bootstrap: Bootstrap) -> Change:
     """Paired differences to the baseline, by the same keys; nats, shares and rates as they are."""
     now, before = under_headings(measured), under_headings(base)
     groups = {
-        heading: differs
-        for heading in headings
-        if (differs := differences(now.get(heading, {}), before.get(heading, {}), bootstrap))
-        or (heading in ALWAYS and heading not in DERIVED)
+        name: differs
+        for name, heading in headings.items()
+        if (differs := differences(now.get(name, {}), before.get(name, {}), bootstrap))
+        or (heading.standing and not heading.derived)
     }
     domains, domains_before, roles_before = {}, by_domain(base), by_role(base)
     for name, answers in by_domain(measured).items():
@@ -306,11 +317,12 @@ def differences(now: Mapping[str, Pool], before: Mapping[str, Pool], bootstrap: 
     }
 
 
-def protocol_of(asked: Iterable[Asked]) -> dict[str, Any]:
-    """What the tasks say of how they asked, brought together."""
+def protocol_of(asked: Iterable[Asked], tasks: Iterable[Task], config: EvalConfig) -> dict[str, Any]:
+    """What the tasks say of how they asked, or would have, brought together."""
     together: dict[str, Any] = {}
-    for one in sorted(asked, key=lambda one: one.rank):
-        for name, value in one.protocol.items():
+    said = [standing_of(task).protocol(config) for task in tasks]
+    for protocol in (*said, *(one.protocol for one in sorted(asked, key=lambda one: one.rank))):
+        for name, value in protocol.items():
             together[name] = {**together.get(name, {}), **value} if isinstance(value, Mapping) else value
     return together
 

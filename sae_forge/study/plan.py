@@ -74,7 +74,7 @@ def planned(method: Method, settings: Settings, materials: Materials, **also: An
     """A method at these settings as a row; ``also`` stands beside them in the report and decides nothing."""
     subject, shown = method.build(settings, materials), settings | also
     everywhere = isinstance(subject, Edited) and (method.everywhere or edits_every_token)(subject)
-    return Plan(method.name, shown, subject, title=method.title(shown), at_rest=method.at_rest, everywhere=everywhere)
+    return Plan(method.name, shown, subject, title=method.said(shown), at_rest=method.at_rest, everywhere=everywhere)
 
 
 def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> Iterator[Plan]:

@@ -27,6 +27,7 @@ from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.store import files
 from sae_forge.study.controls import CONTROL, control_summary
 from sae_forge.study.estimates import (
+    Headings,
     chance_of,
     change,
     describe,
@@ -43,8 +44,6 @@ from sae_forge.study.settings import catalogue_of
 from sae_forge.study.sweep import sweep
 from sae_forge.tasks.task import Asked
 
-SAMPLED_HOW = ("max_new_tokens", "temperature", "top_p", "seed")
-"""Settings of generated text."""
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 
 
@@ -109,7 +108,7 @@ def evaluate(
     """
     progress.say(lm.opening.sentence())
     materials = Materials(lm, sae, point, selection, config, collected)
-    asked = load_asked(lm, config, progress)
+    asked, tasks = load_asked(lm, config, progress), catalogue_of(config).tasks
     if truncated := sum(one.truncated for one in asked):
         progress.say(f"{truncated} questions or prompts are longer than the model takes; their beginnings are cut")
     methods = methods_of(config.methods, table or catalogue_of(config).methods)
@@ -118,18 +117,20 @@ def evaluate(
     selections = _selections(selection, rivals, progress)
     plans = [*iter_plans(materials, methods, swept, also, progress), *of_selections(materials, selections)]
     bootstrap = Bootstrap(config.bootstrap, config.seed)
-    measurements, headings = _measured(materials, asked, plans, progress), headings_of(asked)
+    measurements, headings = _measured(materials, asked, plans, progress), headings_of(asked, tasks)
     told = list(zip(plans, measurements, strict=True))
     rows = [_row(headings, plan, measured, measurements[0], bootstrap) for plan, measured in told]
     report = Report(
         format=FORMAT,
         tasks=described_tasks(measurements[0]),
-        domains=described_domains(asked),
+        domains=described_domains(asked, tasks),
         rows=tuple(rows),
         controls=tuple(_controls(headings, plans, rows, measurements, bootstrap)),
         protocol=_protocol(asked, measurements[0], selection, config, point) | {"opening": lm.opening.told()},
         left_out=left_out,
-        selections=compared(selections, rows) if selections else None,
+        rough=tuple(dict.fromkeys(name for method in methods for name in method.rough)),
+        unsaid=tuple(dict.fromkeys(name for method in methods for name in method.unsaid)),
+        selections=compared(selections, rows, tasks) if selections else None,
         sweep=swept,
     )
     report = replace(report, claims=tuple(claims(report)))
@@ -178,7 +179,7 @@ def _selections(own: Selection, rivals: Sequence[Selection], progress: Progress)
 # ---- the report ---------------------------------------------------------------------------------
 
 
-def _row(headings: Sequence[str], plan: Plan, measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> Row:
+def _row(headings: Headings, plan: Plan, measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> Row:
     return Row(
         name=plan.name,
         kind=plan.kind,
@@ -192,7 +193,7 @@ def _row(headings: Sequence[str], plan: Plan, measured: Measurement, base: Measu
 
 
 def _controls(
-    headings: Sequence[str],
+    headings: Headings,
     plans: list[Plan],
     rows: list[Row],
     measurements: list[Measurement],
@@ -228,13 +229,9 @@ def _protocol(
         "selection": selection.method,
         "latents": list(selection.indices),
         "half": config.half,
-        "question_filter": "none",
-        "scoring": config.scoring,
         **{name: getattr(config, name) for name in _of_editing(config)},
         "chance": chance_of(base),
         "truncated": sum(one.truncated for one in asked),
         "bootstrap": {"resamples": config.bootstrap, "seed": config.seed, "over": "facts", "level": 0.95},
-        "generation": {**{name: getattr(config, name) for name in SAMPLED_HOW}, "prompts": 0},
-        "loss_tokens": {},
-        **protocol_of(asked),
+        **protocol_of(asked, catalogue_of(config).tasks, config),
     }

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from sae_forge.features.selection import Selection
 from sae_forge.results.report import ROLES, ComparedSelection, RankCorrelation, Row, SelectionComparison
 from sae_forge.statistics.ranking import spearman
+from sae_forge.tasks.task import Task
 
-SIDE_EFFECTS = ("retain_loss", "neighbour_accuracy", "retain_accuracy")
 FEWEST = 4
 """Selections below which a rank correlation says nothing."""
 
@@ -21,13 +21,17 @@ def label_of(selection: Selection, others: Sequence[Selection]) -> str:
     return selection.method if len(alike) == 1 else f"{selection.method} {alike.index(selection) + 1}"
 
 
-def compared(selections: Mapping[str, Selection], rows: Sequence[Row]) -> SelectionComparison:
+def compared(selections: Mapping[str, Selection], rows: Sequence[Row], tasks: Sequence[Task]) -> SelectionComparison:
     """The report's ``selections``.
 
     Args:
         selections: By the name that ``settings["selection"]`` of a row gives.
         rows: The report's rows, with one for each selection under the same edit.
+        tasks: Of the first measure of those that a sweep tunes on, what changed in every role; of what is called as its
+            heading, what changed of text to keep.
     """
+    tuned = [task.measures[0].name for task in tasks if task.tuned_on]
+    headings = [measure.name for task in tasks for measure in task.measures if measure.name == task.group]
     measured = {row.settings["selection"]: row for row in rows if "selection" in row.settings}
     entries = []
     for name, selection in selections.items():
@@ -36,7 +40,12 @@ def compared(selections: Mapping[str, Selection], rows: Sequence[Row]) -> Select
         assert row.change is not None
         analysis, roles = selection.analysis, row.change.roles
         separation = None if analysis is None else analysis.separation
-        accuracy = {role: roles[role].estimates.get("accuracy") if role in roles else None for role in ROLES}
+        of_roles = {
+            f"{role}_{name}": roles[role].estimates.get(name) if role in roles else None
+            for name in tuned
+            for role in ROLES
+        }
+        of_text = {f"retain_{name}": row.change.groups.get(name, {}).get("retain") for name in headings}
         entries.append(
             ComparedSelection(
                 selection=name,
@@ -44,12 +53,13 @@ def compared(selections: Mapping[str, Selection], rows: Sequence[Row]) -> Select
                 auroc=None if separation is None else separation.auroc,
                 mean_correlation=None if separation is None else separation.mean_correlation,
                 overlap={} if analysis is None else analysis.overlap,
-                changes={f"{role}_accuracy": estimate for role, estimate in accuracy.items()}
-                | {"retain_loss": row.change.groups["loss"].get("retain")},
+                changes=of_roles | of_text,
             )
         )
     against = {}  # Spearman's, of the latents' mean correlation with the size of each side effect
-    for effect in SIDE_EFFECTS:
+    for effect in dict.fromkeys(name for entry in entries for name in entry.changes):
+        if effect.startswith("forget_"):
+            continue
         pairs = [
             (entry.mean_correlation, abs(changed.value))
             for entry in entries

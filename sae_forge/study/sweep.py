@@ -22,6 +22,7 @@ from sae_forge.store import files, records
 from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, described_domains, main_pool
 from sae_forge.study.measure import Answers, Measurement, load_asked, measure
+from sae_forge.study.settings import catalogue_of
 from sae_forge.tasks.task import Asked
 
 HALF: Half = "dev"
@@ -116,7 +117,7 @@ def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, f
     return Sweep(
         half=HALF,
         measure=pools["forget"].measure.name,
-        domains=described_domains(asked),
+        domains=described_domains(asked, catalogue_of(materials.config).tasks),
         base=base,
         floors=pareto.floors(base.utility),
         methods=tuned,

@@ -13,7 +13,7 @@ from sae_forge.config.questions import Half
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import ROLES, Item
-from sae_forge.tasks.task import Asked, Done
+from sae_forge.tasks.task import Asked, Done, Standing
 from sae_forge.tasks.wrapped import PLAIN, Wording
 
 if TYPE_CHECKING:
@@ -26,6 +26,7 @@ MEASURES = (
         read=lambda item: (item.values["logprob"] / item.weights["tokens"], 1.0),
     ),
 )  # fmt: skip
+STANDING = Standing(kind="prompt")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +57,7 @@ class Completions:
     settings: type | None = Settings
     tuned_on: bool = False
     writes: bool = False
+    standing: Standing = STANDING
     wording: Wording = PLAIN
 
     def load(
@@ -80,7 +82,7 @@ class Completions:
                         task=self,
                         domain=name,
                         role=role,
-                        kind="prompt",
+                        kind=self.standing.kind,
                         ids=tuple(item.id for item in prompts),
                         facts=tuple(item.fact for item in prompts),
                         units=len(prompts),

@@ -12,7 +12,7 @@ from sae_forge.errors import DataError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import Item
-from sae_forge.tasks.task import Asked, Done
+from sae_forge.tasks.task import Asked, Done, Standing
 
 if TYPE_CHECKING:
     from sae_forge.models.loading import LanguageModel
@@ -31,8 +31,11 @@ def _loss(item: Item) -> tuple[float, float]:
 
 MEASURES = (
     Measure(name="loss", words="loss", unit="nats per token", better="down", digits=3, read=_loss),
-    Measure(name="perplexity", words="perplexity", better="down", heading="perplexity", aggregate=_perplexity),
+    Measure(
+        name="perplexity", words="perplexity", better="down", heading="perplexity", aggregate=_perplexity, derived=True
+    ),
 )
+STANDING = Standing(headings=("loss", "perplexity"), protocol=lambda _: {"loss_tokens": {}})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +49,7 @@ class HeldOut:
     settings: type | None = HeldOutConfig
     tuned_on: bool = False
     writes: bool = False
+    standing: Standing = STANDING
 
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress

@@ -9,7 +9,7 @@ from sae_forge.config.questions import Half
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import Item
-from sae_forge.tasks.task import Asked, Done
+from sae_forge.tasks.task import Asked, Done, Standing
 from sae_forge.tasks.wrapped import PLAIN, Wording
 
 if TYPE_CHECKING:
@@ -35,6 +35,15 @@ class Settings(ModelConfig):
     ] = ()
 
 
+def _sampled_how(config: Any) -> dict[str, Any]:
+    return {name: getattr(config, name) for name in ("max_new_tokens", "temperature", "top_p", "seed")}
+
+
+STANDING = Standing(
+    headings=("generation",), protocol=lambda config: {"generation": {**_sampled_how(config), "prompts": 0}}
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
     """Sampled continuations, drawn with the same numbers whatever is done to the model."""
@@ -46,6 +55,7 @@ class Prompts:
     settings: type | None = Settings
     tuned_on: bool = False
     writes: bool = True
+    standing: Standing = STANDING
     wording: Wording = PLAIN
 
     def load(
@@ -62,9 +72,7 @@ class Prompts:
         texts: list[str] = []
         for source in config.generation_prompts:
             texts += [text_field(record, "prompt", where) for where, record in iter_records(source)][:limit]
-        sampling = Sampling(
-            max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
-        )
+        sampling = Sampling(**_sampled_how(config))
         numbers = tuple(map(str, range(len(texts))))
         asked = Asked(
             task=self,

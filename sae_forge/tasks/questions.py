@@ -8,7 +8,7 @@ from sae_forge.config.questions import Half, QuestionFilter, QuestionsConfig
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import ROLES, Item
-from sae_forge.tasks.task import Asked, Done
+from sae_forge.tasks.task import Asked, Done, Standing
 from sae_forge.tasks.wrapped import PLAIN, Wording
 
 if TYPE_CHECKING:
@@ -31,6 +31,7 @@ MEASURES = (
         read=lambda item: (item.values["logprob"] / item.weights["tokens"], 1.0),
     ),
 )  # fmt: skip
+STANDING = Standing(kind="question", protocol=lambda config: {"question_filter": "none", "scoring": config.scoring})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +61,7 @@ class Questions:
     settings: type | None = Settings
     tuned_on: bool = True
     writes: bool = False
+    standing: Standing = STANDING
     wording: Wording = PLAIN
 
     def load(
@@ -92,7 +94,7 @@ class Questions:
                         task=self,
                         domain=name,
                         role=role,
-                        kind="question",
+                        kind=self.standing.kind,
                         ids=tuple(item.id for item in questions),
                         facts=tuple(item.fact for item in questions),
                         units=len(questions),

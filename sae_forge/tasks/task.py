@@ -19,9 +19,21 @@ Done = Callable[[int], None]
 """Called as work goes on with how many more items are finished."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Standing:
+    """What every report says of a task, asked or not: keys that those who read reports rely on."""
+
+    kind: str = ""
+    """What one of its items is; how many of these were asked is said of every domain."""
+    headings: tuple[str, ...] = ()
+    """Of every row, be they empty."""
+    protocol: Callable[[Any], Mapping[str, Any]] = lambda config: {}  # noqa: ARG005
+    """How it would have been asked under this config."""
+
+
 @runtime_checkable
 class Task(Protocol):
-    """One kind of thing to ask."""
+    """One kind of thing to ask. One may also have a ``standing``, a :class:`Standing`."""
 
     @property
     def name(self) -> str: ...
@@ -66,6 +78,11 @@ class Task(Protocol):
         ...
 
 
+def standing_of(task: Task) -> Standing:
+    """What every report says of it; nothing, where it does not say."""
+    return getattr(task, "standing", Standing())
+
+
 @dataclass(frozen=True, kw_only=True)
 class Asked:
     """What a task asks about one domain, of one text or for one measure, ready to be asked of many subjects."""
@@ -99,6 +116,11 @@ class Asked:
     def written(self) -> bool:
         """Whether text is written for it."""
         return self.task.writes and not self.reads
+
+    @property
+    def counted_as(self) -> str:
+        """What a domain's count of its items is called: ``questions``."""
+        return f"{self.kind or self.task.name}s"
 
     @property
     def measured(self) -> Sequence[Measure]:

@@ -503,7 +503,7 @@ def test_the_card_says_what_the_numbers_are(made: Artefacts, hub: FakeHub):
     assert "- Scale -7 on 3 latents: forget questions fell.\n  - Side effects: none." in card
     assert "| 4 | 2.1 | 0.125 | 0.001 |" in card
     assert "removing the hook restores everything" in card
-    assert "NegativeScaling(-7)" in card and ".indices[:3]" in card
+    assert "import scale\n" in card and "edit = scale(latents, -7)" in card and ".indices[:3]" in card
     assert f'SAE.from_pretrained("{REPO}", "{POINT}")' in card
     tables = [line for line in card.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in tables if "wizards" in line} == {3, 4}

@@ -75,5 +75,5 @@ def test_the_snippets_on_the_card_run_as_far_as_a_test_can_go(hub: FakeHub, tmp_
     names: dict = {}
     exec(loading + "latents = Selection.load(folder / 'features.json').indices\n", names)
     assert names["provenance"].hook_point == POINT
-    exec("edit = Intervention('scale', latents, NegativeScaling(-7))", names)
+    exec("edit = scale(latents, -7)", names)
     assert names["edit"].latents == (4, 11, 2)

@@ -12,6 +12,7 @@ from sae_forge.results.report import Cell, Change, Report, Row
 from sae_forge.show.html import Section, page
 from sae_forge.statistics.estimate import Estimate
 from sae_forge.study.selections import compared
+from sae_forge.tasks.table import TASKS
 
 
 @pytest.fixture(scope="module")
@@ -63,8 +64,8 @@ def test_the_rank_correlation_is_over_sizes_of_side_effects(run: TinyRun):
         separation = replace(analysis.separation, mean_correlation=correlation)
         selections[str(number)] = replace(run.selection, analysis=replace(analysis, separation=separation))
     rows = [row_of("0", 0.01, -0.4), row_of("1", -0.02, -0.3), row_of("2", 0.05, -0.2), row_of("3", 0.03, -0.1)]
-    against = compared(selections, rows).correlation_against
+    against = compared(selections, rows, TASKS).correlation_against
     assert against["retain_loss"].spearman == pytest.approx(0.8)
     assert against["retain_loss"].selections == 4
     assert against["neighbour_accuracy"].spearman == pytest.approx(-1.0)
-    assert compared(dict(list(selections.items())[:3]), rows[:3]).correlation_against == {}
+    assert compared(dict(list(selections.items())[:3]), rows[:3], TASKS).correlation_against == {}

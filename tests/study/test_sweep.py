@@ -20,7 +20,7 @@ from sae_forge.progress import Silent, Task
 from sae_forge.results.codec import encode
 from sae_forge.statistics.answers import alignment
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.study.estimates import change, describe
+from sae_forge.study.estimates import Heading, change, describe
 from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.pareto import Point, choose, front, hypervolume
 from sae_forge.study.run import EvalReport
@@ -33,6 +33,7 @@ FEW: dict[str, Any] = {
     "methods": ("project", "zero", "npo", "random"), "sweep": True, "configurations": 8, "controls": ("places",),
     "limit": 3,
 }  # fmt: skip
+LOSS = {"loss": Heading(standing=True, derived=False)}
 ESTIMATES = ("roles", "domains", "loss", "edited_share", "edit_norm")
 
 
@@ -222,7 +223,7 @@ def test_each_method_is_reported_at_the_chosen_settings_beside_its_controls(metr
         (name, one["chosen"]["settings"]) for name, one in tuned.items()
     ]
     assert {row["name"]: row["kind"] for row in edits} == {method.name: method.kind for method in NAMED.values()}
-    assert [row["title"] for row in edits] == [NAMED[row["name"]].title(row["settings"]) for row in edits]
+    assert [row["title"] for row in edits] == [NAMED[row["name"]].said(row["settings"]) for row in edits]
     assert [row["name"] for row in edits if row.get("at_rest")] == ["zero", "mean_ablate"]
     controls = [row["settings"] for row in metrics["methods"] if row["name"] == "random"]
     wanted = [
@@ -252,8 +253,8 @@ def test_the_reported_row_is_what_measuring_it_alone_gives(
     subject = NAMED[method].build(row["settings"], run.materials())
     bootstrap = Bootstrap(100, 0)
     found = measured(run, subject)
-    described = describe(found, ("loss",), bootstrap)
-    wanted = encode(described | described.pop("groups") | {"change": change(found, base, ("loss",), bootstrap)})
+    described = describe(found, LOSS, bootstrap)
+    wanted = encode(described | described.pop("groups") | {"change": change(found, base, LOSS, bootstrap)})
     wanted.pop("groups", None)
     same(row, wanted)
     if isinstance(subject, Edited):

@@ -16,6 +16,7 @@ from sae_forge.study.measure import load_asked
 from sae_forge.study.settings import eval_config
 from sae_forge.tasks.prompts import Prompts
 from sae_forge.tasks.records import choose, domain_name, half_of, iter_records, load, load_questions, read_prompt
+from sae_forge.tasks.table import TASKS
 
 EvalConfig = eval_config()
 
@@ -223,7 +224,7 @@ def test_questions_and_prompts_of_one_stem_are_one_domain(tmp_path: Path, tiny_l
     assert [(one.domain, one.role, one.kind) for one in (first, second)] == [
         ("magic", "forget", "question"), ("magic", "forget", "prompt"),
     ]  # fmt: skip
-    assert described_domains((first, second))["magic"].ids == {
+    assert described_domains((first, second), TASKS)["magic"].ids == {
         "questions": first.ids, "prompts": second.ids,
     }  # fmt: skip
 

@@ -29,5 +29,6 @@ class AllFire:
 ALL = GateKind(
     name="all",
     words="on tokens where every targeted latent fires",
+    parts=(AllFire,),
     make=lambda config, calibrate: AllFire(config.theta),  # noqa: ARG005
 )

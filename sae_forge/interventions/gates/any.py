@@ -30,5 +30,6 @@ ANY_FIRES = AnyFires()
 ANY = GateKind(
     name="any",
     words="on tokens where any targeted latent fires",
+    parts=(AnyFires,),
     make=lambda config, calibrate: AnyFires(config.theta),  # noqa: ARG005
 )

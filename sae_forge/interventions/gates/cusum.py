@@ -66,4 +66,11 @@ def _refused(config: Any) -> ConfigError | None:
     return ConfigError("--gate cusum sums over a text, so --gate_policy per_token would never open it; use streaming")
 
 
-CUSUM = GateKind(name="cusum", words="while evidence is high", reads_retain=True, make=_make, refused=_refused)
+CUSUM = GateKind(
+    name="cusum",
+    words="while evidence is high",
+    parts=(SequenceGate, Excess),
+    reads_retain=True,
+    make=_make,
+    refused=_refused,
+)

@@ -26,6 +26,8 @@ class GateKind:
     """When it is open."""
     make: Callable[[Any, Calibrate], "Gate | None"]
     """From the config and what calibrates; None leaves an edit the gate of its paper."""
+    parts: tuple[type, ...] = ()
+    """The frozen dataclasses of plain values that such a gate is made of, by which one is saved and read back."""
     reads_retain: bool = False
     """Whether its threshold is set on the acts of retain text."""
     settings: type[ModelConfig] | None = None

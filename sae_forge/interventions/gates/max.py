@@ -45,6 +45,7 @@ def Peak(tau: float, inside: "Gate" = ANY_FIRES, policy: Policy = "streaming") -
 MAX = GateKind(
     name="max",
     words="once a latent fired strongly",
+    parts=(SequenceGate, Strongest),
     reads_retain=True,
     make=lambda config, calibrate: calibrate(Peak(0.0, AnyFires(config.theta), config.gate_policy)),
 )

@@ -40,6 +40,7 @@ def MeanRate(tau: float, inside: "Gate" = ANY_FIRES, policy: Policy = "prompt") 
 MEAN = GateKind(
     name="mean",
     words="in texts that fire often",
+    parts=(SequenceGate, Mean),
     reads_retain=True,
     make=lambda config, calibrate: calibrate(MeanRate(0.0, AnyFires(config.theta), config.gate_policy)),
 )

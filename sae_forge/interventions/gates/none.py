@@ -22,4 +22,9 @@ class Always:
 
 
 ALWAYS = Always()
-NONE = GateKind(name="none", words="on every token", make=lambda config, calibrate: ALWAYS)  # noqa: ARG005
+NONE = GateKind(
+    name="none",
+    words="on every token",
+    parts=(Always,),
+    make=lambda config, calibrate: ALWAYS,  # noqa: ARG005
+)

@@ -73,6 +73,7 @@ def WindowRate(tau: float, width: int, inside: "Gate" = ANY_FIRES, policy: Polic
 WINDOW = GateKind(
     name="window",
     words="where firing is dense",
+    parts=(SequenceGate, Window),
     reads_retain=True,
     settings=WindowSettings,
     make=lambda config, calibrate: calibrate(

@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import ClampSettings, from_clamp_value, from_times, gated, latents_of, needs, parts
-from sae_forge.methods.method import Method, Strength, titled
+from sae_forge.methods.edits.latents import clamping, parts
+from sae_forge.methods.method import Strength
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -28,14 +28,4 @@ def clamp_max(latents: tuple[int, ...], multiple: float, peaks: Sequence[float])
     return Intervention("clamp_max", latents, ClampFiring(relative_to_peaks(-multiple, peaks)))
 
 
-METHOD = Method(
-    name="clamp",
-    kind="hook",
-    title=titled("clamp", "value"),
-    from_flags=from_clamp_value,
-    axes=lambda size, _: ({"num_features": parts(size, 3)}, Strength("times", 0.5, 16.0)),
-    finished=from_times,
-    needs=needs("clamp", writes=True),
-    build=lambda settings, materials: gated(clamp(latents_of(settings, materials), settings["value"]), materials),
-    settings=ClampSettings,
-)
+METHOD = clamping(clamp, "value", axes=lambda size, _: ({"num_features": parts(size, 3)}, Strength("times", 0.5, 16.0)))

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import ClampSettings, from_clamp_value, from_times, gated, latents_of, needs
-from sae_forge.methods.method import Method, Strength, titled
+from sae_forge.methods.edits.latents import clamping
+from sae_forge.methods.method import Strength
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -18,17 +18,11 @@ def clamp_prime(latents: tuple[int, ...], value: "Value" = -300.0, theta: float 
     return Intervention("clamp_prime", latents, ClampFiring(value, theta))
 
 
-METHOD = Method(
-    name="clamp_prime",
-    kind="hook",
-    title=titled("clamp_prime", "value"),
-    from_flags=from_clamp_value,
+METHOD = clamping(
+    clamp_prime,
+    "value",
     axes=lambda size, _: (
         {"num_features": sorted({min(size, few) for few in (5, 10, 20)})},
         Strength("times", 0.5, 16.0),
     ),
-    finished=from_times,
-    needs=needs("clamp_prime", writes=True),
-    build=lambda settings, materials: gated(clamp_prime(latents_of(settings, materials), settings["value"]), materials),
-    settings=ClampSettings,
 )

@@ -2,17 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import (
-    ClampSettings,
-    from_clamp_value,
-    from_times,
-    gated,
-    latents_of,
-    needs,
-    parts,
-    peak,
-)
-from sae_forge.methods.method import Method, Settings, Strength, short, titled
+from sae_forge.methods.edits.latents import clamping, from_clamp_value, from_times, latents_of, parts, peak
+from sae_forge.methods.method import Settings, Strength, short
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -34,21 +25,13 @@ def _finished(point: Settings, materials: "Materials") -> Settings:
     return settings | {"theta": short(point["share"] * peak(latents_of(point, materials), materials))}
 
 
-METHOD = Method(
-    name="conditional_clamp",
-    kind="hook",
-    title=titled("conditional_clamp", "value"),
+METHOD = clamping(
+    conditional_clamp,
+    "value",
+    "theta",
     from_flags=lambda size, materials: [
         settings | {"theta": materials.config.theta} for settings in from_clamp_value(size, materials)
     ],
-    axes=lambda size, _: (
-        {"num_features": parts(size, 2), "share": [0.1, 0.3]},
-        Strength("times", 1.0, 16.0),
-    ),
+    axes=lambda size, _: ({"num_features": parts(size, 2), "share": [0.1, 0.3]}, Strength("times", 1.0, 16.0)),
     finished=_finished,
-    needs=needs("conditional_clamp", writes=True),
-    build=lambda settings, materials: gated(
-        conditional_clamp(latents_of(settings, materials), settings["value"], settings["theta"]), materials
-    ),
-    settings=ClampSettings,
 )

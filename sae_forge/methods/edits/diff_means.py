@@ -159,6 +159,7 @@ METHOD = Method(
     title=lambda settings: (
         f"{titled('diff_means', 'budget')(settings)}, {'gated' if settings['gated'] else 'on every token'}"
     ),
+    rough=("budget",),
     from_flags=lambda *_: [{"budget": 1.0, "gated": gated} for gated in (False, True)],
     axes=lambda *_: ({"gated": [False, True]}, Strength("budget", 0.25, 4.0)),
     needs=_needs,

@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sae_forge.methods.edits.latents import ClampSettings, from_clamp_value, from_times, gated, latents_of, needs, parts
-from sae_forge.methods.method import Axes, Method, Settings, Strength, titled
+from sae_forge.methods.method import Axes, Method, Settings, Strength
 
 if TYPE_CHECKING:
     from sae_forge.interventions.gates.sequence import Policy
@@ -57,7 +57,7 @@ def _build(settings: Settings, materials: "Materials") -> "Subject":
 METHOD = Method(
     name="dsg",
     kind="hook",
-    title=titled("dsg", "value"),
+    rough=("value",),
     from_flags=_from_flags,
     axes=_axes,
     finished=from_times,

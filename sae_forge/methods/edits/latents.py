@@ -11,7 +11,7 @@ from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ForgeError
 from sae_forge.interventions.gates.table import gate_named, gate_of, gates_of
-from sae_forge.methods.method import Settings, short, without_shards
+from sae_forge.methods.method import Method, Settings, short, without_shards
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -50,6 +50,34 @@ def latents_of(settings: Settings, materials: "Materials") -> tuple[int, ...]:
 def parts(size: int, count: int) -> list[int]:
     """``size`` and its halves, largest first; fewer where it is too small to be halved."""
     return list(dict.fromkeys(max(1, size >> number) for number in range(count)))
+
+
+def editing(make: "Callable[..., Intervention]", *arguments: str, writes: bool = False, **said: Any) -> Method:
+    """A method that edits the selection's latents, called as the function that makes its intervention.
+
+    Args:
+        make: Takes the latents, then the settings of these names; the first of them says how rough it is.
+        writes: It writes a value that may be relative to the norm.
+        said: What else a :class:`Method` says of itself.
+    """
+    return Method(
+        name=make.__name__,
+        kind="hook",
+        rough=arguments[:1],
+        needs=needs(make.__name__, writes=writes),
+        build=lambda settings, materials: gated(
+            make(latents_of(settings, materials), *(settings[name] for name in arguments)), materials
+        ),
+        intervention=make,
+        arguments=arguments,
+        **said,
+    )
+
+
+def clamping(make: "Callable[..., Intervention]", *arguments: str, **said: Any) -> Method:
+    """A method that writes ``--clamp_value`` to its latents, and in a sweep multiples of what the norm suggests."""
+    usual = {"from_flags": from_clamp_value, "finished": from_times, "settings": ClampSettings}
+    return editing(make, *arguments, writes=True, **usual | said)
 
 
 # ---- values -------------------------------------------------------------------------------------

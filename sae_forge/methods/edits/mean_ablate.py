@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sae_forge.methods.edits.latents import gated, latents_of, needs
-from sae_forge.methods.method import Method, Settings, titled
+from sae_forge.methods.method import Method, Settings
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -34,7 +34,6 @@ def _build(settings: Settings, materials: "Materials") -> "Subject":
 METHOD = Method(
     name="mean_ablate",
     kind="hook",
-    title=titled("mean_ablate"),
     from_flags=lambda size, _: [{"num_features": size}],
     needs=needs("mean_ablate"),
     build=_build,

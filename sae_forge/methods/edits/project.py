@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import gated, latents_of, needs, parts
-from sae_forge.methods.method import Method, Strength, titled
+from sae_forge.methods.edits.latents import editing, parts
+from sae_forge.methods.method import Strength
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -17,14 +17,11 @@ def project(latents: tuple[int, ...], strength: float = 1.0) -> "Intervention":
     return Intervention("project", latents, RemoveProjection(strength))
 
 
-METHOD = Method(
-    name="project",
-    kind="hook",
-    title=titled("project", "strength"),
+METHOD = editing(
+    project,
+    "strength",
     from_flags=lambda size, materials: [
         {"num_features": size, "strength": 1 - scale} for scale in materials.config.ablation_scale
     ],
     axes=lambda size, _: ({"num_features": parts(size, 3)}, Strength("strength", 0.25, 4.0)),
-    needs=needs("project"),
-    build=lambda settings, materials: gated(project(latents_of(settings, materials), settings["strength"]), materials),
 )

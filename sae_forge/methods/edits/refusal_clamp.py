@@ -7,7 +7,7 @@ from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, DataError, ForgeError
 from sae_forge.methods.edits.latents import gated, latents_of, needs, peak, relative, relative_units
-from sae_forge.methods.method import Axes, Method, Settings, Strength, short, titled
+from sae_forge.methods.method import Axes, Method, Settings, Strength, short
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -96,7 +96,8 @@ def _needs(materials: "Materials") -> ForgeError | None:
 METHOD = Method(
     name="refusal_clamp",
     kind="hook",
-    title=titled("refusal_clamp", "value"),
+    rough=("value",),
+    unsaid=("refusal_latent",),
     from_flags=_from_flags,
     axes=_axes,
     finished=_finished,

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import gated, latents_of, needs, parts
-from sae_forge.methods.method import Method, Strength, latents_in_words
+from sae_forge.methods.edits.latents import editing, parts
+from sae_forge.methods.method import Strength, latents_in_words
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -25,15 +25,13 @@ def scale_anthropic(latents: tuple[int, ...], multiple: float) -> "Intervention"
     return Intervention("scale_anthropic", latents, NegativeScaling(1.0 - multiple))
 
 
-METHOD = Method(
-    name="scale",
-    kind="hook",
+METHOD = editing(
+    scale,
+    "scale",
     title=lambda settings: f"Scale {settings['scale']:g} on {latents_in_words(settings)}",
     from_flags=lambda size, materials: [
         {"num_features": size, "scale": factor} for factor in materials.config.ablation_scale
     ],
     axes=lambda size, _: ({"num_features": parts(size, 3)}, Strength("times", 1.0, 16.0)),
     finished=lambda point, _: {"num_features": point["num_features"], "scale": -point["times"]},
-    needs=needs("scale"),
-    build=lambda settings, materials: gated(scale(latents_of(settings, materials), settings["scale"]), materials),
 )

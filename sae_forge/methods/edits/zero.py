@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING
 
-from sae_forge.methods.edits.latents import gated, latents_of, needs
-from sae_forge.methods.method import Method, latents_in_words
+from sae_forge.methods.edits.latents import editing
+from sae_forge.methods.method import latents_in_words
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -17,12 +17,9 @@ def zero(latents: tuple[int, ...]) -> "Intervention":
     return Intervention("zero", latents, ZeroAblation())
 
 
-METHOD = Method(
-    name="zero",
-    kind="hook",
+METHOD = editing(
+    zero,
     title=lambda settings: f"Zero ablation of {latents_in_words(settings)}",
     from_flags=lambda size, _: [{"num_features": size}],
-    needs=needs("zero"),
-    build=lambda settings, materials: gated(zero(latents_of(settings, materials)), materials),
     at_rest=True,
 )

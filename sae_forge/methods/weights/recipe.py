@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Protocol, runtime_ch
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ForgeError
-from sae_forge.methods.method import Axes, Method, Settings, short, titled, without_shards
+from sae_forge.methods.method import Axes, Method, Settings, short, without_shards
 
 if TYPE_CHECKING:
     from torch import nn
@@ -150,7 +150,8 @@ def retraining(
     return Method(
         name=name,
         kind="weights",
-        title=titled(name, *rough),
+        rough=rough,
+        unsaid=("steps", "batch_size"),
         from_flags=from_flags or paced_by_flags,
         axes=axes,
         finished=finished or paced_by_point,

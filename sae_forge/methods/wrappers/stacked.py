@@ -59,7 +59,7 @@ def _over(wrapper: Wrapper, methods: Sequence[Method]) -> list[Method]:
         Method(
             name="+".join(part.name for part in parts),
             kind="weights" if any(part.kind == "weights" for part in parts) else "hook",
-            title=lambda settings: f"{wrapper.name}: {' and '.join(part.title(of(part, settings)) for part in parts)}",
+            title=lambda settings: f"{wrapper.name}: {' and '.join(part.said(of(part, settings)) for part in parts)}",
             from_flags=lambda size, materials: [joined([part.from_flags(size, materials)[0] for part in parts])],
             build=lambda settings, materials: stacked([part.build(of(part, settings), materials) for part in parts]),
             needs=lambda materials: next((error for part in parts if (error := part.needs(materials))), None),
