@@ -1,15 +1,21 @@
-# Both commands set themselves up: a fresh clone and Python 3.11 are all they need.
+# Every command sets itself up: a fresh clone and Python 3.11 are all it needs.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint clean
+.PHONY: run check test test-slow lint clean
 
 run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in models
 	$(BIN)/sae-forge run
 
-test: lint  ## set up, then lint, types, import contract and the whole suite
-	$(BIN)/python -m pytest -q -n 2 --dist loadfile
+check: lint  ## lint, types, import contract and the tests that take no second: before every commit
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long"
+
+test: lint  ## lint, types, import contract and the whole suite: what CI runs
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal
+
+test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers
+	$(BIN)/python -m pytest -q -rP -m long
 
 lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .

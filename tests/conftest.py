@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from beartype import BeartypeConf, beartype
+from interpreted import pytest_pyfunc_call as pytest_pyfunc_call
 from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:

@@ -3,6 +3,7 @@
 A token's program holds a block of its rows, all slots by some columns: their weighted sum minus the target is the
 residual there, and the same block times that residual is a share of every slot's product. The shares are kept apart by
 column to the end, so that one reduction per token is enough. The next block is asked for before this one is used.
+More slots than MAX_FUSED_K leave a block too few columns to be worth it: then the rows are read once for each.
 """
 
 # pyright: reportArgumentType=false
@@ -17,7 +18,8 @@ from torch import Tensor
 from sae_forge.errors import BackendError
 from sae_forge.kernels import triton_tuning
 from sae_forge.kernels.rows import DecodeLoss
-from sae_forge.kernels.triton_tuning import MAX_K
+from sae_forge.kernels.triton_sparse_decode import decode, value_grad
+from sae_forge.kernels.triton_tuning import MAX_FUSED_K, MAX_K
 
 
 @triton.jit
@@ -65,6 +67,9 @@ def decode_loss(
     (tokens, k), d_in = indices.shape, W_dec.shape[1]
     if k > MAX_K:
         raise BackendError(f"the fused Triton decode takes at most {MAX_K} latents per token, not k={k}; use reference")
+    if k > MAX_FUSED_K:
+        exact = decode(values, indices, W_dec, torch.float32).sub_(target)
+        return DecodeLoss(exact.to(target.dtype), exact.square().sum(dim=1), value_grad(exact, indices, W_dec))
     residual = torch.empty(tokens, d_in, dtype=target.dtype, device=target.device)
     squares = torch.empty(tokens, dtype=torch.float32, device=target.device)
     dots = torch.empty(tokens, k, dtype=torch.float32, device=target.device)

@@ -259,7 +259,8 @@ class Sums(NamedTuple):
     ) -> None:
         """Sum every latent's vectors into ``out``, or without one take the step in ``state``."""
         vectors, d_in = vectors.contiguous(), vectors.shape[1]
-        launch = triton_tuning.rows(d_in, vectors.dtype, triton_tuning.lanes())
+        on, stateless = triton_tuning.target(vectors.device), all(part is None for part in state)
+        launch = triton_tuning.rows(d_in, vectors.dtype, on, stateless=stateless)
         rows_kernel[(len(self.offsets) - 1, triton.cdiv(d_in, launch["WIDE"] + launch["TAIL"]))](
             vectors, weights, self.tokens, self.offsets, self.beyond, self._segments(vectors, weights),
             *extra, *state, out, d_in, triton_tuning.SEGMENT, **ADAM, UNIT=unit, **launch,

@@ -53,12 +53,15 @@ def value_grad_kernel(grad, indices, W_dec, out, D_IN, K, ROWS: tl.constexpr, WI
 
 
 def decode(
-    values: Float[Tensor, "tokens k"], indices: Int[Tensor, "tokens k"], W_dec: Float[Tensor, "d_sae d_in"]
+    values: Float[Tensor, "tokens k"],
+    indices: Int[Tensor, "tokens k"],
+    W_dec: Float[Tensor, "d_sae d_in"],
+    dtype: torch.dtype | None = None,
 ) -> Float[Tensor, "tokens d_in"]:
-    """The forward pass, in the dtype of ``W_dec``."""
+    """The forward pass, rounded from its fp32 sum to ``dtype`` (None: that of ``W_dec``)."""
     tokens, k = indices.shape
     d_in = W_dec.shape[1]
-    out = torch.empty(tokens, d_in, dtype=W_dec.dtype, device=W_dec.device)
+    out = torch.empty(tokens, d_in, dtype=dtype or W_dec.dtype, device=W_dec.device)
     launch = triton_tuning.tiles(d_in, W_dec.dtype)
     decode_kernel[(tokens, triton.cdiv(d_in, launch["WIDTH"]))](
         values.contiguous(), indices.contiguous(), W_dec.contiguous(), out, d_in, k, **launch

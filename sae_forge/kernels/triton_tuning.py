@@ -5,19 +5,43 @@ there would spill on a GPU, and what does not, does not.
 """
 
 from functools import cache
+from typing import NamedTuple
 
 import torch
 
 SEGMENT = 256
 """Entries a latent's own program sums; what it has beyond them is summed by other programs first."""
 MAX_K = 512
-"""Latents per token the selection and the fused decode hold at once."""
+"""Latents per token the selection holds at once."""
+MAX_FUSED_K = 256
+"""Latents per token whose rows the fused decode holds at once; of more it reads every row twice."""
 MAX_ROW = 8192
 """Columns of a row one program can hold through a step of Adam."""
 PIECE = 4096
 """Columns of a longer row that it sums at a time."""
 
+LAUNCH = 32
+"""Columns that a program of a sum could have read in the time its own indices and weights take; by reasoning."""
+
 Launch = dict[str, int]
+
+
+class Target(NamedTuple):
+    """What of a device decides how a row is cut."""
+
+    lanes: int = 32
+    """Threads of a warp: 64 on AMD's CDNA, where as many warps would pass the limit of threads."""
+    blackwell: bool = False
+    """Whether ptxas spills where it does not for older ones: more than 4 gathered rows beside none of Adam's."""
+
+
+@cache
+def target(device: torch.device) -> Target:
+    """The device that a launch goes to; one without a GPU is the interpreter's."""
+    if device.type != "cuda":
+        return Target()
+    found = torch.cuda.get_device_properties(device)
+    return Target(found.warp_size) if torch.version.hip else Target(blackwell=found.major >= 10)
 
 
 def topk(d_sae: int, k: int) -> Launch:
@@ -37,10 +61,10 @@ def decode_loss(d_in: int, k: int, dtype: torch.dtype) -> Launch:
     return {"SLOTS": slots, "WIDTH": width, "num_warps": warps}
 
 
-def rows(d_in: int, dtype: torch.dtype, lanes: int = 32) -> Launch:
+def rows(d_in: int, dtype: torch.dtype, on: Target, *, stateless: bool = False) -> Launch:
     """A whole row as one or two powers of two (2304 = 2048 + 256), and how many gathered ones are in flight."""
     if d_in > MAX_ROW:
-        return {"ROWS": 2, "WIDE": PIECE, "TAIL": 0, "num_warps": 512 // lanes}
+        return {"ROWS": 2, "WIDE": PIECE, "TAIL": 0, "num_warps": 512 // on.lanes}
     wide = max(16, power_above(d_in + 1) // 2)
     tail = 0 if d_in <= wide else max(16, power_above(d_in - wide))
     if tail == wide:
@@ -49,20 +73,19 @@ def rows(d_in: int, dtype: torch.dtype, lanes: int = 32) -> Launch:
     flight = max(1, min(8, threads * (64 if dtype.itemsize == 2 else 32) // wide))
     if tail > 256 and threads < 512:  # such a tail takes the registers of half of them
         flight //= 2
-    return {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": max(1, threads // lanes)}
-
-
-@cache
-def lanes() -> int:
-    """Threads of a warp: 32, and 64 on AMD's CDNA, where as many warps would pass the limit of threads."""
-    return torch.cuda.get_device_properties().warp_size if torch.version.hip and torch.cuda.is_available() else 32
+    if on.blackwell and stateless:
+        flight = min(4, flight)
+    return {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": max(1, threads // on.lanes)}
 
 
 def tiles(d_in: int, dtype: torch.dtype) -> Launch:
-    """Rows and columns of a sum that needs no whole row: the widest tile of those that waste least of ``d_in``."""
+    """Rows and columns of a sum that needs no whole row: the width at which all programs together take least.
+
+    A program takes as long as its width, of which the last one's may lie idle, and ``LAUNCH`` besides.
+    """
     most = 1024 if dtype.itemsize == 2 else 512
     widths = [width for width in (1024, 512, 256, 128, 64, 32, 16) if width <= min(most, power_above(d_in))] or [16]
-    width = min(widths, key=lambda width: (-(-d_in // width) * width, -width))
+    width = min(widths, key=lambda width: (-(-d_in // width) * (width + LAUNCH), width))
     return {"ROWS": 8, "WIDTH": width, "num_warps": max(1, 4 * width // most)}
 
 
