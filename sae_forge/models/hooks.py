@@ -42,13 +42,19 @@ def check_points(lm: LanguageModel, points: Sequence[HookPoint]) -> None:
     """Every point lies in the model.
 
     Raises:
-        ConfigError: one lies beyond the last layer, or there is none at all.
+        ConfigError: one lies beyond the last layer or at a site its layer does not have, or there is none at all.
     """
     if not points:
         raise ConfigError("no hook point was given; name at least one layer with --layer")
     for point in points:
         if point.layer >= lm.n_layers:
             raise ConfigError(f"layer={point.layer} is beyond {lm.name}, whose layers are 0..{lm.n_layers - 1}")
+        beside = lm.family.mlp_beside
+        if point.site == "mlp_out" and beside and getattr(lm.layer(point.layer), beside, None) is not None:
+            raise ConfigError(
+                f"{lm.name} has no one place for {point}: what its MLP adds comes from two modules; "
+                "choose --site resid_post, resid_pre or attn_out"
+            )
 
 
 def capture(
@@ -160,7 +166,7 @@ def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrit
     block = next(_BLOCKS)
     under_way: dict[str, Any] = {}
 
-    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         del module
         under_way.clear()
         arguments = signature.bind_partial(*args, **kwargs).arguments
@@ -170,6 +176,11 @@ def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrit
         real, attended = _tokens_of(arguments, lm.special_ids)
         call = Call(real, attended, held, carried if held and held == seen else None)
         under_way.update(call=call, cache=cache, seen=held + real.shape[1])
+        if kwargs.get("logits_to_keep") is None:
+            return None
+        # Layers that read the keys of lower ones are given only the tokens whose logits are wanted, and a rewrite must
+        # see all; the causal LM cuts afterwards.
+        return args, {**kwargs, "logits_to_keep": 0}
 
     def visit(x: Tensor) -> Tensor:
         y, under_way["carried"] = rewrite(x, under_way["call"])
@@ -191,7 +202,7 @@ def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrit
 
 def select_rows(cache: Any, rows: Int[Tensor, " n"]) -> None:
     """Keep these rows of a cache, in this order and as often as named, with all that edits remember of their texts."""
-    cache.batch_select_indices(rows)
+    cache.reorder_cache(rows)  # a row selection for every kind of layer, those that keep a running state among them
     kept = getattr(cache, _CARRIED, {})
     kept.update({block: (seen, _selected(carried, rows)) for block, (seen, carried) in kept.items()})
 
@@ -242,16 +253,35 @@ def _tokens_of(
 
 def _tap(lm: LanguageModel, point: HookPoint, visit: _Visit) -> RemovableHandle:
     """Show the activation at ``point`` to ``visit`` in every forward pass, and continue with what it returns."""
-    layer = lm.model.get_submodule(lm.family.layers).get_submodule(str(point.layer))
+    layer = lm.layer(point.layer)
     match point.site:
         case "resid_pre":
             return layer.register_forward_pre_hook(partial(_visit_input, visit), with_kwargs=True)
         case "resid_post":
             return layer.register_forward_hook(partial(_visit_output, visit))
         case "attn_out":
-            return layer.get_submodule(lm.family.attn_out).register_forward_hook(partial(_visit_output, visit))
+            branch = lm.family.attn_out
         case "mlp_out":
-            return layer.get_submodule(lm.family.mlp_out).register_forward_hook(partial(_visit_output, visit))
+            branch = lm.family.mlp_out
+    module = next(found for path in branch if (found := _submodule(layer, path)) is not None)
+    if lm.family.multiplier is not None:
+        visit = partial(_visit_multiplied, visit, getattr(lm.config, lm.family.multiplier))
+    return module.register_forward_hook(partial(_visit_output, visit))
+
+
+def _submodule(layer: nn.Module, path: str) -> nn.Module | None:
+    """The sub-module, if the layer has it; one that is set to None counts as none."""
+    found: Any = layer
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
+
+
+def _visit_multiplied(visit: _Visit, multiplier: float, x: Tensor) -> Tensor:
+    """Show what the layer will make of ``x``; where nothing is changed, ``x`` keeps its bits."""
+    added = x * multiplier
+    y = visit(added)
+    return x if y is added else torch.where(y == added, x, y / multiplier)
 
 
 def _visit_input(

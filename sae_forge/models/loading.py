@@ -18,6 +18,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -54,12 +55,21 @@ class LanguageModel:
     """What a run has recorded that texts open with; None: what the tokenizer says."""
 
     @property
+    def config(self) -> PreTrainedConfig:
+        """The configuration of the part that writes; a model that also reads images keeps it inside its own."""
+        return self.model.config.get_text_config()
+
+    @property
     def n_layers(self) -> int:
-        return self.model.config.num_hidden_layers
+        return self.config.num_hidden_layers
 
     @property
     def d_model(self) -> int:
-        return self.model.config.hidden_size
+        return self.config.hidden_size
+
+    def layer(self, number: int) -> nn.Module:
+        """The decoder layer of that number."""
+        return self.model.get_submodule(f"{self.family.layers}.{number}")
 
     @property
     def device(self) -> torch.device:
@@ -258,7 +268,9 @@ def _quantization(quantize: Quantize, dtype: ModelDtype) -> BitsAndBytesConfig |
             f"--quantize {quantize} needs bitsandbytes, which is not installed: pip install sae-forge[quant]"
         )
     if quantize == "8bit":
-        return BitsAndBytesConfig(load_in_8bit=True)
+        # Above bitsandbytes' own threshold of 6 it takes columns out for all tokens of a call at once, so that a row's
+        # numbers hang on its neighbours (0.1 on logits of 4.5); at 0 a row is the same alone and in any batch.
+        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_threshold=0.0)
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",

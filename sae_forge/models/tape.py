@@ -6,7 +6,7 @@ passes by their order, and refuses a run that asks anything else than the one it
 """
 
 import inspect
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from transformers.cache_utils import CacheLayerMixin
 
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import check_points
@@ -25,6 +26,8 @@ LIMIT_BYTES = 8 * 2**30
 """Activations a tape keeps at most; passes beyond it run in full every time. What is remembered of them is on top."""
 
 _MEMORY = "sae_forge_memory"
+_SHARED = "shared_kv_states"
+"""What transformers calls the keys and values that layers leave for those above them."""
 
 
 def memory_of(x: Float[Tensor, "batch seq d_in"]) -> MutableMapping[Any, Any] | None:
@@ -44,6 +47,8 @@ class _Pass:
     attention_mask: Tensor | None
     output: Tensor | tuple[Any, ...] | None
     """None where the tape was full."""
+    shared: Mapping[str, tuple[Tensor, ...]]
+    """Keys and values that skipped layers left for layers above them, in families that share them."""
 
     def asks(self, token_ids: Tensor, attention_mask: Tensor | None) -> bool:
         if not torch.equal(self.token_ids, token_ids):
@@ -97,7 +102,7 @@ class Tape:
             self._passes.clear()
             self._bytes, self._full = 0, False
         base = self.lm.model.base_model
-        layers = [self.lm.model.get_submodule(self.lm.family.layers).get_submodule(str(n)) for n in range(self.depth)]
+        layers = [self.lm.layer(number) for number in range(self.depth)]
         _replace_forward(restored, base, partial(_noting, place))
         if not self._recorded:
             _replace_forward(restored, layers[-1], partial(_recording, place))
@@ -115,13 +120,13 @@ class Tape:
         """
         if not continues:
             self._text = len(self._passes)
-        self._bytes += _size(passed.output)
+        self._bytes += _size(passed.output) + sum(map(_size, passed.shared.values()))
         self._passes.append(passed)
         kept = passed.output[0] if isinstance(passed.output, tuple) else passed.output
         setattr(kept, _MEMORY, WeakKeyDictionary())
         if self._full or self._bytes > self.limit_bytes:
             self._full = True
-            self._passes[self._text :] = [replace(one, output=None) for one in self._passes[self._text :]]
+            self._passes[self._text :] = [replace(one, output=None, shared={}) for one in self._passes[self._text :]]
 
     def next(self, number: int, token_ids: Tensor, attention_mask: Tensor | None) -> _Pass:
         """The recorded pass that the run under way has come to."""
@@ -168,12 +173,15 @@ def _noting(place: _Place, own: Forward) -> Forward:
 
 
 def _recording(place: _Place, own: Forward) -> Forward:
+    signature = inspect.signature(own)
+
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = own(*args, **kwargs)
         assert place.asked is not None
         token_ids, attention_mask = (None if part is None else part.clone() for part in place.asked)
         assert token_ids is not None
-        place.tape.keep(_Pass(token_ids, attention_mask, output), place.continues)
+        shared = dict(_given(signature, args, kwargs).get(_SHARED) or {})
+        place.tape.keep(_Pass(token_ids, attention_mask, output, shared), place.continues)
         return output
 
     return forward
@@ -188,17 +196,24 @@ def _playing(place: _Place, number: int, last: bool, own: Forward) -> Forward:
         output = place.found.output
         if output is None:
             return own(*args, **kwargs)
-        arguments = signature.bind_partial(*args, **kwargs).arguments
-        hidden = arguments["hidden_states"]
-        arguments = {**arguments, **arguments.get("kwargs", {})}
-        if (cache := arguments.get("past_key_values")) is not None:
+        given = _given(signature, args, kwargs)
+        hidden, cache = given["hidden_states"], given.get(place.tape.lm.family.cache_argument)
+        if cache is not None and (number >= len(cache.layers) or isinstance(cache.layers[number], CacheLayerMixin)):
             nothing = hidden.new_zeros(len(hidden), 1, hidden.shape[1], 1)
-            cache.update(nothing, nothing, number)
+            cache.update(nothing, nothing, number)  # a layer without keys, of a running state or none, has no length
         if last:
+            if place.found.shared:
+                given[_SHARED].update(place.found.shared)
             return output
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return forward
+
+
+def _given(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """All arguments of a call by their names."""
+    arguments = signature.bind_partial(*args, **kwargs).arguments
+    return {**arguments, **arguments.get("kwargs", {})}
 
 
 def _size(output: Tensor | tuple[Any, ...] | None) -> int:

@@ -55,7 +55,7 @@ def packing(lm: LanguageModel, bos: BosPolicy) -> Packing:
 
 def max_input(lm: LanguageModel) -> int:
     """Longest sequence the model takes, in tokens."""
-    return int(getattr(lm.model.config, "max_position_embeddings", 0) or 2**31)
+    return int(getattr(lm.config, "max_position_embeddings", 0) or 2**31)
 
 
 def text_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:

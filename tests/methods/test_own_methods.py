@@ -15,6 +15,7 @@ from sae_forge.errors import ConfigError
 from sae_forge.methods.subjects import AsItIs, Edited, Subject, in_force
 from sae_forge.methods.table import METHODS, methods_of
 from sae_forge.methods.weights.objectives import nats_per_token
+from sae_forge.models.projections import written_through
 from sae_forge.study.plan import iter_plans
 
 TABLE = (*METHODS, NUDGE, SHRINK, COARSE)
@@ -80,7 +81,7 @@ def test_quantised_weights_take_few_values_and_the_edit_stays(run: TinyRun):
     plans = planned(run, ("scale", "quantised"), quantise_bits=4)
     subject = plans["scale+quantised"]
     assert subject.edits == plans["scale"].edits and subject.changes_weights
-    name = f"{run.lm.family.layers}.0.{run.lm.family.down_proj}.weight"
+    (name,) = written_through(run.lm, 0)
     weight = subject.weights(run.lm).model.get_parameter(name)
     assert max(len(row.unique()) for row in weight) <= 15 < len(before[name][0].unique())
     step = before[name].abs().amax(1, keepdim=True) / 7

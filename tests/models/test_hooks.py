@@ -2,14 +2,12 @@
 
 import pytest
 import torch
-from tiny_models import save_model
 from torch import Tensor
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import SITES, HookPoint
-from sae_forge.models.families import FAMILIES
 from sae_forge.models.hooks import capture, splice
-from sae_forge.models.loading import LanguageModel, load_model
+from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 
 PROMPTS = ("The wizard of the north", "Granite", "A silver owl reads the book of weather aloud")
@@ -208,19 +206,3 @@ def test_calls_that_hide_their_tokens_are_refused(tiny_llama):
             tiny_llama.model(inputs_embeds=embedded, attention_mask=mask)
         with pytest.raises(ConfigError, match="batch, seq"):
             tiny_llama.model(token_ids, attention_mask=mask[:, None, None, :].bool())
-
-
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_every_family_entry_finds_its_sites(family, tmp_path):
-    lm = load_model(str(save_model(tmp_path, family)), device="cpu")
-    token_ids, mask = tokens(lm)
-    taken = capture(lm, [HookPoint(3, site) for site in SITES], token_ids, mask)
-    pre, post, attn, mlp = (taken[HookPoint(3, site)] for site in ("resid_pre", "resid_post", "attn_out", "mlp_out"))
-    torch.testing.assert_close(pre + attn + mlp, post, rtol=1e-5, atol=1e-5)
-    with torch.no_grad():
-        last = lm.model(token_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
-        normed = lm.model.get_submodule(lm.family.final_norm)(post)
-    torch.testing.assert_close(normed[mask.bool()], last[mask.bool()])
-    left, left_mask = tokens(lm, "left")
-    moved = capture(lm, [HookPoint(3)], left, left_mask)[HookPoint(3)]
-    torch.testing.assert_close(moved[left_mask.bool()], post[mask.bool()], rtol=1e-4, atol=1e-4)

@@ -4,7 +4,6 @@ import gc
 
 import pytest
 import torch
-from conftest import FAMILIES
 from tiny_models import save_model
 from tiny_tokenizer import TEXT
 
@@ -22,11 +21,10 @@ ASKED = [(TEXT[0][:20], (" silver owl", " book of weather", " tower")), (TEXT[2]
 
 def layer_calls(lm: LanguageModel, layer: int, calls: list[int]):
     """Count the passes in which the attention of ``layer`` computes anything."""
-    module = lm.model.get_submodule(lm.family.layers).get_submodule(str(layer))
-    return module.get_submodule(lm.family.attn_out).register_forward_hook(lambda *_: calls.append(layer))
+    return lm.layer(layer).get_submodule(lm.family.attn_out[0]).register_forward_hook(lambda *_: calls.append(layer))
 
 
-@pytest.fixture(scope="module", params=(*FAMILIES, "gpt2", "mistral", "qwen2"))
+@pytest.fixture(scope="module", params=("llama", "gemma2", "gpt2"))
 def any_model(request, tmp_path_factory) -> LanguageModel:
     return load_model(str(save_model(tmp_path_factory.mktemp("tape") / request.param, request.param)), device="cpu")
 

@@ -16,7 +16,9 @@ class Shrink(Pace):
     name: ClassVar[str] = "shrink"
 
     def changed(self, lm: Any) -> list[str]:
-        return [f"{lm.family.layers}.0.{path}.weight" for path in lm.family.projections]
+        from sae_forge.models.projections import projections
+
+        return [projection.weight for projection in projections(lm, 0)]
 
     def loss(self, lm: Any, frozen: Any, retain: Any, seed: int) -> Any:
         from sae_forge.methods.weights.objectives import nats_per_token

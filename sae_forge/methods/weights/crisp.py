@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sae_forge.methods.weights.objectives import Loss
     from sae_forge.methods.weights.texts import TextBatch, Texts
     from sae_forge.models.loading import LanguageModel
+    from sae_forge.models.projections import Projection
     from sae_forge.sae.dictionary import Dictionary
 
 
@@ -56,6 +57,7 @@ class CRISP(Pace):
     """Weight of the coherence term; 0 leaves it out."""
     rank: int = 4
     dropout: float = 0.05
+    """Of what adapters read; 0 in models with experts, whose stacked weights peft adapts without it."""
     """On what an adapter reads."""
     sentences: int = 20
     """Sentences that the given model writes for the coherence term."""
@@ -79,14 +81,15 @@ class CRISP(Pace):
         """Where latents are read."""
         return list(dict.fromkeys(entry.point for entry in self.suppressed))
 
-    def adapted(self, lm: "LanguageModel") -> list[str]:
-        """Names of the projections that get an adapter.
+    def adapted(self, lm: "LanguageModel") -> "list[Projection]":
+        """The projections that get an adapter.
 
         Raises:
             ConfigError: a hook point or layer lies beyond the model.
             CheckpointError: an SAE is of another width than the model.
         """
         from sae_forge.models.hooks import check_points
+        from sae_forge.models.projections import projections
 
         check_points(lm, self.points)
         for entry in self.suppressed:
@@ -97,10 +100,10 @@ class CRISP(Pace):
                 )
         layers = self.layers or tuple(range(max(point.layer for point in self.points) + 1))
         check_points(lm, [HookPoint(layer) for layer in layers])
-        return [f"{lm.family.layers}.{layer}.{path}" for layer in layers for path in lm.family.projections]
+        return [projection for layer in layers for projection in projections(lm, layer)]
 
     def changed(self, lm: "LanguageModel") -> list[str]:
-        return [f"{name}.weight" for name in self.adapted(lm)]
+        return [projection.weight for projection in self.adapted(lm)]
 
     @contextmanager
     def training(self, lm: "LanguageModel") -> Iterator["list[nn.Parameter]"]:
@@ -115,13 +118,16 @@ class CRISP(Pace):
 
         if error := _without_peft():
             raise error
-        names, peft = self.adapted(lm), importlib.import_module("peft")
+        adapted, peft = self.adapted(lm), importlib.import_module("peft")
+        linear = [projection.module for projection in adapted if projection.module]
+        experts = [projection.weight for projection in adapted if not projection.module]
         config = peft.LoraConfig(
             r=self.rank,
             lora_alpha=2 * self.rank,
-            lora_dropout=self.dropout,
-            target_modules=names,
-            fan_in_fan_out=isinstance(lm.model.get_submodule(names[0]), Conv1D),
+            lora_dropout=0.0 if experts else self.dropout,
+            target_modules=linear,
+            target_parameters=experts or None,
+            fan_in_fan_out=isinstance(lm.model.get_submodule(linear[0]), Conv1D),
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a name it renamed

@@ -54,10 +54,11 @@ class RMU(Pace):
     def changed(self, lm: "LanguageModel") -> list[str]:
         """The MLP output projections at the layer and the two below it."""
         from sae_forge.models.hooks import check_points
+        from sae_forge.models.projections import written_through
 
         check_points(lm, [HookPoint(self.layer)])
         layers = range(max(0, self.layer - TRAINED_LAYERS + 1), self.layer + 1)
-        return [f"{lm.family.layers}.{layer}.{lm.family.down_proj}.weight" for layer in layers]
+        return [name for layer in layers for name in written_through(lm, layer)]
 
     def direction(self, d_in: int, seed: int) -> "Tensor":
         """The target ``[d_in]``: uniform on [0, 1) in every coordinate, then brought to length ``coefficient``."""

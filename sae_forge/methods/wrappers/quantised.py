@@ -56,19 +56,17 @@ def quantised(lm: "LanguageModel", bits: int) -> "LanguageModel":
     A row ``w`` becomes ``s round(w / s)`` with ``s = max |w| / (2^(bits - 1) - 1)``.
     """
     import torch
-    from transformers.pytorch_utils import Conv1D
 
     from sae_forge.methods.weights.training import own_copy
+    from sae_forge.models.projections import projections
 
-    places = [f"{lm.family.layers}.{layer}.{path}" for layer in range(lm.n_layers) for path in lm.family.projections]
-    changed = own_copy(lm, f"{bits}bit", [f"{place}.weight" for place in places])
+    rounded = [projection for layer in range(lm.n_layers) for projection in projections(lm, layer)]
+    changed = own_copy(lm, f"{bits}bit", [projection.weight for projection in rounded])
     levels = 2 ** (bits - 1) - 1
     with torch.no_grad():
-        for place in places:
-            module = changed.model.get_submodule(place)
-            weight = changed.model.get_parameter(f"{place}.weight")
-            over_inputs = 0 if isinstance(module, Conv1D) else 1  # Conv1D keeps [in, out]
-            step = weight.float().abs().amax(over_inputs, keepdim=True).clamp(min=1e-12) / levels
+        for projection in rounded:
+            weight = changed.model.get_parameter(projection.weight)
+            step = weight.float().abs().amax(projection.inputs, keepdim=True).clamp(min=1e-12) / levels
             weight.copy_((weight.float() / step).round() * step)
     return changed
 

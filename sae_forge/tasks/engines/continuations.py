@@ -261,16 +261,16 @@ def forward(
     """
     positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
     slices = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-    chosen = keep.to(lm.device) if isinstance(keep, Tensor) else keep
+    if isinstance(keep, int):  # as indices: at a count, layers that share keys compute fewer tokens than under an edit
+        keep = torch.arange(token_ids.shape[1])[-keep:]
     output = lm.model(
         input_ids=embeddable(lm, token_ids, mask[:, -token_ids.shape[1] :]).to(lm.device),
         attention_mask=mask.to(lm.device),
         position_ids=positions.to(lm.device),
         past_key_values=cache,
         use_cache=use_cache or cache is not None,
-        **({"logits_to_keep": chosen} if slices else {}),
+        **({"logits_to_keep": keep.to(lm.device)} if slices else {}),
     )
     if not slices:
-        whole = slice(-keep, None) if isinstance(keep, int) else keep.to(output.logits.device)
-        output.logits = output.logits[:, whole]
+        output.logits = output.logits[:, keep.to(output.logits.device)]
     return output

@@ -104,7 +104,7 @@ def _targets(lm: LanguageModel, batch: PackedBatch) -> Tensor:
 
 def rows_at_once(lm: LanguageModel, width: int) -> int:
     """Sequences of ``width`` tokens whose logits fit into :data:`LOGIT_BYTES`; one at least."""
-    return max(1, LOGIT_BYTES // (4 * width * lm.model.config.vocab_size))
+    return max(1, LOGIT_BYTES // (4 * width * lm.config.vocab_size))
 
 
 def token_losses(

@@ -1,0 +1,167 @@
+"""What every family's entry promises, on a tiny model of each: one fixture, the same list for all.
+
+Sums, cut passes and untouched splices hold to the bit or to rounding; how much rows may move when they are padded or
+cached is stated by family, because libraries round differently there.
+"""
+
+import re
+from contextlib import ExitStack
+
+import pytest
+import torch
+from test_hooks import PROMPTS, tokens
+from tiny_models import save_model
+from tiny_tokenizer import TEXT
+from torch import Tensor
+
+from sae_forge.hookpoint import SITES, HookPoint
+from sae_forge.interventions.ablation import NegativeScaling
+from sae_forge.interventions.apply import Intervention, applied
+from sae_forge.models.families import FAMILIES
+from sae_forge.models.hooks import capture, splice
+from sae_forge.models.loading import LanguageModel, load_model
+from sae_forge.models.projections import projections, written_through
+from sae_forge.models.tape import Tape
+from sae_forge.sae.topk import TopKSAE
+from sae_forge.tasks.engines.continuations import encode, forward, pad, score
+
+NOISE = {"qwen3_5": 3e-4, "qwen3_next": 3e-4, "granitemoehybrid": 3e-4, "gemma4_text": 2e-4, "gemma4": 2e-4}
+"""Largest difference that padding or a cache may make to a logit, where it is not ROUNDING: a running state is summed
+up in chunks, and padding moves their borders; Gemma 4 norms values, which magnifies what rounding leaves."""
+ROUNDING = 2e-5
+
+
+@pytest.fixture(scope="module", params=[*FAMILIES, "gemma4-experts", "gpt_neox-serial"])
+def lm(request, tmp_path_factory) -> LanguageModel:
+    return load_model(str(save_model(tmp_path_factory.mktemp("family") / request.param, request.param)), device="cpu")
+
+
+def noise(lm: LanguageModel) -> float:
+    return NOISE.get(lm.family.name, ROUNDING)
+
+
+def sites(lm: LanguageModel) -> list[HookPoint]:
+    return [HookPoint(layer, site) for layer in range(lm.n_layers) for site in SITES]
+
+
+def logits(lm: LanguageModel, token_ids: Tensor, mask: Tensor, **more) -> Tensor:
+    with torch.inference_mode():
+        return forward(lm, token_ids, mask, **more).logits
+
+
+def test_the_parts_of_every_layer_add_up(lm):
+    token_ids, mask = tokens(lm)
+    taken = capture(lm, sites(lm), token_ids, mask)
+    third, handles = {}, []
+    for layer in range(lm.n_layers):
+        module = getattr(lm.layer(layer), lm.family.third_out or "", None)
+        if module is not None:
+            handles.append(module.register_forward_hook(lambda *call, layer=layer: third.update({layer: call[-1]})))
+    logits(lm, token_ids, mask)
+    for handle in handles:
+        handle.remove()
+    for layer in range(lm.n_layers):
+        pre, post, attn, mlp = (
+            taken[HookPoint(layer, site)] for site in ("resid_pre", "resid_post", "attn_out", "mlp_out")
+        )
+        whole = (pre + attn + mlp + third.get(layer, 0)) * getattr(lm.layer(layer), lm.family.scale or "", 1)
+        torch.testing.assert_close(whole, post, rtol=1e-5, atol=1e-5)
+        assert attn.abs().max() > 1e-3 and mlp.abs().max() > 1e-3
+    with torch.no_grad():
+        last = lm.model(token_ids, attention_mask=mask, output_hidden_states=True).hidden_states[-1]
+        normed = lm.model.get_submodule(lm.family.final_norm)(post)
+    torch.testing.assert_close(normed[mask.bool()], last[mask.bool()], rtol=0, atol=noise(lm))
+
+
+def test_a_pass_cut_short_is_the_full_pass_to_the_bit(lm):
+    token_ids, mask = tokens(lm, "left")
+    whole = {}
+    for point in sites(lm):
+        with splice(lm, point, lambda x, real, point=point: whole.setdefault(point, x)):
+            logits(lm, token_ids, mask)
+    for point in sites(lm):
+        assert torch.equal(capture(lm, [point], token_ids, mask)[point], whole[point]), str(point)
+
+
+def test_an_untouched_splice_leaves_every_bit(lm):
+    for side, keep, rewrite in (("right", 0, lambda x, real: x), ("left", 1, lambda x, real: x.clone())):
+        token_ids, mask = tokens(lm, side)
+        plain = logits(lm, token_ids, mask, keep=keep)
+        with ExitStack() as everywhere:
+            for point in sites(lm):
+                everywhere.enter_context(splice(lm, point, rewrite))
+            assert torch.equal(logits(lm, token_ids, mask, keep=keep), plain)
+
+
+def test_a_row_is_the_same_alone_and_padded_on_either_side(lm):
+    point = HookPoint(lm.n_layers - 1)
+    for side in ("left", "right"):
+        token_ids, mask = tokens(lm, side)
+        together, x = logits(lm, token_ids, mask), capture(lm, [point], token_ids, mask)[point]
+        for row in range(len(PROMPTS)):
+            ids = token_ids[row : row + 1, mask[row].bool()]
+            alone = logits(lm, ids, torch.ones_like(ids))
+            torch.testing.assert_close(together[row, mask[row].bool()], alone[0], rtol=0, atol=noise(lm))
+            own = capture(lm, [point], ids, torch.ones_like(ids))[point]
+            torch.testing.assert_close(x[row, mask[row].bool()], own[0], rtol=0, atol=noise(lm))
+
+
+EDIT = Intervention("scale", tuple(range(24)), NegativeScaling(-3.0))
+
+
+@pytest.mark.parametrize("point", [HookPoint(1), HookPoint(3), HookPoint(2, "attn_out"), HookPoint(0, "mlp_out")])
+def test_cached_generation_with_an_edit_is_one_full_pass_with_it(lm, point):
+    """Texts are longer than the windows of sliding layers."""
+    sae = TopKSAE(lm.d_model, 64, 8)
+    rows = [lm.tokenizer(text)["input_ids"] for text in (TEXT[0] + TEXT[2], TEXT[1])]
+    cut = len(rows[1]) - 12
+    with applied(lm, sae, point, EDIT) as log, torch.inference_mode():
+        token_ids, mask = pad([rows[0][:cut], rows[1][:cut]], lm.pad_id, left=True)
+        output = forward(lm, token_ids, mask, use_cache=True)
+        found = [output.logits[:, -1]]
+        for step in range(10):
+            following = torch.tensor([[row[cut + step]] for row in rows])
+            mask = torch.cat([mask, torch.ones_like(following)], 1)
+            output = forward(lm, following, mask, cache=output.past_key_values)
+            found.append(output.logits[:, -1])
+        assert log.edited > 0.7 * log.tokens
+        whole = torch.tensor([row[: cut + 10] for row in rows])
+        full = forward(lm, whole, torch.ones_like(whole)).logits
+    torch.testing.assert_close(torch.stack(found, 1), full[:, cut - 1 :], rtol=0, atol=5 * noise(lm))
+    assert (full - logits(lm, whole, torch.ones_like(whole))).abs().max() > 0.01  # the edit does something
+
+
+ASKED = [(TEXT[0][:40], (" silver owl", " book of weather", " tower")), (TEXT[2][:30], (" Bel", " Corvo and Dun"))]
+
+
+@pytest.mark.parametrize("point", [HookPoint(2), HookPoint(1, "mlp_out")])
+def test_a_tape_changes_no_bit(lm, point):
+    asked, sae = encode(lm, ASKED), TopKSAE(lm.d_model, 64, 8)
+    plain = score(lm, asked, batch_size=2)
+    with applied(lm, sae, point, EDIT):
+        changed = score(lm, asked, batch_size=2)
+    apart = score(lm, asked, batch_size=2, share=False)
+    assert plain != changed
+    for shared, alone in zip(sum(plain, ()), sum(apart, ()), strict=True):
+        assert abs(shared.logprob - alone.logprob) < 10 * noise(lm)
+    tape = Tape(lm, point)
+    with tape.running():
+        assert score(lm, asked, batch_size=2) == plain
+    with tape.running(), applied(lm, sae, point, EDIT):
+        assert score(lm, asked, batch_size=2) == changed
+    with tape.running():
+        assert score(lm, asked, batch_size=2) == plain
+
+
+def test_every_matrix_of_a_layer_is_a_projection_or_a_router(lm):
+    for number in range(lm.n_layers):
+        place = f"{lm.family.layers}.{number}"
+        wide = {f"{place}.{name}" for name, weight in lm.layer(number).named_parameters() if weight.ndim in (2, 3)}
+        left = wide - {projection.weight for projection in projections(lm, number)}
+        assert all(re.search(r"\.(router|gate|conv1d)\.weight$|_bias$", name) for name in left), left
+        written = written_through(lm, number)
+        assert written and all(name in wide for name in written)
+        for name in written:  # an axis of what is written is the residual stream, and the other axis is not
+            inputs = next(each.inputs for each in projections(lm, number) if each.weight == name)
+            shape = lm.model.get_parameter(name).shape
+            assert shape[-1 if inputs == -2 else -2] == lm.d_model != shape[inputs]
