@@ -17,7 +17,7 @@ from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.slices import Slice, sliced, taken_apart
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Edit:
     """An intervention on the latents of a dictionary, at a place of a model.
 
@@ -35,11 +35,21 @@ class Edit:
         """All latents concerned, watched or written, by their number in the whole dictionary."""
         return self.intervention.latents
 
+    @property
+    def needed(self) -> tuple[int, ...]:
+        """Those, and of a control that draws on other latents what it draws.
+
+        Raises:
+            ConfigError: there are too few to draw from.
+        """
+        edit, count = self.intervention.edit, max(1, len(self.intervention.written))
+        drawn = edit.stand_ins(count, self.dictionary.d_sae, self.latents) if isinstance(edit, RandomDirections) else ()
+        return self.latents + drawn
+
     def sliced(self) -> "Edit":
         """The same edit with no more of the dictionary than it needs, ready to be saved.
 
-        Of a control that draws on other latents, those are kept too. One that drops the SAE's error rebuilds every
-        token from the whole dictionary, and keeps it.
+        One that drops the SAE's error rebuilds every token from the whole dictionary, and keeps it.
 
         Raises:
             ConfigError: a latent lies beyond the dictionary.
@@ -47,12 +57,7 @@ class Edit:
         """
         if not self.intervention.keep_error:
             return self
-        kept = self.latents
-        if isinstance(self.intervention.edit, RandomDirections):
-            kept += self.intervention.edit.stand_ins(
-                max(1, len(self.intervention.written)), self.dictionary.d_sae, kept
-            )
-        return replace(self, dictionary=sliced(self.dictionary, kept))
+        return replace(self, dictionary=sliced(self.dictionary, self.needed))
 
     def __str__(self) -> str:
         what, count = self.intervention, len(self.intervention.targets)
@@ -63,6 +68,9 @@ class Edit:
             "" if what.keep_error else ", error dropped"
         )
         return f"{_words(what.edit, what.name)}{where} at {self.point}{rest}"
+
+    def __repr__(self) -> str:
+        return f"Edit({self})"
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):

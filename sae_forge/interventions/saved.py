@@ -23,7 +23,7 @@ from sae_forge.interventions.gates.table import GATES
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.protocol import Gate
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
-from sae_forge.sae.slices import SliceFacts, put_together, taken_apart
+from sae_forge.sae.slices import SliceFacts, put_together, taken_apart, whole
 from sae_forge.store import files
 from sae_forge.store.tensors import publish_tensors, read_tensors
 
@@ -87,6 +87,7 @@ def load_edits(folder: Path, *, kinds: tuple[type, ...] = (), device: str = "cpu
             if not isinstance(intervention, Intervention):
                 raise ValueError(f"edit {number} has a {type(intervention).__name__} for an intervention")
             edits.append(Edit(HookPoint.parse(entry["point"]), dictionary.to(device), intervention))
+            whole(dictionary).places(edits[-1].needed)  # refused here, not once a model is run under it
     except (ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not a saved edit: {error}") from None
     return tuple(edits)

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import combinations
 from typing import Any, NamedTuple
 
 from sae_forge.config.evaluate import EvalConfig
@@ -16,7 +17,7 @@ from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress
 from sae_forge.progress import Task as Advancing
 from sae_forge.study.settings import catalogue_of
-from sae_forge.tasks.choice import choices
+from sae_forge.tasks.choice import Choice, choices
 from sae_forge.tasks.item import ROLES, Item
 from sae_forge.tasks.task import Asked
 
@@ -83,6 +84,7 @@ def load_asked(
             "nothing to evaluate on: name what is asked, such as --forget_questions and --retain_questions, or "
             "--forget_eval and --retain_eval (sae-forge eval --help lists everything)"
         )
+    _refuse_twice(every, chosen)
     placed = [asked for asked in every if asked.task.group is None]
     if odd := [asked for asked in placed if asked.role not in ROLES]:
         raise DataError(
@@ -99,6 +101,24 @@ def load_asked(
         return asked.written, grouped, 0 if grouped else order[asked.domain]
 
     return tuple(sorted(every, key=place))
+
+
+def _refuse_twice(every: Sequence[Asked], chosen: Sequence[Choice]) -> None:
+    """Refuse what two of ``--tasks`` both ask: under one heading such items would be pooled, each counted twice.
+
+    Raises:
+        DataError: names the two.
+    """
+    for one, other in combinations(every, 2):
+        place, there = ((asked.task.group, asked.domain, asked.role, asked.kind) for asked in (one, other))
+        if one.rank == other.rank or place != there or not {*one.measured}.intersection(other.measured):
+            continue
+        if one.ids == other.ids or {*one.ids}.intersection(other.ids):
+            first, second = (chosen[asked.rank].called for asked in (one, other))
+            raise DataError(
+                f"--tasks {first},{second} both ask {one.domain or one.kind}, whose items would count twice; leave one "
+                "of them out, or give it other files"
+            )
 
 
 def measure(

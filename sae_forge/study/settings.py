@@ -57,7 +57,7 @@ KINDS = {"TASKS": Task, "METHODS": Method | Wrapper, "SELECTIONS": SelectionMeth
 """What a plug-in may list, and under which names."""
 FAILS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
-    SyntaxError, TypeError, ValueError,
+    SyntaxError, SystemExit, TypeError, ValueError,
 )  # fmt: skip
 """What the text of a module that is imported may raise."""
 WORDS = {"TASKS": "Task", "METHODS": "Method", "SELECTIONS": "SelectionMethod", "GATES": "GateKind"}

@@ -45,6 +45,11 @@ class Choice:
     settings: Mapping[str, Any] = field(default_factory=dict)
     """Its own, where they are others than the command's."""
 
+    @property
+    def called(self) -> str:
+        """As ``--tasks`` names it."""
+        return f"{self.task.name}:{self.part}" if self.part else self.task.name
+
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
     ) -> tuple[Asked, ...]:
@@ -58,7 +63,7 @@ class Choice:
         asked = tuple(one for one in every if self.part in ("", one.domain, one.kind))
         if self.part and not asked:
             parts = ", ".join(dict.fromkeys(one.domain or one.kind for one in every)) or "none: name its files"
-            raise DataError(f"--tasks {self.task.name}:{self.part}: the parts of {self.task.name} are {parts}")
+            raise DataError(f"--tasks {self.called}: the parts of {self.task.name} are {parts}")
         return asked
 
     @property

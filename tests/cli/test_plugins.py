@@ -114,6 +114,7 @@ def test_plugins_are_found_before_there_are_flags(arguments: str, names: tuple[s
             "cannot be imported: RuntimeError: no luck",
         ),
         ("def nothing", "1 / 0\n\n\ndef nothing", "cannot be imported: ZeroDivisionError"),
+        ("def nothing", "raise SystemExit(3)\n\n\ndef nothing", "cannot be imported: SystemExit: 3"),
         ("def nothing", "assert False\n\n\ndef nothing", "cannot be imported: AssertionError"),
         ("from dataclasses import", "from dataklasses import", "cannot be imported: ModuleNotFoundError"),
     ],

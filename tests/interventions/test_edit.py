@@ -172,6 +172,8 @@ def test_edit_says_what_it_does_in_one_line(topk):
     lines = [str(Edit(POINT, topk, intervention)) for intervention in INTERVENTIONS]
     assert len(set(lines)) == len(lines) - 1  # which latents a control may draw from is not said
     assert not any("\n" in line for line in lines)
+    edit = Edit(POINT, topk, INTERVENTIONS[0])
+    assert repr((edit, edit.sliced())) == f"(Edit({edit}), Edit({edit}))"
     assert lines[0] == "scale -3 on 5 latents at blocks.1.hook_resid_post"
     assert lines[1] == "zero on 1 latent at blocks.1.hook_resid_post"
     assert lines[3] == "conditional_clamp -5 theta 0.05 on 5 latents at blocks.1.hook_resid_post"
@@ -307,6 +309,7 @@ def altered(folder: Path, *keys: str | int, to: object) -> None:
             "gate of a Intervention cannot be",
         ),
         (("edits", 0, "intervention", "Intervention", "targets"), [3, 3], "needs distinct latents"),
+        (("edits", 0, "intervention", "Intervention", "targets", 0), 4, "latent 4 is not among the 5 that were kept"),
         (("edits", 0, "intervention", "Intervention", "targets", 0), 2.5, "targets of a Intervention cannot be"),
         (("edits", 0, "intervention", "Intervention", "keep_error"), 1, "keep_error of a Intervention cannot be '1'"),
         (("edits", 0, "intervention", "Intervention", "more"), 1, "a Intervention has the fields"),

@@ -256,6 +256,21 @@ def test_nothing_is_asked_twice(tmp_path: Path):
     ]
 
 
+@pytest.mark.parametrize("kind", ["domain and kind", "two tasks"])
+def test_no_item_is_asked_twice_under_one_heading(run: TinyRun, tmp_path: Path, kind: str):
+    """What falls together only once files are read: a domain and the kind of its items, a description and its model."""
+    name = Path(run.questions["forget_questions"][0]).stem
+    (tmp_path / "again.toml").write_text(
+        f'like = "questions"\n[settings]\nforget_questions = ["{run.questions["forget_questions"][0]}"]\n'
+    )
+    tasks = (f"questions:{name}", "questions:question" if kind == "domain and kind" else str(tmp_path / "again.toml"))
+    config = run.materials(**run.questions, tasks=tasks).config
+    with pytest.raises(DataError, match=f"both ask {name}, whose items would count twice") as caught:
+        load_asked(run.lm, config)
+    assert "\n" not in str(caught.value)
+    assert load_asked(run.lm, replace(config, tasks=tasks[:1]))
+
+
 # ---- other words --------------------------------------------------------------------------------
 
 
