@@ -71,3 +71,19 @@ def control_strings(lm: LanguageModel) -> list[str]:
     """Special tokens that this tokenizer takes for control tokens even where they stand in a text."""
     read = text_ids(lm, lm.special_strings)
     return [text for text, ids in zip(lm.special_strings, read, strict=True) if not lm.special_ids.isdisjoint(ids)]
+
+
+def room_after(lm: LanguageModel, before: Sequence[int], wanted: int) -> int:
+    """New tokens, ``wanted`` of them at most, that the model takes after those before: nothing of these is ever cut.
+
+    Raises:
+        DataError: there is room for none.
+    """
+    longest = max_input(lm)
+    if len(before) >= longest:
+        begins = str(lm.tokenizer.decode(list(before[:16]), skip_special_tokens=True))
+        raise DataError(
+            f"the prompt {begins!r}… is {len(before)} tokens long, and {lm.name} takes {longest} together with what is "
+            "written; shorten the prompt"
+        )
+    return min(wanted, longest - len(before))

@@ -8,6 +8,8 @@ from sae_forge.interventions.apply import attached
 from sae_forge.interventions.edit import Edit
 from sae_forge.live.session import Session
 from sae_forge.methods.edits.scale import scale
+from sae_forge.models.chat import prompt_ids
+from sae_forge.models.tokens import room_after
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.results.sheets import Sheet
@@ -34,6 +36,13 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
             intervention = scale(selection.indices[:count], factor)
             name = f"scale {factor:g} on {len(intervention.latents)} latents"
             edits[name] = (Edit(named.point, named.sae, intervention),)
+    read = prompt_ids(bench.lm, prompt)
+    room = room_after(bench.lm, read, sampling.max_new_tokens)
+    if room < sampling.max_new_tokens:
+        bench.progress.say(
+            f"the prompt is {len(read)} of the {len(read) + room} tokens that {bench.lm.name} takes, so {room} are "
+            f"written at most, not {sampling.max_new_tokens}"
+        )
     texts: dict[str, dict[str, Any]] = {}
     for name, in_force in edits.items():
         with attached(bench.lm, in_force) as log:
@@ -45,7 +54,7 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
     return Outcome(
         run=bench.run,
         outputs={"selection": path},
-        metrics={"prompt": prompt, "texts": texts},
+        metrics={"prompt": prompt, "prompt_tokens": len(read), "max_new_tokens": room, "texts": texts},
         summary="removing the hook restores the baseline: an edit lives in the forward pass, not in the weights",
         tables=(Sheet(prompt, ("edit", "continuation"), tuple((name, of["text"]) for name, of in texts.items())),),
     )

@@ -19,6 +19,7 @@ from sae_forge.methods.subjects import Edited, in_force
 from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
+from sae_forge.models.tokens import max_input
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims
 from sae_forge.results.report import FORMAT, ControlSummary, Report, Row
@@ -109,8 +110,8 @@ def evaluate(
     progress.say(lm.opening.sentence())
     materials = Materials(lm, sae, point, selection, config, collected)
     asked, tasks = load_asked(lm, config, progress), catalogue_of(config).tasks
-    if truncated := sum(one.truncated for one in asked):
-        progress.say(f"{truncated} questions or prompts are longer than the model takes; their beginnings are cut")
+    for line in _told_of_length(lm, asked):
+        progress.say(line)
     methods = methods_of(config.methods, table or catalogue_of(config).methods)
     left_out = _left_out(methods, materials, progress)
     swept = sweep(methods, materials, progress, folder) if config.sweep else None
@@ -138,6 +139,17 @@ def evaluate(
     alone = [plan.subject.edits for plan in plans if isinstance(plan.subject, Edited) and plan.name != CONTROL]
     edits = [edit for edit, *others in alone if not others and edit.dictionary is sae]
     return EvalReport(report, items, tuple(edits))
+
+
+def _told_of_length(lm: LanguageModel, asked: Sequence[Asked]) -> Iterator[str]:
+    """What does not fit into the model: said before the work, and counted in the report's protocol."""
+    takes = f"the {max_input(lm)} tokens that {lm.name} takes"
+    for one in asked:
+        what = one.domain or one.kind or one.task.name
+        if one.truncated:
+            yield f"{what}: {one.truncated} of {one.units} are longer than {takes}; beginning or end is left out"
+        if one.shortened:
+            yield f"{what}: {one.shortened} of {one.units} leave too few of {takes}; what is written ends early"
 
 
 def _left_out(methods: Sequence[Method], materials: Materials, progress: Progress) -> dict[str, str]:
@@ -232,6 +244,7 @@ def _protocol(
         **{name: getattr(config, name) for name in _of_editing(config)},
         "chance": chance_of(base),
         "truncated": sum(one.truncated for one in asked),
+        "shortened": sum(one.shortened for one in asked),
         "bootstrap": {"resamples": config.bootstrap, "seed": config.seed, "over": "facts", "level": 0.95},
         **protocol_of(asked, catalogue_of(config).tasks, config),
     }

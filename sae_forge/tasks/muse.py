@@ -171,11 +171,8 @@ class Muse:
         return tuple(asked)
 
     def _recall(self, lm: "LanguageModel", measure: Measure, recall: Recall) -> Asked:
-        from sae_forge.models.tokens import bos_ids, max_input, text_ids
+        from sae_forge.tasks.engines.generation import shortened
 
-        # what does not fit into the model beside what is written loses its beginning
-        room = max_input(lm) - recall.max_new_tokens - len(bos_ids(lm))
-        rows = text_ids(lm, [item.prompt for item in recall.prompts])
         ids = tuple(item.id for item in recall.prompts)
         how = {"items": len(ids), "max_new_tokens": recall.max_new_tokens, "shots": recall.shots, "ids": list(ids)}
         return Asked(
@@ -184,14 +181,17 @@ class Muse:
             ids=ids,
             facts=tuple(item.fact for item in recall.prompts),
             units=len(ids),
-            truncated=sum(len(row) > room for row in rows),
+            shortened=shortened(lm, [item.prompt for item in recall.prompts], recall.max_new_tokens),
             measures=(measure,),
             protocol={str(self.group): {measure.name: how}},
             content=recall,
         )
 
     def _privleak(self, lm: "LanguageModel", sides: "dict[str, tuple[Passage, ...]]", reference: float) -> Asked:
-        token_ids = {side: [_token_ids(lm, text, side) for text in texts] for side, texts in sides.items()}
+        from sae_forge.models.tokens import max_input
+
+        whole = {side: [_token_ids(lm, text, side) for text in texts] for side, texts in sides.items()}
+        token_ids = {side: [row[: max_input(lm)] for row in rows] for side, rows in whole.items()}
         every = [text for texts in sides.values() for text in texts]
         how = {
             "items": {side: len(texts) for side, texts in sides.items()},
@@ -206,6 +206,7 @@ class Muse:
             ids=tuple(text.id for text in every),
             facts=tuple(text.fact for text in every),
             units=len(every),
+            truncated=sum(len(row) > max_input(lm) for rows in whole.values() for row in rows),
             measures=(PRIVLEAK,),
             reads=True,
             protocol={str(self.group): {"privleak": how}},
@@ -347,10 +348,10 @@ def _knowmem(role: str, items: "Sequence[Prompt]", shots: "Sequence[Prompt]") ->
 
 
 def _token_ids(lm: "LanguageModel", passage: "Passage", side: str) -> tuple[int, ...]:
-    """The whole text, or as much from its beginning as the model takes."""
-    from sae_forge.models.tokens import bos_ids, max_input, text_ids
+    """The whole text."""
+    from sae_forge.models.tokens import bos_ids, text_ids
 
-    ids = [*bos_ids(lm), *text_ids(lm, [passage.text])[0]][: max_input(lm)]
+    ids = [*bos_ids(lm), *text_ids(lm, [passage.text])[0]]
     if len(ids) < 2:
         raise DataError(f"the text {passage.text!r:.40} of --privleak_{side} holds no token to predict")
     return tuple(ids)

@@ -66,7 +66,7 @@ class Prompts:
         Raises:
             DataError: a file is missing or malformed.
         """
-        from sae_forge.tasks.engines.generation import Sampling
+        from sae_forge.tasks.engines.generation import Sampling, shortened
         from sae_forge.tasks.records import iter_records, text_field
 
         texts: list[str] = []
@@ -74,15 +74,17 @@ class Prompts:
             texts += [text_field(record, "prompt", where) for where, record in iter_records(source)][:limit]
         sampling = Sampling(**_sampled_how(config))
         numbers = tuple(map(str, range(len(texts))))
+        said = tuple(self.wording.around(self.wording.said(text)) for text in texts)
         asked = Asked(
             task=self,
             kind="generation",
             ids=numbers,
             facts=numbers,
             units=len(texts),
+            shortened=shortened(lm, said, config.max_new_tokens),
             counted=str(self.group),
             protocol={str(self.group): {**vars(sampling), "prompts": len(texts)}},
-            content=(tuple(self.wording.around(self.wording.said(text)) for text in texts), sampling),
+            content=(said, sampling),
         )
         return (asked,) if texts else ()
 

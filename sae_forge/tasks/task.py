@@ -98,7 +98,9 @@ class Asked:
     units: int
     """Items, for the progress that is shown."""
     truncated: int = 0
-    """Items whose beginning does not fit into the model."""
+    """Items that do not fit into the model and are read in part."""
+    shortened: int = 0
+    """Items after which the model has room for less than was to be written."""
     measures: tuple[Measure, ...] = ()
     """Those of the task's that it is for; all, where none is said."""
     counted: str = ""

@@ -1,6 +1,7 @@
 """Sampled text that depends on the seed and the model alone, and its repetition measured as defined."""
 
-import math
+import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_tokenizer import TEXT
 
+from sae_forge.errors import DataError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
+from sae_forge.models.chat import prompt_ids
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tasks.engines.generation import Sampling, Written, draw, write
+from sae_forge.tasks.engines.generation import Sampling, Written, draw, shortened, write
 from sae_forge.tasks.engines.texts import degenerate, distinct, stutters
 
 PROMPTS = ["The wizard", "Granite is a rock of quartz,", "River", TEXT[1], "It cools"]
@@ -145,7 +148,20 @@ def test_nothing_to_continue_is_no_text(tiny_llama: LanguageModel):
     assert write(tiny_llama, [], Sampling(), batch_size=4) == []
 
 
-def test_a_prompt_longer_than_the_model_is_cut_to_fit(tiny_llama: LanguageModel):
-    (written,) = write(tiny_llama, ["quartz and mica " * 80], Sampling(max_new_tokens=5), batch_size=1)
-    assert 0 <= written.tokens <= 5
-    assert not math.isnan(distinct(written.text, 1))
+def test_what_does_not_fit_beside_a_prompt_is_not_written_and_the_prompt_is_read_whole(
+    tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch
+):
+    """In a batch with a short text, which goes on; another beginning of the long one gives another text."""
+    endless = dataclasses.replace(tiny_llama, tokenizer=copy.deepcopy(tiny_llama.tokenizer))
+    endless.tokenizer.eos_token = None
+    monkeypatch.setattr(endless.model.generation_config, "eos_token_id", None)
+    plan, longest = Sampling(max_new_tokens=40, temperature=0), 128
+    texts = ["quartz and mica " * 12, "An owl", "feldspar or mica " + "quartz and mica " * 11]
+    full, short, other = write(endless, texts, plan, batch_size=3)
+    read = len(prompt_ids(endless, texts[0]))
+    assert longest - 40 < read < longest
+    assert (full.tokens, short.tokens, shortened(endless, texts, 40)) == (longest - read, 40, 2)
+    assert write(endless, texts[:1], plan, batch_size=1) == [full]
+    assert other.text != full.text
+    with pytest.raises(DataError, match=r"the prompt 'quartz and .* takes 128 together with what is written"):
+        write(tiny_llama, ["quartz and mica " * 80], Sampling(max_new_tokens=5), batch_size=1)

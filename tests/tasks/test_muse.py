@@ -289,12 +289,12 @@ def test_texts_have_bos_and_end_where_the_model_does(model_folders: dict[str, Pa
     assert len(row) == 128
     assert row[0] == short.tokenizer.bos_token_id
     assert found.protocol["muse"]["privleak"]["tokens"]["forget"] == 128
-    assert found.truncated == 0
-    wordy = write_lines(tmp_path / "w.jsonl", [{"question": "owl " * n, "answer": "a"} for n in (2, 90)])
+    assert found.truncated == 3, "the forget text and two of the others"
+    wordy = write_lines(tmp_path / "w.jsonl", [{"question": "owl " * n, "answer": "a"} for n in (2, 50)])
     (asked,) = asked_of(short, EvalConfig(knowmem_forget=(wordy,)))
     lengths = [len(short.tokenizer(item.prompt)["input_ids"]) for item in asked.content.prompts]
-    assert lengths[0] < 128 - 32 < lengths[1], "BOS counts"
-    assert asked.truncated == 1
+    assert lengths[0] < 128 - 32 < lengths[1] < 128, "BOS counts"
+    assert (asked.truncated, asked.shortened) == (0, 1)
     with pytest.raises(DataError, match="--verbmem writes 128 tokens, and the model takes 128 with the prompt"):
         asked_of(short, EvalConfig(**make_files(tmp_path)))
 

@@ -200,6 +200,7 @@ def _written(lm: "LanguageModel", recipe: CRISP, retain: "Texts", seed: int) -> 
     import torch
 
     from sae_forge.methods.weights.texts import TextBatch, Texts, iter_batches
+    from sae_forge.models.tokens import room_after
 
     long_enough = retain.attention_mask[:, : recipe.prompt_tokens].sum(-1) == recipe.prompt_tokens
     openings = Texts(retain.token_ids[long_enough], retain.attention_mask[long_enough])
@@ -217,7 +218,7 @@ def _written(lm: "LanguageModel", recipe: CRISP, retain: "Texts", seed: int) -> 
             written: Any = lm.model.generate(  # pyright: ignore[reportCallIssue]
                 input_ids=token_ids.to(lm.device),
                 attention_mask=torch.ones_like(token_ids).to(lm.device),
-                max_new_tokens=recipe.sentence_tokens,
+                max_new_tokens=room_after(lm, token_ids[0].tolist(), recipe.sentence_tokens),
                 do_sample=False,
                 pad_token_id=lm.pad_id,
             )

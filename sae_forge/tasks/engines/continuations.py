@@ -97,9 +97,12 @@ def split(bare: list[int], wholes: Sequence[Sequence[int]], longest: int) -> Enc
     room = longest - max(map(len, targets))
     if shared < 1 or room < 1:
         raise DataError(f"a continuation after {shared} tokens does not fit a model that takes {longest} tokens")
-    if shared <= room:
-        return Encoded(tuple(bare[:shared]), targets)
-    return Encoded(tuple(bare[:1] + bare[shared - room + 1 : shared]), targets, truncated=True)
+    return Encoded(fitted(bare[:shared], room), targets, truncated=shared > room)
+
+
+def fitted(ids: Sequence[int], room: int) -> tuple[int, ...]:
+    """A context that is no longer than ``room``: of a longer one BOS, or whatever stands first, and its end."""
+    return tuple(ids) if len(ids) <= room else (*ids[:1], *ids[len(ids) - room + 1 :])
 
 
 # ---- scoring ------------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ from torch import Tensor
 from sae_forge.errors import NumericalError
 from sae_forge.models.chat import Rendered, prompt_ids
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import max_input
+from sae_forge.models.tokens import room_after
 from sae_forge.rng import generator
 from sae_forge.tasks.engines.continuations import Done, forward, pad, report
 from sae_forge.tasks.engines.texts import degenerate, distinct, stutters
@@ -89,6 +89,15 @@ def write(
     return [continued[index] for index in range(len(prompts))]
 
 
+def shortened(lm: LanguageModel, texts: Sequence[str | Rendered], max_new_tokens: int) -> int:
+    """How many of these texts leave room for fewer new tokens than that.
+
+    Raises:
+        DataError: one leaves room for none.
+    """
+    return sum(room_after(lm, prompt_ids(lm, text), max_new_tokens) < max_new_tokens for text in texts)
+
+
 class Step(NamedTuple):
     """One forward pass: what the model read, and what it wrote after that."""
 
@@ -106,18 +115,22 @@ def steps(
 ) -> Iterator[Step]:
     """The passes in which the model continues each text, until all have ended or the limit is reached.
 
-    A text that has ended goes on as padding, which no edit touches or counts.
+    A text that has ended goes on as padding, which no edit touches or counts. One that fills the model ends there.
+
+    Raises:
+        DataError: a text leaves no room to write after it.
     """
-    room = max(1, max_input(lm) - sampling.max_new_tokens)
-    token_ids, mask = pad([_fit(prompt_ids(lm, text), room) for text in texts], lm.pad_id, left=True)
+    read = [prompt_ids(lm, text) for text in texts]
+    rooms = torch.tensor([room_after(lm, row, sampling.max_new_tokens) for row in read])
+    token_ids, mask = pad(read, lm.pad_id, left=True)
     ends, quantiles = torch.tensor(sorted(_end_ids(lm))), torch.from_numpy(draws)
     alive = torch.ones(len(texts), dtype=torch.bool)
     cache = None
-    for step in range(sampling.max_new_tokens):
+    for step in range(int(rooms.max())):
         with torch.inference_mode():
             output = forward(lm, token_ids, mask, keep=1, cache=cache, use_cache=True)
             drawn = draw(output.logits[:, -1].float().cpu(), quantiles[:, step], sampling)
-        alive = alive & ~torch.isin(drawn, ends)
+        alive = alive & ~torch.isin(drawn, ends) & (step < rooms)
         yield Step(token_ids, mask[:, -token_ids.shape[1] :], drawn, alive)
         if not alive.any():
             return
@@ -143,10 +156,6 @@ def draw(
     reached = nucleus.cumsum(-1)
     place = (reached <= quantiles[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
     return ids.gather(1, place.clamp(max=logits.shape[1] - 1))[:, 0]
-
-
-def _fit(ids: list[int], room: int) -> list[int]:
-    return ids if len(ids) <= room else ids[:1] + ids[len(ids) - room + 1 :]
 
 
 def _end_ids(lm: LanguageModel) -> set[int]:

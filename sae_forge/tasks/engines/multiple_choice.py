@@ -18,7 +18,7 @@ from sae_forge.models.chat import Rendered, prompt_ids, render
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import max_input, text_ids
 from sae_forge.statistics.answers import LETTERS
-from sae_forge.tasks.engines.continuations import Done, Encoded, Score, encode, score
+from sae_forge.tasks.engines.continuations import Done, Encoded, Score, encode, fitted, score
 from sae_forge.tasks.records import Question
 
 SUBJECTS = {"wmdp-bio": "biology", "wmdp-cyber": "cybersecurity", "wmdp-chem": "chemistry"}
@@ -167,9 +167,8 @@ def _encode_chat(lm: LanguageModel, chats: Sequence[Rendered], options: Sequence
     targets = [(token,) for letter in LETTERS[: max(options, default=0)] for token in letter_ids(lm, letter)]
     encoded = []
     for chat, count in zip(chats, options, strict=True):
-        whole, room = tuple(prompt_ids(lm, chat)), max_input(lm) - 1
-        cut = whole if len(whole) <= room else whole[:1] + whole[1 - room :]
-        encoded.append(Encoded(cut, tuple(targets[: 2 * count]), truncated=cut != whole))
+        whole, room = prompt_ids(lm, chat), max_input(lm) - 1
+        encoded.append(Encoded(fitted(whole, room), tuple(targets[: 2 * count]), truncated=len(whole) > room))
     return encoded
 
 
