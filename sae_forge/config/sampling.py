@@ -15,7 +15,7 @@ class SamplingConfig(ModelConfig):
 
     num_features: Annotated[
         tuple[int, ...],
-        "Latents to edit, best first; several (10,50,100) sweep.",
+        "Latents to edit, the first of the selection; several (10,50,100) sweep.",
         Setting(at_least=1, wanted="give at least 1 latent", heading="Edits"),
     ] = (100,)
     ablation_scale: Annotated[

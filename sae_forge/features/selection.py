@@ -2,6 +2,7 @@
 
 import dataclasses
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Selection:
-    """Latents to edit, best first."""
+    """Latents to edit, in the order that a smaller number of them is taken in: see ``order``."""
 
     sae: str
     """Folder of the SAE relative to the run's ``saes``: ``blocks.15.hook_resid_post/k32-d32768-s0``."""
@@ -91,7 +92,7 @@ class Selection:
 
     @property
     def indices(self) -> tuple[int, ...]:
-        """The latents, best first."""
+        """The latents in their order."""
         return tuple(latent.index for latent in self.latents)
 
     @property
@@ -99,6 +100,14 @@ class Selection:
         """Latents that fire somewhere in these corpora, by rising index."""
         dead = set(self.dead)
         return tuple(latent for latent in range(self.d_sae) if latent not in dead)
+
+    @property
+    def order(self) -> str:
+        """How its latents are ordered, in words that their numbers bear out; a given list has its own."""
+        for name in dict.fromkeys((self.settings.get("sort_by", "score"), "score")):
+            if all(one >= other for one, other in pairwise(getattr(latent, name) for latent in self.latents)):
+                return f"highest {name} first"
+        return "in the order they were chosen"
 
     def without_snippets(self) -> "Selection":
         """The same selection holding no corpus text."""

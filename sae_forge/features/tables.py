@@ -4,15 +4,16 @@ from collections.abc import Mapping
 
 from sae_forge.features.selection import Selection
 
-COLUMNS = ("latent", "score", "forget freq", "retain freq", "ratio", "fires most on")
 
-
-def table(selection: Selection) -> list[tuple[str, ...]]:
-    """A row of :data:`COLUMNS` for each latent, best first, as text; frequencies in percent of tokens."""
-    return [
+def table(selection: Selection) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Heads, and a row for each latent in the selection's order, as text; frequencies in percent of tokens."""
+    by = selection.settings.get("sort_by", "score")
+    also = () if by in ("score", "ratio") else (by,)
+    rows = [
         (
             str(latent.index),
-            f"{latent.score:.4g}",
+            f"{latent.score:.3g}",
+            *(f"{getattr(latent, name):.3g}" for name in also),
             f"{latent.forget_frequency:.3%}",
             f"{latent.retain_frequency:.3%}",
             f"{latent.ratio:.3g}",
@@ -20,6 +21,7 @@ def table(selection: Selection) -> list[tuple[str, ...]]:
         )
         for latent in selection.latents
     ]
+    return ("latent", "score", *also, "forget freq", "retain freq", "ratio", "fires most on"), rows
 
 
 def comparison(selections: Mapping[str, Selection]) -> list[tuple[str, ...]]:

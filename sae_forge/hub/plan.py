@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from sae_forge import builtin
 from sae_forge.errors import CheckpointError, ConfigError, DataError, ForgeError
 from sae_forge.sae.store import CFG, WEIGHTS
 from sae_forge.store import files
@@ -30,6 +31,8 @@ CARD = "README.md"
 TOKEN = re.compile(rb"hf_[A-Za-z0-9]{20,}")
 """How a Hub token looks."""
 
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
 _PLOT = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,100}\.png")
 _PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -87,8 +90,22 @@ def opened(path: Path, kind: type[ForgeError]) -> Iterator[BinaryIO]:
         yield file
 
 
-def sae_files(folder: Path, inside: str) -> tuple[dict[str, Any], list[Upload]]:
+def public_name(model: str, weights: str) -> str:
+    """What a model is called in public: built in, or on the Hub; nothing for one that lay in a folder.
+
+    A folder goes by its last name, which has no owner in front, and ``gpt2`` may hold anything. A name without an owner
+    is the Hub's only where the model's weights are known by a commit.
+    """
+    if builtin.model_folder(model) is not None or _HUB_ID.fullmatch(model) or _COMMIT.fullmatch(weights):
+        return model
+    return ""
+
+
+def sae_files(folder: Path, inside: str, model: str) -> tuple[dict[str, Any], list[Upload]]:
     """The SAE's settings without paths, and its two files for the repository folder ``inside``.
+
+    Args:
+        model: The public name of its language model, under which it is published; nothing where it has none.
 
     Raises:
         CheckpointError: a file is missing, a link, or not what the settings say it is.
@@ -99,7 +116,15 @@ def sae_files(folder: Path, inside: str) -> tuple[dict[str, Any], list[Upload]]:
     if expected is not None and weights.sha256 != expected:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged: its hash is not the one in {CFG}")
     public = without_paths(cfg)
+    for about, name in ((public.get("metadata"), "model_name"), (_provenance(public), "model")):
+        if isinstance(about, dict) and name in about:
+            about[name] = model
     return public, [Upload.of(f"{inside}/{CFG}", content if public == cfg else encoded(public)), weights]
+
+
+def _provenance(cfg: dict[str, Any]) -> Any:
+    ours = cfg.get("sae_forge")
+    return ours.get("provenance") if isinstance(ours, dict) else None
 
 
 def selection_file(path: Path, inside: str, weights: str, *, contexts: bool) -> Upload:

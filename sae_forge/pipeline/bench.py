@@ -112,6 +112,11 @@ class Bench:
         path = Path(self.config.model).expanduser()
         return path.resolve().name if path.is_dir() else self.config.model
 
+    @property
+    def public_model(self) -> str:
+        """The model's name for what others will read; nothing for a folder of this machine."""
+        return "" if Path(self.config.model).expanduser().exists() else self.config.model
+
     def selection(self, named: Path | None, sae: Path) -> Path:
         """The selection file that was named, else the newest made for this SAE."""
         return named or self.run.newest_selection(sae, self.next("features"))

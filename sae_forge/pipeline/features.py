@@ -13,7 +13,7 @@ from sae_forge.features.identity import file_name, method_names
 from sae_forge.features.methods.method import table_of
 from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
-from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
+from sae_forge.features.tables import COMPARED, comparison, table
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.attribution import asking
 from sae_forge.pipeline.bench import Bench
@@ -169,8 +169,9 @@ def _outcome(bench: Bench, selections: Mapping[str, Selection], paths: Mapping[s
         metrics |= {"selections": {method: selection.metrics() for method, selection in selections.items()}}
         sheet = Sheet(f"selections side by side; eval takes {first}", COMPARED, tuple(comparison(selections)))
     else:
-        rows = tuple(table(selections[first])[:SHOWN])
-        sheet = Sheet(f"{len(rows)} of {len(selections[first].latents)} chosen latents, best first", COLUMNS, rows)
+        heads, rows = table(selections[first])
+        title = f"{len(rows[:SHOWN])} of {len(rows)} chosen latents, {selections[first].order}"
+        sheet = Sheet(title, heads, tuple(rows[:SHOWN]))
     return Outcome(
         run=bench.run,
         outputs=outputs,

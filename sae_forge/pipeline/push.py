@@ -8,6 +8,7 @@ from sae_forge.config.push import PushConfig
 from sae_forge.errors import CheckpointError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hub import plan
+from sae_forge.hub.licences import require_licence
 from sae_forge.hub.push import Parcel, PushReport, require_repo_id
 from sae_forge.hub.push import push as send
 from sae_forge.outcome import Outcome
@@ -61,6 +62,7 @@ def publish(
         ConfigError, RemoteError: as :func:`sae_forge.hub.push.push` raises them.
     """
     require_repo_id(repo_id)
+    require_licence(config.license)
     parcel = _parcel(folder, repo_id, config, selection=selection, evaluation=evaluation)
     return send(repo_id, parcel, config, progress=progress)
 
@@ -71,7 +73,7 @@ def _parcel(
     """Everything to upload, and the card that says what it is; reads files and touches no network."""
     _, provenance = load_sae(folder)
     inside = provenance.hook_point if re.fullmatch(r"[\w.-]+", provenance.hook_point) else UNPLACED
-    cfg, uploads = plan.sae_files(folder, inside)
+    cfg, uploads = plan.sae_files(folder, inside, plan.public_name(provenance.model, provenance.weights))
     weights = next(upload.sha256 for upload in uploads if upload.path.endswith(WEIGHTS))
     report, plots = None, ()
     if selection is not None:

@@ -23,7 +23,7 @@ def report(config: ReportConfig, bench: Bench) -> Outcome:
     if not saes:
         raise DataError(f"{bench.run.folder} holds no SAE to report on; make one with: {bench.next('train')}")
     path = bench.run.folder / "report.html"
-    write_page(path, config.model, [_section(sae, bench) for sae in saes])
+    write_page(path, bench.public_model, [_section(sae, bench) for sae in saes])
     return Outcome(
         run=bench.run,
         outputs={"page": path},

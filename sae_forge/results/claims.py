@@ -8,7 +8,8 @@ Questions, prompts, held-out and generated text have sentences of their own. Wha
 by what its measures say of themselves.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from itertools import pairwise
 
 from sae_forge.results.measure import Measure
 from sae_forge.results.report import Cell, ControlSummary, Report, Row, Spread
@@ -20,6 +21,8 @@ RETRAINED = (
     "{names}: other weights, trained on a copy; the given model is unchanged, and what went may be learned again."
 )
 POINTS = 100
+BROKEN_NATS, BROKEN_POINTS = 0.5, 10
+"""From how much more loss on retain text, or how many points fewer of its questions, a model no longer works."""
 OWN_MEASURES = ("accuracy", "answer_logprob", "probability", "logprob")
 """What the sentence on forgetting is about."""
 OWN_GROUPS = ("loss", "generation")
@@ -27,12 +30,13 @@ OWN_GROUPS = ("loss", "generation")
 
 
 def claims(report: Report) -> list[str]:
-    """Sentences on what was chosen, on what comes back, then on each method, its side effects and its controls."""
+    """Sentences on what is broken, on what was chosen and what comes back, then on each method and its controls."""
     rows = report.rows[1:]
     edits = [row for row in rows if row.edits and "selection" not in row.settings]
     trained = [row for row in rows if row.kind == "weights"]
-    lines = list(_of_sweep(report)) if report.sweep else []
-    lines += list(_of_edit(report, edits[0])) if edits and not lines else []
+    lines = [f"The model is broken under {'; and under '.join(broken)}."] if (broken := list(_broken(rows))) else []
+    lines += _of_sweep(report) if report.sweep else ()
+    lines += _of_edit(report, edits[0]) if edits and not report.sweep else ()
     lines += _of_all(report, edits)
     lines.append(REVERSIBLE)
     lines += [RETRAINED.format(names=", ".join(row.name for row in trained))] if trained else []
@@ -57,6 +61,21 @@ def headlines(report: Report) -> tuple[list[str], list[str]]:
     return every[:first], every[first:]
 
 
+def _broken(rows: Iterable[Row]) -> Iterator[str]:
+    """The methods under which what is kept is lost: there nothing was unlearned, whatever is forgotten."""
+    for row in rows:
+        if not row.is_control and (lost := _lost(row)):
+            yield f"{row.title}: {', '.join(lost)}"
+
+
+def _lost(row: Row) -> list[str]:
+    """Losses of what is kept that no forgetting makes up for."""
+    loss, right = _group_change(row, "loss").get("retain"), _changed(row, "retain", "accuracy")
+    lost = [f"loss on retain text {moved(loss)} nats"] if loss and loss.value > BROKEN_NATS else []
+    few = right is not None and right.value * POINTS < -BROKEN_POINTS
+    return [*lost, f"retain questions {moved(right, POINTS)} points"] if right and few else lost
+
+
 # ---- all methods --------------------------------------------------------------------------------
 
 
@@ -71,18 +90,20 @@ def _of_sweep(report: Report) -> Iterator[str]:
     many = f"{len(tuned)} methods, each" if len(tuned) > 1 else "1 method,"
     said = f"{many} tuned over {most} settings on the dev half and measured on the test half"
     yield f"{said} ({', '.join(once)}: nothing to tune, one setting)." if once else f"{said}."
+    chance = _chance(report, report.base.roles["forget"], measure)
     at_chosen = [row for row in report.rows if row.name in tuned and row.settings == tuned[row.name].chosen.settings]
     kept = [row for row in at_chosen if not row.at_rest and _change(row, "retain", measure).value >= -1 / POINTS]
-    kept = [row for row in kept if _change(row, "forget", measure).high < 0]
-    chance = _chance(report, report.base.roles["forget"], measure)
+    kept = [row for row in kept if _change(row, "forget", measure).high < 0 and not _lost(row)]
+    kept.sort(key=lambda row: _standing(row, measure, chance))
     if not kept:
         yield f"None of them forgets measurably and keeps the retain {asked} within one point, by the values measured."
     else:
         yield (
             f"Forget {asked} under those that keep the retain {asked} within one point, by the values measured, "
-            f"nearest to guessing ({chance:g}) first; the order itself was seen on the test half:"
+            f"nearest to guessing ({chance:g}) first; the order itself was seen on the test half"
+            + (", and where intervals overlap it may be chance:" if _overlapping(kept, measure) else ":")
         )
-    for row in sorted(kept, key=lambda row: _standing(row, measure, chance)):
+    for row in kept:
         after, before = row.roles["forget"].estimates[measure], report.base.roles["forget"].estimates[measure]
         turned = ", turned round" if after.high < chance else ""
         beside = _changed(row, "neighbour", measure)
@@ -91,6 +112,12 @@ def _of_sweep(report: Report) -> Iterator[str]:
     for end in ("roughest", "gentlest"):
         if names := [name for name, one in tuned.items() if one.end == end]:
             yield f"Chosen at the {end} strength that was tried, so there may be better beyond: {', '.join(names)}."
+
+
+def _overlapping(rows: list[Row], measure: str) -> bool:
+    """Whether any two that follow one another are not told apart."""
+    after = [row.roles["forget"].estimates[measure] for row in rows]
+    return any(one.low <= other.high and other.low <= one.high for one, other in pairwise(after))
 
 
 def _standing(row: Row, measure: str, chance: float) -> tuple[float, float]:
@@ -107,6 +134,8 @@ def _of_all(report: Report, edits: list[Row]) -> Iterator[str]:
             f"All edits of latents use one selection, {how['selection']}; a paper's own is made with features --method "
             "and compared with --compare_selections."
         )
+    elif edits and "selection" in how:
+        yield f"The latents are those of the selection {how['selection']}, in its order."
     if how.get("gate", "own") != "own":
         yield f"Every edit is in force only where the gate {how['gate']} is open ({how['gate_policy']})."
     if not how.get("keep_error", True):
@@ -242,6 +271,8 @@ def _control(report: Report, control: ControlSummary, row: Row) -> str:
     forget = control.roles.get("forget", {})
     measures = ("accuracy", "logprob", *(measure.name for measure in _others(report)))
     measure = next((measure for measure in measures if measure in forget), None)
+    if measure is None and "forget" in control.groups.get("loss", {}):
+        return f"{name}: {_control_loss(report, control, row)}"
     if measure is None:
         parts = [
             f"{report.groups[group].measure(key).words} from {report.base.groups[group][key].value:.1f} "
@@ -259,6 +290,22 @@ def _control(report: Report, control: ControlSummary, row: Row) -> str:
     beyond = control.edit_minus_control.get("forget", {}).get(measure)
     as_far = spread.min <= row.roles["forget"].estimates[measure].value
     return f"{said}. {_verdict(beyond, as_far)}" if beyond else f"{said}."
+
+
+def _control_loss(report: Report, control: ControlSummary, row: Row) -> str:
+    """The same of a run without questions: what the control did to the loss, and its share of the edit's effect."""
+    spread, before = control.groups["loss"]["forget"], report.base.groups["loss"]["forget"].value
+    said = f"loss on forget text from {before:.2f} to {_over_seeds(spread)} nats"
+    if retain := control.groups["loss"].get("retain"):
+        said += f", on retain text to {_over_seeds(retain)}"
+    effect = _group_change(row, "loss")["forget"]
+    if effect.low > 0:
+        least, most = ((loss - before) / effect.value for loss in (spread.min, spread.max))
+        said += f"; {least:.0%} to {most:.0%} of the edit's rise"
+    if (beyond := control.edit_minus_control.get("loss", {}).get("forget")) is None:
+        return f"{said}."
+    as_far = spread.max >= row.groups["loss"]["forget"].value
+    return f"{said}. {_verdict(Estimate(-beyond.value, -beyond.high, -beyond.low), as_far)}"
 
 
 def _verdict(beyond: Estimate, as_far: bool) -> str:

@@ -45,6 +45,8 @@ class Measure:
     """Where guessing lies, if that is the same for all items."""
     digits: int = 2
     """Digits after the point in a table."""
+    yes_or_no: bool = field(default=False, metadata=OMITTED)
+    """Whether an item's value is 0 or 1, so that where all are alike the interval is Wilson's, over facts."""
     shown: Literal["always", "in full", "in the file"] = "always"
     """Where it is printed: in the one table of a terminal and in all others; in the others alone; nowhere."""
     note: str = ""

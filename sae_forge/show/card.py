@@ -3,10 +3,8 @@
 Built from settings, statistics and measured numbers alone, so no corpus text can reach it.
 """
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -16,18 +14,18 @@ from sae_forge.config.evaluate import EvalConfig
 from sae_forge.hookpoint import SITES
 from sae_forge.methods.method import Method
 from sae_forge.methods.table import METHODS
-from sae_forge.results.claims import REVERSIBLE
+from sae_forge.results.claims import REVERSIBLE, headlines
 from sae_forge.results.pooled import methods
 from sae_forge.results.report import ROLES, Report
 from sae_forge.results.sheets import Sheet, notes, sheets
-from sae_forge.results.words import number
+from sae_forge.results.words import number, share
 from sae_forge.show.markdown import cell, items, table, titled
 
 if TYPE_CHECKING:  # it loads torch
     from sae_forge.features.selection import Selection
 
 TAGS = ("saelens", "sparse-autoencoder", "mechanistic-interpretability", "unlearning", "sae_forge")
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+UNNAMED = "a model that is not on the Hub"
 _SHOWN_LATENTS = 10
 _QUALITY = {
     "fvu": "fraction of variance unexplained",
@@ -58,9 +56,18 @@ class Subject:
 
     @property
     def model(self) -> str:
-        """The language model, by name."""
+        """The language model by its public name, or what is said of one that has none."""
+        return self._named or UNNAMED
+
+    @property
+    def base_model(self) -> str | None:
+        """The repository of the language model on the Hub."""
+        return None if builtin.model_folder(self._named) else self._named or None
+
+    @property
+    def _named(self) -> str:
         ours = self.cfg.get("sae_forge", {}).get("provenance", {})
-        return str(ours.get("model") or self.cfg.get("metadata", {}).get("model_name") or "an unnamed model")
+        return str(ours.get("model") or self.cfg.get("metadata", {}).get("model_name") or "")
 
     @property
     def roles(self) -> dict[str, list[str]]:
@@ -87,12 +94,10 @@ def render(subject: Subject) -> str:
 
 
 def _front_matter(subject: Subject) -> str:
-    results, model = list(_results(subject.report)) if subject.report else [], subject.model
-    # the Hub refuses a card whose base model is no repository's name
-    on_hub = _HUB_ID.fullmatch(model) and builtin.model_folder(model) is None and not Path(model).exists()
+    results = list(_results(subject.report)) if subject.report else []
     data = ModelCardData(
         library_name="saelens",
-        base_model=model if on_hub else None,
+        base_model=subject.base_model,
         license=subject.license,
         tags=list(TAGS),
         model_name=subject.repo_id.partition("/")[2] if results else None,
@@ -125,14 +130,17 @@ def _about(subject: Subject) -> str:
     cfg, topic = subject.cfg, cell(subject.forgotten)
     what = f"to make it forget **{topic}**" if topic else "to find and edit what it knows"
     size = f"{cfg['d_sae']:,} latents, {cfg['k']} kept per token, input width {cfg['d_in']:,}"
+    of = subject.model if subject.model == UNNAMED else f"`{subject.model}`"
     lines = [
         f"# {subject.repo_id.partition('/')[2]}",
-        f"A TopK sparse autoencoder on `{subject.inside}` of `{subject.model}`, {what}: {size}. "
+        f"A TopK sparse autoencoder on `{subject.inside}` of {of}, {what}: {size}. "
         "Made with sae_forge; SAELens loads it as it is.",
     ]
     known = {words: subject.quality[key] for key, words in _QUALITY.items() if subject.quality.get(key) is not None}
     if known:
-        lines.append(f"Measured after training: {', '.join(f'{words} {value:.4g}' for words, value in known.items())}.")
+        lines.append(
+            f"Measured after training: {', '.join(f'{words} {number(value)}' for words, value in known.items())}."
+        )
     return "\n\n".join(lines)
 
 
@@ -142,14 +150,19 @@ def _forgotten(subject: Subject) -> Iterator[str]:
         return
     yield "## What is forgotten"
     yield (
-        f"{len(chosen.latents)} latents, chosen by `{chosen.method}`, stand best first in "
+        f"{len(chosen.latents)} latents, chosen by `{chosen.method}`, stand, {chosen.order}, in "
         f"`{subject.inside}/features.json` with every statistic. Editing them is what makes the model forget"
         + (f" {cell(subject.forgotten)}." if subject.forgotten else ".")
     )
     if subject.roles:
         yield "\n".join(f"- {role}: {', '.join(map(cell, names))}" for role, names in subject.roles.items())
     rows = (
-        (str(latent.index), *map(number, (latent.score, latent.forget_frequency, latent.retain_frequency)))
+        (
+            str(latent.index),
+            number(latent.score),
+            share(latent.forget_frequency, 3),
+            share(latent.retain_frequency, 3),
+        )
         for latent in chosen.latents[:_SHOWN_LATENTS]
     )
     yield table(Sheet("", ("latent", "score", "share of forget tokens", "of retain tokens"), tuple(rows)))
@@ -159,8 +172,10 @@ def _measured(subject: Subject) -> Iterator[str]:
     report = subject.report
     if report is None:
         return
+    first, rest = headlines(report)
     guessing = [f"{one.chance:g} in {one.words}" for one in report.measures if one.chance is not None]
     yield "## What was measured"
+    yield items([line for line in first if line != REVERSIBLE])
     yield (
         "Estimates with 95 % intervals, resampled by fact. Random directions are the control: same norm on the same "
         "tokens, other directions, seeds pooled to their mean and widest interval."
@@ -171,8 +186,8 @@ def _measured(subject: Subject) -> Iterator[str]:
         )
     )
     yield from map(titled, sheets(report))
-    if said := [line for line in report.claims if line != REVERSIBLE]:
-        yield items(said)
+    if rest:
+        yield items(rest)
     if also := list(notes(report)):
         yield items(also)
     yield from (f"![{path}]({path})" for path in subject.plots)
@@ -180,8 +195,11 @@ def _measured(subject: Subject) -> Iterator[str]:
 
 def _loading(subject: Subject) -> str:
     module, made, count = _headline(subject.report)
+    model = "load_model(provenance.model)"
+    if subject.model == UNNAMED:
+        model = 'load_model("…")  # the model that the SAE was made on: it has no public name'
     edit = f"""
-lm = load_model(provenance.model)
+lm = {model}
 latents = Selection.load(folder / "features.json").indices[:{count}]
 edit = {made}
 with applied(lm, sae, HookPoint.parse(provenance.hook_point), edit):

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sae_forge.results.claims import headlines
 from sae_forge.results.report import Report
 from sae_forge.results.sheets import notes, sheets
-from sae_forge.results.words import number, spaced
+from sae_forge.results.words import number, share, spaced
 from sae_forge.show.style import CSS
 from sae_forge.store import files
 from sae_forge.store.seal import sealed
@@ -50,7 +50,7 @@ def write_page(path: Path, model: str, sections: Sequence[Section]) -> None:
 
 def page(model: str, sections: Sequence[Section]) -> str:
     """The whole page, the same bytes for the same data."""
-    title = f"Unlearning report: {model}"
+    title = f"Unlearning report: {model}" if model else "Unlearning report"
     body = [
         f"<h1>{escape(title)}</h1>",
         *(part for section in sections for part in _section(section, len(sections) > 1)),
@@ -101,23 +101,22 @@ def _selection(selection: "Selection") -> Iterable[str]:
     removed = ", ".join(f"{name} {count:,}" for name, count in selection.filtered.items() if count)
     yield "<h3>The latents</h3>"
     yield (
-        f"<p>{len(selection.latents):,} of {selection.candidates:,} valid latents, by {escape(selection.method)}."
-        + (f" Filters removed: {escape(removed)}." if removed else "")
-        + "</p>"
+        f"<p>{len(selection.latents):,} of {selection.candidates:,} valid latents, by {escape(selection.method)}, "
+        f"{selection.order}." + (f" Filters removed: {escape(removed)}." if removed else "") + "</p>"
     )
     rows = [
         (
             str(latent.index),
             number(latent.score),
-            f"{latent.forget_frequency:.3%}",
-            f"{latent.retain_frequency:.3%}",
+            share(latent.forget_frequency, 3),
+            share(latent.retain_frequency, 3),
             number(latent.ratio),
             tuple(snippet.text for snippet in latent.snippets[:MAX_SNIPPETS]),
         )
         for latent in selection.latents
     ]
     heads = ("latent", "score", "forget frequency", "retain frequency", "ratio", "fires most on «this token»")
-    yield _table("Chosen latents, best first", heads, rows, scroll=True)
+    yield _table(f"Chosen latents, {selection.order}", heads, rows, scroll=True)
 
 
 def _table(

@@ -14,6 +14,15 @@ def wilson(successes: int, trials: int) -> Estimate:
     return Estimate(successes / trials, float(bounds.low), float(bounds.high))
 
 
+def unanimous(value: float, trials: int, *, paired: bool = False) -> Estimate:
+    """A share, or with ``paired`` a change of one, of trials that all went one way, with Wilson's room for another.
+
+    Resampling them would give an interval of no width, as if ten trials said as much as ten thousand.
+    """
+    room, least = wilson(0, trials).high, -1.0 if paired else 0.0
+    return Estimate(value, max(least, value - room), min(1.0, value + room))
+
+
 def mcnemar(only_before: int, only_after: int) -> float:
     """The exact two-sided p-value that two models are right equally often, from the items that only one gets right.
 

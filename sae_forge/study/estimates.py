@@ -13,6 +13,7 @@ from sae_forge.results.report import Cell, Change, Domain, TaskWords
 from sae_forge.statistics.answers import CHANCE, LETTERS, alignment, chance_distance, letter_shares
 from sae_forge.statistics.bootstrap import Bootstrap, interval
 from sae_forge.statistics.estimate import Estimate
+from sae_forge.statistics.proportions import unanimous
 from sae_forge.study.measure import Answers, Measurement, Touched
 from sae_forge.tasks.item import ROLES, Item
 from sae_forge.tasks.task import Asked, Task, standing_of
@@ -39,14 +40,21 @@ class Series:
     sums: np.ndarray
     counts: np.ndarray
     clusters: tuple[str, ...]
+    yes_or_no: bool = False
+    """Whether each item is 0 or 1."""
+    paired: bool = False
+    """Whether it is what another takes from it."""
 
     def estimate(self, bootstrap: Bootstrap) -> Estimate:
-        """The measure's mean."""
-        return bootstrap.ratio(self.sums, self.counts, self.clusters)
+        """The measure's mean; of items that are all alike in a yes or no, between the bounds that Wilson gives."""
+        found = bootstrap.ratio(self.sums, self.counts, self.clusters)
+        if self.yes_or_no and found.low == found.high and found.value in (-1, 0, 1):
+            return unanimous(found.value, len(set(self.clusters)), paired=self.paired)
+        return found
 
     def minus(self, other: "Series") -> "Series":
         """The paired difference to the same items measured otherwise."""
-        return Series(self.sums - other.sums, self.counts, self.clusters)
+        return replace(self, sums=self.sums - other.sums, paired=True)
 
     @property
     def mean(self) -> float:
@@ -68,7 +76,8 @@ class Pool:
             return None
         kept = [(item.cluster, of) for item in self.items if (of := self.measure.of(item)) is not None]
         values = np.array([value for _, (value, _) in kept], dtype=float)
-        return Series(values, np.array([weight for _, (_, weight) in kept], dtype=float), tuple(c for c, _ in kept))
+        weights = np.array([weight for _, (_, weight) in kept], dtype=float)
+        return Series(values, weights, tuple(cluster for cluster, _ in kept), self.measure.yes_or_no)
 
     @property
     def chance(self) -> float | None:

@@ -19,8 +19,8 @@ MEASURES = (
     Measure(name="distinct_1", words="distinct words", better="up", shown="in full"),
     Measure(name="distinct_2", words="distinct word pairs", better="up", shown="in full"),
     Measure(name="distinct_3", words="distinct word triples", better="up", shown="in full"),
-    Measure(name="stutter", words="stutters", better="down", shown="in full"),
-    Measure(name="degenerate", words="degenerate", better="down", shown="in full"),
+    Measure(name="stutter", words="stutters", better="down", yes_or_no=True, shown="in full"),
+    Measure(name="degenerate", words="degenerate", better="down", yes_or_no=True, shown="in full"),
 )
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 MEASURES = (
     Measure(
-        name="accuracy", words="question accuracy", better="up", chance=0.25,
+        name="accuracy", words="question accuracy", better="up", chance=0.25, yes_or_no=True,
         read=lambda item: (item.values["correct"], 1.0),
     ),
     Measure(

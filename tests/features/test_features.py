@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 from math import log1p
 from pathlib import Path
@@ -26,7 +27,7 @@ from sae_forge.features.select import choose, measure, select
 from sae_forge.features.selection import Selection
 from sae_forge.features.snippets import marked
 from sae_forge.features.stats import LatentStats, firing_rates, survey, tally
-from sae_forge.features.tables import COLUMNS, COMPARED, comparison, table
+from sae_forge.features.tables import COMPARED, comparison, table
 from sae_forge.progress import Silent
 from sae_forge.sae.dictionary import LatentActs
 from sae_forge.sae.topk import TopKSAE
@@ -790,11 +791,22 @@ def test_metrics_carry_what_the_command_line_promises(corpora):
 
 
 def test_the_table_is_text_with_a_row_for_each_latent(corpora):
-    rows = table(make(corpora, spell))
+    heads, rows = table(make(corpora, spell))
     assert [row[0] for row in rows] == ["0", "1"]
-    assert all(len(row) == len(COLUMNS) and all(isinstance(cell, str) for cell in row) for row in rows)
+    assert all(len(row) == len(heads) and all(isinstance(cell, str) for cell in row) for row in rows)
     assert rows[0][2:4] == ("10.000%", "0.000%")
     assert "«" in rows[0][5]
+
+
+def test_the_order_that_is_said_is_the_order_they_stand_in(corpora):
+    made = make(corpora)
+    assert (made.order, len(made.indices)) == ("highest score first", 2)
+    turned = replace(made, latents=made.latents[::-1])
+    assert turned.order == "in the order they were chosen"
+    rising = [replace(latent, score=float(n), diff=-float(n)) for n, latent in enumerate(made.latents)]
+    by_diff = replace(made, latents=tuple(rising), settings=made.settings | {"sort_by": "diff"})
+    assert by_diff.order == "highest diff first"
+    assert table(by_diff)[0][:3] == ("latent", "score", "diff")
 
 
 def test_file_names_change_with_what_decides_the_content_and_with_nothing_else(corpora):

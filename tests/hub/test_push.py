@@ -8,6 +8,7 @@ import struct
 import subprocess
 import sys
 import zlib
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -420,7 +421,7 @@ def test_paths_of_this_machine_are_cut(made: Artefacts, hub: FakeHub):
     files.publish_json(made.sae / "cfg.json", cfg)
     made.push()
     assert b"someone" not in everything_seen(hub)
-    assert b"`llama`" in hub.repos[REPO].files["README.md"]
+    assert b"of a model that is not on the Hub" in hub.repos[REPO].files["README.md"]
 
 
 def test_the_token_is_in_no_output(made: Artefacts, hub: FakeHub, caplog, capfd):
@@ -501,7 +502,8 @@ def test_the_card_says_what_the_numbers_are(made: Artefacts, hub: FakeHub):
     assert "| random isotropic for scale -7, 3 latents (3 seeds) | 0.90 [0.80, 1.00] | 0.99 [0.94, 1.04] |" in card
     assert "Guessing gives 0.25 in question accuracy" in card
     assert "- Scale -7 on 3 latents: forget questions fell.\n  - Side effects: none." in card
-    assert "| 4 | 2.1 | 0.125 | 0.001 |" in card
+    assert "| 4 | 2.1 | 12.500% | 0.100% |" in card, "as the page has them"
+    assert card.index("Scale -7 on 3 latents: forget questions fell.") < card.index("| scale -7, 3 latents |")
     assert "removing the hook restores everything" in card
     assert "import scale\n" in card and "edit = scale(latents, -7)" in card and ".indices[:3]" in card
     assert f'SAE.from_pretrained("{REPO}", "{POINT}")' in card
@@ -509,10 +511,34 @@ def test_the_card_says_what_the_numbers_are(made: Artefacts, hub: FakeHub):
     assert {line.replace("\\|", "").count("|") for line in tables if "wizards" in line} == {3, 4}
 
 
-def test_a_model_on_the_hub_is_named_as_base_model(made: Artefacts, hub: FakeHub):
+@pytest.mark.parametrize(
+    ("model", "weights", "base"),
+    [
+        ("google/gemma-2-2b", "", "google/gemma-2-2b"),
+        ("gpt2", "0" * 40, "gpt2"),  # a commit of the Hub
+        ("gpt2", "0" * 64, None),  # a folder of that name
+        ("secret-client-model", "", None),
+    ],
+)
+def test_a_model_of_the_hub_is_named_as_base_model_and_a_folder_nowhere(
+    tmp_path: Path, hub: FakeHub, model: str, weights: str, base: str | None
+):
+    made = Artefacts(tmp_path)
     sae, provenance = load_sae(made.sae)
-    save_sae(made.sae, sae, Provenance(**{**vars(provenance), "model": "google/gemma-2-2b"}))
-    assert ModelCard(made.push().card).data.base_model == "google/gemma-2-2b"
+    save_sae(made.sae, sae, replace(provenance, model=model, weights=weights))
+    card = publish(made.sae, REPO, PushConfig()).card
+    assert ModelCard(card).data.to_dict().get("base_model") == base
+    if base is None:
+        pushed = hub.repos[REPO]
+        said = [path for path, content in pushed.files.items() if model.encode() in content]
+        assert not said and "of a model that is not on the Hub" in card
+
+
+def test_a_licence_that_the_hub_does_not_know_is_refused_in_the_dry_run(made: Artefacts):
+    with pytest.raises(
+        ConfigError, match=r"'Apache License 2\.0' is none that the Hub knows \(did you mean apache-2\.0\?\)"
+    ):
+        made.push(license="Apache License 2.0", dry_run=True)
 
 
 def test_an_sae_alone_can_be_pushed(made: Artefacts, hub: FakeHub):

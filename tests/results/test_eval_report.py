@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,17 @@ from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT
 from sae_forge.results.claims import REVERSIBLE, claims
+from sae_forge.results.measure import Measure
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.statistics.estimate import Estimate
+from sae_forge.statistics.proportions import wilson
+from sae_forge.study.estimates import Pool
 from sae_forge.study.measure import load_asked, measure
 from sae_forge.study.plan import Plan, iter_plans
 from sae_forge.study.run import EvalReport, evaluate
 from sae_forge.study.settings import eval_config
+from sae_forge.tasks.item import Item
 from sae_forge.tasks.records import half_of
 
 EvalConfig = eval_config()
@@ -244,7 +251,7 @@ def test_what_is_there_is_evaluated(tiny_llama: LanguageModel, tmp_path: Path, o
     found = run(tiny_llama, **{only: make_sources(tmp_path)[only]}, methods=("scale",))
     base = found.metrics["methods"][0]
     assert [name for name in ("domains", "loss", "generation") if base[name]] == [filled]
-    assert REVERSIBLE in found.summary().splitlines()[:4]
+    assert REVERSIBLE in found.summary().splitlines()[:5]
 
 
 def test_the_half_asked_for_is_the_half_reported(tiny_llama: LanguageModel, tmp_path: Path):
@@ -454,6 +461,59 @@ def test_what_holds_for_every_edit_is_said():
     lines = claims_of_sweep(swept_row("clamp", (0.3, 0.2, 0.4)), protocol=how)
     assert "Every edit is in force only where the gate window is open (streaming)." in lines
     assert any("The SAE's error is dropped" in line for line in lines)
+
+
+def text_only(after: float, control: float, beyond: float, *, retain: float = 0.01) -> list[str]:
+    """Claims of a run without questions, in which one edit brought the loss on forget text from 2 to ``after``."""
+    settings = {"scale": -3.0, "num_features": 10}
+    spread = {"mean": control, "min": control - 0.1, "max": control + 0.1}
+    beside = {
+        "settings": {"of": "scale", **settings, "kind": "isotropic"}, "seeds": [0, 1, 2],
+        "loss": {"forget": spread},
+        "edit_minus_control": {"loss": {"forget": estimate(beyond, beyond - 0.1, beyond + 0.1)}},
+    }  # fmt: skip
+    losses = {"forget": estimate(after, after, after), "retain": estimate(2 + retain, 2 + retain, 2 + retain)}
+    change = {"forget": estimate(after - 2, after - 2.1, after - 1.9), "retain": estimate(retain, retain, retain)}
+    rows = [
+        {"name": "baseline", "kind": "baseline", "loss": dict.fromkeys(losses, estimate(2, 2, 2)), "generation": {}},
+        {"name": "scale", "settings": settings, "loss": losses, "generation": {}, "change": {"loss": change}},
+    ]
+    return claims(filled({"methods": rows, "controls": [beside]}))
+
+
+def test_a_run_on_texts_alone_compares_losses_with_its_controls():
+    lines = text_only(4.0, 3.5, 0.5)
+    (beside,) = [line for line in lines if "isotropic" in line]
+    assert "loss on forget text from 2.00 to 3.50 (3.40 to 3.60) nats; 70% to 80% of the edit's rise" in beside
+    assert "The edit goes further by 0.50 [0.40, 0.60]." in beside
+    assert "The control goes further" in "".join(text_only(3.0, 3.5, -0.5))
+    assert "not told apart from chance" in "".join(text_only(3.55, 3.5, 0.15))
+    assert not [line for line in lines if "nothing that is to be forgotten" in line]
+
+
+@pytest.mark.parametrize(("retain", "broken"), [(0.49, False), (0.51, True)])
+def test_a_broken_model_is_what_is_said_first(retain: float, broken: bool):
+    first = text_only(4.0, 3.5, 0.5, retain=retain)[0]
+    assert first.startswith("The model is broken under Scale -3 on 10 latents: loss on retain text +0.51") == broken
+
+
+def test_a_method_that_costs_more_than_ten_points_is_broken_and_never_among_those_that_keep():
+    lines = claims_of_sweep(
+        swept_row("clamp", (0.5, 0.4, 0.6)), swept_row("rmu", (0.3, 0.2, 0.4), retain=-0.11, kind="weights")
+    )
+    assert lines[0].startswith("The model is broken under rmu") and "retain questions -11" in lines[0]
+    assert "clamp" not in lines[0]
+
+
+def test_answers_that_are_all_alike_have_an_interval_by_the_number_of_facts():
+    one, two = (Item(task="t", domain="", role="", id=str(n), fact=f"f{n}", values={"right": True}) for n in (1, 2))
+    again = replace(two, id="3")
+    measure = Measure(name="right", words="right", yes_or_no=True, read=lambda item: (item.values["right"], 1.0))
+    pool = Pool(measure, (one, two, again))
+    assert pool.estimate(Bootstrap()).low == pytest.approx(wilson(2, 2).low)
+    assert pool.series is not None
+    assert pool.series.minus(pool.series).estimate(Bootstrap()) == Estimate(0, -wilson(0, 2).high, wilson(0, 2).high)
+    assert Pool(replace(measure, yes_or_no=False), (one, two)).estimate(Bootstrap()) == Estimate(1, 1, 1)
 
 
 def test_several_settings_on_the_same_items_point_to_the_sweep(tiny_llama: LanguageModel, tmp_path: Path):
