@@ -40,12 +40,16 @@ from sae_forge.data.manifest import (
 )
 from sae_forge.data.rounding import STORED, Rounding, is_rounded, quantise
 from sae_forge.data.shard_file import ORIGINS, SCALE, as_bytes, hash_header
-from sae_forge.errors import DataError, NumericalError, ShardError
+from sae_forge.errors import ConfigError, DataError, NumericalError, ShardError
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.store import files
 from sae_forge.store.remote import AnyPath, RemotePath, beside
 from sae_forge.store.tensors import DTYPES, publish_tensors, read_header
 
+MAX_ROUNDED = 0.02
+"""Share of the variance that rounding to int8 may take before the run is refused."""
+_TELLING_ROWS = 256
+"""Rows from which on that share is believed."""
 MAX_NONFINITE = 0.001
 """Share of rows that may be dropped as not finite before the run is refused."""
 
@@ -161,6 +165,7 @@ class ShardWriter:
 
         Raises:
             NumericalError: more than 0.1 % of the rows are not finite.
+            ConfigError: rounding to int8 takes more than 2 % of their variance.
         """
         self._require_fit(index, acts)
         if self._behind is not None and self._behind.done():
@@ -177,6 +182,8 @@ class ShardWriter:
         self._batches += 1
         # Early on, few rows were seen: some bad ones must not count as a large share of the run to come.
         self._require_finite(of=self.fingerprint.max_tokens or self.shard_rows)
+        if self._rows >= _TELLING_ROWS:
+            self._require_true(self._rounding, self._rows)
         if self._rows + self._nonfinite >= self.shard_rows:
             self._cut()
 
@@ -212,6 +219,7 @@ class ShardWriter:
             self._shards = [Sidecar.read(self.folder, number).shard for number in range(len(self._shards))]
             self._require_finite()
         manifest = Manifest(self.fingerprint, tuple(self._shards), self._total_rounding())
+        self._require_true(manifest.rounding, manifest.rows)
         with self._team.led() as first:
             if first:
                 manifest.publish(self.folder)
@@ -281,6 +289,18 @@ class ShardWriter:
                 f"{self.nonfinite} of {seen} activations at {self.fingerprint.hook_point} of {self.fingerprint.corpus} "
                 f"are NaN or infinite {where}, more than {MAX_NONFINITE:.1%}; "
                 "collect with --storage_dtype bf16 or --dtype fp32, and check the model"
+            )
+
+    def _require_true(self, rounding: Rounding | None, rows: int) -> None:
+        """Raise where int8, with one scale for a whole row, takes more from these rows than an SAE could be told of."""
+        lost = None if rounding is None else rounding.unexplained(rows)
+        if rounding is not None and lost is not None and lost > MAX_ROUNDED:
+            means = np.abs(np.array(rounding.sums)) / rows
+            raise ConfigError(
+                f"--storage_dtype int8 would lose {lost:.1%} of the variance at {self.fingerprint.hook_point} of "
+                f"{self.fingerprint.corpus}, more than {MAX_ROUNDED:.0%}: a few channels dwarf the others "
+                f"(channel {int(means.argmax())} is {means.max():.3g} on average, half of them are below "
+                f"{np.median(means):.3g}); collect with --storage_dtype bf16"
             )
 
     def is_own(self, shard: int) -> bool:

@@ -18,7 +18,7 @@ from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.streaming import training_stream, windowed
 from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.store.runs import Run
-from sae_forge.study.recovered import ce_recovered
+from sae_forge.study.recovered import Recovered, ce_recovered
 from sae_forge.tasks.engines.losses import load_corpus
 from sae_forge.training.report import TrainReport, save_report
 from sae_forge.training.trainer import Place, train_saes
@@ -120,7 +120,8 @@ def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: 
         folder = places[shape].folder
         with ranks.here().led() as first:
             if first and report.ce_recovered is None:
-                report = replace(report, ce_recovered=_ce_recovered(folder, point, config, bench))
+                live = _recovered(folder, point, config, bench)
+                report = replace(report, fvu=live.fvu, fvu_stored=report.fvu, ce_recovered=live.share)
                 save_report(folder, report)
         trained[str(point) if len(reports) == 1 else f"{point}/{folder.name}"] = (folder, report)
     return trained
@@ -160,11 +161,11 @@ def _provenance(shards: Mapping[str, Fingerprint], bench: Bench) -> Provenance:
     )
 
 
-def _ce_recovered(folder: Path, point: HookPoint, config: TrainConfig, bench: Bench) -> float:
-    """Loss recovered by the finished SAE in ``folder`` on held-out retain text."""
+def _recovered(folder: Path, point: HookPoint, config: TrainConfig, bench: Bench) -> Recovered:
+    """What the finished SAE in ``folder`` is worth to the model itself, on held-out retain text."""
     sources = config.retain_eval or config.retain
     if not config.retain_eval:
-        bench.progress.say("no --retain_eval: the spliced loss is measured on text the SAE was trained on")
+        bench.progress.say("no --retain_eval: FVU and spliced loss are measured on text the SAE was trained on")
     corpora = [load_corpus(bench.lm, source, "retain", config) for source in sources]
     sae, _ = load_sae(folder, device=device_of(config.sae_device))
-    return ce_recovered(bench.lm, sae, point, corpora).share
+    return ce_recovered(bench.lm, sae, point, corpora)

@@ -28,7 +28,8 @@ TAGS = ("saelens", "sparse-autoencoder", "mechanistic-interpretability", "unlear
 UNNAMED = "a model that is not on the Hub"
 _SHOWN_LATENTS = 10
 _QUALITY = {
-    "fvu": "fraction of variance unexplained",
+    "fvu": "fraction of variance unexplained (of the model's own activations)",
+    "fvu_stored": "of the activations as they were stored",
     "l0": "latents firing per token",
     "dead_share": "share of dead latents",
     "ce_recovered": "loss recovered when spliced in",

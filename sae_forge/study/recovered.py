@@ -1,4 +1,8 @@
-"""How much of the model survives being rebuilt by the SAE: loss recovered when the SAE is spliced into the model."""
+"""How much of the model survives being rebuilt by the SAE: of its activations' variance, and of its loss.
+
+Both are of activations as the model has them, not as they were stored: what rounding took from the shards the SAE
+never learned, and shards cannot show it.
+"""
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -11,6 +15,7 @@ from torch import Tensor
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import splice
 from sae_forge.models.loading import LanguageModel
+from sae_forge.sae.losses import FvuMeter
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.tasks.engines.losses import Corpus, sequence_losses
 
@@ -25,6 +30,8 @@ class Recovered:
     """The site's real tokens replaced by their reconstructions."""
     zero: float
     """The site's real tokens replaced by zero."""
+    fvu: float
+    """Fraction of variance that the SAE leaves unexplained, of the real tokens' activations."""
 
     @property
     def share(self) -> float:
@@ -33,22 +40,26 @@ class Recovered:
 
 
 def ce_recovered(lm: LanguageModel, sae: TopKSAE, point: HookPoint, corpora: Sequence[Corpus]) -> Recovered:
-    """Losses on ``corpora`` with the SAE in the model, beside the model itself and the whole site at zero.
+    """Losses on ``corpora`` with the SAE in the model, beside the model itself and the whole site at zero; and its FVU.
 
     Special tokens stay as they are in all three: the SAE has never seen one.
     """
 
+    meter = FvuMeter(sae.d_in, sae.W_dec.device)
+
     def rebuild(x: Tensor, real: Tensor) -> Tensor:
-        return _written(x, sae(x.to(sae.W_dec.device)).to(x.device), real)
+        given, kept = x.to(sae.W_dec.device, torch.float32), real.to(sae.W_dec.device)
+        x_hat, acts = sae.reconstruct(given)
+        meter.add(given[kept], x_hat[kept], acts.values[kept])
+        return _written(x, x_hat.to(x.device), real)
 
     def silence(x: Tensor, real: Tensor) -> Tensor:
         return _written(x, torch.zeros_like(x), real)
 
-    return Recovered(
-        base=_loss(lm, corpora, nullcontext()),
-        sae=_loss(lm, corpora, splice(lm, point, rebuild)),
-        zero=_loss(lm, corpora, splice(lm, point, silence)),
+    base, rebuilt, silent = (
+        _loss(lm, corpora, edit) for edit in (nullcontext(), splice(lm, point, rebuild), splice(lm, point, silence))
     )
+    return Recovered(base=base, sae=rebuilt, zero=silent, fvu=meter.fvu)
 
 
 def _written(

@@ -30,22 +30,26 @@ class TrainReport:
     tokens: int
     """Tokens trained on, repeats counted."""
     fvu: float
-    """Fraction of variance unexplained over the measuring pass."""
+    """Fraction of variance unexplained: of the model's own activations on held-out text, where it was there to run."""
     l0: float
     """Mean number of latents that fire on a token."""
     dead_share: float
     """Share of latents that fire on no token of the measuring pass."""
     ce_recovered: float | None = None
     """(CE_zero − CE_sae) / (CE_zero − CE_base); needs the language model, so the pipeline fills it in."""
+    fvu_stored: float | None = None
+    """Fraction of variance unexplained over the measuring pass, of activations as the shards hold them; None while that
+    is what ``fvu`` says."""
     tokens_per_second: float | None = None
     """Of the training loop in this process, collecting apart; never stored, None for a stored report."""
 
     def summary(self) -> str:
         """One line for a person."""
         recovered = "" if self.ce_recovered is None else f", CE recovered {self.ce_recovered:.3f}"
+        stored = "" if self.fvu_stored is None else f" ({self.fvu_stored:.4f} of what was stored)"
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:,.0f} tokens/s"
         return (
-            f"{self.steps} steps on {self.tokens:,} tokens: FVU {self.fvu:.4f}, L0 {self.l0:.1f}, "
+            f"{self.steps} steps on {self.tokens:,} tokens: FVU {self.fvu:.4f}{stored}, L0 {self.l0:.1f}, "
             f"{self.dead_share:.1%} dead{recovered}{speed}"
         )
 

@@ -22,7 +22,7 @@ from sae_forge.data.finite import largest
 from sae_forge.data.rounding import Rounding, dequantise, quantise
 from sae_forge.data.shards import ShardReader, ShardWriter, buffer_bytes
 from sae_forge.data.stream import ActivationStream
-from sae_forge.errors import NumericalError, ShardError
+from sae_forge.errors import ConfigError, NumericalError, ShardError
 from sae_forge.store import files
 
 INT8 = make_fingerprint(storage_dtype="int8")
@@ -263,6 +263,23 @@ def test_too_many_rows_that_are_not_finite_stop_the_run_before_they_are_rounded(
         pytest.raises(NumericalError, match=r"3 of \d+ activations .*NaN or infinite before rounding"),
     ):
         writer.write_batch(0, **batch)
+
+
+@pytest.mark.parametrize("outlier", [0.0, 300.0])
+def test_what_one_large_channel_would_cost_is_refused_with_its_numbers_at_once(tmp_path: Path, outlier: float) -> None:
+    """A channel that is large in every row: half a scale is then more than the other channels vary by."""
+    batch = make_batch(0)
+    batch["acts"][:, 3] += outlier * batch["acts"].std()
+    count = len(batch["acts"])
+    batches = {name: torch.cat([part] * 40) for name, part in batch.items()}
+    fingerprint = replace(INT8, batch_size=INT8.batch_size * 40)
+    with ShardWriter(tmp_path, fingerprint, shard_rows=60 * count) as writer:
+        if not outlier:
+            writer.write_batch(0, **batches)
+            assert writer.finish().rounding_fvu < 0.001
+            return
+        with pytest.raises(ConfigError, match=r"lose \d+\.\d% of the variance .*channel 3 is .*--storage_dtype bf16"):
+            writer.write_batch(0, **batches)
 
 
 # ---- the commands -------------------------------------------------------------------------------
