@@ -31,8 +31,10 @@ class Target(NamedTuple):
 
     lanes: int = 32
     """Threads of a warp: 64 on AMD's CDNA, where as many warps would pass the limit of threads."""
-    blackwell: bool = False
-    """Whether ptxas spills where it does not for older ones: more than 4 gathered rows beside none of Adam's."""
+    alone: int = 8
+    """Gathered rows in flight at most where no state of Adam's is held: with 8 ptxas spills on Blackwell."""
+    beside_tail: int = 8
+    """And where it is, in a row of two parts: with 8 ptxas spills on Ada."""
 
 
 @cache
@@ -41,7 +43,9 @@ def target(device: torch.device) -> Target:
     if device.type != "cuda":
         return Target()
     found = torch.cuda.get_device_properties(device)
-    return Target(found.warp_size) if torch.version.hip else Target(blackwell=found.major >= 10)
+    if torch.version.hip:
+        return Target(found.warp_size)
+    return Target(alone=4 if found.major >= 10 else 8, beside_tail=4 if (found.major, found.minor) == (8, 9) else 8)
 
 
 def topk(d_sae: int, k: int) -> Launch:
@@ -73,8 +77,7 @@ def rows(d_in: int, dtype: torch.dtype, on: Target, *, stateless: bool = False) 
     flight = max(1, min(8, threads * (64 if dtype.itemsize == 2 else 32) // wide))
     if tail > 256 and threads < 512:  # such a tail takes the registers of half of them
         flight //= 2
-    if on.blackwell and stateless:
-        flight = min(4, flight)
+    flight = min(flight, on.alone if stateless else on.beside_tail if tail else flight)
     return {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": max(1, threads // on.lanes)}
 
 

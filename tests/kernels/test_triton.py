@@ -9,6 +9,7 @@ import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
@@ -360,9 +361,9 @@ TARGETS = {
     "sm_90": Compiled(90, triton_tuning.Target(), 227 * 1024),
     "gfx942": Compiled("gfx942", triton_tuning.Target(64), 64 * 1024),
     "sm_80": Compiled(80, triton_tuning.Target(), 163 * 1024),
-    "sm_89": Compiled(89, triton_tuning.Target(), 99 * 1024),
-    "sm_100": Compiled(100, triton_tuning.Target(blackwell=True), 227 * 1024),
-    "sm_120": Compiled(120, triton_tuning.Target(blackwell=True), 99 * 1024),
+    "sm_89": Compiled(89, triton_tuning.Target(beside_tail=4), 99 * 1024),
+    "sm_100": Compiled(100, triton_tuning.Target(alone=4), 227 * 1024),
+    "sm_120": Compiled(120, triton_tuning.Target(alone=4), 99 * 1024),
     "gfx950": Compiled("gfx950", triton_tuning.Target(64), 160 * 1024),
     "gfx1100": Compiled("gfx1100", triton_tuning.Target(), 64 * 1024),
 }
@@ -471,13 +472,34 @@ def test_a_program_has_as_many_threads_whatever_a_warp_holds(lanes):
             assert {**launch, "num_warps": 0} == {**narrow, "num_warps": 0}
 
 
-def test_on_blackwell_four_rows_are_in_flight_beside_no_state():
-    on = triton_tuning.Target(blackwell=True)
+def test_fewer_rows_are_in_flight_where_more_would_spill():
+    """On Blackwell beside no state; on Ada beside one, in a row of two parts."""
+    plain = triton_tuning.Target()
     for d_in in WIDTHS:
-        plain = triton_tuning.rows(d_in, torch.bfloat16, triton_tuning.Target())
-        assert triton_tuning.rows(d_in, torch.bfloat16, on) == plain
-        alone = triton_tuning.rows(d_in, torch.bfloat16, on, stateless=True)
-        assert alone == plain | {"ROWS": min(4, plain["ROWS"])}
+        stepping, alone = (triton_tuning.rows(d_in, torch.bfloat16, plain, stateless=each) for each in (False, True))
+        assert stepping == alone
+        four = stepping | {"ROWS": min(4, stepping["ROWS"])}
+        blackwell, ada = triton_tuning.Target(alone=4), triton_tuning.Target(beside_tail=4)
+        assert triton_tuning.rows(d_in, torch.bfloat16, blackwell) == stepping
+        assert triton_tuning.rows(d_in, torch.bfloat16, blackwell, stateless=True) == four
+        assert triton_tuning.rows(d_in, torch.bfloat16, ada, stateless=True) == alone
+        assert triton_tuning.rows(d_in, torch.bfloat16, ada) == (four if stepping["TAIL"] else stepping)
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "on"),
+    [(8, 0, {}), (8, 9, {"beside_tail": 4}), (9, 0, {}), (10, 0, {"alone": 4}), (12, 0, {"alone": 4})],
+)
+def test_a_device_is_cut_for_by_what_it_says_of_itself(major, minor, on, monkeypatch):
+    said = SimpleNamespace(major=major, minor=minor, warp_size=32)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: said)
+    triton_tuning.target.cache_clear()
+    assert triton_tuning.target(torch.device("cuda", 1)) == triton_tuning.Target(**on)
+    monkeypatch.setattr(torch.version, "hip", "6.4")
+    monkeypatch.setattr(said, "warp_size", 64)
+    triton_tuning.target.cache_clear()
+    assert triton_tuning.target(torch.device("cuda", 1)) == triton_tuning.Target(64)
+    triton_tuning.target.cache_clear()
     assert triton_tuning.target(torch.device("cpu")) == triton_tuning.Target()
 
 
