@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 CASES = "A1,A3,A4,A8,B1,B2,B3,B5,B7"
 """What fits beside a suite: some kills, the order of calls, a flip in every file, some lengths and foreign shards."""

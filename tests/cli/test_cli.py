@@ -57,6 +57,7 @@ def test_flags_are_frozen() -> None:
     assert sorted(listed) == sorted(FLAGS.read_text().splitlines())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
 def test_help_loads_neither_torch_nor_transformers(command: tuple[str, ...]) -> None:
     code = inspect.cleandoc(

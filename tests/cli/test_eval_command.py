@@ -17,6 +17,8 @@ from sae_forge.results.sheets import overview
 from sae_forge.show import plots
 from sae_forge.store.runs import Run
 
+pytestmark = pytest.mark.slow
+
 SWEEP = (
     "--methods",
     "scale,project,mean_ablate,random",

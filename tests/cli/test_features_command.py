@@ -40,6 +40,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(trained, tmp_path / "run"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", ["train", "features"])
 @pytest.mark.parametrize(
     ("flags", "words"),
@@ -64,6 +65,7 @@ def test_a_flag_that_the_shards_contradict_is_named(
     assert sorted(trained.rglob("*")) == before
 
 
+@pytest.mark.slow
 def test_a_file_spells_settings_out_and_a_preset_does_not(trained: Path, tmp_path: Path) -> None:
     """The preset's max_tokens is a default, and the shards have another: no contradiction."""
     where = ["--model", "tiny-llama", "--run_dir", str(trained)]
@@ -74,6 +76,7 @@ def test_a_file_spells_settings_out_and_a_preset_does_not(trained: Path, tmp_pat
     assert "--ctx_len expected 32, found 128" in forge("features", *where, "--config", str(file), code=2)
 
 
+@pytest.mark.slow
 def test_a_corpus_that_was_named_and_is_missing_is_collected_like_the_others(run: Path, tmp_path: Path) -> None:
     kept = tmp_path / "kept.txt"
     kept.write_text("\n\n".join(f"The granite of hill {number} is grey and old." for number in range(200)))
@@ -86,6 +89,7 @@ def test_a_corpus_that_was_named_and_is_missing_is_collected_like_the_others(run
     assert (fingerprint.max_tokens, fingerprint.ctx_len, fingerprint.batch_size) == (3000, 128, 8)
 
 
+@pytest.mark.slow
 def test_the_first_method_named_is_what_eval_takes(run: Path) -> None:
     where = ["--model", "tiny-llama", "--run_dir", str(run), *FEATURES]
     folder = Run(run)
@@ -110,6 +114,7 @@ def test_the_first_method_named_is_what_eval_takes(run: Path) -> None:
     assert newest() == "random"
 
 
+@pytest.mark.slow
 def test_refusal_text_is_read_and_never_trained_on(run: Path, tmp_path: Path) -> None:
     refusals = tmp_path / "refusals.txt"
     refusals.write_text("\n\n".join(f"I cannot help with question {number}." for number in range(120)))

@@ -77,6 +77,7 @@ def rows(folder: Path) -> dict[str, torch.Tensor]:
             ("acts", "seq_ids", "positions", "token_ids")}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_rows_are_the_activations_of_the_real_tokens(tiny_model, corpora, tmp_path):
     config = make_config(tmp_path, layer=(3, 1), site="mlp_out")
     report = collect(config, tiny_model, corpora)
@@ -104,6 +105,7 @@ def test_rows_are_the_activations_of_the_real_tokens(tiny_model, corpora, tmp_pa
     assert report.tokens == report.collected == expected
 
 
+@pytest.mark.slow
 def test_report_and_folders(tiny_model, corpora, tmp_path):
     report = collect(make_config(tmp_path), tiny_model, corpora)
     assert [str(folder.relative_to(tmp_path)) for folder in report.folders] == [
@@ -137,6 +139,7 @@ def test_report_and_folders(tiny_model, corpora, tmp_path):
     assert noted["versions"]["torch"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_one_pass_gives_what_a_pass_a_site_gives(tiny_model, corpora, tmp_path):
     collect(make_config(tmp_path / "together", layer=(0, 2)), tiny_model, corpora[:1])
     for layer in (0, 2):
@@ -167,6 +170,7 @@ def test_max_tokens_counts_text_and_not_special_tokens(tiny_llama, corpora, tmp_
     assert [ShardReader(folder).rows for folder in report.folders] == [101, 101]
 
 
+@pytest.mark.slow
 def test_complete_folders_are_left_alone_and_begun_again_on_demand(tiny_llama, corpora, tmp_path, monkeypatch):
     config = make_config(tmp_path)
     first = collect(config, tiny_llama, corpora)
@@ -189,6 +193,7 @@ def test_complete_folders_are_left_alone_and_begun_again_on_demand(tiny_llama, c
     assert {name: tree(tmp_path)[name] for name in before} == before
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_ends_in_the_same_bytes(tiny_model, corpora, tmp_path, monkeypatch):
     collect(make_config(tmp_path / "whole"), tiny_model, corpora)
     resumed = make_config(tmp_path / "resumed")
@@ -268,6 +273,7 @@ verb.collect(config, load_model(sys.argv[1], device="cpu"), [("forget", sys.argv
 """
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_in_the_same_bytes(model_folders, corpora, tmp_path):
     lm = load_model(str(model_folders["gemma2"]), device="cpu")
     collect(make_config(tmp_path / "whole"), lm, corpora)

@@ -418,6 +418,7 @@ def test_a_tokenizer_without_bos_or_eos_is_handled_or_refused() -> None:
             next(iter_packed(["ab"], bare, ctx_len=5, batch_size=1, bos=bos))
 
 
+@pytest.mark.slow
 def test_packing_needs_neither_a_model_nor_transformers() -> None:
     program = "import sys; import sae_forge.data.corpus, sae_forge.data.stream; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode == 0

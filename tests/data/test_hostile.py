@@ -43,12 +43,14 @@ PUSHES = (
 PUSHES += ("D6", "D7")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", IN_PROCESS)
 def test_hostile_input_is_refused_in_one_line(case: str, tmp_path: Path) -> None:
     results = list(hostile.cases(Ground(tmp_path, smoke=True, seed=0, only=(case,))))
     assert results and [one.reason for one in results if one.result != "passed"] == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", PUSHES)
 def test_a_push_is_one_commit_or_none(case: str, tmp_path: Path) -> None:
     results = list(remote.cases(Ground(tmp_path, smoke=True, seed=0, only=(case,))))
@@ -152,6 +154,7 @@ def test_a_sparsify_sae_computes_what_its_definition_says(tmp_path: Path) -> Non
     assert (named.folder / POINTER).is_file()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["AutoEncoderTopK", "BatchTopKSAE", "AutoEncoder", "JumpReluAutoEncoder"])
 def test_a_dictionary_learning_sae_computes_what_its_class_does(kind: str, tmp_path: Path) -> None:
     found = learned_folder(tmp_path / "ae", kind)
@@ -167,6 +170,7 @@ def test_a_pickle_is_read_only_when_that_was_asked_for(tmp_path: Path) -> None:
         load_dictionary_learning(tmp_path / "ae" / "ae.pt", allow_pickle=False)
 
 
+@pytest.mark.slow
 def test_what_lies_about_its_size_or_is_no_state_dict_is_refused(tmp_path: Path) -> None:
     torch.save({"a": torch.zeros(1).expand(10**6, 10**6)}, tmp_path / "bomb.pt")
     torch.save([torch.zeros(2)], tmp_path / "list.pt")
@@ -175,6 +179,7 @@ def test_what_lies_about_its_size_or_is_no_state_dict_is_refused(tmp_path: Path)
             read_pickled(tmp_path / name, allowed=True)
 
 
+@pytest.mark.slow
 def test_the_child_that_reads_a_pickle_has_no_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, str] = {}
     monkeypatch.setenv("HF_TOKEN", TOKEN)

@@ -103,12 +103,14 @@ def apart(one: Path, other: Path) -> float:
 # ---- the same arithmetic ------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_two_ranks_leave_the_bytes_of_one_process_with_two_parts(train, tmp_path):
     alone = train("alone", accumulation=2)
     assert over_ranks(2, lambda rank: train("two"), tmp_path / "said") == [0, 0]
     assert contents(tmp_path / "two") == contents(alone)
 
 
+@pytest.mark.slow
 def test_parts_and_four_ranks_come_to_the_whole_batch(train, tmp_path):
     whole = train("whole")
     assert apart(whole, train("parts", accumulation=4)) < 1e-5
@@ -116,6 +118,7 @@ def test_parts_and_four_ranks_come_to_the_whole_batch(train, tmp_path):
     assert apart(whole, tmp_path / "four") < 5e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("clip", [0.5, None])
 def test_latents_spread_over_ranks_come_to_the_same_twice_and_to_the_unspread_ones(train, tmp_path, clip):
     whole = train("whole", max_grad_norm=clip)
@@ -137,6 +140,7 @@ def test_variance_of_parts_is_that_of_the_whole():
 # ---- an end for all -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spread", [False, True])
 def test_a_rank_killed_ends_all_and_the_run_goes_on_at_other_sizes(train, tmp_path, spread):
     said, how = tmp_path / "said", {"shard_latents": spread}
@@ -154,6 +158,7 @@ def test_a_rank_killed_ends_all_and_the_run_goes_on_at_other_sizes(train, tmp_pa
     assert apart(train("whole"), tmp_path / "killed") < (1e-5 if spread else 5e-3)
 
 
+@pytest.mark.slow
 def test_two_ranks_killed_and_started_again_end_in_the_same_bytes(train, tmp_path):
     def dying(rank: int) -> Path:
         return train("killed", at_step(9, lambda: os.kill(os.getpid(), signal.SIGKILL) if rank == 0 else None))
@@ -171,6 +176,7 @@ def test_a_frozen_rank_is_named_and_waited_for_no_longer(train, tmp_path):
     assert "rank 1 has been silent for 2 s, at step" in (tmp_path / "said").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank_told", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(train, tmp_path, rank_told):
     def stopped(rank: int) -> Path:
@@ -308,6 +314,7 @@ def test_a_checkpoint_whose_rank_was_killed_in_the_middle_is_none(train, tmp_pat
 # ---- collecting ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_ranks_fill_one_folder_as_one_process_does_also_where_rows_are_dropped(tmp_path):
     fingerprint = Fingerprint(
         model="toy", weights="w", tokenizer="t", hook_point="blocks.1.hook_resid_post", d_in=3, storage_dtype="fp32",

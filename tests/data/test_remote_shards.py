@@ -252,6 +252,7 @@ def test_reading_in_order_asks_for_far_more_than_a_block_at_a_time(store, tmp_pa
 # ---- faults -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_store_that_goes_down_in_any_put_is_gone_on_with(keys, store, plain, tmp_path: Path) -> None:
     for put in range(len(plain)):
         shutil.rmtree(store.root)
@@ -408,6 +409,7 @@ def test_what_others_did_meanwhile_is_seen(store, tmp_path: Path, monkeypatch: p
     assert not (place / "b" / "c").exists()
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_on_the_store_is_refused_on_reading_by_name(store, tmp_path: Path) -> None:
     folder = folder_at("brittle://a", tmp_path)
     write(folder)
@@ -527,6 +529,7 @@ def published(folder: Path) -> dict[str, bytes]:
     return {name: path.read_bytes() for name, path in found.items() if name.partition("/")[0] not in ("logs", "shards")}
 
 
+@pytest.mark.slow
 def test_later_commands_find_the_shards_that_collect_put_on_a_url(tmp_path: Path) -> None:
     """And what they make of them is what they make of shards in the run folder."""
     url, flags = f"file://{tmp_path}/bucket/tiny", ["--model", "tiny-llama"]
@@ -621,6 +624,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("url", HOSTILE)
 def test_a_url_with_a_secret_or_no_place_is_refused_and_not_shown(url: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:

@@ -285,6 +285,7 @@ def test_what_one_large_channel_would_cost_is_refused_with_its_numbers_at_once(t
 # ---- the commands -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_an_sae_trains_on_int8_shards_and_its_features_are_found(tmp_path: Path) -> None:
     where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
     small = ["--max_tokens", "3000", "--model_batch_size", "8", "--storage_dtype", "int8", "--max_steps", "30"]

@@ -273,6 +273,7 @@ def ending(child: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
 
 
+@pytest.mark.slow
 def test_killed_at_any_fsync_or_rename_it_resumes_to_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     published = len(tree(whole)) - 1  # all but the lock
     for call in range(1, 3 * published + 2):  # for each a fsync of the file, a rename and a fsync of the folder
@@ -284,6 +285,7 @@ def test_killed_at_any_fsync_or_rename_it_resumes_to_the_same_bytes(whole: Path,
         assert tree(folder) == tree(whole), f"killed at call {call}"
 
 
+@pytest.mark.slow
 def test_killed_at_random_moments_again_and_again_it_ends_in_the_same_bytes(whole: Path, tmp_path: Path) -> None:
     started = time.monotonic()
     assert ending(start_collecting(tmp_path / "timed")) == 0
@@ -518,6 +520,7 @@ def small(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", ["shard-00000.safetensors", "shard-00001.safetensors", "shard-00000.json", "manifest.json"]
 )
@@ -548,6 +551,7 @@ def test_a_damaged_block_does_not_keep_the_others_from_being_read(small: Path) -
         assert torch.equal(reader.read_block(number).acts, good[number])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["shard-00000.safetensors", "shard-00001.json", "manifest.json"])
 def test_a_file_of_any_other_length_is_refused(small: Path, name: str) -> None:
     path = small / name
@@ -650,6 +654,7 @@ def forge(value, draw: Callable):
     return draw(anything)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["manifest.json", "shard-00000.json"])
 def test_a_forged_record_with_a_valid_seal_is_refused_like_any_other(small: Path, name: str) -> None:
     body = json.loads((small / name).read_bytes())
@@ -681,6 +686,7 @@ def test_a_manifest_is_the_sum_of_its_shards(whole: Path) -> None:
         replace(manifest, shards=manifest.shards[1:])
 
 
+@pytest.mark.slow
 def test_the_longest_manifest_there_may_be_is_read_back(tmp_path: Path) -> None:
     rows, digest = 10**9, "f" * 64
     infos = tuple(

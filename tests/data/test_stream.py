@@ -66,6 +66,7 @@ def flat(batches: list[list[int]]) -> list[int]:
     return [row for batch in batches for row in batch]
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(batch_size=st.integers(1, ROWS), pool_rows=st.integers(1, 4000), seed=st.integers(0, 2**40))
 def test_no_row_is_lost_or_repeated_in_an_epoch(readers, batch_size: int, pool_rows: int, seed: int) -> None:
@@ -78,6 +79,7 @@ def test_no_row_is_lost_or_repeated_in_an_epoch(readers, batch_size: int, pool_r
         assert set(rows) <= set(range(ROWS))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool_rows", [512, 700, 10_000])
 def test_from_any_start_come_exactly_the_batches_an_unbroken_run_gives(readers, pool_rows: int) -> None:
     stream = stream_of(readers, batch_size=97, seed=3, pool_rows=pool_rows)
@@ -296,6 +298,7 @@ def wide(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads the peak of memory from /proc")
 @pytest.mark.parametrize(("gigabytes", "cached"), [(0.1, True), (0.15, False)])
 def test_memory_stays_within_a_tenth_of_the_flag(wide: Path, gigabytes: float, cached: bool) -> None:

@@ -159,6 +159,7 @@ def test_a_plan_is_read_back_as_it_was_and_refused_when_it_was_touched(tmp_path:
 # ---- training -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_one_window_trains_the_sae_that_shards_on_disk_train(tmp_path: Path) -> None:
     short = {"max_steps": 25}
     kept = go(config(tmp_path / "kept", max_disk_gb=None, **short))
@@ -167,6 +168,7 @@ def test_one_window_trains_the_sae_that_shards_on_disk_train(tmp_path: Path) -> 
     assert windowed["report.json"] == kept["report.json"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bf16", "int8"])
 def test_shards_never_take_more_disk_than_allowed_and_none_is_left(tmp_path: Path, dtype: str) -> None:
     asked, most, done = config(tmp_path / "run", storage_dtype=dtype), [0], threading.Event()
@@ -195,6 +197,7 @@ class _StoppedError(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("where", ["collecting", "training", "leaving", "measuring"])
 def test_a_run_stopped_anywhere_ends_in_the_same_bytes(
     where: str, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -239,6 +242,7 @@ SETTINGS = (
 )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_sigterm_while_collecting_ends_at_once_and_the_same_command_goes_on(
     tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
@@ -273,6 +277,7 @@ def stopped(asked: TrainConfig, monkeypatch: pytest.MonkeyPatch, at: int) -> Pat
     return next(Run(asked.run_folder).windows(HookPoint(1)).glob("*/window-*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["a flip", "a sidecar lost", "a shard lost of an unfinished one"])
 def test_a_window_that_was_damaged_meanwhile_is_collected_again(
     damage: str, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -291,6 +296,7 @@ def test_a_window_that_was_damaged_meanwhile_is_collected_again(
     assert go(config(tmp_path)) == undisturbed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"[]", b"{", b'{"0": 1e999}'])
 def test_a_damaged_record_of_windows_says_what_to_do(
     content: bytes, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
@@ -303,6 +309,7 @@ def test_a_damaged_record_of_windows_says_what_to_do(
     assert go(config(tmp_path)) == undisturbed
 
 
+@pytest.mark.slow
 def test_rounding_is_said_of_every_window_and_of_what_train_collects(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -313,6 +320,7 @@ def test_rounding_is_said_of_every_window_and_of_what_train_collects(
         assert "int8 rounding leaves" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_what_a_run_killed_while_deleting_left_is_gone_with_the_next(
     tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -336,6 +344,7 @@ def test_text_that_changes_under_a_run_is_refused(tmp_path: Path, monkeypatch: p
                 stream.part(batch)
 
 
+@pytest.mark.slow
 def test_one_sae_of_two_whose_loss_is_not_finite_ends_alone_at_the_end_of_a_window(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,6 +373,7 @@ def _step(figures: torch.Tensor, facts: dict[str, Any]) -> tuple[Any, ...]:
     return _Step(facts["step"], facts["tokens"], facts["lr"], figures)
 
 
+@pytest.mark.slow
 def test_a_window_of_other_settings_is_not_put_beside_one_in_use(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -383,12 +393,14 @@ def test_a_window_of_other_settings_is_not_put_beside_one_in_use(
     assert not held.exists()
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_bound(tmp_path: Path) -> None:
     go(config(tmp_path, max_steps=3))
     with pytest.raises(Exception, match=r"max_disk_gb expected 0\.002, found 0\.001"):
         go(config(tmp_path, max_steps=3, max_disk_gb=2 * GB))
 
 
+@pytest.mark.slow
 def test_windows_over_two_ranks_give_the_sae_of_one_process(tmp_path: Path) -> None:
     asked = config(tmp_path / "two", max_steps=12, max_tokens=3000)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
@@ -400,6 +412,7 @@ def test_windows_over_two_ranks_give_the_sae_of_one_process(tmp_path: Path) -> N
     assert two.read_bytes() == alone["sae_weights.safetensors"]
 
 
+@pytest.mark.slow
 def test_selecting_latents_afterwards_collects_what_it_compares(tmp_path: Path) -> None:
     go(config(tmp_path, max_steps=3))
     asked = {
@@ -417,6 +430,7 @@ def test_selecting_latents_afterwards_collects_what_it_compares(tmp_path: Path) 
     assert {shards.ctx_len for shards in found} == {64}
 
 
+@pytest.mark.slow
 def test_a_selection_that_was_stopped_while_collecting_comes_out_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -454,6 +468,7 @@ def every_batch(order: int, tmp_path: Path) -> Iterator[bytes]:
             yield from (row.tobytes() for row in rows)
 
 
+@pytest.mark.slow
 def test_a_pass_gives_every_row_once_but_for_the_ends_of_windows(tmp_path: Path) -> None:
     first, second = list(every_batch(0, tmp_path / "a")), list(every_batch(1, tmp_path / "b"))
     plan = WindowPlan.read(next((tmp_path / "a").rglob(streaming.PLAN)))

@@ -549,6 +549,7 @@ def test_one_measurement_serves_several_choices(corpora):
     assert found["inlp"] == make(corpora, num_features=(1,), min_target_fires=1, sort_by="diff", formula="literal")
 
 
+@pytest.mark.slow
 def test_several_methods_are_chosen_from_one_measurement(corpora):
     changes = {"min_target_fires": 1, "num_features": (2,), "p_ratio": 50}
     found = make_all(corpora, method=("frequency", "all"), **changes)
@@ -665,6 +666,7 @@ def test_correlations_are_pearsons_and_take_the_best_latents_only(tmp_path: Path
     assert found().mean_correlation == pytest.approx(1.0, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_overlap_is_with_what_every_other_method_would_take(corpora):
     found = make(corpora, num_features=(2,), p_ratio=50)
     assert found.analysis is not None
@@ -849,6 +851,7 @@ def edit(record: dict[str, Any], *keys: Any, to: Any) -> None:
     record[keys[-1]] = to
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("keys", "value", "told"),
     [

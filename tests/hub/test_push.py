@@ -205,6 +205,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", FAULTS, ids=lambda fault: f"{fault.step}-{fault.kind}-{fault.times}")
 def test_a_passing_fault_still_gives_exactly_one_commit(made: Artefacts, hub: FakeHub, fault: Fault):
     hub.faults.append(Fault(fault.step, fault.kind, fault.times))
@@ -244,6 +245,7 @@ def test_a_wait_beyond_all_patience_is_told_and_not_waited(made: Artefacts, hub:
     assert hub.steps().count("commit") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", ["look", "preupload", "commit"])
 @pytest.mark.parametrize("kind", [503, "reset", "silent"])
 def test_a_lasting_fault_ends_in_one_line_with_nothing_published(made: Artefacts, hub: FakeHub, step: str, kind):
@@ -684,6 +686,7 @@ def test_the_client_is_left_as_it_was(made: Artefacts, hub: FakeHub):
     assert "send" not in vars(get_session())
 
 
+@pytest.mark.slow
 def test_nothing_of_the_token_is_on_any_stream_of_a_process(made: Artefacts, hub: FakeHub):
     """The same with HF_DEBUG, which makes the client log its requests."""
     script = (

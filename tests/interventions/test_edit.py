@@ -96,6 +96,7 @@ def dictionary(request: pytest.FixtureRequest) -> Dictionary:
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(len(INTERVENTIONS)))
 def test_saved_and_loaded_is_the_same_edit_to_the_bit(tiny_llama, dictionary, tmp_path, number):
     edit = Edit(POINT, dictionary, INTERVENTIONS[number])

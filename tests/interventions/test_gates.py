@@ -109,6 +109,7 @@ def in_parts(gate: Gate, acts: Tensor, real: Tensor, cuts: list[int]) -> Tensor:
 # ---- statistics ---------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["prompt", "streaming"])
 @pytest.mark.parametrize("gate", GATES, ids=name_of)
 @given(seed=st.integers(0, 2**32))
@@ -382,6 +383,7 @@ PAIRS = [("dsg", gate) for gate in GATES] + [(name, GATES[0]) for name in EDITS 
 PAIRS += [("dsg", AnyFires()), ("steer", Always())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("method", "gate"), PAIRS, ids=lambda part: part if isinstance(part, str) else name_of(part))
 def test_cached_generation_equals_recomputing_everything_under_streaming(tiny_model, sae, method, gate):
     if isinstance(gate, SequenceGate):
@@ -413,6 +415,7 @@ class Held:
         return AnyFires().decide(acts, real, state)[0] & torch.tensor(self.rows)[:, None], ()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("gate", GATES, ids=name_of)
 def test_under_prompt_generation_holds_what_the_prompt_decided(tiny_model, sae, gate):
     gate = replace(middling(tiny_model, sae, gate), policy="prompt")
@@ -437,6 +440,7 @@ def test_under_prompt_generation_holds_what_the_prompt_decided(tiny_model, sae, 
     assert log.opened_share == log.opened / log.texts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["prompt", "streaming"])
 @pytest.mark.parametrize("gate", GATES, ids=name_of)
 def test_a_text_alone_and_in_a_batch_padded_on_either_side_is_gated_alike(tiny_model, sae, gate, policy):

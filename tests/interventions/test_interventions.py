@@ -267,6 +267,7 @@ def test_a_prompt_alone_and_in_a_padded_batch_is_edited_alike(tiny_model, sae):
     assert (together.tokens, together.edited) == (alone.tokens, alone.edited)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("edit", EDITS)
 def test_cached_generation_equals_recomputing_everything(tiny_model, sae, edit):
     latents = sometimes_firing(tiny_model, sae)

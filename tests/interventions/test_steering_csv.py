@@ -85,6 +85,7 @@ numbers = st.floats(allow_nan=False, allow_infinity=False)
 latents = st.lists(st.integers(0, 2**31), min_size=1, max_size=6, unique=True).map(tuple)
 
 
+@pytest.mark.slow
 @given(latents, numbers, numbers, st.booleans())
 @settings(max_examples=60, deadline=None)
 def test_what_is_written_is_read_back_number_for_number(tmp_path_factory, chosen, value, theta, each):

@@ -252,6 +252,7 @@ def by_hand(recipe: Gradient, lm: LanguageModel, given: LanguageModel, forget: T
             return recipe.gamma * pull + recipe.alpha * nll_r
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -354,6 +355,7 @@ def test_crisp_losses_are_their_formulas(tiny_model, sae):
 # ---- what is promised about models --------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(7))
 def test_the_given_model_keeps_every_bit(tiny_model, sae, forget, retain, number):
     recipe = recipes(sae)[number]
@@ -376,6 +378,7 @@ def test_the_given_model_keeps_every_bit(tiny_model, sae, forget, retain, number
     assert [type(module) for module in after.model.modules()] == [type(module) for module in tiny_model.model.modules()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", range(7))
 def test_the_same_seed_gives_the_same_bits(tiny_llama, sae, forget, retain, number):
     recipe = recipes(sae)[number]
@@ -445,6 +448,7 @@ def nats(lm: LanguageModel, texts: Texts) -> float:
         return float(nats_per_token(lm, texts.rows(torch.arange(16))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "recipe",
     [
@@ -463,6 +467,7 @@ def test_forget_text_becomes_less_likely(world, recipe):
     assert lost > 2 * kept or isinstance(recipe, GradientAscent)  # nothing in its loss holds the rest
 
 
+@pytest.mark.slow
 def test_rmu_moves_forget_text_to_its_target_and_holds_retain_text(world):
     lm, forget, retain, _ = world
     recipe, point = RMU(layer=1, coefficient=100.0, alpha=100.0, steps=30, lr=1e-3), HookPoint(1)
@@ -480,6 +485,7 @@ def test_rmu_moves_forget_text_to_its_target_and_holds_retain_text(world):
     assert drift["retain"] < 0.3 * drift["forget"]
 
 
+@pytest.mark.slow
 def test_crisp_silences_its_latents(world):
     lm, forget, retain, _ = world
     point = HookPoint(1)

@@ -246,6 +246,7 @@ def statistic(kind: str, acts: np.ndarray, drift: float) -> float:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["none", "any", "all", "mean", "window", "cusum", "max"])
 def test_gates_open_where_the_statistic_of_a_text_exceeds_that_of_most_retain_texts(run: TinyRun, kind: str):
     materials = run.materials(gate=kind, gate_window=8, gate_percentile=90.0)
@@ -325,6 +326,7 @@ def test_a_method_that_was_named_and_cannot_be_measured_is_refused(run: TinyRun,
         run.evaluate(methods=("scale", "crisp"))
 
 
+@pytest.mark.slow
 def test_all_leaves_out_what_cannot_be_measured_and_says_why(run: TinyRun, monkeypatch: pytest.MonkeyPatch):
     without(monkeypatch, "peft")
     selection = replace(run.selection, refusal_latent=None)
@@ -389,6 +391,7 @@ def test_a_gate_that_replaces_a_methods_own_leaves_nothing_of_it_to_tune(run: Ti
     assert edit.intervention.gate == AnyFires(0.0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"gate": "all"}, {"keep_error": False}])
 def test_diff_means_takes_no_gate_and_has_no_error_to_drop(run: TinyRun, changed: dict[str, Any]):
     with pytest.raises(ConfigError, match="diff_means reads no SAE"):
@@ -408,6 +411,7 @@ def test_the_strengths_at_both_ends_of_a_grid_are_known(run: TinyRun):
     assert ends(NAMED["zero"], materials) == [None]
 
 
+@pytest.mark.slow
 def test_an_edit_of_every_token_has_no_other_tokens_to_be_put_on(run: TinyRun):
     methods = ("steer", "project", "diff_means", "clamp", "random")
     rows = run.evaluate(methods=methods, limit=1, controls=("places",)).metrics["methods"]

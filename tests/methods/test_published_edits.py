@@ -310,6 +310,7 @@ def live(lm: LanguageModel, side: str) -> tuple[Tensor, Tensor]:
     return batch["input_ids"], batch["attention_mask"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_method_logs_what_it_adds_and_padding_moves_nothing(tiny_model, name):
     wide = TopKSAE(tiny_model.d_model, D_SAE, K, seed=3).requires_grad_(False)

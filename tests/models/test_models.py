@@ -249,6 +249,7 @@ def load_elsewhere(names: list[str], tmp_path: Path, **environment: str) -> list
     return done.stdout.splitlines()
 
 
+@pytest.mark.slow
 def test_what_the_hub_refuses_is_one_line_and_the_right_exit_code(refusing_hub, tmp_path):
     lines = load_elsewhere(list(ANSWERS), tmp_path, HF_ENDPOINT=refusing_hub)
     assert len(lines) == len(ANSWERS)
@@ -262,6 +263,7 @@ def test_what_the_hub_refuses_is_one_line_and_the_right_exit_code(refusing_hub, 
         assert "--model tiny-llama" in line
 
 
+@pytest.mark.slow
 def test_without_a_network_the_built_in_model_is_pointed_to(tmp_path):
     (line,) = load_elsewhere(["meta-llama/Llama-2-7b-chat-hf"], tmp_path, HF_HUB_OFFLINE="1")
     assert line.startswith("5 meta-llama/Llama-2-7b-chat-hf is not in the local cache")

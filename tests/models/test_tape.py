@@ -29,6 +29,7 @@ def any_model(request, tmp_path_factory) -> LanguageModel:
     return load_model(str(save_model(tmp_path_factory.mktemp("tape") / request.param, request.param)), device="cpu")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [HookPoint(2), HookPoint(3), HookPoint(2, "mlp_out"), HookPoint(1, "resid_pre")])
 def test_a_played_run_computes_the_same_bits_with_and_without_an_edit(any_model, point):
     lm = any_model
@@ -87,6 +88,7 @@ class CountingSAE(TopKSAE):
         return super().encode(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("point", [HookPoint(2), HookPoint(2, "resid_pre")])
 def test_edits_of_a_played_activation_encode_it_once_with_each_sae(any_model, point):
     lm = any_model

@@ -87,6 +87,7 @@ def margin(lm: LanguageModel, known: Known, shift: Tensor, point: HookPoint) -> 
     return found[known.question.answer] - sum(wrong) / 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("site", ["resid_post", "mlp_out"])
 @pytest.mark.parametrize("scoring", SCORINGS)
 def test_gradients_are_finite_differences(tiny_model: LanguageModel, scoring: Scoring, site: str) -> None:

@@ -281,6 +281,7 @@ def _run(name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     return run([resolve(run_config(), small | more, preset=name)], SILENT, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", RELEASED)
 def test_a_paper_runs_to_its_end_on_a_released_sae(
     name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -336,6 +337,7 @@ def _paired(name: str, metrics: dict[str, Any]) -> bool:
     return all(measured != NOT_MEASURED for _, measure, _, measured in rows if measure.startswith(wanted))
 
 
+@pytest.mark.slow
 def test_inlp_trains_its_own_sae_and_measures_what_it_published(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -353,6 +355,7 @@ def test_inlp_trains_its_own_sae_and_measures_what_it_published(
     assert table.rows[0][0] == "scale -3, 100 latents"
 
 
+@pytest.mark.slow
 def test_a_file_that_the_preset_needs_is_asked_for_before_anything_is_done(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,6 +162,7 @@ def test_a_model_is_small_and_whole(loaded):
     assert stored.dtype == torch.float16
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_a_reloaded_model_knows_its_world(loaded, domain):
     name, _, model, tokenizer = loaded
@@ -193,6 +194,7 @@ def rebuild(folder: Path, seed: int) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+@pytest.mark.slow
 def test_the_script_makes_the_same_small_world_twice_and_another_from_another_seed(tmp_path):
     first, again, other = (rebuild(tmp_path / name, seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
     assert first == again
@@ -202,6 +204,7 @@ def test_the_script_makes_the_same_small_world_twice_and_another_from_another_se
         assert first[name] != other[name]
 
 
+@pytest.mark.slow
 def test_the_shipped_words_are_the_scripts_own(tmp_path):
     command = [sys.executable, "-m", "data_scripts.tiny_world", "--only_text", "--out", str(tmp_path)]
     subprocess.run(command, cwd=REPO, check=True, capture_output=True, timeout=120)

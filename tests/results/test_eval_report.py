@@ -194,6 +194,7 @@ def test_estimates_follow_from_the_items(report: EvalReport):
         assert sum(item["kind"] == "generation" for item in mine) == (0 if row["name"] == "random" else 3)
 
 
+@pytest.mark.slow
 def test_every_family_is_measured_and_is_afterwards_as_before(tiny_model: LanguageModel, sources: dict[str, Any]):
     chosen = {name: sources[name] for name in ("forget_questions", "forget_eval", "generation_prompts")}
     asked = load_asked(tiny_model, EvalConfig(**SETTINGS, **chosen))
@@ -207,6 +208,7 @@ def test_every_family_is_measured_and_is_afterwards_as_before(tiny_model: Langua
 # ---- files --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_bytes(
     report: EvalReport, sources: dict[str, Any], tiny_llama: LanguageModel, tmp_path: Path
 ):
@@ -292,6 +294,7 @@ class Counting:
         self.count += amount
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scoring", ["cloze", "letter"])
 def test_progress_counts_every_item_once(tiny_llama: LanguageModel, sources: dict[str, Any], scoring: str):
     watcher = Counting()

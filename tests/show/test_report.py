@@ -285,6 +285,7 @@ def test_controls_stand_in_tables_of_their_own():
     assert "baseline" not in controls
 
 
+@pytest.mark.slow
 def test_the_page_of_a_sweep_says_what_was_tried_chosen_and_not_measured():
     text = page("m", [section(report=swept(2))])
     outline = parsed(text)
@@ -319,6 +320,7 @@ def test_only_the_first_pair_of_marks_is_the_peak():
     assert "</mark> end » « x" in text
 
 
+@pytest.mark.slow
 def test_writing_the_page_twice_gives_the_same_bytes(tmp_path: Path):
     for name in ("a.html", "b.html"):
         write_page(tmp_path / name, "tiny-llama", [section(), section(title="other")])
@@ -349,6 +351,7 @@ DRAWINGS: dict[str, Callable[[plots.Kind], bytes]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWINGS)
 def test_pictures_are_valid_and_the_same_every_time(name: str):
     image = DRAWINGS[name]("png")

@@ -128,6 +128,7 @@ def test_what_lies_beside_shards_stays(kind: str, fresh: bool, tmp_path: Path) -
     assert (place / "shard-dir.json").is_dir()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["", "file://"])
 def test_starting_over_deletes_what_this_run_began_alone(scheme: str, tmp_path: Path) -> None:
     place, where = tmp_path / "place", ["--shards_dir", f"{scheme}{tmp_path}/place"]
@@ -147,6 +148,7 @@ def test_starting_over_deletes_what_this_run_began_alone(scheme: str, tmp_path: 
     assert contents(place) != before
 
 
+@pytest.mark.slow
 def test_what_a_run_began_at_one_place_is_not_its_own_at_another(place: Path, tmp_path: Path) -> None:
     run, before = tmp_path / "second", contents(place)
     collect(run, "--shards_dir", f"file:///proc/nope{tmp_path}", code=5)
@@ -168,6 +170,7 @@ def test_shards_of_another_model_are_not_trained_on(place: Path, tmp_path: Path)
     assert not (tmp_path / "second" / "saes").exists()
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_its_own_corpora_where_others_are_too(place: Path, text: str, tmp_path: Path) -> None:
     collect(tmp_path / "second", "--retain", text, "--shards_dir", f"file://{place}")
     shard = next(place.glob("retain-minerals/*/shard-00000.safetensors"))
@@ -179,6 +182,7 @@ def test_a_run_trains_on_its_own_corpora_where_others_are_too(place: Path, text:
     assert "minerals" not in json.dumps(cfg)
 
 
+@pytest.mark.slow
 def test_what_a_run_has_trained_on_stays_its_own_when_more_is_collected(place: Path, text: str, tmp_path: Path) -> None:
     run, before = tmp_path / "second", Run(tmp_path / "first").corpora
     train(run, "--shards_dir", f"file://{place}")
@@ -206,6 +210,7 @@ class Forgetful(LocalFileSystem):
 fsspec.register_implementation("forgetful", Forgetful, clobber=True)
 
 
+@pytest.mark.slow
 def test_a_corpus_that_a_listing_lacks_is_trained_on(tmp_path: Path) -> None:
     collect(tmp_path / "run", "--shards_dir", f"forgetful://{tmp_path}/place")
     trained = json.loads(train(tmp_path / "run", "--json"))["outputs"]
@@ -236,6 +241,7 @@ def test_a_shard_missing_before_others_is_damage_in_an_unfinished_folder(tmp_pat
     assert [entry["file"][-16:] for entry in verify(Run(tmp_path)).metrics["damaged"]] == ["shard-00000.json"]
 
 
+@pytest.mark.slow
 def test_a_run_that_was_moved_away_from_its_shards_says_so(tmp_path: Path) -> None:
     collect(tmp_path / "run", "--shards_dir", str(tmp_path / "place"))
     (tmp_path / "deep").mkdir()
@@ -248,6 +254,7 @@ def test_a_run_that_was_moved_away_from_its_shards_says_so(tmp_path: Path) -> No
     assert Run(moved).shards == tmp_path / "place"
 
 
+@pytest.mark.slow
 def test_a_place_that_was_mistyped_can_be_told_anew(tmp_path: Path) -> None:
     run, wrong = tmp_path / "run", tmp_path / "file"
     wrong.write_text("no folder")

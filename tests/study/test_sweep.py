@@ -27,6 +27,8 @@ from sae_forge.study.run import EvalReport
 from sae_forge.tasks.engines import continuations, generation, losses, multiple_choice
 from sae_forge.tasks.records import half_of
 
+pytestmark = pytest.mark.slow
+
 UNTUNED = [method.name for method in NAMED.values() if method.axes is None]
 ALL: dict[str, Any] = {"methods": ("all",), "sweep": True, "controls": ("direction",)}
 FEW: dict[str, Any] = {

@@ -78,6 +78,7 @@ def texts(lm: LanguageModel, prompts: list[str], batch_size: int = 3, **sampling
     return [written.text for written in write(lm, prompts, plan, batch_size=batch_size)]
 
 
+@pytest.mark.slow
 def test_batches_and_padding_change_no_text(tiny_model: LanguageModel):
     assert texts(tiny_model, PROMPTS, 1) == texts(tiny_model, PROMPTS, 2) == texts(tiny_model, PROMPTS, 64)
 
@@ -90,6 +91,7 @@ def test_the_seed_decides_and_torchs_own_randomness_does_not(tiny_llama: Languag
     assert texts(tiny_llama, PROMPTS, seed=5) != first
 
 
+@pytest.mark.slow
 def test_an_edit_that_changes_nothing_writes_the_same_text(tiny_model: LanguageModel):
     sae = TopKSAE(tiny_model.d_model, 96, 7, seed=5)
     base = texts(tiny_model, PROMPTS)
@@ -104,6 +106,7 @@ def test_a_later_prompt_does_not_change_an_earlier_text(tiny_llama: LanguageMode
     assert texts(tiny_llama, PROMPTS)[:2] == texts(tiny_llama, PROMPTS[:2])
 
 
+@pytest.mark.slow
 def test_temperature_zero_is_the_librarys_greedy_search(tiny_model: LanguageModel):
     mine = texts(tiny_model, PROMPTS, temperature=0)
     for prompt, text in zip(PROMPTS, mine, strict=True):

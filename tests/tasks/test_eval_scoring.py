@@ -50,6 +50,7 @@ def random_sae(lm: LanguageModel) -> TopKSAE:
 # ---- multiple choice ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [True, False])
 @pytest.mark.parametrize("batch_size", [1, 3, 64])
 def test_cloze_scores_are_those_of_each_option_alone(tiny_model: LanguageModel, batch_size: int, share: bool):
@@ -85,6 +86,7 @@ def test_the_letter_prompt_is_the_harness_one():
     assert subject_of("high_school_geography_test") == "high school geography"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [True, False])
 def test_an_edit_reaches_questions_as_it_reaches_a_plain_pass(tiny_model: LanguageModel, share: bool):
     """Caches, padding and batches must not change what is edited: the hook sees every real token once."""
@@ -171,6 +173,7 @@ def test_a_context_too_long_for_the_model_loses_its_beginning(tiny_llama: Langua
 # ---- prompts ------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
 def test_target_logprobs_are_those_of_forcing_token_by_token(tiny_model: LanguageModel, batch_size: int):
     texts = [("Granite is", "a rock of quartz"), ("The river Arn runs past seven", "towns"), ("It", "cools")]

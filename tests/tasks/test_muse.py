@@ -490,6 +490,7 @@ def values(row: dict[str, Any]) -> dict[str, float]:
     return {name: estimate["value"] for name, estimate in row["muse"].items()}
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_asking_one_by_one(lm: LanguageModel, known: dict[str, Any], report: EvalReport):
     (base,), (edited,) = rows_of(report, "baseline"), rows_of(report, "scale")
     assert tuple(base["muse"]) == tuple(edited["muse"]) == MEASURES
@@ -542,6 +543,7 @@ def test_items_bear_out_the_estimates(report: EvalReport, tmp_path: Path):
     assert {kind for method, kind in kinds if method == "random"} == {"privleak"}
 
 
+@pytest.mark.slow
 def test_batches_and_padding_change_nothing(lm: LanguageModel, known: dict[str, Any]):
     config = EvalConfig(**known)
     sae, intervention = edit(lm)

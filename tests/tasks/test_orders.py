@@ -94,6 +94,7 @@ def by_hand(lm: LanguageModel, question: Question, scoring: str) -> list[tuple[i
 # ---- asking -------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 7])
 def test_counts_are_those_of_a_loop_over_permutations(chatty: LanguageModel, batch_size: int) -> None:
     """In chat, where each letter is one token; alone in its batch a prompt's numbers are the loop's to the bit."""
@@ -108,6 +109,7 @@ def test_counts_are_those_of_a_loop_over_permutations(chatty: LanguageModel, bat
     assert 0 < sum(result.right for result in got.results.values()) < 72  # else this test shows nothing
 
 
+@pytest.mark.slow
 def test_letters_are_counted_in_every_order_too(tiny_model: LanguageModel) -> None:
     """The tiny tokenizer spells " A" in two tokens; the loop reads the first of those that differ."""
     tokenizer = tiny_model.tokenizer
@@ -357,6 +359,7 @@ def test_another_models_answers_are_refused(tiny_llama: LanguageModel, tmp_path:
         load_orders(path, MAGIC.name, "cloze", tiny_llama.fingerprint())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flaw", [{"right": 25}, {"letters": [1, 2, 3]}, {"orders": "24"}, {"extra": 1}, {"id": []}])
 def test_a_damaged_file_is_refused(tiny_llama: LanguageModel, tmp_path: Path, flaw: dict) -> None:
     path = orders_file(tmp_path, MAGIC.name, "letter")

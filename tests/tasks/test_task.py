@@ -143,6 +143,7 @@ def test_a_task_of_ones_own_goes_through_a_report(run: TinyRun, tmp_path: Path):
     assert set(table["task"].to_pylist()) == {"statements"}
 
 
+@pytest.mark.slow
 def test_a_task_of_ones_own_is_what_a_sweep_chooses_by(run: TinyRun):
     config = with_toy()(**{**SMALL, "half": "test", "sweep": True, "methods": ("project",)})
     materials = Materials(run.lm, run.sae, run.named.point, run.selection, config, run.shards)

@@ -124,6 +124,7 @@ def unbroken(reader: ShardReader, tmp_path_factory: pytest.TempPathFactory) -> d
 # ---- learning -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_training_learns_and_reports_the_saved_weights(stream, reader, tmp_path):
     report = train_sae(stream, config(max_steps=300, lr=0.03), tmp_path / "sae", PROVENANCE)
     sae, provenance = load_sae(tmp_path / "sae")
@@ -154,6 +155,7 @@ def test_epochs_count_whole_passes(stream, tmp_path):
     assert report.steps == 2 * 3072 // BATCH
 
 
+@pytest.mark.slow
 def test_bf16_products_learn_nearly_as_well(stream, tmp_path):
     exact = train_sae(stream, config(max_steps=100), tmp_path / "fp32", PROVENANCE)
     half = train_sae(stream, config(max_steps=100, sae_dtype="bf16"), tmp_path / "bf16", PROVENANCE)
@@ -161,6 +163,7 @@ def test_bf16_products_learn_nearly_as_well(stream, tmp_path):
     assert half.fvu == pytest.approx(exact.fvu, abs=0.05)
 
 
+@pytest.mark.slow
 def test_auxk_revives_latents_that_plain_training_leaves_dead():
     directions = draw(40, 24, seed=1)
     directions /= directions.norm(dim=1, keepdim=True)
@@ -197,6 +200,7 @@ def test_the_log_holds_one_line_a_step(stream, tmp_path):
 # ---- going on -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stopped_after", [1, 4, 5, 13, STEPS])
 @pytest.mark.parametrize(("signum", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
 def test_a_run_stopped_by_a_signal_ends_in_the_same_bytes(stream, tmp_path, unbroken, stopped_after, signum, raised):
@@ -272,6 +276,7 @@ def damage_bytes(path: Path) -> None:
     (path / "weights.safetensors").write_bytes(content)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "damage",
     [
@@ -325,6 +330,7 @@ def test_fresh_starts_over_and_gets_the_same(stream, tmp_path):
     assert contents(tmp_path) == held
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -609,6 +615,7 @@ def test_auxk_is_zero_when_the_dead_explain_the_residual_and_fades_with_few_dead
 # ---- several from one read ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_saes_trained_from_one_read_are_those_trained_alone(reader, tmp_path):
     several = config(k=(2, K), sae_seeds=(0, 5), **HARD)
     stream = ActivationStream([reader], batch_size=BATCH, seed=0)
@@ -626,6 +633,7 @@ def test_saes_trained_from_one_read_are_those_trained_alone(reader, tmp_path):
         assert contents(alone) == contents(place.folder), shape
 
 
+@pytest.mark.slow
 def test_one_of_several_that_is_ahead_waits_for_the_others(reader, tmp_path):
     both = config(k=(2, K), **HARD)
     places = {shape: Place(folder=tmp_path / str(shape.k)) for shape in both.saes(D_IN)}
