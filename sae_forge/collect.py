@@ -28,7 +28,7 @@ import sae_forge
 from sae_forge import ranks
 from sae_forge.collect_plan import Job, describe, plan, require_few_shards
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import PackedBatch, iter_packed, iter_texts
+from sae_forge.data.corpus import PackedBatch, Tally, iter_packed, iter_texts
 from sae_forge.data.manifest import require_match
 from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter
@@ -61,6 +61,10 @@ class CollectReport:
     """Tokens without a row: ``nan`` and ``infinite`` rows over all hook points, ``special`` tokens of the corpora."""
     rounding_fvu: float | None
     """Share of the variance of a folder's rows that rounding to int8 took, the largest of all folders; else None."""
+    skipped: int
+    """Documents of the corpora that cannot be read."""
+    control: int
+    """Control tokens that stand in the text, under a tokenizer that cannot read their spelling as text."""
     unmeasured: int
     """Folders in int8 whose rows vary by less than can be told, so that nobody knows what rounding took."""
     collected: int = field(compare=False)
@@ -80,6 +84,8 @@ class CollectReport:
         if self.rounding_fvu is not None:
             most = "at most " if len(self.folders) > 1 else ""
             lost += f"; int8 rounding leaves {most}{self.rounding_fvu:.2g} of the variance unexplained"
+        if self.skipped:
+            lost += f"; {self.skipped:,} unreadable documents skipped"
         if self.unmeasured:
             lost += f"; rows of {self.unmeasured} folders do not vary measurably: use bf16 or fp32 for them"
         rate = f", {self.tokens_per_second:,.0f} tokens/s" if self.collected else ", all there already"
@@ -93,6 +99,8 @@ class CollectReport:
             "shards": self.shards,
             "tokens_per_second": round(self.tokens_per_second, 1),
             "dropped": {**self.dropped, "nonfinite": self.dropped["nan"] + self.dropped["infinite"]},
+            "skipped_documents": self.skipped,
+            "control_tokens_in_text": self.control,
             "rounding_fvu": self.rounding_fvu,
             "unmeasured": self.unmeasured,
         }
@@ -165,30 +173,42 @@ def _collect_corpus(
         pending = {point: writer for point, writer in writers.items() if writer.manifest is None}
         if pending:
             behind = min(pending.values(), key=lambda writer: writer.next_batch)
+            tally = Tally()
             with progress.task(f"collect {job.name}", job.expected, "tokens") as task:
                 if behind.rows:
                     progress.say(f"{job.name}: {behind.rows:,} tokens are there; going on")
                     task.advance(behind.rows)
-                collected = _run_batches(config, lm, job, pending, task)
+                collected = _run_batches(config, lm, job, pending, tally, task)
+            tally.judge()
+            if (lines := tuple(tally.lines(job.name))) != job.remarks:  # a text from elsewhere is first read here
+                for line in lines:
+                    progress.say(line)
+            for writer in pending.values():
+                writer.finish(skipped=tally.skipped, control=tally.control)
         return collected, {point: writer.finish() for point, writer in writers.items()}
 
 
 def _run_batches(
-    config: CollectConfig, lm: LanguageModel, job: Job, writers: dict[HookPoint, ShardWriter], task: Task
+    config: CollectConfig, lm: LanguageModel, job: Job, writers: dict[HookPoint, ShardWriter], tally: Tally, task: Task
 ) -> int:
     """Run every batch that some writer lacks; returns the real tokens seen."""
     start = min(writer.next_batch for writer in writers.values())
-    with closing(forward_batches(config, lm, job.source, start)) as batches:
+    with closing(forward_batches(config, lm, job.source, start, tally)) as batches:
         return fill(config, lm, batches, writers, task)
 
 
 def forward_batches(
-    config: CollectConfig, lm: LanguageModel, source: str, start: int = 0
+    config: CollectConfig, lm: LanguageModel, source: str, start: int = 0, tally: Tally | None = None
 ) -> Generator[PackedBatch, None, None]:
-    """A corpus's forward batches from ``start`` on, made ahead by a thread, which ends with the iterator."""
+    """A corpus's forward batches from ``start`` on, made ahead by a thread, which ends with the iterator.
+
+    Args:
+        tally: Counts its documents from the first on, those before ``start`` among them.
+    """
+    tokenizer = DocumentTokenizer(lm, tally)
     batches = iter_packed(
-        iter_texts(source, text_field=config.text_field, split=config.split),
-        DocumentTokenizer(lm),
+        iter_texts(source, text_field=config.text_field, split=config.split, converse=tokenizer.converse, tally=tally),
+        tokenizer,
         ctx_len=config.ctx_len,
         batch_size=config.model_batch_size,
         bos=packing(lm, config.bos),
@@ -372,6 +392,8 @@ def _report(
             **{name: sum(manifest.dropped[name] for manifest in every) for name in ("nan", "infinite")},
             "special": sum(manifest.dropped["special"] for manifest in first),
         },
+        skipped=sum(manifest.skipped for manifest in first),
+        control=sum(manifest.control for manifest in first),
         rounding_fvu=max((fvu for manifest in every if (fvu := manifest.rounding_fvu) is not None), default=None),
         unmeasured=sum(manifest.rounding is not None and manifest.rounding_fvu is None for manifest in every),
         collected=collected,

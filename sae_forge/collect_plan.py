@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 
-from sae_forge import builtin
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import corpus_identity, corpus_name, iter_texts
+from sae_forge.data.corpus import Tally, corpus_identity, iter_texts, told_apart
 from sae_forge.data.shards import MAX_SHARDS, Fingerprint, buffer_bytes, complete, row_bytes
+from sae_forge.data.sources import named
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.hooks import check_points
 from sae_forge.models.loading import LanguageModel, parameter_bytes
-from sae_forge.models.tokens import max_input, packing, text_ids
+from sae_forge.models.tokens import max_input, packing
 from sae_forge.progress import Progress
 from sae_forge.store.remote import AnyPath, RemotePath
 from sae_forge.store.runs import Run
@@ -35,6 +35,8 @@ class Job:
     """Hook points whose folder is not complete."""
     expected: int | None
     """Tokens it will give, about; None when nothing is pending or nobody can know."""
+    remarks: tuple[str, ...] = ()
+    """What was seen in its text on the way, a sentence each."""
 
     @property
     def folder_names(self) -> list[str]:
@@ -65,13 +67,14 @@ def plan(config: CollectConfig, lm: LanguageModel, corpora: Sequence[tuple[str, 
         raise ConfigError(f"--ctx_len {config.ctx_len} is longer than {lm.name} takes; give at most {longest}")
     if not corpora:
         raise ConfigError("no corpus was given; name one with --forget or --retain")
-    named: dict[str, str] = {}
-    for role, source in corpora:
-        name = f"{role}-{corpus_name(source)}"
-        if name in named:
-            raise ConfigError(f"{named[name]} and {source} would both be stored as {name}; drop or rename one")
-        named[name] = source
-    return [_job(config, lm, role, source, points) for role, source in corpora]
+    jobs = []
+    for role in dict.fromkeys(role for role, _ in corpora):
+        sources = [source for its, source in corpora if its == role]
+        jobs += [
+            _job(config, lm, role, source, name, points)
+            for source, name in zip(sources, told_apart(sources), strict=True)
+        ]
+    return jobs
 
 
 def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], progress: Progress) -> None:
@@ -85,6 +88,8 @@ def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], prog
         return
     if packing(lm, config.bos) == "none" and lm.opening.ids:
         progress.say(f"--bos none: {lm.name} was trained with BOS before every sequence and strays without it")
+    for remark in (remark for job in todo for remark in job.remarks):
+        progress.say(remark)
     parts = [f"{job.name} {'all' if job.expected is None else f'about {job.expected:,}'} tokens" for job in todo]
     points = ", ".join(map(str, sorted({point for job in todo for point in job.pending})))
     known = all(job.expected is not None for job in todo)
@@ -131,23 +136,27 @@ def peak_bytes(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job]) ->
     return parameter_bytes(lm.model) + working, max(map(sum, held))
 
 
-def _job(config: CollectConfig, lm: LanguageModel, role: str, source: str, points: Sequence[HookPoint]) -> Job:
-    name, identity = f"{role}-{corpus_name(source)}", corpus_identity(source)
+def _job(
+    config: CollectConfig, lm: LanguageModel, role: str, source: str, corpus: str, points: Sequence[HookPoint]
+) -> Job:
+    name, identity, tally = f"{role}-{corpus}", corpus_identity(source), Tally()
     place = Run(config.run_folder, config.shards_dir).shards
     folders = {point: place / name / str(point) for point in points}
     pending = tuple(point for point in points if config.starts_over or not complete(folders[point]))
+    expected = _expected_tokens(config, lm, source, tally) if pending else None
     return Job(
         name=name,
         source=source,
         folders=folders,
-        fingerprints={point: _fingerprint(config, lm, role, source, identity, point) for point in points},
+        fingerprints={point: _fingerprint(config, lm, role, corpus, identity, point) for point in points},
         pending=pending,
-        expected=_expected_tokens(config, lm, source) if pending else None,
+        expected=expected,
+        remarks=tuple(tally.lines(name)),
     )
 
 
 def _fingerprint(
-    config: CollectConfig, lm: LanguageModel, role: str, source: str, identity: str, point: HookPoint
+    config: CollectConfig, lm: LanguageModel, role: str, corpus: str, identity: str, point: HookPoint
 ) -> Fingerprint:
     model = lm.fingerprint()
     return Fingerprint(
@@ -161,7 +170,7 @@ def _fingerprint(
         bos=packing(lm, config.bos),
         batch_size=config.model_batch_size,
         max_tokens=config.max_tokens,
-        corpus=corpus_name(source),
+        corpus=corpus,
         source=identity,
         role=role,
         split=config.split,
@@ -169,18 +178,22 @@ def _fingerprint(
     )
 
 
-def _expected_tokens(config: CollectConfig, lm: LanguageModel, source: str) -> int | None:
+def _expected_tokens(config: CollectConfig, lm: LanguageModel, source: str, tally: Tally) -> int | None:
     """Tokens a corpus will give: its characters over those a token takes in a sample; of a Hub dataset, the cap."""
-    texts = iter_texts(source, text_field=config.text_field, split=config.split)
-    if not (builtin.is_builtin(source) or Path(source).exists()):
+    tokenizer = DocumentTokenizer(lm)
+    texts = iter_texts(
+        source, text_field=config.text_field, split=config.split, converse=tokenizer.converse, tally=tally
+    )
+    if named(source).files is None:
         return config.max_tokens
     sample = list(islice(texts, _SAMPLE))
-    tokens = sum(map(len, text_ids(lm, sample)))
+    tokens = sum(map(len, tokenizer(sample)["input_ids"]))
     characters = sum(map(len, sample))
     rate = tokens / characters
     for text in texts:
         characters += len(text)
         if config.max_tokens is not None and characters * rate > config.max_tokens:
+            tally.judge()
             return config.max_tokens
     found = round(characters * rate)
     return found if config.max_tokens is None else min(found, config.max_tokens)

@@ -24,6 +24,8 @@ MAX_INTEGER = 2**53
 MAX_RANGE = 2**20
 """Numbers that ``0-9`` may stand for."""
 _RANGE = re.compile(r"(\d{1,16})-(\d{1,16})")
+_UP_TO_COMMA = re.compile(r".*,[^/:@\[]*")
+"""A path up to the end of that part of it which holds the last comma."""
 _COUNT = re.compile(r"([+-]?\d+(?:\.\d+)?(?:[eE]\+?\d{1,2})?)([kKmMgGbB]?)")
 _THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 
@@ -121,7 +123,8 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
     wanted = described(kind)[name].kind
     value = raw
     if _is_tuple(wanted) and isinstance(raw, str):
-        value = [part.strip() for part in raw.split(",") if part.strip()]
+        parts = _places(raw) if described(kind)[name].setting.names_items else raw.split(",")
+        value = [part.strip() for part in parts if part.strip()]
     elif _is_tuple(wanted) and isinstance(raw, int | float):
         value = [raw]
     if int in (wanted, *get_args(wanted), *(each for part in get_args(wanted) for each in get_args(part))):
@@ -142,6 +145,25 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
         if isinstance(part, str | Path) and "\0" in str(part):
             raise ConfigError(f"--{name} {_start(raw)}: give text without a null character")
     return found
+
+
+def _places(raw: str) -> list[str]:
+    """Names of texts between commas; a comma that stands in a path on this disk is part of the name."""
+    parts, places = raw.split(","), []
+    while parts:
+        joined = [",".join(parts[:count]) for count in range(len(parts), 1, -1)]
+        heads = ((place, _UP_TO_COMMA.match(place)) for place in joined)
+        place = next((place for place, head in heads if head and _is_there(head[0])), parts[0])
+        places.append(place)
+        parts = parts[place.count(",") + 1 :]
+    return places
+
+
+def _is_there(path: str) -> bool:
+    try:
+        return Path(path.strip()).exists()
+    except OSError:  # too long a name
+        return False
 
 
 def _counted(name: str, value: Any) -> Any:

@@ -11,7 +11,7 @@ from typing import cast
 
 import pyarrow as pa
 
-from sae_forge.data.records import BATCH_ROWS, Choose, Placed, one_line, text_columns
+from sae_forge.data.formats import BATCH_ROWS, Choose, Placed, column_kinds, one_line
 from sae_forge.errors import DataError
 from sae_forge.store import hub_errors
 from sae_forge.store.hub_errors import READING, Asked
@@ -42,7 +42,7 @@ def read_saved_dataset(folder: Path, split: str, choose: Choose | None) -> Place
             data = dict(data)[split]
         schema = data.features.arrow_schema
         if choose is not None:
-            data = data.select_columns([choose(schema.names, text_columns(schema))])
+            data = data.select_columns(list(choose(column_kinds(schema))))
         numbers = itertools.count(1)
         for batch in data.with_format("arrow").iter(BATCH_ROWS):
             yield from ((f"row {next(numbers)}", record) for record in cast("pa.Table", batch).to_pylist())
@@ -62,9 +62,26 @@ def read_hub(name: str, config: str | None, split: str, choose: Choose | None) -
     with _hub_told(name):
         rows = load_dataset(name, config, split=split, streaming=True)
         if choose is not None and rows.features is not None:
-            rows = rows.select_columns([choose(list(rows.features), text_columns(rows.features.arrow_schema))])
+            rows = rows.select_columns(list(choose(column_kinds(rows.features.arrow_schema))))
         for number, record in enumerate(rows, 1):
             yield f"row {number}", record
+
+
+def rows(name: str, config: str | None, split: str) -> int:
+    """How many rows a split on the Hub has, as its repository says.
+
+    Raises:
+        DataError: it does not say, or there is no such dataset.
+    """
+    from datasets import load_dataset_builder
+
+    with _hub_told(name):
+        known = load_dataset_builder(name, config).info.splits or {}
+    if split not in known:
+        raise DataError(
+            f"dataset {name!r} does not say how many rows {split!r} has; give numbers of rows, not percentages"
+        )
+    return known[split].num_examples
 
 
 @contextmanager

@@ -163,6 +163,10 @@ class Manifest:
     shards: tuple[ShardInfo, ...]
     rounding: Rounding | None = None
     """What rounding to int8 did to all rows: the sum of what the sidecars say; None where nothing was rounded."""
+    skipped: int = 0
+    """Documents of the corpus that could not be read, on the way to where these end."""
+    control: int = 0
+    """Control tokens in its text, where the tokenizer cannot read their spelling as text."""
 
     def __post_init__(self) -> None:
         check_chain(self.shards)
@@ -208,7 +212,7 @@ class Manifest:
             raise ShardError(_why_incomplete(folder))
         body = files.read_json(path, kind=ShardError, what="a shard manifest", proven=True)
         try:
-            manifest = _decoded(cls, body, {"fingerprint", "shards", "rounding"})
+            manifest = _decoded(cls, body, {"fingerprint", "shards", "rounding", "skipped", "control"})
             if files.canonical(manifest._body()) != files.canonical(body):
                 raise ValueError("it lacks a field, or its totals are not those of its shards")
         except ValueError as error:
@@ -217,12 +221,14 @@ class Manifest:
 
     def _body(self) -> dict[str, Any]:
         shards = [asdict(shard) for shard in self.shards]
+        odd = {"skipped": self.skipped, "control": self.control}
         return {
             "fingerprint": asdict(self.fingerprint),
             "shards": shards,
             "rounding": self.rounding and asdict(self.rounding),
             "rows": self.rows,
             "dropped": self.dropped,
+            **{name: count for name, count in odd.items() if count},
         }
 
 

@@ -19,13 +19,13 @@ _PIECE = 2**20
 
 @runtime_checkable
 class Tokenizer(Protocol):
-    """What packing needs of a tokenizer; those of transformers fit."""
+    """What packing needs of a tokenizer; those of transformers fit where all documents are texts."""
 
     bos_token_id: int | None
     eos_token_id: int | None
     pad_token_id: int | None
 
-    def __call__(self, texts: list[str], *, add_special_tokens: bool) -> Any:
+    def __call__(self, texts: list[Any], *, add_special_tokens: bool) -> Any:
         """``["input_ids"]`` of the result is one list of ids a text."""
         ...
 
@@ -43,7 +43,7 @@ class PackedBatch:
 
 
 def iter_packed(
-    texts: Iterable[str],
+    texts: Iterable[Any],
     tokenizer: Tokenizer,
     *,
     ctx_len: int,
@@ -106,7 +106,7 @@ def _cut(pieces: Iterable[np.ndarray], size: int) -> Iterator[np.ndarray]:
         yield np.concatenate(held)
 
 
-def _pieces(texts: Iterable[str], tokenizer: Tokenizer, bos: bool, max_tokens: int | None) -> Iterator[np.ndarray]:
+def _pieces(texts: Iterable[Any], tokenizer: Tokenizer, bos: bool, max_tokens: int | None) -> Iterator[np.ndarray]:
     """Token ids of each piece of text, with EOS between documents and BOS before them where wanted."""
     special = [
         token for token in (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) if token is not None
@@ -127,7 +127,7 @@ def _pieces(texts: Iterable[str], tokenizer: Tokenizer, bos: bool, max_tokens: i
             return
 
 
-def _tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[bool, np.ndarray]]:
+def _tokenize(texts: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[bool, np.ndarray]]:
     """Whether a piece opens a document, and its ids; tokenised many at a time, as fast tokenizers like it."""
     for group in _groups(_split(texts)):
         encoded = tokenizer([text for _, text in group], add_special_tokens=False)["input_ids"]
@@ -135,9 +135,12 @@ def _tokenize(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[tuple[bool
             yield opens, np.asarray(ids, np.int64)
 
 
-def _split(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
-    """Documents in pieces of at most ``_PIECE`` characters, cut before white space where there is any."""
+def _split(texts: Iterable[Any]) -> Iterator[tuple[bool, Any]]:
+    """Documents in pieces of at most ``_PIECE`` characters, cut before white space; what is no text stays whole."""
     for text in texts:
+        if not isinstance(text, str):
+            yield True, text
+            continue
         first = 0
         while len(text) - first > _PIECE:
             space = max(text.rfind(blank, first + 1, first + _PIECE) for blank in " \n")
@@ -147,7 +150,7 @@ def _split(texts: Iterable[str]) -> Iterator[tuple[bool, str]]:
         yield first == 0, text[first:]
 
 
-def _groups(pieces: Iterator[tuple[bool, str]]) -> Iterator[list[tuple[bool, str]]]:
+def _groups(pieces: Iterator[tuple[bool, Any]]) -> Iterator[list[tuple[bool, Any]]]:
     """Consecutive pieces, at most 256 and about ``_PIECE`` characters together."""
     for piece in pieces:
         group, size = [piece], len(piece[1])

@@ -199,8 +199,11 @@ class ShardWriter:
         if self._rows >= self.shard_rows:
             self._cut()
 
-    def finish(self) -> Manifest:
+    def finish(self, *, skipped: int = 0, control: int = 0) -> Manifest:
         """Publish what is left and the manifest: the folder is complete.
+
+        Args:
+            skipped, control: Of the corpus, as the manifest has them.
 
         Raises:
             NumericalError: more than 0.1 % of the rows are not finite.
@@ -218,7 +221,7 @@ class ShardWriter:
             self._team.meet()
             self._shards = [Sidecar.read(self.folder, number).shard for number in range(len(self._shards))]
             self._require_finite()
-        manifest = Manifest(self.fingerprint, tuple(self._shards), self._total_rounding())
+        manifest = Manifest(self.fingerprint, tuple(self._shards), self._total_rounding(), skipped, control)
         self._require_true(manifest.rounding, manifest.rows)
         with self._team.led() as first:
             if first:

@@ -30,6 +30,9 @@ class Rendered:
     spelled: tuple[tuple[int, int], ...] = ()
     """Where in it something is spelled like a special token and is text, in characters."""
 
+    def __len__(self) -> int:
+        return len(self.text)
+
     def followed_by(self, text: str) -> "Rendered":
         """The same with a text after it, such as the beginning of an answer."""
         return replace(self, text=self.text + text)

@@ -15,6 +15,7 @@ from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
 from sae_forge.models.opening import Opening
+from sae_forge.models.tokens import control_strings
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.report import load_report
 from sae_forge.sae.named import NamedSAE, load_dictionary
@@ -48,6 +49,10 @@ class Bench:
             device_map=config.device_map,
             quantize=config.quantize,
         )
+        if unread := control_strings(lm):
+            self.progress.say(
+                f"the tokenizer of {lm.name} takes {', '.join(unread[:5])} for control tokens where a text spells them"
+            )
         if not self.run.exists:
             return lm
         if (recorded := self.run.opening) is None:

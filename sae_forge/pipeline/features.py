@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sae_forge.config.features import FeaturesConfig
-from sae_forge.data.corpus import corpus_identity, corpus_name
+from sae_forge.data.corpus import corpus_identity, told_apart
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import DataError, ShardError
 from sae_forge.features.choices import answers
@@ -135,7 +135,8 @@ def _require_same_weights(shards: Sequence[ShardReader], named: NamedSAE) -> Non
 def _begun_retain(config: FeaturesConfig, bench: Bench, shards: Sequence[ShardReader]) -> list[tuple[str, str]]:
     """Text to keep that is collected unasked: where no activations are there, or where that was begun."""
     there = {reader.folder.parent.name for reader in shards}
-    names = {source: f"retain-{corpus_name(source)}" for source in config.retain if source}
+    sources = [source for source in config.retain if source]
+    names = {source: f"retain-{name}" for source, name in zip(sources, told_apart(sources), strict=True)}
     begun = set(bench.run.corpora) - there
     return [("retain", source) for source, name in names.items() if not shards or name in begun]
 

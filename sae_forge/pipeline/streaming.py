@@ -21,7 +21,7 @@ from sae_forge import ranks
 from sae_forge.collect import fill, forward_batches
 from sae_forge.collect_plan import Job, plan
 from sae_forge.config.train import TrainConfig
-from sae_forge.data.corpus import PackedBatch
+from sae_forge.data.corpus import PackedBatch, Tally
 from sae_forge.data.manifest import Sidecar, complete, shard_number
 from sae_forge.data.shard_file import ShardFile
 from sae_forge.data.shards import Manifest, ShardReader, ShardWriter, row_bytes
@@ -149,14 +149,17 @@ def _most_bytes(config: TrainConfig) -> int:
 
 def _count(config: TrainConfig, bench: Bench, job: Job) -> np.ndarray:
     """Real tokens of each forward batch of a corpus."""
-    tokens, special = [], bench.lm.special_ids
+    tokens, special, tally = [], bench.lm.special_ids, Tally()
     with (
         bench.progress.task(f"count {job.name}", job.expected, "tokens") as task,
-        closing(forward_batches(config, bench.lm, job.source)) as batches,
+        closing(forward_batches(config, bench.lm, job.source, tally=tally)) as batches,
     ):
         for batch in batches:
             tokens.append(int(real_token_mask(batch.token_ids, batch.attention_mask, special).sum()))
             task.advance(tokens[-1])
+    tally.judge()
+    for remark in tally.lines(job.name):
+        bench.progress.say(remark)
     return np.array(tokens, np.int64)
 
 

@@ -74,7 +74,7 @@ class Completions:
         asked = []
         for role in ROLES:
             for name, source in sources_by_domain(getattr(config, f"{role}_prompts")).items():
-                prompts = choose(load([source], read_prompt), half, limit, name)
+                prompts = choose(load([source], read_prompt, progress), half, limit, name)
                 texts = [self.wording.around(self.wording.said(item.prompt)) for item in prompts]
                 encoded = encode(lm, [(text, (item.target,)) for text, item in zip(texts, prompts, strict=True)])
                 asked.append(

@@ -1,14 +1,12 @@
 """How well a model predicts text that the SAE has not seen: loss in nats per token, and perplexity."""
 
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sae_forge.config.questions import Half
 from sae_forge.config.text import HeldOutConfig
-from sae_forge.errors import DataError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import Item
@@ -59,12 +57,17 @@ class HeldOut:
         Raises:
             DataError: a source is missing, holds nothing to predict, or is called as another.
         """
+        from sae_forge.data.corpus import told_apart
         from sae_forge.tasks.engines.losses import load_corpus
 
         texts = {"forget": config.forget_eval, "retain": config.retain_eval}
-        corpora = [load_corpus(lm, source, role, config) for role, sources in texts.items() for source in sources]
-        if doubled := [key for key, times in Counter(corpus.key for corpus in corpora).items() if times > 1]:
-            raise DataError(f"two held-out texts are called {doubled[0]!r}; rename one of the files")
+        corpora = [
+            load_corpus(lm, source, role, config, name)
+            for role, sources in texts.items()
+            for source, name in zip(sources, told_apart(sources), strict=True)
+        ]
+        for remark in (remark for corpus in corpora for remark in corpus.remarks):
+            progress.say(remark)
         return tuple(
             Asked(
                 task=self,

@@ -157,15 +157,15 @@ class Muse:
         from sae_forge.tasks.records import read_passage
 
         asked = []
-        if verbmem := _load("verbmem", config.verbmem, _read_verbmem, limit):
+        if verbmem := _load("verbmem", config.verbmem, _read_verbmem, limit, "prompt"):
             asked.append(self._recall(lm, VERBMEM, _verbmem(lm, verbmem)))
         shots = config.knowmem_shots[:1], config.knowmem_shots[-1:]
         for (role, measure), before in zip(KNOWMEM.items(), shots, strict=True):
-            if items := _load(f"knowmem_{role}", getattr(config, f"knowmem_{role}"), _read_answered, limit):
-                answered = _load("knowmem_shots", before, _read_answered, None)
+            if items := _load(f"knowmem_{role}", getattr(config, f"knowmem_{role}"), _read_answered, limit, "question"):
+                answered = _load("knowmem_shots", before, _read_answered, None, "question")
                 asked.append(self._recall(lm, measure, _knowmem(role, items, answered)))
         texts = {side: getattr(config, f"privleak_{side}") for side in SIDES}
-        sides = {side: _load(f"privleak_{side}", texts[side], read_passage, limit) for side in SIDES}
+        sides = {side: _load(f"privleak_{side}", texts[side], read_passage, limit, "text") for side in SIDES}
         if all(sides.values()):
             asked.append(self._privleak(lm, sides, config.privleak_reference))
         return tuple(asked)
@@ -304,12 +304,12 @@ def least_likely(
 
 
 def _load(
-    name: str, sources: Sequence[str], read: "Callable[[Record, str], Wanted]", limit: int | None
+    name: str, sources: Sequence[str], read: "Callable[[Record, str], Wanted]", limit: int | None, main: str
 ) -> "tuple[Wanted, ...]":
-    """The items of all these files."""
+    """The items of all these files; a source's own column is the field ``main``."""
     from sae_forge.tasks.records import choose, load
 
-    return choose(load(sources, read), "all", limit, name)
+    return choose(load(sources, read, main=main), "all", limit, name)
 
 
 def _read_verbmem(record: "Record", where: str) -> "Prompt":

@@ -71,7 +71,8 @@ class Prompts:
 
         texts: list[str] = []
         for source in config.generation_prompts:
-            texts += [text_field(record, "prompt", where) for where, record in iter_records(source)][:limit]
+            records = iter_records(source, "prompt", progress)
+            texts += [text_field(record, "prompt", where) for where, record in records][:limit]
         sampling = Sampling(**_sampled_how(config))
         numbers = tuple(map(str, range(len(texts))))
         said = tuple(self.wording.around(self.wording.said(text)) for text in texts)

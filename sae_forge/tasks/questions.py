@@ -79,7 +79,9 @@ class Questions:
         asked = []
         for role in ROLES:
             for name, source in sources_by_domain(getattr(config, f"{role}_questions")).items():
-                whole = Domain(name=name, role=role, questions=choose(load_questions(source), half, None, name))
+                whole = Domain(
+                    name=name, role=role, questions=choose(load_questions(source, progress), half, None, name)
+                )
                 kept = filter_questions(
                     lm, whole, config.question_filter, config.scoring, batch_size=config.eval_batch_size,
                     folder=config.run_folder, fresh=config.starts_over, progress=progress,

@@ -4,26 +4,24 @@ Where records come from and how they are parsed is ``data.records``' business, f
 """
 
 import hashlib
-import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
-from sae_forge import builtin
 from sae_forge.config.questions import Half
-from sae_forge.data.corpus import corpus_name
-from sae_forge.data.records import open_sources
+from sae_forge.data.formats import Malformed, suffix_of
+from sae_forge.data.records import brief, open_source
+from sae_forge.data.sources import corpus_name, local_path, told_apart
 from sae_forge.errors import DataError
-from sae_forge.statistics.answers import LETTERS
+from sae_forge.progress import SILENT, Progress
 from sae_forge.store import files
 from sae_forge.tasks.item import Role
+from sae_forge.tasks.question_forms import Form, checked_text, counted_from, form_of
 
 Record = dict[str, Any]
 
 SPLIT = "test"
 """Split of a ``datasets`` id that names none."""
-FEWEST_OPTIONS = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,73 +86,96 @@ Read = Callable[[Record, str], Wanted]
 
 def domain_name(source: str) -> str:
     """What is asked about, from the name of its file (``wizards.jsonl``), folder or dataset."""
-    path = builtin.locate(source) if builtin.is_builtin(source) else Path(source)
-    return path.stem if path.is_file() else corpus_name(source)
+    path = local_path(source)
+    return path.name[: len(path.name) - len(suffix_of(path))] if path.is_file() else corpus_name(source)
 
 
 def sources_by_domain(sources: Sequence[str]) -> dict[str, str]:
-    """The sources by what each is about.
+    """The sources by what each is about; of two that are called alike the second has its folder's name before it.
 
     Raises:
-        DataError: two are called alike.
+        DataError: one is given twice.
     """
-    named: dict[str, str] = {}
-    for source in sources:
-        name = domain_name(source)
-        if name in named:
-            raise DataError(f"two files are called {name!r} (again: {source}); a domain is named after its file")
-        named[name] = source
-    return named
+    return dict(zip(told_apart(sources, domain_name), sources, strict=True))
 
 
-def iter_records(source: str) -> Iterator[tuple[str, Record]]:
+def iter_records(source: str, main: str, progress: Progress = SILENT) -> Iterator[tuple[str, Record]]:
     """Every record of a source with its place ("wizards.jsonl line 3"), for messages.
+
+    Args:
+        main: The field that a plain string is, and that the source's column stands for where it names one.
 
     Raises:
         DataError: the source is missing, holds no records, or what it holds are no objects.
     """
-    empty = True
-    for one in open_sources(source, SPLIT):
-        for place, record in one.read(None):
-            empty, where = False, f"{one.name} {place}"
-            if not isinstance(record, dict):
-                raise DataError(f"{where} is not a JSON object")
-            yield where, record
+    opened, empty = open_source(source, SPLIT), True
+    if opened.note:
+        progress.say(opened.note)
+    column = opened.named.column
+    for where, record in opened.records():
+        empty = False
+        if isinstance(record, Malformed):
+            raise DataError(f"{where} {record.why}")
+        if isinstance(record, str):
+            record = {main: record}
+        if not isinstance(record, dict):
+            raise DataError(f"{where} is not a JSON object but {brief(record)}")
+        if column is not None and column not in record:
+            raise DataError(f"{where} has no column {column!r}; it has {', '.join(map(str, record)) or 'none'}")
+        yield where, record if column is None else {**record, main: record[column]}
     if empty:
         raise DataError(f"{source} holds no records")
 
 
-def load(sources: Sequence[str], read: Read[Wanted]) -> tuple[Wanted, ...]:
+def load(
+    sources: Sequence[str], read: Read[Wanted], progress: Progress = SILENT, *, main: str = "prompt"
+) -> tuple[Wanted, ...]:
     """The items of all these sources; one that stands there twice is taken once.
+
+    Args:
+        main: The field that a source's own column stands for.
 
     Raises:
         DataError: a source is missing or malformed, or two different records have one id.
     """
+    records = (placed for source in sources for placed in iter_records(source, main, progress))
+    return _distinct((where, read(record, where)) for where, record in records)
+
+
+def load_questions(source: str, progress: Progress = SILENT) -> tuple[Question, ...]:
+    """The questions of one source, in any of the forms of :mod:`~sae_forge.tasks.question_forms`.
+
+    Raises:
+        DataError: it is missing or malformed, or two different questions have one id.
+    """
+    records = list(iter_records(source, "question", progress))
+    forms = [form_of(record, where) for where, record in records]
+    if first := counted_from(forms):
+        progress.say(f"{source}: answers count options from 1: one is the number of the last, and none is 0")
+    return _distinct(
+        (where, _question(form, record, where, first)) for form, (where, record) in zip(forms, records, strict=True)
+    )
+
+
+def _distinct(items: Iterable[tuple[str, Wanted]]) -> tuple[Wanted, ...]:
     kept: dict[str, Wanted] = {}
-    for source in sources:
-        for where, record in iter_records(source):
-            item = read(record, where)
-            if kept.setdefault(item.id, item) != item:
-                raise DataError(f"{where} has the id {item.id!r}, which another record has too")
+    for where, item in items:
+        if kept.setdefault(item.id, item) != item:
+            raise DataError(f"{where} has the id {item.id!r}, which another record has too")
     return tuple(kept.values())
 
 
-def load_questions(source: str) -> tuple[Question, ...]:
-    """The questions of one source."""
-    return load([source], read_question)
-
-
 def read_question(record: Record, where: str) -> Question:
-    """A record ``{question, choices, answer}`` with optional ``subject``, ``fact`` and ``id``."""
-    question = text_field(record, "question", where)
-    choices = record.get("choices")
-    most = len(LETTERS)
-    if not isinstance(choices, list) or not FEWEST_OPTIONS <= len(choices) <= most or not all(map(_is_text, choices)):
-        raise DataError(f"{where} needs 'choices' as a list of {FEWEST_OPTIONS} to {most} texts")
+    """One record as a question; numbers count its options from 0."""
+    return _question(form_of(record, where), record, where, 0)
+
+
+def _question(form: Form, record: Record, where: str, first: int) -> Question:
+    """A form with optional ``subject``, ``fact`` and ``id`` of its record."""
     subject = text_field(record, "subject", where) if record.get("subject") else None
-    answer = _answer(record.get("answer"), LETTERS[: len(choices)], where)
-    name, fact = record_names(record, where, [question, *choices, answer])
-    return Question(id=name, fact=fact, question=question, choices=tuple(choices), answer=answer, subject=subject)
+    answer = form.index(first)
+    name, fact = record_names(record, where, [form.question, *form.choices, answer])
+    return Question(id=name, fact=fact, question=form.question, choices=form.choices, answer=answer, subject=subject)
 
 
 def read_prompt(record: Record, where: str, *, prompt: str = "prompt", target: str = "target") -> Prompt:
@@ -173,33 +194,16 @@ def read_passage(record: Record, where: str) -> Passage:
 
 def text_field(record: Record, name: str, where: str) -> str:
     """A field that must be a string with something in it."""
-    value = record.get(name)
-    if not _is_text(value):
-        have = ", ".join(sorted(map(str, record))) or "nothing"
-        raise DataError(f"{where} needs {name!r} as text, found {json.dumps(value, default=str)[:40]} (it has: {have})")
-    return str(value)
-
-
-def _answer(value: object, letters: str, where: str) -> int:
-    if isinstance(value, str) and len(value.strip()) == 1 and value.strip().upper() in letters:
-        return letters.index(value.strip().upper())
-    if type(value) is int and 0 <= value < len(letters):
-        return value
-    wanted = f"0 to {len(letters) - 1} or A to {letters[-1]}"
-    raise DataError(f"{where} needs 'answer' as {wanted}, found {value!r:.40}")
-
-
-def _is_text(value: object) -> bool:
-    """Whether it is text with something in it that any tokenizer takes: JSON may hold half a surrogate pair."""
-    return isinstance(value, str) and bool(value.strip()) and value.encode(errors="ignore").decode() == value
+    return checked_text(record.get(name), name, record, where)
 
 
 def record_names(record: Record, where: str, content: list[object]) -> tuple[str, str]:
     """Id and fact of a record: as given, else from the content, so that they are the same on every machine."""
     given = {name: record[name] for name in ("id", "fact") if record.get(name) is not None}
     for name, value in given.items():
-        if not isinstance(value, str | int) or isinstance(value, bool) or not _is_text(str(value)):
+        if not isinstance(value, str | int) or isinstance(value, bool):
             raise DataError(f"{where} needs {name!r} as text, found {value!r:.40}")
+        checked_text(str(value), name, record, where)
     name = str(given.get("id", files.digest(content)[:16]))
     return name, str(given.get("fact", name))
 

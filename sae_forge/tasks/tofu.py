@@ -348,7 +348,8 @@ def _values(side: str, scores: "Sequence[Score]") -> dict[str, float]:
 def _read(side: str, sources: Sequence[str], limit: int | None) -> tuple[Answered, ...]:
     from sae_forge.tasks.records import choose, load
 
-    return choose(load(sources, partial(_read_answered, paraphrased=side in SIDES[:2])), "all", limit, f"tofu_{side}")
+    read = partial(_read_answered, paraphrased=side in SIDES[:2])
+    return choose(load(sources, read, main="question"), "all", limit, f"tofu_{side}")
 
 
 def _read_answered(record: "Record", where: str, *, paraphrased: bool) -> Answered:

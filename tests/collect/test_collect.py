@@ -1,5 +1,6 @@
 """Collecting: shards hold what the model computes, for real tokens only, and a kill at any moment leaves no trace."""
 
+import copy
 import json
 import os
 import subprocess
@@ -7,6 +8,7 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -17,11 +19,12 @@ from sae_forge import collect as verb
 from sae_forge.collect import CollectReport, collect
 from sae_forge.collect_plan import peak_bytes, plan
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.shards import ShardReader, complete, find_shards
+from sae_forge.data.shards import Manifest, ShardReader, complete, find_shards
 from sae_forge.errors import ConfigError, DataError, NumericalError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import capture, splice
 from sae_forge.models.loading import load_model
+from sae_forge.models.tokens import text_ids
 from sae_forge.progress import SILENT
 from sae_forge.store.tensors import DTYPES
 
@@ -125,6 +128,8 @@ def test_report_and_folders(tiny_model, corpora, tmp_path):
         "shards",
         "tokens_per_second",
         "dropped",
+        "skipped_documents",
+        "control_tokens_in_text",
         "rounding_fvu",
         "unmeasured",
     }
@@ -261,6 +266,7 @@ from pathlib import Path
 from sae_forge import collect as verb
 from sae_forge.config.collect import CollectConfig
 from sae_forge.models.loading import load_model
+from sae_forge.models.tokens import text_ids
 read = verb.capture
 def slowly(*args):
     print("batch", flush=True)
@@ -366,12 +372,11 @@ def test_settings_that_cannot_work_write_nothing(tiny_llama, corpora, tmp_path):
     run = tmp_path / "run"
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "numbers.jsonl").write_text('{"n": 1}\n')
-    (tmp_path / "rocks.jsonl").write_text('{"text": "another file of the same name"}\n')
     for wrong, sources, error, words in [
         ({"layer": (4,)}, corpora, ConfigError, r"layer=4 is beyond .* 0\.\.3"),
         ({"ctx_len": 129}, corpora, ConfigError, "at most 128"),
         ({}, [], ConfigError, "--forget or --retain"),
-        ({}, [*corpora, ("retain", str(tmp_path / "rocks.jsonl"))], ConfigError, "stored as retain-rocks"),
+        ({}, [*corpora, corpora[-1]], DataError, "is given twice"),
         ({}, [*corpora, ("retain", str(tmp_path / "nowhere.jsonl"))], DataError, "nowhere"),
         ({}, [*corpora, ("retain", str(tmp_path / "empty.jsonl"))], DataError, "empty"),
         ({}, [*corpora, ("retain", str(tmp_path / "numbers.jsonl"))], DataError, "n"),
@@ -379,6 +384,34 @@ def test_settings_that_cannot_work_write_nothing(tiny_llama, corpora, tmp_path):
         with pytest.raises(error, match=words):
             collect(make_config(run, **wrong), tiny_llama, sources)
     assert not run.exists()
+
+
+def test_what_is_odd_in_a_text_is_skipped_told_apart_and_counted(tiny_llama, tmp_path):
+    lm = replace(tiny_llama, tokenizer=copy.deepcopy(tiny_llama.tokenizer))
+    lm.tokenizer.chat_template = "{{ bos_token }}{% for turn in messages %}<turn>{{ turn.content }}{% endfor %}"
+    said = "Hoo, said </s> the owl."
+    for folder, records in {
+        "a": [{"text": said}] * 30 + [{"text": 7}],
+        "b": [{"messages": [{"role": "user", "content": said}] * 2}] * 30,
+    }.items():
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "owls.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    watched = Listener()
+    sources = [("retain", str(tmp_path / folder / "owls.jsonl")) for folder in "ab"]
+    report = collect(make_config(tmp_path / "run", layer=(1,), bos="row"), lm, sources, watched)
+    assert (report.skipped, report.control) == (1, 0)
+    assert "; 1 unreadable documents skipped" in report.summary()
+    told = [line for line in watched.lines if line.startswith("retain-")]
+    assert told[0].startswith("retain-owls: 1 of 31 documents skipped: ")
+    assert told[0].endswith("line 31 'text' holds int, neither text nor a list of texts nor a conversation")
+    assert told[1] == "retain-b-owls: 30 conversations, in the words of the model's chat template"
+    assert len(told) == 2  # each once, though the text is read twice
+    manifests = [Manifest.read(folder) for folder in find_shards(tmp_path / "run")]
+    assert [manifest.skipped for manifest in manifests] == [0, 1]
+    (apiece,) = text_ids(lm, [said])
+    assert [manifest.seen for manifest in manifests] == [60 * len(apiece), 30 * len(apiece)]
+    again = collect(make_config(tmp_path / "run", layer=(1,), bos="row"), lm, sources, watched)
+    assert (again.collected, again.skipped) == (0, 1)
 
 
 def test_activations_that_are_not_finite_stop_the_run(model_folders, corpora, tmp_path):

@@ -7,6 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
+from sae_forge.data.corpus import Tally
 from sae_forge.errors import DataError
 from sae_forge.models.chat import Rendered, render
 from sae_forge.models.documents import DocumentTokenizer
@@ -113,19 +114,21 @@ def test_a_tokenizer_that_cannot_help_it_is_found_out_and_counted(tiny_llama: La
     words = PreTrainedTokenizerFast(tokenizer_object=made, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
     lm = replace(tiny_llama, tokenizer=words)
     assert set(control_strings(lm)) == {"<s>", "</s>"}
-    documents = DocumentTokenizer(lm)
-    documents(["owl </s> owl", "<s> <s>", "owl"])
-    assert documents.control == 3
+    tally = Tally()
+    DocumentTokenizer(lm, tally)(["owl </s> owl", "<s> <s>", "owl"])
+    assert tally.control == 3
 
 
 def test_conversations_become_documents_without_the_ends_that_packing_sets(lm: LanguageModel) -> None:
     turns = [{"role": "user", "content": "Hoo?"}, {"role": "model", "content": STORY}]
-    documents = DocumentTokenizer(lm)
-    (text, chat) = documents([STORY, turns])["input_ids"]
+    tally = Tally()
+    documents = DocumentTokenizer(lm, tally)
+    assert documents.converse is not None
+    (text, chat) = documents([STORY, documents.converse(turns)])["input_ids"]
     assert text == text_ids(lm, [STORY])[0]
     whole = render(lm, turns, to_go_on=False).ids(lm)
     assert whole[0] == lm.tokenizer.bos_token_id
     assert chat == whole[1:]
-    assert documents.control == 0
+    assert tally.control == 0
     lm.tokenizer.chat_template = None
-    assert documents([turns])["input_ids"] == text_ids(lm, [f"user: Hoo?\n\nmodel: {STORY}"])
+    assert documents.converse is None

@@ -75,10 +75,22 @@ BROKEN = {
     "answer missing": (json.dumps({key: RECORD[key] for key in ("question", "choices")}), "'answer'"),
     "no question": (json.dumps({"text": "hello"}), "'question'"),
     "not JSON": ("{'question': 1}", "is not JSON"),
-    "a list": ("[1, 2]", "is not a JSON object"),
+    "a list": ("[1, 2]", r"is not a JSON object but \[1, 2\]"),
     "a key twice": ('{"question": "a", "question": "b"}', "twice"),
-    "half a surrogate pair": (json.dumps(RECORD | {"question": "\ud800"}), "'question' as text"),
+    "half a surrogate pair": (
+        json.dumps(RECORD | {"question": "\ud800"}),
+        "'question' as text, and it holds half a sur",
+    ),
+    "half of one in an option": (
+        json.dumps(RECORD | {"choices": ["a", "\ud800"]}),
+        "'choices' as text, and it holds half",
+    ),
     "half of one in an id": (json.dumps(RECORD | {"id": "\ud800"}), "'id' as text"),
+    "an answer of no option": (json.dumps(RECORD | {"answer": "Pluto"}), 'or an option\'s text, found "Pluto"'),
+    "an answer that names two": (
+        json.dumps(RECORD | {"choices": ["1", "2", "3", "4"], "answer": "2"}),
+        "which names option B one way and C another",
+    ),
     "id no text": (json.dumps(RECORD | {"id": [1]}), "'id'"),
 }
 
@@ -104,12 +116,13 @@ def test_two_records_of_one_id_are_refused(tmp_path: Path):
     ("name", "content", "complaint"),
     [
         ("empty.jsonl", b"", "holds no records"),
-        ("object.json", b"{}", "needs 'question'"),
+        ("object.json", b"{}", "needs 'question' as text, found null"),
+        ("list.jsonl", b"[1]\n[2]\n", r"line 1 is not a JSON object but \[1\]"),
         ("short.csv", b"Frage?,a,b,B\nWarum?,a,b,C\n", "short.csv line 2 does not end in an option's letter"),
         ("head.csv", b"question,answer\nWarum\n", "line 2 has 1 columns, its header 2"),
         ("latin.csv", "Frage,\xe4,b,c,d,A\n".encode("latin-1"), "UTF-8"),
         ("no.parquet", b"PAR1 no", "cannot be read"),
-        ("text.txt", b"hello", "is not a JSON object"),
+        ("text.txt", b"hello", "needs 'choices' as a list of 2 to 26 texts, or as columns A, B, .*found null"),
         ("doc.docx", b"hello", "is not read here"),
     ],
 )
@@ -150,7 +163,7 @@ def test_questions_come_from_folders_and_dataset_ids_as_text_does(tmp_path: Path
     write_lines(tmp_path / "bio" / "a.jsonl", [RECORD | {"id": "1"}])
     (tmp_path / "bio" / "b.tsv").write_text("question\tid\tanswer\nWhy?\t2\tB\n")
     assert domain_name(str(tmp_path / "bio")) == "bio"
-    assert [record["id"] for _, record in iter_records(str(tmp_path / "bio"))] == ["1", "2"]
+    assert [record["id"] for _, record in iter_records(str(tmp_path / "bio"), "question")] == ["1", "2"]
     asked = {}
 
     def load_dataset(name, config, **settings):
@@ -233,5 +246,5 @@ def test_one_stem_in_two_roles_or_two_files_is_refused(tmp_path: Path, tiny_llam
     path = str(write_lines(tmp_path / "magic.jsonl", [RECORD]))
     with pytest.raises(DataError, match="several roles"):
         load_asked(tiny_llama, EvalConfig(forget_questions=(path,), retain_questions=(path,), half="all"))
-    with pytest.raises(DataError, match="two files"):
+    with pytest.raises(DataError, match="is given twice"):
         load_asked(tiny_llama, EvalConfig(forget_questions=(path, path), half="all"))

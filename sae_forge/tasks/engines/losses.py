@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sae_forge.config.text import HeldOutConfig
-from sae_forge.data.corpus import PackedBatch, corpus_name, iter_packed, iter_texts
+from sae_forge.data.corpus import PackedBatch, Tally, corpus_name, iter_packed, iter_texts
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.loading import LanguageModel
@@ -30,6 +30,8 @@ class Corpus:
     batches: tuple[PackedBatch, ...]
     predicted: int = 0
     """Tokens whose loss is taken."""
+    remarks: tuple[str, ...] = ()
+    """What is to be said of its text, a sentence each."""
 
     @property
     def key(self) -> str:
@@ -51,25 +53,32 @@ class SequenceLosses:
     tokens: tuple[int, ...]
 
 
-def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig) -> Corpus:
+def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig, name: str | None = None) -> Corpus:
     """The first ``config.loss_tokens`` tokens of a text source.
 
     Raises:
         DataError: the source is missing, empty or holds no text.
     """
+    tally = Tally()
+    tokenizer = DocumentTokenizer(lm, tally)
+    texts = iter_texts(
+        source, text_field=config.text_field, split=config.split, converse=tokenizer.converse, tally=tally
+    )
     packed = iter_packed(
-        iter_texts(source, text_field=config.text_field, split=config.split),
-        DocumentTokenizer(lm),
+        texts,
+        tokenizer,
         ctx_len=min(config.ctx_len, max_input(lm)),
         batch_size=config.eval_batch_size,
         bos=packing(lm, config.bos),
         max_tokens=config.loss_tokens,
     )
     batches = tuple(packed)
+    tally.judge()
     predicted = sum(int(_targets(lm, batch).sum()) for batch in batches)
     if not predicted:
         raise DataError(f"{source} holds no token to predict; give held-out text of at least two words")
-    return Corpus(corpus_name(source), role, batches, predicted)
+    name = name or corpus_name(source)
+    return Corpus(name, role, batches, predicted, tuple(tally.lines(f"{role}/{name}")))
 
 
 @torch.inference_mode()
