@@ -204,6 +204,21 @@ def _tokenizer(source: str, name: str, common: dict[str, Any]) -> PreTrainedToke
     )
 
 
+def norms_take_mean(name: str, *, revision: str | None = None) -> bool:
+    """Whether the norms of the model take the mean over the width off, as LayerNorm does and RMSNorm does not.
+
+    Only its configuration is read.
+
+    Raises:
+        UnsupportedModelError: no such folder.
+        RemoteError: the Hub refused, does not have it, or cannot be reached.
+    """
+    folder = _local_folder(name)
+    with one_line(name, local=folder is not None, revision=revision):
+        config = AutoConfig.from_pretrained(str(folder or name), **_common(revision))
+    return not hasattr(config, "rms_norm_eps")
+
+
 # ---- where it is and where it goes --------------------------------------------------------------
 
 

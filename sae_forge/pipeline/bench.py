@@ -13,7 +13,7 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
-from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer
+from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, norms_take_mean
 from sae_forge.models.opening import Opening
 from sae_forge.models.tokens import control_strings
 from sae_forge.progress import SILENT, Progress
@@ -86,6 +86,8 @@ class Bench:
             self.run,
             model=self._shown_model,
             asked=asked,
+            spelled=self.config.spelled,
+            norms_take_mean=lambda: norms_take_mean(self.config.model, revision=self.config.revision),
             device=device_of(self.config.sae_device),
             allow_pickle=getattr(self.config, "allow_pickle", False),
             progress=self.progress,

@@ -5,7 +5,8 @@ selections and reports are filed, found and named like those of any other.
 """
 
 import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -15,16 +16,15 @@ from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.sae.formats import dictionary_learning, sparsify
-from sae_forge.sae.formats.gemma_scope import PARAMS, load_gemma_scope
-from sae_forge.sae.released import Reference, fetch, model_of, point_of
-from sae_forge.sae.store import WEIGHTS, Provenance, load_sae
+from sae_forge.sae.formats import build, table
+from sae_forge.sae.formats.format import Described, Found, Hints
+from sae_forge.sae.formats.gemma_scope import GEMMA_SCOPE
+from sae_forge.sae.formats.saelens import CFG, WEIGHTS, settings
+from sae_forge.sae.released import Reference, fetch, is_tuned_form_of, same_model
+from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.store import files, records
 from sae_forge.store.runs import POINTER, Run
 from sae_forge.store.weights import require_same
-
-_FOREIGN = (PARAMS, sparsify.WEIGHTS, dictionary_learning.WEIGHTS)
-"""Weights files by which the format of a folder is known."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,20 +49,24 @@ def load_dictionary(
     *,
     model: str,
     asked: HookPoint | None = None,
+    spelled: Collection[str] = ("layer", "site"),
     device: str = "cpu",
     allow_pickle: bool = False,
+    norms_take_mean: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
 ) -> NamedSAE:
     """The SAE that ``source`` names, checked, on ``device``.
 
     Args:
-        source: A run's SAE folder; a folder or file with Gemma Scope's ``params.npz``; a folder of sparsify's or
-            dictionary_learning's; or ``owner/name:path`` on the Hub, as
-            ``google/gemma-scope-2b-pt-res:layer_3/width_16k/average_l0_59``; ``owner/name@revision:path`` pins.
+        source: A run's SAE folder; a folder or file of any format of ``formats.table``; or ``owner/name:path`` on the
+            Hub, as ``google/gemma-scope-2b-pt-res:layer_3/width_16k/average_l0_59``; ``owner/name@revision:path`` pins.
         model: Name of the model it is to be used with. A trained SAE of another is refused; of a released one it is
             said, because an SAE of a base model is commonly used on the tuned one.
-        asked: Where it should read; only a released SAE that reads elsewhere is refused.
+        asked: Where it reads, if it does not say so itself.
+        spelled: What of ``asked`` it may not contradict: ``layer``, ``site`` or both.
         allow_pickle: Read a weights file that is a pickle, in a limited process (``formats.pickled``).
+        norms_take_mean: Whether the norms of the model take the mean over the width off; asked only for an SAE that
+            was trained on activations without it.
 
     Raises:
         CheckpointError: missing, damaged, of another model, or of an unknown layer.
@@ -70,36 +74,65 @@ def load_dictionary(
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
     path = Path(source).expanduser()
+    wanted = _Wanted(run, model, asked, frozenset(spelled), allow_pickle, norms_take_mean, progress)
     if (path / POINTER).is_file():
-        named = _pointed(path, allow_pickle)
-    elif (origin := _elsewhere(path, str(source), progress)) is not None:
-        named = _adopted(origin, run, asked, allow_pickle)
+        named = _pointed(path, wanted)
+    elif run.holds(path) or _is_ours(path):
+        named = _trained(path, wanted)
     else:
-        named = _trained(path, run, model, asked)
+        named = _adopted(_located(path, str(source), wanted), wanted)
     cast("nn.Module", named.sae).to(device)
     trained_on = named.provenance.model
-    if trained_on not in ("", model):
-        practice = "as published papers do" if model == f"{trained_on}-it" else "so expect more error than on its own"
+    if trained_on and not same_model(trained_on, model):
+        practice = (
+            "as published papers do" if is_tuned_form_of(model, trained_on) else "so expect more error than on its own"
+        )
         progress.say(f"{named.folder.name} was trained on {trained_on} and is used on {model}, {practice}")
     return named
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What was asked for beside the SAE itself."""
+
+    run: Run
+    model: str
+    asked: HookPoint | None
+    spelled: frozenset[str]
+    allow_pickle: bool
+    norms_take_mean: Callable[[], bool]
+    progress: Progress
+
+    def place(self, stated: HookPoint | None, shown: str) -> HookPoint:
+        """Where an SAE reads: as it says itself, which what was asked for may not contradict.
+
+        Raises:
+            ConfigError: it does.
+            CheckpointError: neither says it.
+        """
+        if stated is None and self.asked is None:
+            raise CheckpointError(f"{shown} does not say which layer it reads; name it with --layer")
+        if stated is None or self.asked is None:
+            return stated or self.asked  # pyright: ignore[reportReturnType]
+        differs = {"layer": stated.layer != self.asked.layer, "site": stated.site != self.asked.site}
+        if any(differs[name] for name in self.spelled):
+            site = f" --site {stated.site}" if differs["site"] else ""
+            raise ConfigError(f"--sae {shown} reads {stated}, not {self.asked}; give --layer {stated.layer}{site}")
+        return stated
 
 
 # ---- trained here -------------------------------------------------------------------------------
 
 
-def _trained(folder: Path, run: Run, model: str, asked: HookPoint | None) -> NamedSAE:
-    if not folder.is_dir():
-        raise CheckpointError(
-            f"no SAE at {folder}; give the folder of one, a {PARAMS}, or owner/name:path on the Hub, or make one with: "
-            f"sae-forge train --model {model}"
-        )
-    sae, provenance = load_sae(folder, expect_model=model)
-    if provenance.hook_point.startswith("blocks."):
-        point = _parsed(folder, provenance.hook_point)
-    elif asked is None:
-        raise CheckpointError(f"{folder} does not say which layer it reads; name it with --layer")
-    else:  # a file of another tool
-        point = asked
+def _is_ours(folder: Path) -> bool:
+    """Whether it is the folder of an SAE that was trained here, or in another run."""
+    return (folder / CFG).is_file() and (folder / WEIGHTS).is_file() and "sae_forge" in settings(folder / CFG)
+
+
+def _trained(folder: Path, wanted: _Wanted) -> NamedSAE:
+    sae, provenance = load_sae(folder, expect_model=wanted.model)
+    point = wanted.place(_parsed(folder, provenance.hook_point), str(folder))
+    run = wanted.run
     name = folder.relative_to(run.folder / "saes").as_posix() if run.holds(folder) else folder.name
     return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name)
 
@@ -116,15 +149,13 @@ def _parsed(folder: Path, text: str) -> HookPoint:
 
 @dataclass(frozen=True)
 class _Origin:
-    """A weights file on this machine, and where it comes from."""
+    """An SAE's files on this machine, and where they come from."""
 
-    params: Path
-    """``params.npz``, ``sae.safetensors`` or ``ae.pt``."""
+    found: Found
     name: str
     """One readable folder name for it."""
-    described: str
-    """The reference or path that says its layer and model."""
-    pinned: str | None = None
+    hints: Hints = field(default_factory=Hints)
+    pinned: Reference | None = None
     """The Hub reference with its commit; None for a local file."""
 
 
@@ -133,96 +164,121 @@ class _Pointer:
     """What the run keeps of it."""
 
     source: str
-    """Pinned reference, or path from the pointer's folder."""
+    """Pinned reference, or path from the pointer's folder to the weights file."""
     weights: str
     hook_point: str
     model: str
     on_hub: bool = False
+    format: str = GEMMA_SCOPE.name
+    """Those of version 0.2 do not say it: they are of Gemma Scope, or their file's name says it."""
+    file: str = ""
+    """On the Hub: the weights file in the repository."""
+    scale: float | None = None
+    centred: bool = False
+    normalized: str = "none"
+
+    @property
+    def hints(self) -> Hints:
+        """What a directory said of it."""
+        return Hints(scale=self.scale, centred=self.centred, normalized=self.normalized)
 
 
-def _elsewhere(path: Path, source: str, progress: Progress) -> _Origin | None:
-    """The weights file that is meant, fetched if it is on the Hub; None when something else is."""
-    if path.is_file() and (path.suffix == ".npz" or path.name in _FOREIGN):
-        return _local(path)
-    if path.exists():
-        return next((_local(path / name) for name in _FOREIGN if (path / name).is_file()), None)
-    if (reference := Reference.parse(source)) is None:
-        return None
-    progress.say(f"SAE: {reference}")
-    params, commit = fetch(reference)
-    pinned = reference.at(commit) if commit else reference
-    return _Origin(params, reference.name, str(reference), str(pinned))
+def _located(path: Path, source: str, wanted: _Wanted) -> _Origin:
+    """The files that are meant, fetched if they are on the Hub.
+
+    Raises:
+        CheckpointError: there are none.
+    """
+    layer = wanted.asked.layer if wanted.asked else None
+    if (found := table.on_disk(path, layer)) is not None:
+        return _local(found)
+    if path.exists() or (reference := Reference.parse(source)) is None:
+        raise CheckpointError(
+            f"no SAE at {path}; give the folder of one, its weights file, or owner/name:path on the Hub, or make one "
+            f"with: sae-forge train --model {wanted.model}"
+        )
+    wanted.progress.say(f"SAE: {reference}")
+    found, commit = fetch(reference)
+    return _Origin(found, reference.name, pinned=reference.at(commit) if commit else reference)
 
 
-def _local(params: Path) -> _Origin:
+def _local(found: Found) -> _Origin:
     """Named by its path from the release's folder or ``layer_N`` on, else its own folder; files that differ by hash."""
-    full = params.parent.resolve() / params.name  # a link, as in the Hub's cache, keeps the name that says its format
-    parts = (full.parent if params.name in _FOREIGN else full.with_suffix("")).parts
+    parts = Path(found.where).parts
     marked = [place for place, part in enumerate(parts) if part.startswith(("gemma-scope-", "layer_"))]
     readable = "--".join(parts[marked[0] :] if marked else parts[-1:])
-    return _Origin(full, f"{readable}-{files.file_sha256(full)[:8]}", str(full))
+    return _Origin(found, f"{readable}-{files.file_sha256(found.weights)[:8]}")
 
 
-def _stated(origin: _Origin) -> tuple[HookPoint | None, str]:
-    """Where an SAE made elsewhere reads, and its model, as far as its folder says so."""
-    if origin.params.name == dictionary_learning.WEIGHTS:
-        told = dictionary_learning.describe(origin.params)
-        return told.point, told.model
-    if origin.params.name == sparsify.WEIGHTS:
-        return sparsify.point_of_sparsify(origin.params.parent), ""
-    return point_of(origin.described), model_of(origin.described)
-
-
-def _adopted(origin: _Origin, run: Run, asked: HookPoint | None, allow_pickle: bool) -> NamedSAE:
+def _adopted(origin: _Origin, wanted: _Wanted) -> NamedSAE:
     """An SAE made elsewhere, and the pointer to it in the run."""
-    stated, model = _stated(origin)
-    point = stated or asked
-    if point is None:
-        raise CheckpointError(f"{origin.described} does not say which layer it reads; name it with --layer")
-    if asked not in (None, point):
-        raise ConfigError(f"--sae {origin.described} reads {point}, not {asked}; give --layer {point.layer}")
-    folder = run.folder / "saes" / str(point) / origin.name
-    named = _described(folder, origin.params, point, model, allow_pickle)
+    found = origin.found
+    told = found.format.describe(found, origin.hints)
+    point = wanted.place(told.point, found.where)
+    folder = wanted.run.folder / "saes" / str(point) / origin.name
+    named = _described(folder, found, told, point, wanted)
     if (folder / POINTER).exists():
         _require_weights(named, _pointer(folder).weights)
-        run.note(folder)
+        wanted.run.note(folder)
         return named
+    pinned = origin.pinned
     pointer = _Pointer(
-        source=origin.pinned or os.path.relpath(origin.params, folder.resolve()),
-        on_hub=origin.pinned is not None,
+        source=str(pinned) if pinned else os.path.relpath(_unlinked(found.weights), folder.resolve()),
+        on_hub=pinned is not None,
         weights=named.weights,
         hook_point=str(point),
         model=named.provenance.model,
+        format=found.format.name,
+        file=_file_in_repository(found) if pinned else "",
+        **asdict(origin.hints),
     )
     files.publish_json(folder / POINTER, asdict(pointer))
-    run.note(folder)
+    wanted.run.note(folder)
     return named
 
 
-def _pointed(folder: Path, allow_pickle: bool) -> NamedSAE:
+def _unlinked(weights: Path) -> Path:
+    """Its full path; where it is a link, as in the Hub's cache, with the name that says its format."""
+    return weights.parent.resolve() / weights.name
+
+
+def _file_in_repository(found: Found) -> str:
+    """The path of a downloaded weights file in its repository: what follows ``snapshots/<commit>`` in the cache."""
+    parts = found.weights.parts
+    return "/".join(parts[parts.index("snapshots") + 2 :]) if "snapshots" in parts else ""
+
+
+def _pointed(folder: Path, wanted: _Wanted) -> NamedSAE:
     """The SAE that a run's pointer leads to, refused when it is no longer the same."""
     pointer = _pointer(folder)
     reference = Reference.parse(pointer.source) if pointer.on_hub else None
-    params = fetch(reference)[0] if reference else folder.resolve() / pointer.source
-    if not params.is_file():
-        raise CheckpointError(f"{folder / POINTER} points to {pointer.source}, which is gone; name it with --sae")
-    named = _described(folder, params, _parsed(folder, pointer.hook_point), pointer.model, allow_pickle)
+    if reference is not None:
+        found, _ = fetch(replace(reference, format=pointer.format, file=pointer.file))
+    else:
+        weights = folder.resolve() / pointer.source
+        if not weights.is_file():
+            raise CheckpointError(f"{folder / POINTER} points to {pointer.source}, which is gone; name it with --sae")
+        found = table.on_disk(weights)
+        assert found is not None
+    told = found.format.describe(found, pointer.hints)
+    point = wanted.place(_parsed(folder, pointer.hook_point), str(folder))
+    named = _described(folder, found, replace(told, model=pointer.model), point, wanted)
     _require_weights(named, pointer.weights)
     return named
 
 
-def _described(folder: Path, params: Path, point: HookPoint, model: str, allow_pickle: bool) -> NamedSAE:
-    sae, provenance = _read(params, allow_pickle), Provenance(model=model, hook_point=str(point))
-    return NamedSAE(folder, sae, provenance, point, files.file_sha256(params), f"{point}/{folder.name}")
-
-
-def _read(params: Path, allow_pickle: bool) -> Dictionary:
-    """An SAE by the name of its weights file."""
-    if params.name == dictionary_learning.WEIGHTS:
-        return dictionary_learning.load_dictionary_learning(params, allow_pickle=allow_pickle)
-    if params.name == sparsify.WEIGHTS:
-        return sparsify.load_sparsify(params.parent)
-    return load_gemma_scope(params)
+def _described(folder: Path, found: Found, told: Described, point: HookPoint, wanted: _Wanted) -> NamedSAE:
+    centre = told.centred and wanted.norms_take_mean()
+    for line in (
+        *told.said,
+        *(["it wants activations less their mean, which its encoder now takes off"] if centre else []),
+    ):
+        wanted.progress.say(f"{folder.name}: {line}")
+    sae = build.read(
+        found.weights, told, allow_pickle=wanted.allow_pickle, what=f"the weights of {found.format.name}", centre=centre
+    )
+    provenance = Provenance(model=told.model, hook_point=str(point))
+    return NamedSAE(folder, sae, provenance, point, files.file_sha256(found.weights), f"{point}/{folder.name}")
 
 
 def _pointer(folder: Path) -> _Pointer:

@@ -1,30 +1,33 @@
-"""SAEs others released, by name: what a Hub reference such as ``google/gemma-scope-2b-pt-res:layer_3/…`` says, and
-the one file it stands for.
-"""
+"""SAEs others released, by name: ``owner/name[@revision]:folder`` on the Hub, and the files it stands for."""
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path, PurePosixPath
 
 from sae_forge.errors import CheckpointError
-from sae_forge.hookpoint import HookPoint
+from sae_forge.sae.formats import table
+from sae_forge.sae.formats.format import Format, Found
 from sae_forge.sae.formats.gemma_scope import PARAMS
 from sae_forge.store import hub_errors
 from sae_forge.store.hub_errors import READING, Asked
 
-_WRITTEN = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<path>[\w./-]+)")
-_RELEASE = re.compile(r"gemma-scope-(?P<size>2b|9b|27b)-(?P<tuning>pt|it)-(?P<site>\w+)")
-_LAYER = re.compile(r"layer_(\d+)")
+_WRITTEN = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<path>[\w.,:=+/-]+)")
+_MAX_LISTED = 10_000
 
 
 @dataclass(frozen=True)
 class Reference:
-    """A folder of a Hub repository that holds one ``params.npz``."""
+    """An SAE in a Hub repository: its folder, or its one file."""
 
     repo: str
     path: str
     revision: str | None = None
     """Branch, tag or commit; None is main."""
+    format: str = ""
+    """Name of its format, where that is known before it is looked at."""
+    file: str = ""
+    """Its weights file in the repository, where that is known."""
 
     @classmethod
     def parse(cls, text: str) -> "Reference | None":
@@ -37,50 +40,32 @@ class Reference:
             return None
         path = match["path"].removesuffix(PARAMS).strip("/")
         if not path or {".", "..", ""} & set(path.split("/")):
-            raise CheckpointError(f"--sae {text}: after the colon comes the folder of a {PARAMS}, as layer_3/width_16k")
+            raise CheckpointError(f"--sae {text}: after the colon comes the folder of an SAE, as layer_3/width_16k")
         return cls(match["repo"], path, match["revision"])
 
     @property
     def name(self) -> str:
         """One readable folder name: slashes become ``--``."""
-        return f"{self.repo}/{self.path}".replace("/", "--")
+        return f"{self.repo}/{self.path}".replace("/", "--").replace(":", "-")
 
     def at(self, revision: str) -> "Reference":
         """The same, pinned."""
-        return Reference(self.repo, self.path, revision)
+        return replace(self, revision=revision)
 
     def __str__(self) -> str:
         return f"{self.repo}{f'@{self.revision}' if self.revision else ''}:{self.path}"
 
 
-def model_of(text: str) -> str:
-    """The model that a Gemma Scope release, named somewhere in ``text``, was trained on; empty when none is named."""
-    match = _RELEASE.search(text)
-    return f"google/gemma-2-{match['size']}{'-it' if match['tuning'] == 'it' else ''}" if match else ""
+def fetch(reference: Reference) -> tuple[Found, str | None]:
+    """The local copy of the reference's files and the commit it is of; downloaded once, by the Hub's client.
 
-
-def point_of(text: str) -> HookPoint | None:
-    """Where an SAE of this path reads: ``layer_3`` is the output of block 3. None when no layer is named.
-
-    Raises:
-        CheckpointError: the release reads somewhere else than a block's output.
-    """
-    release, layers = _RELEASE.search(text), _LAYER.findall(text)
-    if release and release["site"] != "res":
-        raise CheckpointError(
-            f"{text} reads the site {release['site']!r}; of Gemma Scope only -res (blocks' outputs) is supported"
-        )
-    return HookPoint(int(layers[-1]), "resid_post") if layers else None
-
-
-def fetch(reference: Reference) -> tuple[Path, str | None]:
-    """The local copy of the reference's ``params.npz`` and the commit it is of; downloaded once, by the Hub's client.
+    Of a repository that says its format in its name only the files are asked for; of another, what its folder holds.
 
     Raises:
         RemoteError: the Hub refused, does not have it, or cannot be reached.
+        CheckpointError: what is there is no SAE of a format that is read.
         ResourceError: the disk is full.
     """
-    from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     asked = Asked(
@@ -88,17 +73,88 @@ def fetch(reference: Reference) -> tuple[Path, str | None]:
         page=f"huggingface.co/{reference.repo}",
         flag="--sae",
         revision=reference.revision or "main",
-        instead=f"; or give --sae a local folder that holds its {PARAMS}",
-        words={
-            **READING,
-            "file": f"{{name}} holds no {reference.path}/{PARAMS}; look up the folders at {{page}}/tree/main",
-        },
+        instead="; or give --sae a local folder that holds it",
+        words={**READING, "file": f"{{name}} holds no {reference.path}; look up the folders at {{page}}/tree/main"},
         kinds={"name": CheckpointError},
     )
     try:
         with hub_errors.without_bars():
-            path = Path(hf_hub_download(reference.repo, f"{reference.path}/{PARAMS}", revision=reference.revision))
+            entry, folder, weights = _known(reference) or _looked_up(reference)
+            asked = replace(asked, words={**asked.words, "file": asked.words["file"].replace(reference.path, weights)})
+            return _downloaded(reference, entry, folder, weights)
     except (OSError, ValueError, HTTPError) as error:
         raise hub_errors.told(error, asked) from error
+
+
+def _known(reference: Reference) -> tuple[Format, str, str] | None:
+    """Format, folder and weights file of a reference whose repository or file name says them."""
+    for entry in table.BY_NAME.values():
+        named = entry.repository and re.search(entry.repository, reference.repo)
+        if reference.format == entry.name or (named and not reference.format):
+            if "*" not in entry.weights:
+                file = reference.file or f"{reference.path}/{entry.weights}"
+                return entry, str(PurePosixPath(*PurePosixPath(file).parts[: -1 - entry.depth])), file
+            if reference.file or PurePosixPath(reference.path).suffix:
+                file = reference.file or reference.path
+                return entry, str(PurePosixPath(file).parent), file
+    return None
+
+
+def _looked_up(reference: Reference) -> tuple[Format, str, str]:
+    """The same by what the folder holds.
+
+    Raises:
+        CheckpointError: no SAE of a format that is read, or several.
+    """
+    from huggingface_hub import HfApi
+
+    suffix = PurePosixPath(reference.path).suffix
+    is_file = suffix in table.TENSORS
+    folder = PurePosixPath(reference.path).parent if is_file else PurePosixPath(reference.path)
+    inside = None if str(folder) == "." else str(folder)
+    tree = HfApi().list_repo_tree(reference.repo, inside, revision=reference.revision, recursive=True)
+    names = [entry.path for entry in islice(tree, _MAX_LISTED)]
+    names = [name for name in names if inside is None or name.startswith(f"{inside}/")]
+    found = table.matching(names, reference.path if is_file else None)
+    return table.the_one(found, str(reference), names)
+
+
+def _downloaded(reference: Reference, entry: Format, folder: str, weights: str) -> tuple[Found, str | None]:
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    def download(name: str) -> Path:
+        return Path(hf_hub_download(reference.repo, name, revision=reference.revision))
+
+    for beside in entry.beside:
+        download(str(PurePosixPath(folder, beside)))
+    for beside in entry.perhaps:
+        try:
+            download(str(PurePosixPath(folder, beside)))
+        except EntryNotFoundError:
+            continue
+    path = download(weights)
     parts = path.parts
-    return path, parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
+    return Found(entry, path.parents[entry.depth], path, str(reference)), commit
+
+
+# ---- one model, many spellings ------------------------------------------------------------------
+
+_SHORT = {"gpt2-small": "gpt2", "mistral-7b": "mistral-7b-v0.1", "pythia-70m-deduped-v0": "pythia-70m-deduped"}
+"""Names of TransformerLens that are not the last part of the Hub's."""
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names are spellings of one model: with or without owner, shortened as TransformerLens has it."""
+    return _spelled(one) == _spelled(other)
+
+
+def _spelled(name: str) -> str:
+    short = name.rstrip("/").rpartition("/")[2].lower().removeprefix("meta-").removesuffix("-hf")
+    return _SHORT.get(short, short)
+
+
+def is_tuned_form_of(model: str, base: str) -> bool:
+    """Whether ``model`` is the instruction-tuned form of ``base``, by their names."""
+    return _spelled(model) in {f"{_spelled(base).removesuffix('-pt')}{end}" for end in ("-it", "-instruct", "-chat")}

@@ -18,6 +18,7 @@ from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.kernels.dispatch import topk_encode
 from sae_forge.sae.dictionary import Dictionary, LatentActs
 from sae_forge.sae.direction import Direction
+from sae_forge.sae.groupmax import GroupMaxSAE
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.topk import TopKSAE
 
@@ -133,8 +134,8 @@ def sliced(dictionary: Dictionary | Slice, latents: Sequence[int]) -> Slice:
         case JumpReLUSAE() as sae:
             W_enc, b_enc, W_dec = sae.W_enc[:, places], sae.b_enc[places], sae.W_dec[places]
             part = JumpReLUSAE(W_enc, b_enc, W_dec, sae.b_dec, sae.threshold[places], backend=sae.backend)
-        case Direction() as direction:
-            part = direction
+        case GroupMaxSAE() | Direction() as kept:  # a run's latents compete, so all of them are kept
+            part = kept
         case other:
             raise CheckpointError(
                 f"what an edit needs of a {type(other).__name__} is not known; known are {', '.join(MADE_OF)}"
@@ -148,6 +149,7 @@ MADE_OF: dict[str, tuple[str, ...]] = {
     "TopKSAE": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "TopKRows": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "JumpReLUSAE": ("W_enc", "b_enc", "W_dec", "b_dec", "threshold"),
+    "GroupMaxSAE": ("W_enc", "b_enc", "W_dec", "b_dec"),
     "Direction": ("W_dec", "threshold"),
 }
 """The tensors that each dictionary is made of."""
@@ -185,7 +187,7 @@ def taken_apart(dictionary: Dictionary | Slice) -> tuple[SliceFacts, dict[str, T
 
 def put_together(
     facts: SliceFacts, tensors: Mapping[str, Tensor]
-) -> TopKSAE | TopKRows | JumpReLUSAE | Direction | Slice:
+) -> TopKSAE | TopKRows | JumpReLUSAE | GroupMaxSAE | Direction | Slice:
     """The dictionary or slice that was taken apart, on the CPU.
 
     Raises:
@@ -199,7 +201,8 @@ def put_together(
     columns = facts.d_sae if kind == "TopKRows" else rows
     if len(set(latents)) != rows or rows != len(latents) or not all(0 <= latent < facts.d_sae for latent in latents):
         raise ValueError(f"its {rows} decoder rows are not those of {len(latents)} latents among {facts.d_sae}")
-    if kind.startswith("TopK") != (facts.k is not None) or (facts.k is not None and not 1 <= facts.k <= columns):
+    has_k = kind not in ("JumpReLUSAE", "Direction")
+    if has_k != (facts.k is not None) or (facts.k is not None and not 1 <= facts.k <= columns):
         raise ValueError(f"k={facts.k} does not fit a {kind} of {columns} latents")
     shapes = {"W_enc": (d_in, columns), "W_dec": (rows, d_in), "b_enc": (columns,), "b_dec": (d_in,)}
     shapes["threshold"] = () if kind == "Direction" else (columns,)
@@ -215,6 +218,8 @@ def put_together(
         case "TopKRows", {"W_enc": W_enc, "b_enc": b_enc, "b_dec": b_dec}:
             places = torch.tensor(latents, dtype=torch.long)
             part = TopKRows(W_enc.T.contiguous().T, b_enc, W_dec, b_dec, places, k)
+        case "GroupMaxSAE", {"W_enc": W_enc, "b_enc": b_enc, "b_dec": b_dec}:
+            part = GroupMaxSAE(W_enc.T.contiguous(), b_enc, W_dec, b_dec, k)
         case "JumpReLUSAE", {"W_enc": W_enc, "b_enc": b_enc, "b_dec": b_dec, "threshold": threshold}:
             part = JumpReLUSAE(W_enc, b_enc, W_dec, b_dec, threshold)
         case _:

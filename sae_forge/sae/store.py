@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from sae_forge.errors import CheckpointError, ConfigError
+from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.sae.architectures.architecture import Built
+from sae_forge.sae.formats import build, table
+from sae_forge.sae.formats.format import Hints
+from sae_forge.sae.formats.saelens import CFG, SAELENS, WEIGHTS, settings
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files, records
-from sae_forge.store.tensors import publish_tensors, read_header, read_tensors
+from sae_forge.store.tensors import publish_tensors
 
-CFG = "cfg.json"
-WEIGHTS = "sae_weights.safetensors"
 FORMAT = 1
 
 
@@ -63,26 +64,43 @@ def load_sae(
     device: str | torch.device = "cpu",
     expect_model: str | None = None,
     expect_point: HookPoint | None = None,
-) -> tuple[TopKSAE, Provenance]:
+) -> tuple[Built, Provenance]:
     """An SAE that was checked: header, hash, shapes, finite weights, and that it belongs to this model and place.
 
-    It is for use: its weights ask for no gradient. TopK SAEs that SAELens wrote load too, their conventions folded
-    into ours.
+    It is for use: its weights ask for no gradient. What SAELens wrote loads too, its conventions folded into ours.
 
     Raises:
-        CheckpointError: missing (names the command that makes one), damaged, not a TopK SAE, or of another
-            model or hook point.
+        CheckpointError: missing (names the command that makes one), damaged, of an architecture that cannot be used,
+            or of another model or hook point.
     """
-    cfg = _read_cfg(folder, expect_model, expect_point)
+    path = folder / CFG
+    if not path.exists():
+        if (found := table.on_disk(folder)) is not None:
+            raise CheckpointError(f"{folder} holds an SAE of {found.format.name}; name it with --sae")
+        where = f" --model {expect_model}" if expect_model else ""
+        where += f" --layer {expect_point.layer} --site {expect_point.site}" if expect_point else ""
+        raise CheckpointError(f"no SAE at {folder}; make one with: sae-forge train{where}")
+    cfg = settings(path)
     ours = cfg.get("sae_forge", {})
     if not isinstance(ours, dict):
-        raise CheckpointError(f'{folder / CFG} has a "sae_forge" entry that is no JSON object')
+        raise CheckpointError(f'{path} has a "sae_forge" entry that is no JSON object')
+    told = SAELENS.describe(table.Found(SAELENS, folder, folder / WEIGHTS, str(folder)), Hints())
     provenance = _provenance(folder, cfg, ours)
-    _check_provenance(folder, provenance, expect_model, expect_point)
-    weights = _read_weights(folder, cfg, ours.get("weights_sha256"))
-    _fold_conventions(folder, cfg, weights)
-    sae = TopKSAE.from_weights(weights["W_enc"], weights["b_enc"], weights["W_dec"], weights["b_dec"], cfg["k"])
-    return sae.to(device).requires_grad_(False), provenance
+    if expect_model is not None and provenance.model and provenance.model != expect_model:
+        raise CheckpointError(
+            f"{folder} is an SAE of another model: expected {expect_model[:80]}, found {provenance.model[:80]}"
+        )
+    if expect_point is not None and told.point not in (None, expect_point):
+        raise CheckpointError(
+            f"{folder} is an SAE of another place: expected {expect_point}, found {provenance.hook_point[:80]}"
+        )
+    expected_hash = ours.get("weights_sha256")
+    if expected_hash is not None and files.file_sha256(folder / WEIGHTS) != expected_hash:
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is damaged: its hash is not the one in {CFG}; train it again with --fresh"
+        )
+    sae = build.read(folder / WEIGHTS, told, allow_pickle=False, what="the weights of an SAE", centre=told.centred)
+    return sae.to(device), provenance
 
 
 # ---- writing ------------------------------------------------------------------------------------
@@ -116,68 +134,6 @@ def _cfg(sae: TopKSAE, provenance: Provenance, weights_sha256: str) -> dict[str,
     }
 
 
-# ---- reading ------------------------------------------------------------------------------------
-
-
-def _read_cfg(folder: Path, model: str | None, point: HookPoint | None) -> dict[str, Any]:
-    """The settings, refused unless they describe a TopK SAE."""
-    path = folder / CFG
-    if not path.exists():
-        where = f" --model {model}" if model else ""
-        where += f" --layer {point.layer} --site {point.site}" if point else ""
-        raise CheckpointError(f"no SAE at {folder}; make one with: sae-forge train{where}")
-    cfg = files.read_json(path, kind=CheckpointError, what="the settings of an SAE")
-    if not isinstance(cfg, dict) or "architecture" not in cfg:
-        raise CheckpointError(f'{path} does not describe an SAE: it has no "architecture"')
-    if cfg["architecture"] != "topk":
-        raise CheckpointError(f"{path} describes a {str(cfg['architecture'])[:40]!r} SAE; only topk SAEs can be loaded")
-    for name in ("d_in", "d_sae", "k"):
-        if type(cfg.get(name)) is not int or cfg[name] < 1:
-            raise CheckpointError(f"{path} gives {name}={str(cfg.get(name))[:40]}; it must be a whole number above 0")
-    if cfg["k"] > cfg["d_sae"]:
-        raise CheckpointError(f"{path} keeps k={str(cfg['k'])[:40]} latents per token of only d_sae={cfg['d_sae']}")
-    return cfg
-
-
-def _read_weights(folder: Path, cfg: dict[str, Any], expected_hash: object) -> dict[str, Tensor]:
-    """The four tensors in fp32, refused unless shape, hash and values are right."""
-    path, what = folder / WEIGHTS, "the weights of a TopK SAE"
-    d_in, d_sae = cfg["d_in"], cfg["d_sae"]
-    shapes = {"W_enc": (d_in, d_sae), "W_dec": (d_sae, d_in), "b_enc": (d_sae,), "b_dec": (d_in,)}
-    layout, _ = read_header(path, kind=CheckpointError, what=what)
-    if set(layout) != set(shapes):
-        raise CheckpointError(
-            f"{path} is not {what}: expected {sorted(shapes)}, found {sorted(name[:20] for name in layout)[:8]}"
-        )
-    for name, shape in shapes.items():
-        if layout[name][1] != shape:
-            expected, found = (str(list(sizes))[:60] for sizes in (shape, layout[name][1]))
-            raise CheckpointError(f"{path}: expected {name} of shape {expected}, found {found}")
-    if expected_hash is not None and files.file_sha256(path) != expected_hash:
-        raise CheckpointError(f"{path} is damaged: its hash is not the one in {CFG}; train it again with --fresh")
-    tensors = {name: tensor.float() for name, tensor in read_tensors(path, kind=CheckpointError, what=what).items()}
-    for name, tensor in tensors.items():
-        if not bool(torch.isfinite(tensor).all()):
-            raise CheckpointError(f"{path} is damaged: {name} holds numbers that are not finite")
-    return tensors
-
-
-def _fold_conventions(folder: Path, cfg: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Turn what SAELens can say in its settings into weights that need no such settings; exact in each case."""
-    for name in ("normalize_activations", "reshape_activations"):
-        # SAELens itself ignores "expected_average_only_in" when it runs an SAE.
-        if cfg.get(name, "none") not in ("none", "expected_average_only_in"):
-            raise CheckpointError(
-                f"{folder / CFG} asks for {name}={cfg[name]!r}, which sae_forge cannot fold; use none"
-            )
-    if cfg.get("rescale_acts_by_decoder_norm", False):
-        norms = weights["W_dec"].norm(dim=1)
-        weights["W_enc"], weights["b_enc"] = weights["W_enc"] * norms, weights["b_enc"] * norms
-        weights["W_dec"] = weights["W_dec"] / norms.unsqueeze(1)
-    if not cfg.get("apply_b_dec_to_input", True):
-        weights["b_enc"] = weights["b_enc"] + weights["b_dec"] @ weights["W_enc"]
-
-
 def _provenance(folder: Path, cfg: dict[str, Any], ours: dict[str, Any]) -> Provenance:
     try:
         if "provenance" in ours:
@@ -193,21 +149,3 @@ def _provenance(folder: Path, cfg: dict[str, Any], ours: dict[str, Any]) -> Prov
     except (TypeError, ValueError, AttributeError) as error:
         told = "says where its SAE comes from in a way that cannot be read"
         raise CheckpointError(f"{folder / CFG} {told}: {error}") from error
-
-
-def _check_provenance(folder: Path, provenance: Provenance, model: str | None, point: HookPoint | None) -> None:
-    """Refuse an SAE of another model or place; what a foreign file leaves unsaid is not held against it."""
-    if model is not None and provenance.model and provenance.model != model:
-        raise CheckpointError(
-            f"{folder} is an SAE of another model: expected {model[:80]}, found {provenance.model[:80]}"
-        )
-    if point is None or not provenance.hook_point:
-        return
-    try:
-        same = HookPoint.parse(provenance.hook_point) == point
-    except ConfigError:  # SAELens names transformers modules as they are
-        same = provenance.hook_point == f"model.layers.{point.layer}" and point.site == "resid_post"
-    if not same:
-        raise CheckpointError(
-            f"{folder} is an SAE of another place: expected {point}, found {provenance.hook_point[:80]}"
-        )

@@ -60,6 +60,22 @@ class TopKSAE(nn.Module):
                 parameter.copy_(weights)
         return sae
 
+    @classmethod
+    def holding(
+        cls,
+        encoders: Float[Tensor, "d_sae d_in"],
+        b_enc: Float[Tensor, "d_sae"],
+        W_dec: Float[Tensor, "d_sae d_in"],
+        b_dec: Float[Tensor, "d_in"],
+        k: int,
+    ) -> "TopKSAE":
+        """An SAE for use whose weights are these very fp32 tensors; the encoder is given latent by latent."""
+        with torch.device("meta"):
+            sae = cls(encoders.shape[1], encoders.shape[0], k, seed=None)
+        for name, weights in (("W_enc", encoders.T), ("b_enc", b_enc), ("W_dec", W_dec), ("b_dec", b_dec)):
+            setattr(sae, name, nn.Parameter(weights, requires_grad=False))
+        return sae
+
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> LatentActs:
         """The k latents that answer most to each token, with their acts."""
         values, indices = topk_encode(

@@ -23,7 +23,10 @@ Layout = dict[str, tuple[torch.dtype, tuple[int, ...], int, int]]
 
 _TORCH_DTYPES = {
     "BF16": torch.bfloat16, "F16": torch.float16, "F32": torch.float32, "F64": torch.float64,
-    "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "U16": torch.uint16, "U32": torch.uint32, "U64": torch.uint64, "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2, "F8_E4M3FNUZ": torch.float8_e4m3fnuz, "F8_E5M2FNUZ": torch.float8_e5m2fnuz,
+    "F8_E8M0": torch.float8_e8m0fnu,
 }  # fmt: skip
 
 
@@ -97,10 +100,14 @@ def _layout(header: object, start: int, size: int, max_tensors: int) -> Layout:
     layout: Layout = {}
     for name, entry in entries.items():
         try:
-            dtype, shape = _TORCH_DTYPES[entry["dtype"]], tuple(entry["shape"])
+            stored, shape = entry["dtype"], tuple(entry["shape"])
             begin, end = entry["data_offsets"]
+            dtype = _TORCH_DTYPES.get(stored)
         except (KeyError, TypeError, ValueError):
             raise ValueError(f"its entry for tensor {name[:40]!r} is malformed") from None
+        if dtype is None:
+            known = ", ".join(_TORCH_DTYPES)
+            raise ValueError(f"tensor {name[:40]!r} is stored as {str(stored)[:20]}; those that are read: {known}")
         if any(type(n) is not int or not 0 <= n < 2**63 for n in (*shape, begin, end)):
             raise ValueError(f"its entry for tensor {name[:40]!r} holds a number that is no size")
         elements = 1

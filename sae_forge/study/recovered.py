@@ -15,8 +15,8 @@ from torch import Tensor
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import splice
 from sae_forge.models.loading import LanguageModel
+from sae_forge.sae.architectures.architecture import Built
 from sae_forge.sae.losses import FvuMeter
-from sae_forge.sae.topk import TopKSAE
 from sae_forge.tasks.engines.losses import Corpus, sequence_losses
 
 
@@ -39,7 +39,7 @@ class Recovered:
         return (self.zero - self.sae) / (self.zero - self.base)
 
 
-def ce_recovered(lm: LanguageModel, sae: TopKSAE, point: HookPoint, corpora: Sequence[Corpus]) -> Recovered:
+def ce_recovered(lm: LanguageModel, sae: Built, point: HookPoint, corpora: Sequence[Corpus]) -> Recovered:
     """Losses on ``corpora`` with the SAE in the model, beside the model itself and the whole site at zero; and its FVU.
 
     Special tokens stay as they are in all three: the SAE has never seen one.

@@ -360,6 +360,7 @@ def _measure(part: Part, run: _Run, progress: Progress) -> TrainReport:
         sae = ShardedSAE(run.state, plan)
     else:
         sae, _ = load_sae(run.place.folder, device=plan.device)
+        assert isinstance(sae, TopKSAE)
         sae.backend = plan.config.backend
     epoch = part.stream.batches_per_epoch
     window = measuring_window(epoch * part.stream.batch_size, plan.config.dead_after)

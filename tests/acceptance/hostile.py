@@ -485,12 +485,12 @@ def _load(folder: Path, allow_pickle: bool) -> object:
 
 _PICKLED, _FILES = "sae_forge/sae/formats/pickled.py", "sae_forge/store/files.py"
 _CHECKSUMS = "sae_forge/pipeline/verify.py"
-_STORED = "sae_forge/sae/formats/gemma_scope.py"
+_STORED = "sae_forge/sae/formats/stored.py"
 """Reads a zip in which nothing is compressed, and refuses any other."""
 BANNED_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
     **dict.fromkeys(("copyreg", "yaml", "ruamel", "gzip", "bz2", "lzma", "tarfile", "ctypes"), ()),
-    "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "zlib": (_CHECKSUMS,), "subprocess": (_PICKLED,),
+    "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "zlib": (_CHECKSUMS, _STORED), "subprocess": (_PICKLED,),
 }  # fmt: skip
 """Modules that nothing may import, and who alone may."""
 BANNED_CALLS: dict[str, tuple[str, ...]] = {

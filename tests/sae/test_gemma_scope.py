@@ -22,10 +22,12 @@ from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.push import push
 from sae_forge.sae import jumprelu
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.sae.formats.gemma_scope import PARAMS, load_gemma_scope
+from sae_forge.sae.formats import build
+from sae_forge.sae.formats.format import Found, Hints
+from sae_forge.sae.formats.gemma_scope import GEMMA_SCOPE, PARAMS, model_of, point_of
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.named import load_dictionary
-from sae_forge.sae.released import Reference, fetch, model_of, point_of
+from sae_forge.sae.released import Reference, fetch
 from sae_forge.sae.store import Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
@@ -56,6 +58,13 @@ def save_gemma_scope(folder: Path, found: dict[str, np.ndarray] | None = None) -
     folder.mkdir(parents=True, exist_ok=True)
     np.savez(folder / PARAMS, **(found or arrays()))  # pyright: ignore[reportArgumentType]
     return folder / PARAMS
+
+
+def load_gemma_scope(path: Path) -> JumpReLUSAE:
+    told = GEMMA_SCOPE.describe(Found(GEMMA_SCOPE, path.parent, path, ""), Hints())
+    sae = build.read(path, told, allow_pickle=False, what="the weights of Gemma Scope")
+    assert isinstance(sae, JumpReLUSAE)
+    return sae
 
 
 def sae_of(found: dict[str, np.ndarray]) -> JumpReLUSAE:
@@ -258,8 +267,8 @@ def _with_header(path: Path, found: dict[str, np.ndarray], name: str, header: An
         ("text", "not a zip"),
         ("cut", "not a zip"),
         ("flipped", "CRC"),
-        ("missing array", "expected the arrays"),
-        ("extra array", "extra.npy"),
+        ("missing array", "it lacks threshold"),
+        ("extra array", "found extra too"),
         ("transposed", "expected W_dec of shape [13, 57], found [57, 13]"),
         ("flat", "not [d_in, d_sae]"),
         ("integers", "threshold holds int64, not floats"),
@@ -268,7 +277,7 @@ def _with_header(path: Path, found: dict[str, np.ndarray], name: str, header: An
         ("infinite", "b_enc holds numbers that are not finite"),
         ("nothing inside", "d_sae=0"),
         ("zip bomb", "compressed"),
-        ("twice", "expected the arrays"),
+        ("twice", "names an array twice"),
         ("claims more", "b_enc claims the shape"),
         ("negative", "b_enc"),
         ("code in the header", ""),
@@ -310,9 +319,10 @@ def test_the_release_says_model_and_layer() -> None:
     assert model_of("google/gemma-scope-9b-it-res:layer_20/width_131k/average_l0_24") == "google/gemma-2-9b-it"
     assert model_of("/some/folder") == ""
     assert point_of(f"{RELEASE}:{LAYER_3}") == HookPoint(3)
-    assert point_of("google/gemma-scope-2b-pt-res:embedding/width_4k/average_l0_6") is None
-    with pytest.raises(CheckpointError, match="'att'"):
-        point_of("google/gemma-scope-2b-pt-att:layer_3/width_16k/average_l0_60")
+    assert point_of("google/gemma-scope-2b-pt-mlp:layer_3/width_16k/average_l0_60") == HookPoint(3, "mlp_out")
+    for name, said in (("res:embedding/width_4k", "reads the embeddings"), ("transcoders:layer_3", "-mlp can be used")):
+        with pytest.raises(CheckpointError, match=said):
+            point_of(f"google/gemma-scope-2b-pt-{name}/average_l0_6")
 
 
 class Heard:

@@ -210,18 +210,19 @@ def edit_cfg(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"architecture": "jumprelu"}, "'jumprelu' SAE; only topk"),
+        ({"architecture": "jumprelu"}, "it lacks threshold"),
+        ({"architecture": "lorsa"}, "'lorsa' SAE; usable are topk"),
         ({"k": D_SAE + 1}, f"k={D_SAE + 1} latents per token of only d_sae={D_SAE}"),
         ({"k": None}, "gives k=None"),
         ({"k": True}, "gives k=True"),
         ({"d_in": D_IN + 1}, "expected W_enc of shape"),
-        ({"d_sae": 10**30}, "expected W_enc of shape"),
+        ({"d_sae": 10**30}, "gives d_sae=1000"),
         ({"normalize_activations": "layer_norm"}, "layer_norm"),
         ({"sae_forge": [1]}, "no JSON object"),
         ({"sae_forge": {"provenance": {"planet": "Mars"}}}, "cannot be read"),
     ],
 )
-def test_settings_that_describe_no_topk_sae_are_refused(sae, tmp_path, changes, said):
+def test_settings_that_describe_no_usable_sae_are_refused(sae, tmp_path, changes, said):
     save_sae(tmp_path, sae, PROVENANCE)
     edit_cfg(tmp_path, **changes)
     with pytest.raises(CheckpointError, match=said):

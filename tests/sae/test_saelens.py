@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 
-from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.store import CFG, Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
@@ -80,10 +79,20 @@ def test_we_load_what_saelens_saved_whatever_its_conventions(x, tmp_path, rescal
         assert close(dense(ours, x), acts)
 
 
-def test_a_saelens_file_of_another_architecture_is_refused(tmp_path):
-    sae_lens.StandardSAE(sae_lens.StandardSAEConfig(d_in=D_IN, d_sae=D_SAE)).save_model(str(tmp_path))
-    with pytest.raises(CheckpointError, match="'standard' SAE; only topk"):
-        load_sae(tmp_path)
+@pytest.mark.parametrize("kind", ["Standard", "Gated", "JumpReLU", "AbsTopK"])
+def test_every_architecture_of_saelens_gives_the_same_here(kind, x, tmp_path):
+    cfg = getattr(sae_lens, f"{kind}SAEConfig")(d_in=D_IN, d_sae=D_SAE, **({"k": K} if "TopK" in kind else {}))
+    theirs = getattr(sae_lens, f"{kind}SAE")(cfg)
+    with torch.no_grad():
+        for place, parameter in enumerate(theirs.parameters()):
+            parameter.copy_(draw(*parameter.shape, seed=place))
+        theirs.save_model(str(tmp_path))
+        ours, _ = load_sae(tmp_path)
+        acts, found = theirs.encode(x), ours.latent_acts(x, torch.arange(ours.d_sae))
+        found = found[..., :D_SAE] - found[..., D_SAE:] if ours.d_sae == 2 * D_SAE else found
+        assert close(found, acts)
+        assert torch.equal(found != 0, acts != 0)
+        assert close(ours(x), theirs.decode(acts))
 
 
 def test_nothing_of_ours_is_lost_on_saelens(sae, tmp_path):

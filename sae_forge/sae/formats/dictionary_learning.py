@@ -1,116 +1,80 @@
-"""dictionary_learning's SAEs: ``ae.pt``, a pickle, and ``config.json`` beside it.
-
-Each class there becomes the one of ours that computes the same: TopK by its k, the others by a threshold a latent,
-with ``b_dec`` folded into ``b_enc`` where the class takes it off the input.
-"""
+"""dictionary_learning: ``ae.pt``, a pickle, and ``config.json``, which names a class. Source: version 0.1.0."""
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from einops import rearrange, repeat
-from torch import Tensor
-
 from sae_forge.errors import CheckpointError
-from sae_forge.hookpoint import HookPoint
-from sae_forge.sae.formats.checked import positive, require_finite, require_shapes
-from sae_forge.sae.formats.pickled import read_pickled
-from sae_forge.sae.jumprelu import JumpReLUSAE
-from sae_forge.sae.topk import TopKSAE
+from sae_forge.hookpoint import HookPoint, Site
+from sae_forge.sae.formats.checked import positive
+from sae_forge.sae.formats.format import Described, Format, Found, Hints, Recipe
 from sae_forge.store import files
 
 CONFIG = "config.json"
-WEIGHTS = "ae.pt"
+_WEIGHTS = {"W_enc": "encoder.weight", "W_dec": "decoder.weight"}
+_LINEAR = {**_WEIGHTS, "b_enc": "encoder.bias"}
+_ITSELF = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
+_TURNED = frozenset({"W_enc", "W_dec"})
+_COUNTS = frozenset({"k", "threshold", "group_sizes", "active_groups"})
+_UNSET = -1.0
+"""The threshold of a BatchTopK SAE trained for fewer steps than it takes to set one."""
 
-_LINEAR = {
-    "encoder.weight": ("d_sae", "d_in"),
-    "encoder.bias": ("d_sae",),
-    "decoder.weight": ("d_in", "d_sae"),
-}
-_AXES: dict[str, dict[str, tuple[str, ...]]] = {
-    "AutoEncoderTopK": {**_LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
-    "BatchTopKSAE": {**_LINEAR, "b_dec": ("d_in",), "k": (), "threshold": ()},
-    "AutoEncoder": {**_LINEAR, "bias": ("d_in",)},
-    "JumpReluAutoEncoder": {
-        "W_enc": ("d_in", "d_sae"),
-        "W_dec": ("d_sae", "d_in"),
-        "b_enc": ("d_sae",),
-        "b_dec": ("d_in",),
-        "threshold": ("d_sae",),
-    },
-}
-_RESIDUAL = re.compile(r"resid_post_layer_(\d{1,6})")
-
-
-@dataclass(frozen=True)
-class Described:
-    """What ``config.json`` says of its SAE."""
-
-    kind: str
-    """Name of the class there."""
-    d_in: int
-    d_sae: int
-    point: HookPoint | None
-    """Where it reads, if that is a block's output."""
-    model: str
-    """Empty when none is named."""
-
-
-def load_dictionary_learning(path: Path, *, allow_pickle: bool) -> TopKSAE | JumpReLUSAE:
-    """The SAE in ``path``, in fp32 on the CPU, its weights asking for no gradient.
-
-    Raises:
-        CheckpointError: pickles are not allowed; missing, damaged, or of a class that has no equal here.
-    """
-    told = describe(path)
-    found = read_pickled(path, allowed=allow_pickle)
-    sizes = {"d_in": told.d_in, "d_sae": told.d_sae}
-    expected = {name: tuple(sizes[axis] for axis in shape) for name, shape in _AXES[told.kind].items()}
-    if "k" in expected:
-        found.setdefault("threshold", torch.tensor(-1.0))  # unset, as in files of before there was one
-    require_shapes(path, {name: tuple(tensor.shape) for name, tensor in found.items()}, expected)
-    require_finite(path, found)
-    return _converted(told.kind, found, path).requires_grad_(False)
+_CLASSES: dict[str, Recipe] = {
+    "AutoEncoderTopK": Recipe(
+        architecture="topk", names={**_LINEAR, "b_dec": "b_dec"}, turned=_TURNED, takes_off_b_dec=True, k_name="k",
+        ignored=_COUNTS,
+    ),
+    "BatchTopKSAE": Recipe(
+        architecture="jumprelu", names={**_LINEAR, "b_dec": "b_dec", "threshold": "threshold"}, turned=_TURNED,
+        takes_off_b_dec=True, threshold=_UNSET, ignored=_COUNTS,
+    ),
+    "MatryoshkaBatchTopKSAE": Recipe(
+        architecture="jumprelu", names=_ITSELF, takes_off_b_dec=True, threshold=_UNSET, ignored=_COUNTS
+    ),
+    "AutoEncoder": Recipe(
+        architecture="standard", names={**_LINEAR, "b_dec": "bias"}, turned=_TURNED, takes_off_b_dec=True
+    ),
+    "AutoEncoderNew": Recipe(
+        architecture="standard", names={**_LINEAR, "b_dec": "decoder.bias"}, turned=_TURNED, takes_off_b_dec=False
+    ),
+    "GatedAutoEncoder": Recipe(
+        architecture="gated", turned=_TURNED, takes_off_b_dec=True,
+        names={**_WEIGHTS, "b_dec": "decoder_bias", "b_gate": "gate_bias", "b_mag": "mag_bias", "r_mag": "r_mag"},
+    ),
+    "JumpReluAutoEncoder": Recipe(architecture="jumprelu", names=_ITSELF, takes_off_b_dec=False),
+}  # fmt: skip
+_PLACE = re.compile(r"(resid_pre|resid_post|mlp_out|attn_out|attention_out)_layer_(\d{1,6})(?!\d)")
+_SITES: dict[str, Site] = {"resid_pre": "resid_pre", "resid_post": "resid_post", "mlp_out": "mlp_out"}
 
 
-def describe(path: Path) -> Described:
-    """What the ``config.json`` beside ``path`` says.
+def describe(found: Found, hints: Hints) -> Described:
+    """What ``config.json`` says, and the folder's name where that says no place.
 
     Raises:
         CheckpointError: missing, malformed, or of a class that has no equal here.
     """
-    config = path.parent / CONFIG
+    del hints
+    config = found.folder / CONFIG
     value = files.read_json(config, kind=CheckpointError, what="the settings of a dictionary_learning SAE")
     trainer: Any = value.get("trainer") if isinstance(value, dict) else None
     if not isinstance(trainer, dict):
         raise CheckpointError(f'{config} is not the settings of a dictionary_learning SAE: it has no "trainer"')
     kind = trainer.get("dict_class")
-    if kind not in _AXES:
-        raise CheckpointError(f"{config} describes a {str(kind)[:40]}; only {', '.join(_AXES)} can be loaded")
-    match = _RESIDUAL.fullmatch(str(trainer.get("submodule_name"))[:100])
+    if not isinstance(kind, str) or (recipe := _CLASSES.get(kind)) is None:
+        raise CheckpointError(f"{config} describes a {str(kind)[:40]}; those that can be used: {', '.join(_CLASSES)}")
+    sizes = {"d_in": positive(trainer, "activation_dim", config), "d_sae": positive(trainer, "dict_size", config)}
+    said = ()
+    if "April" in str(trainer.get("trainer_class")):
+        said = (
+            "its decoder rows were trained without norm 1: acts are in the units of the file, as SAELens gives them; "
+            "dictionary_learning multiplies them by the norm of the row when it loads",
+        )
+    place = _PLACE.search(str(trainer.get("submodule_name"))[:200]) or _PLACE.search(found.where)
     return Described(
-        kind=kind,
-        d_in=positive(trainer, "activation_dim", config),
-        d_sae=positive(trainer, "dict_size", config),
-        point=HookPoint(int(match[1]), "resid_post") if match else None,
+        recipe=Recipe(**{**vars(recipe), **sizes}),
+        point=HookPoint(int(place[2]), _SITES.get(place[1], "attn_out")) if place else None,
         model=str(trainer.get("lm_name") or "")[:200],
+        said=said,
     )
 
 
-def _converted(kind: str, found: dict[str, Tensor], path: Path) -> TopKSAE | JumpReLUSAE:
-    if kind == "JumpReluAutoEncoder":
-        names = ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")
-        return JumpReLUSAE(*(found[name].float() for name in names))
-    W_enc = rearrange(found["encoder.weight"].float(), "d_sae d_in -> d_in d_sae")
-    W_dec = rearrange(found["decoder.weight"].float(), "d_in d_sae -> d_sae d_in")
-    b_enc, b_dec = found["encoder.bias"].float(), found["bias" if kind == "AutoEncoder" else "b_dec"].float()
-    if kind == "AutoEncoderTopK":
-        k = int(found["k"])
-        if not 1 <= k <= len(b_enc):
-            raise CheckpointError(f"{path} keeps k={k} latents per token of only d_sae={len(b_enc)}")
-        return TopKSAE.from_weights(W_enc, b_enc, W_dec, b_dec, k)
-    threshold = found["threshold"].float() if kind == "BatchTopKSAE" else torch.zeros(())
-    shifted = (b_enc.double() - b_dec.double() @ W_enc.double()).float()
-    return JumpReLUSAE(W_enc, shifted, W_dec, b_dec, repeat(threshold, "-> d_sae", d_sae=len(b_enc)).clone())
+DICTIONARY_LEARNING = Format(name="dictionary_learning", weights="ae.pt", beside=(CONFIG,), describe=describe)

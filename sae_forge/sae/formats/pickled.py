@@ -1,7 +1,7 @@
 """Foreign pickles, only where the user allowed them: ``torch.load`` stands in this module and nowhere else.
 
 A child process reads the file with ``weights_only``, without the environment's secrets and under limits of memory,
-time and output; what comes back is a safetensors file, which is bounded and checked like any other.
+time and output that its size sets; what comes back is a safetensors file, bounded and checked like any other.
 """
 
 import os
@@ -9,7 +9,8 @@ import resource
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,11 +19,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sae_forge.errors import CheckpointError
-from sae_forge.store.tensors import read_tensors
 
-MEMORY = 4 * 2**30
-"""Address space the child may add to that of its imports."""
+MEMORY = 2**30
+"""Address space the child may add to that of its imports, beside that of four copies of the file."""
 SECONDS = 60
+"""It may take, and one more for each ``A_SECOND`` bytes of the file."""
+A_SECOND = 2**25
 MAX_TENSORS = 4096
 _NESTED = ("ae", "sae_state_dict")
 """Where a training backup keeps the state dict itself."""
@@ -30,8 +32,9 @@ _INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREAD
 """The environment of the child: nothing in it is secret."""
 
 
-def read_pickled(path: Path, *, allowed: bool) -> dict[str, Tensor]:
-    """The tensors of a state dict that ``torch.save`` wrote, read in a child process.
+@contextmanager
+def as_safetensors(path: Path, *, allowed: bool) -> Iterator[Path]:
+    """A safetensors file, there until the block ends, of the tensors in a state dict that ``torch.save`` wrote.
 
     Raises:
         CheckpointError: not allowed, not a state dict, or more than the limits hold.
@@ -49,17 +52,22 @@ def read_pickled(path: Path, *, allowed: bool) -> dict[str, Tensor]:
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         try:
             done = subprocess.run(  # noqa: S603 (our own module, on a path given as one argument)
-                command, cwd=scratch, env=environment, capture_output=True, stdin=subprocess.DEVNULL, timeout=SECONDS
-            )
+                command, cwd=scratch, env=environment, capture_output=True, stdin=subprocess.DEVNULL,
+                timeout=_seconds(path),
+            )  # fmt: skip
         except subprocess.TimeoutExpired:
-            raise CheckpointError(f"{path} was not read within {SECONDS} s; convert it to safetensors") from None
+            raise CheckpointError(f"{path} was not read within {_seconds(path)} s; convert it to safetensors") from None
         if done.returncode != 0:
             told = (
                 " ".join(done.stdout.decode(errors="replace").split())[:160]
                 or f"reading it ended with {done.returncode}"
             )
             raise CheckpointError(f"{path} is no state dict that can be read safely: {told}")
-        return read_tensors(out, kind=CheckpointError, what=f"the tensors of {path.name}")
+        yield out
+
+
+def _seconds(path: Path) -> int:
+    return SECONDS + path.stat().st_size // A_SECOND
 
 
 # ---- in the child -------------------------------------------------------------------------------
@@ -68,8 +76,8 @@ def read_pickled(path: Path, *, allowed: bool) -> dict[str, Tensor]:
 def _convert(path: Path, out: Path) -> None:
     """Write the file's tensors as safetensors, under limits that hold from before its first byte is read."""
     size = path.stat().st_size
-    _limit(resource.RLIMIT_AS, _mapped() + MEMORY)
-    _limit(resource.RLIMIT_CPU, SECONDS)
+    _limit(resource.RLIMIT_AS, _mapped() + MEMORY + 4 * size)
+    _limit(resource.RLIMIT_CPU, _seconds(path))
     _limit(resource.RLIMIT_FSIZE, size + 2**20)
     found = _state(torch.load(path, map_location="cpu", weights_only=True))
     for name, tensor in found.items():
@@ -84,15 +92,26 @@ def _convert(path: Path, out: Path) -> None:
 
 
 def _state(value: Any) -> dict[str, Tensor]:
+    kept: dict[str, Tensor] = {}
     for name in _NESTED:
         if isinstance(value, Mapping) and isinstance(value.get(name), Mapping):
-            value = value[name]
+            kept, value = _arguments(value.get("args")), value[name]
     if not isinstance(value, Mapping):
         raise TypeError(f"it holds a {type(value).__name__[:40]}, not a state dict")
     found = {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
     if not 1 <= len(found) <= MAX_TENSORS:
         raise ValueError(f"it names {len(found)} tensors; a state dict has 1 to {MAX_TENSORS}")
-    return found
+    return found | kept
+
+
+def _arguments(args: Any) -> dict[str, Tensor]:
+    """What a trainer's arguments say that its weights do not: k, and a place other than a block's output."""
+    if not isinstance(args, Mapping):
+        return {}
+    kept = {"args.k": torch.tensor(args["k"])} if type(args.get("k")) is int else {}
+    if args.get("hook_position") == "pre":
+        kept["args.hook_position=pre"] = torch.tensor(1)
+    return kept
 
 
 def _limit(kind: int, most: int) -> None:
