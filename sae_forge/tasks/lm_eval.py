@@ -1,0 +1,191 @@
+"""Tasks of EleutherAI's lm-evaluation-harness, by the names it knows them by: ``--tasks wmdp_bio,mmlu_anatomy``.
+
+Prompts, examples in front and measures are the harness's own; a model is asked by the scorer here, so that an edited,
+a retrained and the given model answer alike. A group stands for its tasks, a domain each.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+
+from sae_forge.config.fields import Setting
+from sae_forge.config.model import ModelConfig
+from sae_forge.config.questions import Half
+from sae_forge.errors import ConfigError, DataError
+from sae_forge.progress import Progress
+from sae_forge.results.measure import Measure
+from sae_forge.tasks.item import Item
+from sae_forge.tasks.task import Asked, Done
+
+if TYPE_CHECKING:
+    from sae_forge.models.loading import LanguageModel
+    from sae_forge.statistics.bootstrap import Bootstrap
+    from sae_forge.statistics.estimate import Estimate
+
+FORGOTTEN = "wmdp"
+"""Tasks whose names hold this are on what is to be forgotten, unless ``--forget_tasks`` says which are."""
+
+
+# ---- measures -----------------------------------------------------------------------------------
+
+
+def _perplexity(name: str, items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
+    kept = [item for item in items if name in item.values]
+    sums, counts = [-item.values[name] for item in kept], [item.weights[name] for item in kept]  # pyright: ignore
+    return bootstrap.ratio(sums, counts, [item.cluster for item in kept]).transformed(math.exp)
+
+
+def _per(name: str) -> Measure:
+    return Measure(
+        name=name, words=name.replace("_", " "), better="down", needs=(name,),
+        aggregate=lambda items, bootstrap: _perplexity(name, items, bootstrap),
+    )  # fmt: skip
+
+
+ACCURACY = Measure(
+    name="accuracy", words="accuracy", better="up", needs=("correct",),
+    read=lambda item: (item.values["correct"], 1.0),
+)  # fmt: skip
+KNOWN = {
+    "acc": ACCURACY,
+    "acc_norm": Measure(name="acc_norm", words="accuracy by log-prob a character", better="up", shown="in full"),
+    "exact_match": Measure(name="exact_match", words="exact match", better="up"),
+    "word_perplexity": _per("word_perplexity"),
+    "byte_perplexity": _per("byte_perplexity"),
+    "bits_per_byte": Measure(
+        name="bits_per_byte", words="bits per byte", better="down",
+        read=lambda item: (-item.values["bits_per_byte"] / math.log(2), item.weights["bits_per_byte"]),
+    ),
+}  # fmt: skip
+"""What measures of the harness are called here, and how those that are no plain mean are summed up."""
+
+
+def measure_of(name: str, *, higher_is_better: bool) -> Measure:
+    """A measure of the harness by its name there."""
+    words = name.replace("_", " ")
+    return KNOWN.get(name) or Measure(name=name, words=words, better="up" if higher_is_better else "down")
+
+
+# ---- the task -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings(ModelConfig):
+    """How tasks of the harness are asked; ``--tasks`` names them."""
+
+    heading: ClassVar[str] = "lm-eval"
+    decides_when: ClassVar[str] = "chosen"
+
+    forget_tasks: Annotated[
+        tuple[str, ...],
+        "lm-eval: those of --tasks that ask about what is forgotten; unset, those called wmdp.",
+    ] = ()
+    lm_eval_folder: Annotated[
+        tuple[str, ...],
+        "lm-eval: a folder of task descriptions (YAML) of your own.",
+        Setting(names_items=True, most=1, wanted="give one folder"),
+    ] = ()
+    lm_eval_shots: Annotated[
+        int | None, "lm-eval: answered examples in front; unset, as the task says.", Setting(at_least=0)
+    ] = None
+    lm_eval_chat: Annotated[bool, "lm-eval: ask in turns of the model's chat template."] = False
+    lm_eval_code: Annotated[bool, "lm-eval: let the folder's descriptions run Python of their own."] = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class LmEval:
+    """One task or group of lm-eval; without a name, the door to them all."""
+
+    name: str = "lm_eval"
+    title: str = "lm-eval"
+    group: str | None = None
+    measures: tuple[Measure, ...] = (ACCURACY,)
+    settings: type | None = Settings
+    tuned_on: bool = True
+    writes: bool = False
+
+    def called(self, name: str) -> "LmEval":
+        """The task of this name, which may be none of the harness's: that shows when it is loaded.
+
+        Raises:
+            ConfigError: the harness is not installed.
+        """
+        if find_spec("lm_eval") is None:
+            raise ConfigError(f"--tasks {name}: no task here; those of lm-eval need pip install 'sae-forge[lm-eval]'")
+        return replace(self, name=name, title=name)
+
+    def load(
+        self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
+    ) -> tuple[Asked, ...]:
+        """Every task that the name stands for, laid out; halves and limits count documents by their numbers.
+
+        Raises:
+            ConfigError: there is no such task, or it runs code that nobody allowed.
+            DataError: its data are not there.
+        """
+        if self.name == LmEval.name:
+            return ()
+        from sae_forge.tasks.engines.harness import documents, load_tasks, prepare
+        from sae_forge.tasks.records import Passage, choose
+
+        folder = Path(config.lm_eval_folder[0]) if config.lm_eval_folder else None
+        every = []
+        for name, task in load_tasks(self.name, folder, code=config.lm_eval_code).items():
+            forgotten = {self.name, name} & set(config.forget_tasks) if config.forget_tasks else FORGOTTEN in name
+            numbered = [Passage(id=f"{name}/{n}", fact=f"{name}/{n}", text="") for n in range(documents(task))]
+            if not numbered:
+                raise DataError(f"{name} holds no documents")
+            numbers = [int(one.id.rpartition("/")[2]) for one in choose(numbered, half, limit, name)]
+            prepared = prepare(lm, task, numbers, shots=config.lm_eval_shots, chat=config.lm_eval_chat)
+            measures = tuple(
+                measure_of(key, higher_is_better=better) for key, better in prepared.higher_is_better.items()
+            )
+            written = task.OUTPUT_TYPE == "generate_until"
+            every.append(
+                Asked(
+                    task=replace(self, measures=measures, writes=written, tuned_on=not written),
+                    domain=name,
+                    role="forget" if forgotten else "retain",
+                    kind="document",
+                    ids=tuple(number for number, _ in prepared.docs),
+                    facts=tuple(number for number, _ in prepared.docs),
+                    units=len(prepared.docs),
+                    measures=measures,
+                    protocol={"lm_eval": {name: _described(task, chat=config.lm_eval_chat)}},
+                    content=(prepared, config.lm_eval_chat),
+                )
+            )
+        return tuple(every)
+
+    def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
+        """For each document what the harness measures of the model's answer."""
+        from sae_forge.tasks.engines.harness import judged
+
+        prepared, chat = asked.content
+        rows = judged(lm, prepared, chat=chat, batch_size=batch_size, done=done)
+        return [
+            _item(self.name, asked, number, row, chance)
+            for number, row, chance in zip(asked.ids, rows, prepared.chances, strict=True)
+        ]
+
+
+def _item(task: str, asked: Asked, number: str, row: Mapping[str, Any], chance: float | None) -> Item:
+    """A document's measures: a number each, or a sum and what it counts over."""
+    values, weights = {} if chance is None else {"chance": chance}, {}
+    for name, value in row.items():
+        if isinstance(value, tuple) and len(value) == 2:
+            values[name], weights[name] = float(value[0]), float(value[1])
+        elif isinstance(value, int | float):
+            values["correct" if name == "acc" else name] = float(value)
+    return Item(
+        task=task, domain=asked.domain, role=asked.role, id=number, fact=number, values=values, weights=weights
+    )
+
+
+def _described(task: Any, *, chat: bool) -> dict[str, Any]:
+    """What one must know to ask the same elsewhere."""
+    version = getattr(task, "VERSION", None)
+    return {"version": version, "num_fewshot": task.config.num_fewshot or 0, "chat": chat, "type": task.OUTPUT_TYPE}
