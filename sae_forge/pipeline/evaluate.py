@@ -129,9 +129,15 @@ def _deciding(config: EvalConfig) -> dict[str, Any]:
 
 
 def _unnamed(part: type, config: EvalConfig) -> bool:
-    """Whether a task's settings decide only where they name something, and name nothing."""
+    """Whether a task's settings decide only where they name something, or ``--tasks`` does, and nothing is named."""
     items = [name for name, said in described(part).items() if said.setting.names_items]
-    return getattr(part, "decides_when", "always") == "named" and not any(getattr(config, name) for name in items)
+    match getattr(part, "decides_when", "always"):
+        case "named":
+            return not any(getattr(config, name) for name in items)
+        case "chosen":
+            return not config.tasks
+        case _:
+            return False
 
 
 def _chosen(config: EvalConfig) -> list[Any]:

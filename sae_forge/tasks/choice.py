@@ -15,7 +15,7 @@ import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
@@ -74,6 +74,15 @@ class Choice:
         return tuple(source for value in named for source in value)
 
 
+@runtime_checkable
+class Door(Protocol):
+    """A task that stands for many others, by names that it alone knows."""
+
+    def called(self, name: str, part: str, meant: str) -> Choice:
+        """The one of this name, or a part of it; ``meant`` is what to say where there is none."""
+        ...
+
+
 def choices(names: Sequence[str], known: Sequence[Task]) -> tuple[Choice, ...]:
     """The tasks of these names; every known one, where none is named.
 
@@ -89,14 +98,18 @@ def choices(names: Sequence[str], known: Sequence[Task]) -> tuple[Choice, ...]:
             chosen.append(_described(Path(name), by_name))
             continue
         task, colon, part = name.partition(":")
-        if task not in by_name:
+        door = next((one for one in known if isinstance(one, Door)), None)
+        if task not in by_name and door is None:
             raise ConfigError(
                 f"--tasks {name}: there is no task {task!r}{did_you_mean(task, by_name)}; give {', '.join(by_name)}, "
                 f"or a FILE{SUFFIX}"
             )
         if colon and not part:
             raise ConfigError(f"--tasks {name} names no part of {task}; give {task} for all of it, or {task}:PART")
-        chosen.append(Choice(task=by_name[task], part=part))
+        if task in by_name:
+            chosen.append(Choice(task=by_name[task], part=part))
+        elif door is not None:
+            chosen.append(door.called(task, part, did_you_mean(task, by_name)))
     called = [one.task.name for one in chosen]
     if twice := [one.task.name for one in chosen if not one.part and called.count(one.task.name) > 1]:
         raise ConfigError(

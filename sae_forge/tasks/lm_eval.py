@@ -5,6 +5,7 @@ a retrained and the given model answer alike. A group stands for its tasks, a do
 """
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -17,6 +18,7 @@ from sae_forge.config.questions import Half
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
+from sae_forge.tasks.choice import Choice
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.task import Asked, Done
 
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
 FORGOTTEN = "wmdp"
 """Tasks whose names hold this are on what is to be forgotten, unless ``--forget_tasks`` says which are."""
+
+NUMBERS = r"\d+(?:-\d+)?(?:\+\d+(?:-\d+)?)*"
 
 
 # ---- measures -----------------------------------------------------------------------------------
@@ -106,16 +110,29 @@ class LmEval:
     settings: type | None = Settings
     tuned_on: bool = True
     writes: bool = False
+    meant: str = ""
+    """What else the name may have been meant for."""
+    numbers: tuple[int, ...] | None = None
+    """Documents that are asked about, halves and limits aside; None: those of the half, as many as the limit."""
 
-    def called(self, name: str) -> "LmEval":
+    def called(self, name: str, part: str, meant: str) -> Choice:
         """The task of this name, which may be none of the harness's: that shows when it is loaded.
+
+        Args:
+            part: Numbers of documents, ``0-19+31``; or one task of a group.
 
         Raises:
             ConfigError: the harness is not installed.
         """
         if find_spec("lm_eval") is None:
-            raise ConfigError(f"--tasks {name}: no task here; those of lm-eval need pip install 'sae-forge[lm-eval]'")
-        return replace(self, name=name, title=name)
+            needs = "no task here; those of lm-eval need pip install 'sae-forge[lm-eval]'"
+            raise ConfigError(f"--tasks {name}: {needs}{meant}")
+        own = replace(self, name=name, title=name, meant=meant)
+        if re.fullmatch(NUMBERS, part):
+            spans = [[int(end) for end in span.split("-")] for span in part.split("+")]
+            numbers = sorted({n for span in spans for n in range(span[0], span[-1] + 1)})
+            return Choice(task=replace(own, numbers=tuple(numbers)))
+        return Choice(task=own, part=part)
 
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
@@ -129,16 +146,12 @@ class LmEval:
         if self.name == LmEval.name:
             return ()
         from sae_forge.tasks.engines.harness import documents, load_tasks, prepare
-        from sae_forge.tasks.records import Passage, choose
 
         folder = Path(config.lm_eval_folder[0]) if config.lm_eval_folder else None
         every = []
-        for name, task in load_tasks(self.name, folder, code=config.lm_eval_code).items():
+        for name, task in load_tasks(self.name, folder, code=config.lm_eval_code, meant=self.meant).items():
             forgotten = {self.name, name} & set(config.forget_tasks) if config.forget_tasks else FORGOTTEN in name
-            numbered = [Passage(id=f"{name}/{n}", fact=f"{name}/{n}", text="") for n in range(documents(task))]
-            if not numbered:
-                raise DataError(f"{name} holds no documents")
-            numbers = [int(one.id.rpartition("/")[2]) for one in choose(numbered, half, limit, name)]
+            numbers = self._numbers(name, documents(task), half, limit)
             prepared = prepare(lm, task, numbers, shots=config.lm_eval_shots, chat=config.lm_eval_chat)
             measures = tuple(
                 measure_of(key, higher_is_better=better) for key, better in prepared.higher_is_better.items()
@@ -160,6 +173,18 @@ class LmEval:
             )
         return tuple(every)
 
+    def _numbers(self, name: str, count: int, half: Half, limit: int | None) -> list[int]:
+        from sae_forge.tasks.records import Passage, choose
+
+        if self.numbers is not None:
+            if self.numbers and self.numbers[-1] < count:
+                return list(self.numbers)
+            raise DataError(f"--tasks {self.name}: {name} holds documents 0 to {count - 1}, not {self.numbers[-1]}")
+        if not count:
+            raise DataError(f"{name} holds no documents")
+        numbered = [Passage(id=f"{name}/{number}", fact=f"{name}/{number}", text="") for number in range(count)]
+        return [int(one.id.rpartition("/")[2]) for one in choose(numbered, half, limit, name)]
+
     def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
         """For each document what the harness measures of the model's answer."""
         from sae_forge.tasks.engines.harness import judged
@@ -180,9 +205,7 @@ def _item(task: str, asked: Asked, number: str, row: Mapping[str, Any], chance: 
             values[name], weights[name] = float(value[0]), float(value[1])
         elif isinstance(value, int | float):
             values["correct" if name == "acc" else name] = float(value)
-    return Item(
-        task=task, domain=asked.domain, role=asked.role, id=number, fact=number, values=values, weights=weights
-    )
+    return Item(task=task, domain=asked.domain, role=asked.role, id=number, fact=number, values=values, weights=weights)
 
 
 def _described(task: Any, *, chat: bool) -> dict[str, Any]:

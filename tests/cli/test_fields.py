@@ -28,8 +28,8 @@ DECIDING: dict[Artefact, str] = {
     "report": (
         "ablation_scale allow_pickle baseline_batch baseline_lr baseline_steps bootstrap bos clamp_value "
         "compare_selections configurations controls ctx_len dtype eval_batch_size forget_eval forget_prompts "
-        "forget_questions gate gate_percentile gate_policy gate_window generation_prompts half keep_error "
-        "knowmem_forget knowmem_retain knowmem_shots layer limit loss_tokens max_new_tokens methods model "
+        "forget_questions forget_tasks gate gate_percentile gate_policy gate_window generation_prompts half keep_error "
+        "knowmem_forget knowmem_retain knowmem_shots layer limit lm_eval_chat lm_eval_code lm_eval_folder lm_eval_shots loss_tokens max_new_tokens methods model "
         "neighbour_prompts neighbour_questions num_features privleak_forget privleak_holdout privleak_reference "
         "quantise_bits quantize question_filter random_seeds refusal_value relearn_steps retain_eval retain_prompts "
         "retain_questions revision scoring seed site split steering sweep sweep_limit "
@@ -55,9 +55,11 @@ def test_ranks_agree_on_all_but_where_things_are() -> None:
 
 
 def test_whatever_an_evaluation_reads_counts_by_its_content() -> None:
-    kinds = ("questions", "prompts", "eval", "verbmem", "knowmem", "privleak", "tofu")
+    kinds = ("questions", "prompts", "eval", "verbmem", "knowmem", "privleak", "tofu", "lm_eval")
     named = {
-        name for name, said in described(eval_config()).items() if said.kind == tuple[str, ...] and name != "tasks"
+        name
+        for name, said in described(eval_config()).items()
+        if said.kind == tuple[str, ...] and not name.endswith("tasks")
     }
     assert named == set(eval_config()().items("report"))
     assert all(any(kind in name for kind in kinds) for name in named)

@@ -38,7 +38,7 @@ logging.getLogger("lm_eval").setLevel(logging.ERROR)
 # ---- finding tasks ------------------------------------------------------------------------------
 
 
-def load_tasks(name: str, folder: Path | None, *, code: bool = False) -> dict[str, Any]:
+def load_tasks(name: str, folder: Path | None, *, code: bool = False, meant: str = "") -> dict[str, Any]:
     """The tasks of this name, or those of the group that it names, by name; with their data.
 
     Only the folders that may hold it are read, since all of them take many seconds.
@@ -46,6 +46,7 @@ def load_tasks(name: str, folder: Path | None, *, code: bool = False) -> dict[st
     Args:
         folder: Descriptions of one's own, which win over those that the harness ships.
         code: Let the folder's descriptions run Python of their own.
+        meant: What else may have been meant; then a name that is in no likely folder is not looked for in all.
 
     Raises:
         ConfigError: there is no such task, or its description runs code that nobody allowed.
@@ -55,11 +56,13 @@ def load_tasks(name: str, folder: Path | None, *, code: bool = False) -> dict[st
         raise ConfigError(f"--lm_eval_folder {folder} is no folder")
     if folder is not None and not code:
         refuse_code(folder)
-    own, root = ([str(folder)] if folder else []), Path(shipped.__file__).parent
-    near = [str(place) for place in _near(root, name)]
+    own: list[str | Path] = [folder] if folder else []
+    near = _near(Path(shipped.__file__).parent, name)
     manager = shipped.TaskManager(include_path=[*near, *own], include_defaults=False)
+    if name not in manager.all_tasks and meant:
+        raise ConfigError(f"--tasks {name}: there is no task {name!r}{meant}")
     if name not in manager.all_tasks:
-        manager = shipped.TaskManager(include_path=own or None)
+        manager = everything(own)
     if name not in manager.all_tasks:
         nearest = ", ".join(get_close_matches(name, manager.all_tasks, 3)) or "none is alike"
         raise ConfigError(f"--tasks {name}: lm-eval has no such task; nearest: {nearest}")
@@ -71,6 +74,11 @@ def load_tasks(name: str, folder: Path | None, *, code: bool = False) -> dict[st
             f"the data of {name} could not be read ({type(error).__name__}: {said}); fetch its dataset on a machine "
             "with a network, or give --lm_eval_folder with a description whose dataset_path is local"
         ) from error
+
+
+def everything(own: list[str | Path]) -> shipped.TaskManager:
+    """All that the harness ships, and one's own; reading some 14,000 descriptions takes about eight seconds."""
+    return shipped.TaskManager(include_path=own or None)
 
 
 def refuse_code(folder: Path) -> None:
@@ -240,14 +248,14 @@ class HarnessLM(LM):
         texts: dict[int, str] = {}
         by_draw: dict[Sampling, list[int]] = defaultdict(list)
         for place, request in enumerate(requests):
-            said = dict(request.args[1])
+            said = _drawing(request)
             heat = float(said.get("temperature") or 0) if said.get("do_sample") else 0.0
             most = int(said.get("max_gen_toks") or MAX_NEW_TOKENS)
             by_draw[Sampling(max_new_tokens=most, temperature=heat)].append(place)
         for sampling, places in by_draw.items():
             contexts = [str(requests[place].args[0]) for place in places]
             for place, got in zip(places, write(self.lm, contexts, sampling, batch_size=self.size), strict=True):
-                until = dict(requests[place].args[1]).get("until") or []
+                until = _drawing(requests[place]).get("until") or []
                 stops = [until] if isinstance(until, str) else list(until)
                 ends = [got.text.find(stop) for stop in stops if stop and stop in got.text]
                 texts[place] = got.text[: min(ends, default=len(got.text))]
@@ -306,6 +314,12 @@ class HarnessLM(LM):
                 written = best[row, len(context) - 1 : len(context) - 1 + len(target)].tolist()
                 found[at] = written == list(target)
         return found
+
+
+def _drawing(request: Instance) -> dict[str, Any]:
+    """How a text is to be written: what stands beside its context."""
+    _, said = request.args  # pyright: ignore[reportAssignmentType] (a pair, for requests that write)
+    return dict(said)
 
 
 def _fitted(lm: LanguageModel, context: tuple[int, ...], targets: Sequence[tuple[int, ...]]) -> Encoded:
