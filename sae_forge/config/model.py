@@ -30,7 +30,10 @@ class ModelConfig:
     decides: ClassVar[tuple[Artefact, ...]] = ("report",)
     """What a setting decides that does not say; whoever forgets to say it pays with a measurement, not a number."""
 
-    model: Annotated[str, "Hub id, local folder, or built-in: tiny-llama, tiny-gemma2."] = DEFAULT_MODEL
+    model: Annotated[
+        str,
+        "Hub id, folder, GGUF file; built-in: tiny-llama, tiny-gemma2; if installed: smollm2-135m, gemma3-270m.",
+    ] = DEFAULT_MODEL
     layer: Annotated[tuple[int, ...] | None, "One layer or several: 3,7,15. Unset: the preset's, else the middle."] = (
         None
     )

@@ -28,6 +28,7 @@ from sae_forge.config.model import ModelDtype, Quantize
 from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
 from sae_forge.models.failures import USE_BUILT_IN, one_line, slip
 from sae_forge.models.families import Family, family_of
+from sae_forge.models.gguf.cache import converted
 from sae_forge.models.opening import Opening
 from sae_forge.store import files
 from sae_forge.store.tensors import DTYPES
@@ -45,12 +46,14 @@ class LanguageModel:
     tokenizer: PreTrainedTokenizerBase = field(repr=False)
     family: Family
     name: str
-    """Built-in name, Hub id, or the last part of a local folder's path."""
+    """Built-in name, Hub id, or the last part of a local folder's or GGUF file's path."""
     revision: str | None = None
     """Commit of a Hub model; None for a folder."""
     folder: Path | None = None
     """Folder of a local or built-in model; None for a Hub model."""
     quantize: Quantize = "none"
+    stored: str = ""
+    """How the weights of a GGUF file were stored: ``4-bit (Q4_1 GGUF)``."""
     opens_as: Opening | None = None
     """What a run has recorded that texts open with; None: what the tokenizer says."""
 
@@ -81,6 +84,12 @@ class LanguageModel:
         """Tokens that the model has an embedding of; its tokenizer may have more, where some were added to it."""
         weight: Any = self.model.get_input_embeddings().weight
         return len(weight)
+
+    @property
+    def precision(self) -> str:
+        """What was rounded of the weights, for pages and tables; empty where nothing was."""
+        loaded = {"4bit": "4-bit (nf4)", "8bit": "8-bit (int8)"}.get(self.quantize, "")
+        return ", then ".join(filter(None, (self.stored, loaded)))
 
     @cached_property
     def opening(self) -> Opening:
@@ -117,6 +126,7 @@ class LanguageModel:
             "tokenizer": _tokenizer_sha256(self.tokenizer),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantize": self.quantize,
+            **({"stored": self.stored} if self.stored else {}),
         }
 
     def fingerprint(self) -> dict[str, Any]:
@@ -142,7 +152,7 @@ def load_model(
     The configuration is read first, so a model without a family entry is refused before its weights are fetched.
 
     Args:
-        name: A built-in name, a local folder, or a Hub id.
+        name: A built-in name, a local folder, a GGUF file or the name of one that is installed, or a Hub id.
         dtype: ``auto`` is fp32 on a CPU and the stored precision on a GPU.
         device_map: Spreads the model over devices as accelerate does; ``device`` is then ignored.
 
@@ -152,7 +162,8 @@ def load_model(
         BackendError: bitsandbytes or the device asked for is missing.
         ResourceError: the device's memory does not hold it.
     """
-    folder = _local_folder(name)
+    gguf = converted(name)
+    folder = gguf.folder if gguf else _local_folder(name)
     source = str(folder or name)
     placed, quantization = _placement(device, device_map), _quantization(quantize, dtype)
     common = _common(revision)
@@ -175,8 +186,15 @@ def load_model(
         raise UnsupportedModelError(f"{name} lacks {len(missing)} weights its config.json asks for, as {missing[0]}")
     model.eval().requires_grad_(False)
     commit = None if folder else getattr(config, "_commit_hash", None) or common["revision"]
-    shown = name if folder is None or name in builtin.MODELS else folder.resolve().name
-    return LanguageModel(model, tokenizer, family, shown, commit, folder, quantize)
+    return LanguageModel(
+        model, tokenizer, family, shown_name(name), commit, folder, quantize, stored=gguf.stored if gguf else ""
+    )
+
+
+def shown_name(name: str) -> str:
+    """The model as artefacts name it: without the path of a local folder or file."""
+    path = Path(name).expanduser()
+    return path.resolve().name if path.exists() and name not in builtin.MODELS else name
 
 
 def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -186,7 +204,8 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         UnsupportedModelError: no such folder, or one without a tokenizer.
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
-    folder = _local_folder(name)
+    gguf = converted(name)
+    folder = gguf.folder if gguf else _local_folder(name)
     with one_line(name, local=folder is not None, revision=revision):
         return _tokenizer(str(folder or name), name, _common(revision))
 

@@ -13,7 +13,7 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
-from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, norms_take_mean
+from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, norms_take_mean, shown_name
 from sae_forge.models.opening import Opening
 from sae_forge.models.tokens import control_strings
 from sae_forge.progress import SILENT, Progress
@@ -84,7 +84,7 @@ class Bench:
         return load_dictionary(
             named or self.run.newest_sae(asked, self.next("train")),
             self.run,
-            model=self._shown_model,
+            model=shown_name(self.config.model),
             asked=asked,
             spelled=self.config.spelled,
             norms_take_mean=lambda: norms_take_mean(self.config.model, revision=self.config.revision),
@@ -112,12 +112,6 @@ class Bench:
             kind=CheckpointError,
             advice="name the same --revision, or train it again",
         )
-
-    @property
-    def _shown_model(self) -> str:
-        """The model as artefacts name it: without the path of a local folder."""
-        path = Path(self.config.model).expanduser()
-        return path.resolve().name if path.is_dir() else self.config.model
 
     @property
     def public_model(self) -> str:

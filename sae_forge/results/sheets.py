@@ -57,6 +57,8 @@ def overview(report: Report) -> Sheet:
         (f"edited ({role})", lambda one, role=role: share(one.edited_share(role), 1)) for role in ("forget", "retain")
     ]
     titles.append("share of tokens edited")
+    if precision := report.protocol.get("precision"):
+        titles.append(f"a model of {precision} weights")
     return _sheet("; ".join(titles), columns, methods(report) if report.sweep else pooled(report))
 
 
@@ -84,6 +86,8 @@ def notes(report: Report) -> Iterator[str]:
     yield from (f"Not measured: {reason}." for reason in report.left_out.values())
     if (opening := report.protocol.get("opening")) is not None:
         yield f"{capital(opening['words'])}."
+    if precision := report.protocol.get("precision"):
+        yield f"The model's weights are {precision}: what it knows and forgets is not that of the model in full."
 
 
 # ---- tables of methods --------------------------------------------------------------------------

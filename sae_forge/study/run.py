@@ -127,7 +127,7 @@ def evaluate(
         domains=described_domains(asked, tasks),
         rows=tuple(rows),
         controls=tuple(_controls(headings, plans, rows, measurements, bootstrap)),
-        protocol=_protocol(asked, measurements[0], selection, config, point) | {"opening": lm.opening.told()},
+        protocol=_protocol(asked, measurements[0], selection, config, point) | _model(lm),
         left_out=left_out,
         rough=tuple(dict.fromkeys(name for method in methods for name in method.rough)),
         unsaid=tuple(dict.fromkeys(name for method in methods for name in method.unsaid)),
@@ -228,6 +228,11 @@ def _of_editing(config: EvalConfig) -> set[str]:
     """The settings that hold for every edit, those of gates among them."""
     parts = (EditingConfig, *(kind.settings for kind in catalogue_of(config).gates if kind.settings))
     return {name for part in parts for name in described(part)} - set(described(ModelConfig))
+
+
+def _model(lm: LanguageModel) -> dict[str, Any]:
+    """What the numbers owe to how the model was read."""
+    return {"opening": lm.opening.told(), "precision": lm.precision}
 
 
 def _protocol(

@@ -37,7 +37,7 @@ def modules(tree: ast.Module) -> Iterator[str]:
     ("module", "path"), sorted((m, p) for m, p in imported().items() if m not in sys.stdlib_module_names | OWN)
 )
 def test_what_is_imported_is_declared(module: str, path: str) -> None:
-    extras = [PROJECT["optional-dependencies"][extra] for extra in ("baselines", "plot", "quant", "triton")]
+    extras = [PROJECT["optional-dependencies"][extra] for extra in ("baselines", "plot", "quant", "real", "triton")]
     declared = named([*PROJECT["dependencies"], *(text for extra in extras for text in extra)])
     packages = {name.lower().replace("_", "-") for name in packages_distributions().get(module, [module])}
     assert packages & declared, f"{path} imports {module}, of the package {', '.join(packages)}: declare it"

@@ -1,0 +1,207 @@
+"""The weights and the configuration of a GGUF model under transformers' names, dequantised by the ``gguf`` package.
+
+What llama.cpp's converter changed is undone: the rows of Llama's q and k stand interleaved there, and Gemma's norms
+are stored with one added. Nothing else is touched, so each tensor is ``gguf.dequantize`` of its bytes to the bit.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from transformers import AutoConfig, AutoModelForCausalLM, PretrainedConfig
+
+from sae_forge.errors import UnsupportedModelError
+from sae_forge.models.gguf.header import Header, TensorInfo
+
+Undo = Callable[[str, np.ndarray, Header], np.ndarray]
+"""Takes a tensor's GGUF name, the tensor as stored, and the header; returns it as transformers has it."""
+
+
+def _as_stored(name: str, stored: np.ndarray, header: Header) -> np.ndarray:
+    del name, header
+    return stored
+
+
+def _rows_in_halves(name: str, stored: np.ndarray, header: Header) -> np.ndarray:
+    """A head's rows 0, 1, 2, 3 … are 0, n/2, 1, n/2 + 1 … in GGUF: RoPE turns neighbours there, halves here."""
+    count = {"attn_q": "attention.head_count", "attn_k": "attention.head_count_kv"}.get(name.split(".")[-2])
+    if count is None:
+        return stored
+    heads = int(header.of_model(count) or header.of_model("attention.head_count"))
+    apart = stored.reshape(heads, stored.shape[0] // heads // 2, 2, *stored.shape[1:])
+    return apart.swapaxes(1, 2).reshape(stored.shape)
+
+
+def _norms_from_zero(name: str, stored: np.ndarray, header: Header) -> np.ndarray:
+    del header
+    return stored - 1 if name.endswith("norm.weight") else stored
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """One value of ``general.architecture``: what transformers calls it, and what the converter did to its weights."""
+
+    model_type: str
+    undo: Undo = _as_stored
+
+
+ARCHITECTURES = {
+    "llama": Architecture("llama", _rows_in_halves),
+    "qwen2": Architecture("qwen2"),
+    "qwen3": Architecture("qwen3"),
+    "gemma2": Architecture("gemma2", _norms_from_zero),
+    "gemma3": Architecture("gemma3_text", _norms_from_zero),
+}
+
+_SETTINGS = {
+    "max_position_embeddings": "context_length",
+    "num_hidden_layers": "block_count",
+    "intermediate_size": "feed_forward_length",
+    "hidden_size": "embedding_length",
+    "num_attention_heads": "attention.head_count",
+    "num_key_value_heads": "attention.head_count_kv",
+    "rms_norm_eps": "attention.layer_norm_rms_epsilon",
+    "rope_theta": "rope.freq_base",
+    "head_dim": "attention.key_length",
+    "sliding_window": "attention.sliding_window",
+    "attn_logit_softcapping": "attn_logit_softcapping",
+    "final_logit_softcapping": "final_logit_softcapping",
+}
+"""Settings of transformers, and the keys under which GGUF has them."""
+_ENDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
+
+
+def architecture_of(header: Header) -> Architecture:
+    """How to read this file's model.
+
+    Raises:
+        UnsupportedModelError: its architecture has no entry; lists those there are.
+    """
+    if (found := ARCHITECTURES.get(header.architecture)) is None:
+        raise UnsupportedModelError(
+            f"{header.path} holds a model of architecture {header.architecture[:60]!r}; "
+            f"of GGUF files these can be read: {', '.join(ARCHITECTURES)}"
+        )
+    return found
+
+
+def config_of(header: Header) -> PretrainedConfig:
+    """The model's configuration.
+
+    Raises:
+        UnsupportedModelError: an unknown architecture, or a setting that is missing or has no counterpart.
+    """
+    kind = architecture_of(header)
+    if (scaling := header.of_model("rope.scaling.type", "none")) != "none":
+        raise UnsupportedModelError(f"{header.path} scales its positions ({scaling}), which is not read from GGUF here")
+    given = {name: header.of_model(key) for name, key in _SETTINGS.items()}
+    given["head_dim"] = given["head_dim"] or header.of_model("rope.dimension_count")
+    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
+        if type(given[name]) is not int:
+            raise UnsupportedModelError(f"{header.path} does not say {header.architecture}.{_SETTINGS[name]}")
+    ends = {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _ENDS.items()}
+    if (embedding := header.tensors.get("token_embd.weight")) is None:
+        raise UnsupportedModelError(
+            f"{header.path} holds no token embeddings; it is no language model, or one in parts"
+        )
+    return AutoConfig.for_model(
+        kind.model_type,
+        vocab_size=embedding.shape[0],
+        tie_word_embeddings="output.weight" not in header.tensors,
+        dtype="float32",
+        **{name: _plain(value) for name, value in {**given, **ends}.items() if value is not None},
+    )
+
+
+def _plain(value: Any) -> Any:
+    """A float32 as the decimal it was made from: 1e-06, not 9.999999974752427e-07."""
+    return float(str(np.float32(value))) if isinstance(value, float) else value
+
+
+def names_of(header: Header, config: PretrainedConfig) -> dict[str, str]:
+    """The GGUF name of every weight of the model, by transformers' name.
+
+    Raises:
+        UnsupportedModelError: a weight is missing, or the file holds one that the model has no place for.
+    """
+    from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
+
+    arch = {name: key for key, name in MODEL_ARCH_NAMES.items()}[header.architecture]
+    known = get_tensor_name_map(arch, config.num_hidden_layers)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    names = {name: str(known.get_name(name, (".weight", ".bias"))) for name in model.state_dict()}
+    if config.tie_word_embeddings:
+        names.pop("lm_head.weight", None)
+    if missing := sorted(set(names.values()) - set(header.tensors)):
+        raise UnsupportedModelError(f"{header.path} lacks {len(missing)} weights, as {missing[0]}")
+    if more := sorted(set(header.tensors) - set(names.values())):
+        raise UnsupportedModelError(
+            f"{header.path} holds {len(more)} weights that {config.model_type} has no place for, as {more[0]}"
+        )
+    return names
+
+
+def require_whole(header: Header) -> None:
+    """Every tensor lies within the file, and in a type that can be read.
+
+    Raises:
+        UnsupportedModelError: the file is cut short, or a tensor's type is unknown.
+    """
+    size = header.path.stat().st_size
+    ends = [info.start + _bytes(header, name, info) for name, info in header.tensors.items()]
+    if (need := max(ends, default=0)) > size:
+        raise UnsupportedModelError(f"{header.path} is cut short: it has {size:,} of {need:,} bytes; fetch it again")
+
+
+def _bytes(header: Header, name: str, info: TensorInfo) -> int:
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+    try:
+        block, stored = GGML_QUANT_SIZES[GGMLQuantizationType(info.kind)]
+    except (ValueError, KeyError):
+        raise UnsupportedModelError(f"{header.path}: tensor {name[:60]!r} is of an unknown type, {info.kind}") from None
+    if not info.shape or info.shape[-1] % block:
+        raise UnsupportedModelError(f"{header.path} is damaged: tensor {name[:60]!r} has shape {info.shape}")
+    return int(np.prod(info.shape, dtype=object)) // block * stored
+
+
+def tensors_of(header: Header, names: Mapping[str, str]) -> Iterator[tuple[str, Float[torch.Tensor, "..."]]]:
+    """Each weight under its name in transformers, in float32, one at a time.
+
+    Raises:
+        UnsupportedModelError: gguf cannot dequantise a tensor's type.
+    """
+    from gguf import GGMLQuantizationType
+    from gguf.quants import dequantize
+
+    undo = architecture_of(header).undo
+    content = np.memmap(header.path, np.uint8, "r")
+    for name, stored in names.items():
+        info = header.tensors[stored]
+        rows = content[info.start : info.start + _bytes(header, stored, info)].reshape(*info.shape[:-1], -1)
+        kind = GGMLQuantizationType(info.kind)
+        try:
+            values = dequantize(rows, kind).astype(np.float32, copy=False)
+        except NotImplementedError:
+            raise UnsupportedModelError(f"{header.path}: gguf cannot read weights of type {kind.name}") from None
+        yield name, torch.from_numpy(np.array(undo(stored, values, header), np.float32, order="C"))
+
+
+def stored_as(header: Header) -> str:
+    """How the weights are stored, in words: ``4-bit (Q4_K_M GGUF)``."""
+    from gguf import GGMLQuantizationType, LlamaFileType
+
+    try:
+        name = (
+            LlamaFileType(int(header.metadata["general.file_type"])).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+        )
+    except (KeyError, ValueError):
+        largest = max(header.tensors.values(), key=lambda info: (len(info.shape), np.prod(info.shape, dtype=object)))
+        name = GGMLQuantizationType(largest.kind).name
+    bits = re.search(r"[QF](\d+)", name)
+    return f"{bits[1]}-bit ({name} GGUF)" if bits else f"{name} GGUF"
