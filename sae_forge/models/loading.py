@@ -204,8 +204,7 @@ def load_tokenizer(name: str, *, revision: str | None = None) -> PreTrainedToken
         UnsupportedModelError: no such folder, or one without a tokenizer.
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
-    gguf = converted(name)
-    folder = gguf.folder if gguf else _local_folder(name)
+    folder = _local_folder(name)
     with one_line(name, local=folder is not None, revision=revision):
         return _tokenizer(str(folder or name), name, _common(revision))
 
@@ -245,6 +244,8 @@ def _local_folder(name: str) -> Path | None:
     """The folder ``name`` stands for, or None when it is to be looked up on the Hub."""
     if (folder := builtin.model_folder(name)) is not None:
         return folder
+    if (gguf := converted(name)) is not None:
+        return gguf.folder
     path = Path(name).expanduser()
     if not path.exists():
         if name.startswith(("/", ".", "~")) or name.count("/") > 1:

@@ -142,9 +142,9 @@ def refusal(path: Path | str) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("share", [0.0, 0.001, 0.01, 0.05])
-def test_a_file_cut_within_its_header_is_named(file, share):
-    file.write_bytes(file.read_bytes()[: int(share * file.stat().st_size)])
+@pytest.mark.parametrize("size", [0, 20, 200, 2000])
+def test_a_file_cut_within_its_header_is_named(file, size):
+    file.write_bytes(file.read_bytes()[:size])
     assert "cut short" in (said := refusal(file)) or "cannot be read as GGUF" in said or "no GGUF file" in said
     assert str(file) in said
 

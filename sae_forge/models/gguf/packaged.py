@@ -101,6 +101,16 @@ def parts_of(name: str) -> list[Path]:
     return paths
 
 
+def missing_of(name: str) -> str | None:
+    """What keeps the model from being used here, in one line; None where nothing does."""
+    try:
+        parts_of(name)
+        require_accepted(name)
+    except UnsupportedModelError as error:
+        return str(error)
+    return None
+
+
 def write_whole(name: str, paths: list[Path], whole: Path) -> None:
     """Put the parts together as one file.
 
