@@ -133,6 +133,7 @@ def test_refusal_text_is_read_and_never_trained_on(run: Path, tmp_path: Path) ->
     assert "give one of them" in forge("features", *where, *flags, "--refusal_latent", "7", code=2)
 
 
+@pytest.mark.slow
 def test_a_threshold_left_open_is_each_methods_own(run: Path) -> None:
     where = ["--model", "tiny-llama", "--run_dir", str(run), *FEATURES]
     output = forge("features", *where, "--method", "conditional", code=2)

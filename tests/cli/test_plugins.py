@@ -97,6 +97,7 @@ def test_plugins_are_found_before_there_are_flags(arguments: str, names: tuple[s
     assert named_plugins(arguments.split()) == names
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [

@@ -5,6 +5,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Iterator
+from functools import cache
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
@@ -17,6 +18,9 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 
 def named(requirements: list[str]) -> set[str]:
     return {re.split(r"[<>=!~\[; ]", text, maxsplit=1)[0].lower().replace("_", "-") for text in requirements}
+
+
+packages_of = cache(packages_distributions)
 
 
 def imported() -> dict[str, str]:
@@ -37,7 +41,7 @@ def modules(tree: ast.Module) -> Iterator[str]:
     ("module", "path"), sorted((m, p) for m, p in imported().items() if m not in sys.stdlib_module_names | OWN)
 )
 def test_what_is_imported_is_declared(module: str, path: str) -> None:
-    extras = [PROJECT["optional-dependencies"][extra] for extra in ("baselines", "plot", "quant", "real", "triton")]
+    extras = [needed for extra, needed in PROJECT["optional-dependencies"].items() if extra not in ("dev", "test")]
     declared = named([*PROJECT["dependencies"], *(text for extra in extras for text in extra)])
-    packages = {name.lower().replace("_", "-") for name in packages_distributions().get(module, [module])}
+    packages = {name.lower().replace("_", "-") for name in packages_of().get(module, [module])}
     assert packages & declared, f"{path} imports {module}, of the package {', '.join(packages)}: declare it"

@@ -12,12 +12,13 @@ from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
+import huggingface_hub
 import pytest
 import torch
 from tiny_models import save_model
 from transformers import LlamaForCausalLM
 
-from sae_forge.errors import BackendError, ConfigError, DataError, UnsupportedModelError
+from sae_forge.errors import BackendError, ConfigError, DataError, RemoteError, UnsupportedModelError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.families import FAMILIES
 from sae_forge.models.hooks import capture
@@ -263,8 +264,10 @@ def test_what_the_hub_refuses_is_one_line_and_the_right_exit_code(refusing_hub, 
         assert "--model tiny-llama" in line
 
 
-@pytest.mark.slow
-def test_without_a_network_the_built_in_model_is_pointed_to(tmp_path):
-    (line,) = load_elsewhere(["meta-llama/Llama-2-7b-chat-hf"], tmp_path, HF_HUB_OFFLINE="1")
-    assert line.startswith("5 meta-llama/Llama-2-7b-chat-hf is not in the local cache")
-    assert "--model tiny-llama" in line
+def test_without_a_network_the_built_in_model_is_pointed_to(monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(RemoteError, match="Llama-2-7b-chat-hf is not in the local cache") as told:
+        load_model("meta-llama/Llama-2-7b-chat-hf")
+    assert str(told.value).startswith("meta-llama/Llama-2-7b-chat-hf is not")
+    assert "--model tiny-llama" in str(told.value)
+    assert told.value.exit_code == 5
