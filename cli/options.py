@@ -17,7 +17,6 @@ from sae_forge.config.fields import Described, described
 from sae_forge.config.model import ModelConfig, shown
 from sae_forge.errors import ForgeError, ResourceError
 from sae_forge.settings import ConfigT, choices, parse_value, read_config_file, resolve
-from sae_forge.store.runs import Run, newest_run
 
 if TYPE_CHECKING:
     from sae_forge.outcome import Outcome
@@ -137,6 +136,8 @@ class Call:
         given = {**(read_config_file(self.file, self.kind) if self.file else {}), **spelled}
         preset = self.extra.get("preset")
         if self.reads_run and "model" not in given:
+            from sae_forge.store.runs import Run, newest_run
+
             run = Run(given["run_dir"]) if "run_dir" in given else newest_run()
             given |= {"model": run.model, "run_dir": run.folder}
             typer.echo(f"run folder: {run.folder} ({run.model})", err=True)

@@ -12,7 +12,6 @@ from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
-from sae_forge.config.run import RunConfig
 from sae_forge.errors import ConfigError, did_you_mean
 
 Preset = dict[str, Any]
@@ -64,6 +63,8 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
         chosen["model"] = base["models"][0]
     names = described(kind)
     settings = settings_for(base, chosen.get("model")) if base else {}
+    from sae_forge.config.run import RunConfig  # every verb's own settings, which no other verb's help waits for
+
     if preset and issubclass(kind, RunConfig) and (unknown := sorted(set(settings) - set(names))):
         raise ConfigError(
             f"preset {preset} sets --{unknown[0]}, which no task or method here has; use another preset, or put it back"

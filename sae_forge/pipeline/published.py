@@ -8,7 +8,7 @@ from sae_forge.results.pooled import Pooled, pool, pooled
 from sae_forge.results.report import Cell, Change, Report, Row
 from sae_forge.results.sheets import Sheet
 from sae_forge.results.words import interval, label, spaced
-from sae_forge.statistics.bootstrap import Estimate
+from sae_forge.statistics.estimate import Estimate
 
 COLUMNS = ("method", "measure", "published", "measured here")
 NOT_MEASURED = "not measured"

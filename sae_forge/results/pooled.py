@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from sae_forge.results.report import Cell, Report, Row, Settings
 from sae_forge.results.words import label, seeds
-from sae_forge.statistics.bootstrap import Estimate
+from sae_forge.statistics.estimate import Estimate
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from sae_forge.errors import DataError
 from sae_forge.results.codec import REST, decode, encode
 from sae_forge.results.measure import Measure
 from sae_forge.results.version_1 import upgraded
-from sae_forge.statistics.bootstrap import Estimate
+from sae_forge.statistics.estimate import Estimate
 from sae_forge.store import files
 from sae_forge.store.remote import AnyPath
 

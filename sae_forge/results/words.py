@@ -3,7 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from sae_forge.statistics.bootstrap import Estimate
+from sae_forge.statistics.estimate import Estimate
 
 KINDS = {
     "latents": "Other latents' directions at the same norm",

@@ -14,7 +14,7 @@ from sae_forge.results.report import Point, Report
 from sae_forge.results.words import capital
 from sae_forge.show import canvas
 from sae_forge.show.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Kind
-from sae_forge.statistics.bootstrap import Estimate
+from sae_forge.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -5,12 +5,13 @@ its ``settings``. The configs of the verbs are composed of these, here, from the
 modules add that a user named as plug-ins. Nothing in this file, nor in the tables, imports torch.
 """
 
+import hashlib
 import importlib
 import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, is_dataclass, make_dataclass, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib import util
 from inspect import get_annotations
 from pathlib import Path
@@ -20,14 +21,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar
 from sae_forge.config.fields import Alias, described
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError
-from sae_forge.features.methods.method import SelectionMethod
-from sae_forge.features.methods.table import SELECTIONS
 from sae_forge.interventions.gates.gate import GateKind
 from sae_forge.interventions.gates.table import GATES
 from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.table import METHODS
-from sae_forge.results.report import KEYS_OF_ROWS
-from sae_forge.store import files
 from sae_forge.tasks.table import TASKS
 from sae_forge.tasks.task import Task
 
@@ -35,6 +32,7 @@ if TYPE_CHECKING:
     from sae_forge.config.evaluate import EvalConfig
     from sae_forge.config.features import FeaturesConfig
     from sae_forge.config.run import RunConfig
+    from sae_forge.features.methods.method import SelectionMethod
 
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 Setting = tuple[str, Any, Any]
@@ -47,20 +45,27 @@ class Catalogue:
 
     tasks: tuple[Task, ...] = TASKS
     methods: tuple[Method | Wrapper, ...] = METHODS
-    selections: tuple[SelectionMethod, ...] = SELECTIONS
     gates: tuple[GateKind, ...] = GATES
     plugins: tuple[tuple[str, str], ...] = ()
     """Name and sha256 of each module beside those that ship: what it measures hangs on its text."""
+    own_selections: "tuple[SelectionMethod, ...]" = ()
+    """Those of plug-ins."""
+
+    @cached_property
+    def selections(self) -> "tuple[SelectionMethod, ...]":
+        """Those that ship, and those of plug-ins."""
+        from sae_forge.features.methods.table import SELECTIONS  # which `eval --help` does without
+
+        return (*SELECTIONS, *self.own_selections)
 
 
-KINDS = {"TASKS": Task, "METHODS": Method | Wrapper, "SELECTIONS": SelectionMethod, "GATES": GateKind}
+KINDS = {"TASKS": "Task", "METHODS": "Method", "SELECTIONS": "SelectionMethod", "GATES": "GateKind"}
 """What a plug-in may list, and under which names."""
 FAILS = (
     ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, NameError, OSError, RuntimeError,
     SyntaxError, SystemExit, TypeError, ValueError,
 )  # fmt: skip
 """What the text of a module that is imported may raise."""
-WORDS = {"TASKS": "Task", "METHODS": "Method", "SELECTIONS": "SelectionMethod", "GATES": "GateKind"}
 
 
 @cache
@@ -74,7 +79,10 @@ def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
         ConfigError: a module cannot be imported, has none of them, or an entry is not of its kind or has a name
             or a setting that is taken.
     """
-    tables: dict[str, tuple[Any, ...]] = {"TASKS": TASKS, "METHODS": METHODS, "SELECTIONS": SELECTIONS, "GATES": GATES}
+    if not plugins:
+        return Catalogue()
+    shipped = Catalogue().selections
+    tables: dict[str, tuple[Any, ...]] = {"TASKS": TASKS, "METHODS": METHODS, "SELECTIONS": shipped, "GATES": GATES}
     sources = []
     for name in plugins:
         module = _imported(name)
@@ -87,8 +95,9 @@ def catalogue(plugins: tuple[str, ...] = ()) -> Catalogue:
             for entry in added:
                 _require_entry(entry, table, f"--plugin {name}: {table}", tables)
                 tables[table] += (entry,)
-        sources.append((name, files.file_sha256(Path(str(module.__file__)))))
-    return Catalogue(tables["TASKS"], tables["METHODS"], tables["SELECTIONS"], tables["GATES"], tuple(sources))
+        sources.append((name, hashlib.sha256(Path(str(module.__file__)).read_bytes()).hexdigest()))
+    own = tables["SELECTIONS"][len(shipped) :]
+    return Catalogue(tables["TASKS"], tables["METHODS"], tables["GATES"], tuple(sources), own)
 
 
 def catalogue_of(config: ModelConfig) -> Catalogue:
@@ -174,8 +183,11 @@ def _imported(name: str) -> ModuleType:
 def _require_entry(entry: Any, table: str, where: str, tables: Mapping[str, tuple[Any, ...]]) -> None:
     """Refuse what the command line could not name, or what would stand in another's place."""
     from sae_forge.config.run import RunConfig
+    from sae_forge.features.methods.method import SelectionMethod
+    from sae_forge.results.report import KEYS_OF_ROWS  # its types cost `--help` more than all tables together
 
-    kind, called = KINDS[table], WORDS[table]
+    kinds = {"TASKS": Task, "METHODS": Method | Wrapper, "SELECTIONS": SelectionMethod, "GATES": GateKind}
+    kind, called = kinds[table], KINDS[table]
     if kind is Task and (missing := [name for name in vars(Task) if name[0] != "_" and not hasattr(entry, name)]):
         raise ConfigError(f"{where} holds a {type(entry).__name__} without {missing[0]}, which every Task has")
     if not isinstance(entry, kind):

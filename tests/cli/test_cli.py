@@ -59,7 +59,7 @@ def test_flags_are_frozen() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("command", [(), *((name,) for name in COMMANDS)])
-def test_help_loads_neither_torch_nor_transformers(command: tuple[str, ...]) -> None:
+def test_help_loads_nothing_that_takes_long(command: tuple[str, ...]) -> None:
     code = inspect.cleandoc(
         f"""
         import sys
@@ -69,8 +69,8 @@ def test_help_loads_neither_torch_nor_transformers(command: tuple[str, ...]) -> 
             main()
         except SystemExit as end:
             assert end.code == 0, end.code
-        heavy = [name for name in ("torch", "transformers", "datasets", "pydantic.main") if name in sys.modules]
-        assert not [name for name in heavy if name != "pydantic.main"], heavy
+        heavy = [name for name in ("torch", "transformers", "datasets", "numpy", "pydantic") if name in sys.modules]
+        assert not heavy, heavy
         """
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)

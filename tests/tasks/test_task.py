@@ -93,7 +93,7 @@ def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
 
 def with_toy(*more: Task) -> type[EvalConfig]:
     known = catalogue()
-    return eval_config(Catalogue((TOY, *more, *known.tasks), known.methods, known.selections))
+    return eval_config(Catalogue((TOY, *more, *known.tasks), known.methods))
 
 
 def measured(run: TinyRun, config: EvalConfig, folder: Path | None = None) -> Any:
@@ -165,7 +165,7 @@ def test_a_task_that_is_taken_out_is_gone_with_its_flags():
         left(verbmem=("x.jsonl",))
     assert not [name for name in left.__dataclass_fields__ if "privleak" in name or "knowmem" in name]
     with pytest.raises(ConfigError, match="preset dsg-muse-news sets --knowmem_forget, which no task or method here"):
-        resolve(run_config(Catalogue(others, known.methods, known.selections)), {}, preset="dsg-muse-news")
+        resolve(run_config(Catalogue(others, known.methods)), {}, preset="dsg-muse-news")
 
 
 # ---- choosing -----------------------------------------------------------------------------------
@@ -279,7 +279,7 @@ def test_a_wrapped_task_asks_the_same_items_in_other_words(run: TinyRun):
     wording = Wording(front=shots([("Of what?", "an owl")]), prefix=" Surely", reword=str.upper)
     loud = wrapped(Questions(), wording, name="loud")
     known = catalogue()
-    kind = eval_config(Catalogue((*known.tasks, loud), known.methods, known.selections))
+    kind = eval_config(Catalogue((*known.tasks, loud), known.methods))
     config = kind(**{**SMALL, **run.questions}, methods=("scale",))
     plain = [one for one in load_asked(run.lm, config) if one.task.name == "questions"]
     said = [one for one in load_asked(run.lm, config) if one.task.name == "questions+loud"]
