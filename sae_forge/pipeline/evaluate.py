@@ -44,6 +44,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         report = load_report(folder / REPORT_FILE)
     else:
         bench.require_same_model(named)
+        bench.progress.say(bench.lm.opening.sentence())
         measured = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
             collected=_collected(bench, named, selection), also=also,

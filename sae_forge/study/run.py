@@ -107,7 +107,6 @@ def evaluate(
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
         NumericalError: the model gave a number that is not finite.
     """
-    progress.say(lm.opening.sentence())
     materials = Materials(lm, sae, point, selection, config, collected)
     asked, tasks = load_asked(lm, config, progress), catalogue_of(config).tasks
     for line in _told_of_length(lm, asked):
