@@ -236,7 +236,8 @@ def fill(
     for found in _read_all(lm, batches, writers, config):
         tokens = _store(found, writers)
         seen += tokens
-        held = sum(writer.rows for writer in writers.values()) * lm.d_model * STORED[config.storage_dtype].itemsize
+        numbers = sum(writer.rows * lm.width(point) for point, writer in writers.items())
+        held = numbers * STORED[config.storage_dtype].itemsize
         rate = seen / (time.monotonic() - started)
         task.advance(tokens, rate=f"{rate:,.0f} tokens/s", stored=f"{held / 1e9:.3f} GB")
     return seen

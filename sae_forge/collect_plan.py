@@ -164,7 +164,7 @@ def _fingerprint(
         weights=model["weights"],
         tokenizer=model["tokenizer"],
         hook_point=str(point),
-        d_in=lm.d_model,
+        d_in=lm.width(point),
         storage_dtype=config.storage_dtype,
         ctx_len=config.ctx_len,
         bos=packing(lm, config.bos),

@@ -6,10 +6,10 @@ from typing import Literal, get_args
 
 from sae_forge.errors import ConfigError
 
-Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out"]
+Site = Literal["resid_pre", "resid_post", "attn_out", "mlp_out", "z"]
 SITES: tuple[str, ...] = get_args(Site)
 
-_PATTERN = re.compile(r"blocks\.(\d+)\.hook_(" + "|".join(SITES) + r")")
+_PATTERN = re.compile(r"blocks\.(\d+)\.(attn\.)?hook_(" + "|".join(SITES) + r")")
 
 
 @dataclass(frozen=True, order=True)
@@ -19,7 +19,7 @@ class HookPoint:
     layer: int
     """Zero-based index of the decoder block."""
     site: Site = "resid_post"
-    """``resid_post`` is the block's output, before any final norm."""
+    """``resid_post`` is the block's output, before any final norm; ``z`` what attention's output projection reads."""
 
     def __post_init__(self) -> None:
         if self.layer < 0:
@@ -29,11 +29,11 @@ class HookPoint:
 
     @classmethod
     def parse(cls, text: str) -> "HookPoint":
-        """Read ``blocks.<layer>.hook_<site>`` back."""
+        """Read back what ``str`` gives."""
         match = _PATTERN.fullmatch(text)
-        if match is None:
+        if match is None or (match[3] == "z") != bool(match[2]):
             raise ConfigError(f"hook point {text!r} is not of the form blocks.<layer>.hook_<{'|'.join(SITES)}>")
-        return cls(int(match[1]), match[2])  # pyright: ignore[reportArgumentType]
+        return cls(int(match[1]), match[3])  # pyright: ignore[reportArgumentType]
 
     def __str__(self) -> str:
-        return f"blocks.{self.layer}.hook_{self.site}"
+        return f"blocks.{self.layer}.{'attn.' if self.site == 'z' else ''}hook_{self.site}"

@@ -37,7 +37,9 @@ class ModelConfig:
     layer: Annotated[tuple[int, ...] | None, "One layer or several: 3,7,15. Unset: the preset's, else the middle."] = (
         None
     )
-    site: Annotated[Site, "Where in the layer; resid_post is its output."] = "resid_post"
+    site: Annotated[Site, "Where in the layer; resid_post: its output, z: what attention's projection reads."] = (
+        "resid_post"
+    )
     run_dir: Annotated[Path | None, "Run folder. Unset: checkpoints/<model with / as -->.", HERE] = None
     seed: Annotated[int, "Seed of everything random.", Setting(decides=("selection", "report"))] = 0
     revision: Annotated[str | None, "Branch, tag or commit of a Hub model."] = None

@@ -155,10 +155,10 @@ def applied(
 
 def _rewriting(lm: LanguageModel, edit: Edit, log: EditLog, joined: Callable[[], None] | None) -> CarryingRewrite:
     """What stands in the place of an activation, call by call."""
-    if edit.dictionary.d_in != lm.d_model:
+    if edit.dictionary.d_in != (width := lm.width(edit.point)):
         raise CheckpointError(
-            f"the SAE reads activations {edit.dictionary.d_in} wide, but {lm.name} is {lm.d_model} wide; use one "
-            "trained on it"
+            f"the SAE reads activations {edit.dictionary.d_in} wide, but {lm.name} is {width} wide at {edit.point}; "
+            "use one trained on it"
         )
     bound = _bind(edit.dictionary, edit.intervention)
 

@@ -35,6 +35,8 @@ class Family:
     down_proj: tuple[str, ...]
     """Paths from a layer to what its MLP writes through: a projection, or the stacked weights of experts. A layer has
     one of them or more."""
+    o_proj: tuple[str, ...] = ("self_attn.o_proj", "linear_attn.out_proj", "mamba.out_proj")
+    """Projection through which attention, or what stands in its place, writes; of several, the one the layer has."""
     mlp_beside: str | None = None
     """Sub-module whose output joins that of ``mlp_out``. A layer that has it has no site ``mlp_out``."""
     third_out: str | None = None
@@ -122,6 +124,7 @@ _ENTRIES = (
         final_norm="gpt_neox.final_layer_norm",
         needs_bos=False,
         attn_out=("attention",),
+        o_proj=("attention.dense",),
         mlp_out=("mlp",),
         down_proj=("mlp.dense_4h_to_h",),
         cache_argument="layer_past",
@@ -133,6 +136,7 @@ _ENTRIES = (
         final_norm="transformer.ln_f",
         needs_bos=False,
         attn_out=("attn",),
+        o_proj=("attn.c_proj",),
         mlp_out=("mlp",),
         down_proj=("mlp.c_proj",),
     ),

@@ -20,7 +20,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.models.loading import LanguageModel
+from sae_forge.models.loading import LanguageModel, submodule_of
 from sae_forge.models.tokens import embeddable, real_token_mask
 
 Rewrite = Callable[[Float[Tensor, "batch seq d_in"], Bool[Tensor, "batch seq"]], Float[Tensor, "batch seq d_in"]]
@@ -259,22 +259,16 @@ def _tap(lm: LanguageModel, point: HookPoint, visit: _Visit) -> RemovableHandle:
             return layer.register_forward_pre_hook(partial(_visit_input, visit), with_kwargs=True)
         case "resid_post":
             return layer.register_forward_hook(partial(_visit_output, visit))
+        case "z":
+            return lm.writer(point.layer).register_forward_pre_hook(partial(_visit_input, visit), with_kwargs=True)
         case "attn_out":
             branch = lm.family.attn_out
         case "mlp_out":
             branch = lm.family.mlp_out
-    module = next(found for path in branch if (found := _submodule(layer, path)) is not None)
+    module = submodule_of(layer, branch)
     if lm.family.multiplier is not None:
         visit = partial(_visit_multiplied, visit, getattr(lm.config, lm.family.multiplier))
     return module.register_forward_hook(partial(_visit_output, visit))
-
-
-def _submodule(layer: nn.Module, path: str) -> nn.Module | None:
-    """The sub-module, if the layer has it; one that is set to None counts as none."""
-    found: Any = layer
-    for name in path.split("."):
-        found = getattr(found, name, None)
-    return found
 
 
 def _visit_multiplied(visit: _Visit, multiplier: float, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ Only safetensors weights and only transformers' own classes are loaded: no pickl
 import importlib.util
 import json
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +27,7 @@ from transformers import (
 from sae_forge import builtin
 from sae_forge.config.model import ModelDtype, Quantize
 from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
+from sae_forge.hookpoint import HookPoint
 from sae_forge.models.failures import USE_BUILT_IN, one_line, slip
 from sae_forge.models.families import Family, family_of
 from sae_forge.models.gguf.cache import converted
@@ -73,6 +75,17 @@ class LanguageModel:
     def layer(self, number: int) -> nn.Module:
         """The decoder layer of that number."""
         return self.model.get_submodule(f"{self.family.layers}.{number}")
+
+    def writer(self, number: int) -> nn.Module:
+        """The projection through which attention writes in the layer of that number."""
+        return submodule_of(self.layer(number), self.family.o_proj)
+
+    def width(self, point: HookPoint) -> int:
+        """How wide activations are at a hook point: as the model, but for ``z``, which holds all heads."""
+        if point.site != "z":
+            return self.d_model
+        writer: Any = self.writer(min(point.layer, self.n_layers - 1))
+        return getattr(writer, "in_features", None) or writer.weight.shape[0]  # GPT-2's has its input first
 
     @property
     def device(self) -> torch.device:
@@ -136,6 +149,17 @@ class LanguageModel:
         ``tokenizer`` is a sha256 of its vocabulary, merges and special ids.
         """
         return dict(self._fingerprint)
+
+
+def submodule_of(layer: nn.Module, paths: Sequence[str]) -> nn.Module:
+    """The first of these sub-modules that the layer has; one that is set to None counts as none."""
+    for path in paths:
+        found: Any = layer
+        for name in path.split("."):
+            found = getattr(found, name, None)
+        if found is not None:
+            return found
+    raise AssertionError(f"a layer has none of {paths}")
 
 
 def load_model(

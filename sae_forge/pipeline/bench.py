@@ -99,10 +99,11 @@ class Bench:
         Raises:
             CheckpointError: it is of another width, or has other weights under the same name.
         """
-        if named.sae.d_in != self.lm.d_model:
+        width = self.lm.width(named.point)
+        if named.sae.d_in != width:
             raise CheckpointError(
-                f"{named.name} reads activations {named.sae.d_in} wide, but {self.config.model} is {self.lm.d_model} "
-                "wide; name an SAE of this model with --sae, or train one"
+                f"{named.name} reads activations {named.sae.d_in} wide, but {self.config.model} is {width} wide "
+                f"at {named.point}; name an SAE of this model with --sae, or train one"
             )
         weights.require_same(
             named.provenance.weights,

@@ -77,7 +77,7 @@ def _collected(run: Run, point: HookPoint) -> bool:
 
 def _require_sizes(config: TrainConfig, bench: Bench, shards: Sequence[ShardReader] = ()) -> None:
     """Refuse before a long collect what training would refuse after it; further corpora are stored as those found."""
-    d_in = bench.lm.d_model
+    d_in = bench.lm.width(bench.points[0])
     _ = config.saes(d_in)
     stored = shards[0].fingerprint.storage_dtype if shards else config.storage_dtype
     require_pools(config.shuffle_gb, d_in=d_in, storage_dtype=stored, batch_size=config.batch_size)

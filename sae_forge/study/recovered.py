@@ -49,7 +49,8 @@ def ce_recovered(lm: LanguageModel, sae: Built, point: HookPoint, corpora: Seque
 
     def rebuild(x: Tensor, real: Tensor) -> Tensor:
         given, kept = x.to(sae.W_dec.device, torch.float32), real.to(sae.W_dec.device)
-        x_hat, acts = sae.reconstruct(given)
+        acts = sae.encode(given)
+        x_hat = sae.decode(acts)
         meter.add(given[kept], x_hat[kept], acts.values[kept])
         return _written(x, x_hat.to(x.device), real)
 

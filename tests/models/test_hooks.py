@@ -60,6 +60,21 @@ def test_branches_add_up_to_the_block(tiny_model):
         torch.testing.assert_close(pre + attn + mlp, post, rtol=1e-5, atol=1e-5)
 
 
+def test_what_the_output_projection_reads_is_captured_in_its_own_width(tiny_model):
+    token_ids, mask = tokens(tiny_model)
+    point, seen = HookPoint(2, "z"), []
+    handle = tiny_model.writer(2).register_forward_hook(lambda module, args, output: seen.append((args[0], output)))
+    try:
+        with torch.no_grad():
+            tiny_model.model(token_ids, attention_mask=mask)
+    finally:
+        handle.remove()
+    (z, written), x = seen[0], capture(tiny_model, [point], token_ids, mask)[point]
+    torch.testing.assert_close(x[mask.bool()], z[mask.bool()])
+    assert x.shape[-1] == tiny_model.width(point)
+    assert written.shape[-1] == tiny_model.d_model
+
+
 def test_last_layer_resid_post_comes_before_the_final_norm(tiny_model):
     token_ids, mask = tokens(tiny_model)
     point = HookPoint(tiny_model.n_layers - 1)

@@ -422,7 +422,8 @@ def test_gemma_scope_2_is_read_with_and_without_its_settings(config, tmp_path):
     found = opened(gemma_scope_2_folder(tmp_path, "resid_post_all", config=config), tmp_path)
     assert (found.point, found.provenance.model) == (HookPoint(3), "google/gemma-3-1b-pt")
     agree(found.sae, *defined("jumprelu", X, centred=False))
-    assert opened(gemma_scope_2_folder(tmp_path, "mlp_out"), tmp_path).point == HookPoint(3, "mlp_out")
+    for folder, site in (("mlp_out", "mlp_out"), ("attn_out", "z")):
+        assert opened(gemma_scope_2_folder(tmp_path, folder), tmp_path).point == HookPoint(3, site)
 
 
 @pytest.mark.parametrize(

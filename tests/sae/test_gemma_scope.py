@@ -320,7 +320,8 @@ def test_the_release_says_model_and_layer() -> None:
     assert model_of("/some/folder") == ""
     assert point_of(f"{RELEASE}:{LAYER_3}") == HookPoint(3)
     assert point_of("google/gemma-scope-2b-pt-mlp:layer_3/width_16k/average_l0_60") == HookPoint(3, "mlp_out")
-    for name, said in (("res:embedding/width_4k", "reads the embeddings"), ("transcoders:layer_3", "-mlp can be used")):
+    assert point_of("google/gemma-scope-2b-pt-att:layer_3/width_16k/average_l0_60") == HookPoint(3, "z")
+    for name, said in (("res:embedding/width_4k", "reads the embeddings"), ("transcoders:layer_3", "-att can be used")):
         with pytest.raises(CheckpointError, match=said):
             point_of(f"google/gemma-scope-2b-pt-{name}/average_l0_6")
 

@@ -10,7 +10,7 @@ PARAMS = "params.npz"
 
 _RELEASE = re.compile(r"gemma-scope-(?P<size>2b|9b|27b)-(?P<tuning>pt|it)-(?P<site>\w+)")
 _LAYER = re.compile(r"layer_(\d{1,6})(?!\d)")
-_SITES: dict[str, Site] = {"res": "resid_post", "mlp": "mlp_out"}
+_SITES: dict[str, Site] = {"res": "resid_post", "mlp": "mlp_out", "att": "z"}
 _NAMES = {name: name for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")}
 
 

@@ -11,10 +11,11 @@ CONFIG = "config.json"
 
 _REPOSITORY = re.compile(r"gemma-scope-2-(?P<size>270m|1b|4b|12b|27b)-(?P<tuning>pt|it)")
 _PLACE = re.compile(r"(?P<site>resid_post|mlp_out|attn_out|transcoder|clt)(?:_all)?/layer_(?P<layer>\d{1,6})_width_")
-_SITES: dict[str, Site] = {"resid_post": "resid_post", "mlp_out": "mlp_out"}
+_SITES: dict[str, Site] = {"resid_post": "resid_post", "mlp_out": "mlp_out", "attn_out": "z"}
 _MODULES: dict[str, Site] = {
     "output": "resid_post",
     "post_feedforward_layernorm.output": "mlp_out",
+    "self_attn.o_proj.input": "z",
 }
 _HOOK = re.compile(r"(?:\w+\.)*layers\.(\d{1,6})\.([\w.]+)")
 _NAMES = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec", "threshold": "threshold"}
