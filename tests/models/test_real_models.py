@@ -1,7 +1,7 @@
 """The invariants of a family on weights that the world uses; ``make real`` installs them and runs this.
 
-Numbers of a real stream reach tens of thousands where those of a tiny model are about 1, so rounding is measured against
-the largest number there is.
+Numbers of a real stream reach tens of thousands where those of a tiny model are about 1, so rounding is measured
+against the largest number there is.
 """
 
 from contextlib import ExitStack
