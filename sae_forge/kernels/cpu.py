@@ -34,8 +34,16 @@ GROUP = 16
 def decode(
     values: Float[Tensor, "tokens k"], indices: Int[Tensor, "tokens k"], W_dec: Float[Tensor, "d_sae d_in"]
 ) -> Float[Tensor, "tokens d_in"]:
-    """The forward pass: one bag of decoder rows per token."""
-    return _decode(values, indices, _wide(W_dec)).to(W_dec.dtype)
+    """The forward pass: one bag of decoder rows per token.
+
+    Of half-precision rows only those that are named are widened where a batch names fewer than there are, as a
+    generated token does.
+    """
+    dtype = W_dec.dtype
+    if indices.numel() < len(W_dec) and _wide(W_dec[:0]).dtype != dtype:
+        W_dec = W_dec[indices.reshape(-1)]
+        indices = torch.arange(len(W_dec)).view_as(indices)
+    return _decode(values, indices, _wide(W_dec)).to(dtype)
 
 
 def value_grad(

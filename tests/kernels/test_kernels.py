@@ -390,6 +390,21 @@ def test_the_owned_step_is_the_step_in_two_passes(backend):
     require_close(flat(owned), {name: part.double() for name, part in flat(whole).items()}, 1e-6)
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_token_widens_the_rows_it_names_and_no_dictionary(dtype, monkeypatch):
+    from sae_forge.kernels import cpu
+
+    (values, indices), W_dec = draw_code(3, 4, 50), draw(50, 7, seed=3).to(dtype)
+    whole = cpu._decode(values.float(), indices, W_dec.float()).to(dtype)
+    widened, wide = [], cpu._wide
+    monkeypatch.setattr(cpu, "_wide", lambda tensor: (widened.append(len(tensor)), wide(tensor))[1])
+    assert torch.equal(sparse_decode(values.float(), indices, W_dec, backend="cpu"), whole)
+    assert max(widened) == indices.numel() < len(W_dec)
+    many = indices.repeat(8, 1)
+    assert torch.equal(sparse_decode(values.float().repeat(8, 1), many, W_dec, backend="cpu"), whole.repeat(8, 1))
+    assert max(widened) == len(W_dec) < many.numel()
+
+
 def test_a_cacheful_at_a_time_is_the_whole(monkeypatch):
     from sae_forge.kernels import cpu
 
