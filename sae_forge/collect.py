@@ -172,17 +172,16 @@ def _collect_corpus(
                 _note_settings(config, lm, job.fingerprints[point], folder)
         pending = {point: writer for point, writer in writers.items() if writer.manifest is None}
         if pending:
-            behind = min(pending.values(), key=lambda writer: writer.next_batch)
-            tally = Tally()
+            tally, behind = Tally(), min(pending.values(), key=lambda writer: writer.next_batch)
             with progress.task(f"collect {job.name}", job.expected, "tokens") as task:
                 if behind.rows:
                     progress.say(f"{job.name}: {behind.rows:,} tokens are there; going on")
                     task.advance(behind.rows)
                 collected = _run_batches(config, lm, job, pending, tally, task)
             tally.judge()
-            if (lines := tuple(tally.lines(job.name))) != job.remarks:  # a text from elsewhere is first read here
-                for line in lines:
-                    progress.say(line)
+            remarks = tuple(tally.lines(job.name))
+            for remark in remarks if remarks != job.remarks else ():  # a text from elsewhere is first read here
+                progress.say(remark)
             for writer in pending.values():
                 writer.finish(skipped=tally.skipped, control=tally.control)
         return collected, {point: writer.finish() for point, writer in writers.items()}

@@ -22,7 +22,7 @@ class CollectConfig(TextConfig):
 
     forget: Annotated[
         str | None,
-        "Text to forget: jsonl, txt, parquet, csv, folder, or datasets id.",
+        "Text to forget: a file, folder, glob or datasets id; @split, :column and [:1%] may follow.",
         Setting(decides=(), names_items=True, heading="Text"),
     ] = None
     retain: Annotated[

@@ -17,8 +17,10 @@ class TextConfig(ModelConfig):
     heading: ClassVar[str] = "Text"
     decides: ClassVar[tuple[Artefact, ...]] = ("shards", "report")
 
-    text_field: Annotated[str | None, "Column that holds the text. Unset: text, else the only text column."] = None
-    split: Annotated[str, "Split of a datasets id."] = "train"
+    text_field: Annotated[
+        str | None, "Column that holds the text where the source names none. Unset: text, else the only one."
+    ] = None
+    split: Annotated[str, "Split of a dataset, or of a folder whose files name several."] = "train"
     ctx_len: Annotated[int, "Tokens a packed sequence holds.", Setting(at_least=2, wanted="give at least 2 tokens")] = (
         1024
     )

@@ -155,13 +155,13 @@ def _documents(opened: Opened, asked: str | None, converse: Callable[[Turns], An
         try:
             if columns is None and isinstance(record, dict):
                 chooser(where)({name: kind_of(value) for name, value in record.items()}, typed=False)
-            for document in _documents_of(record, columns or ()):
+            documents = _documents_of(record, columns or ())
+            tally.nulls += not documents
+            for document in documents:
                 if (told := _told(document, converse)) is not None:
                     tally.read += 1
                     tally.conversations += not isinstance(document, str)
                     yield told
-            if record is None or (isinstance(record, dict) and any(record[name] is None for name in columns or ())):
-                tally.nulls += 1
         except ValueError as error:
             tally.skip(where, str(error))
     tally.judge()
@@ -174,6 +174,8 @@ def _documents_of(record: Any, columns: Sequence[str]) -> Sequence[str | Turns]:
         ValueError: says what is there instead of text.
     """
     if isinstance(record, dict):
+        if len(columns) == 1 and isinstance(text := record.get(columns[0]), str):
+            return (text,)
         if absent := [name for name in columns if name not in record]:
             raise ValueError(f"has no {absent[0]!r}; it has {', '.join(map(str, record)) or 'nothing'}")
         parts = [_texts_in(record[name], f"{name!r} holds ") for name in columns]

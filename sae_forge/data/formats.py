@@ -207,8 +207,10 @@ def _records_of(value: Any, path: Path) -> Sequence[Any]:
 
 
 def _parsed(text: str) -> Any:
+    text = text.strip()
     try:
-        return _DECODER.decode(text.strip())
+        value, end = _DECODER.raw_decode(text)
+        return value if end == len(text) else Malformed(f"is not JSON: extra data after its {end} characters")
     except (ValueError, RecursionError) as error:
         return Malformed(f"is not JSON: {one_line(error)}")
 

@@ -200,10 +200,7 @@ class ShardWriter:
             self._cut()
 
     def finish(self, *, skipped: int = 0, control: int = 0) -> Manifest:
-        """Publish what is left and the manifest: the folder is complete.
-
-        Args:
-            skipped, control: Of the corpus, as the manifest has them.
+        """Publish what is left and the manifest, with these counts of the corpus's: the folder is complete.
 
         Raises:
             NumericalError: more than 0.1 % of the rows are not finite.
