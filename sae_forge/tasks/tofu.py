@@ -19,6 +19,14 @@ from sae_forge.config.questions import Half
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
+from sae_forge.statistics.truth import (
+    TINY,
+    harmonic_mean,
+    not_told_apart,
+    told_apart,
+    truth_ratio,
+    truth_ratio_of_means,
+)
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.task import Asked, Done
 
@@ -39,37 +47,10 @@ REFERENCE = "reference"
 NEVER_SEEN = "forget_truth_ratio"
 """Key of those truth ratios in open-unlearning's ``TOFU_EVAL.json``."""
 NEW_TOKENS = 200
-TINY = 1e-10
-"""What open-unlearning adds to a divisor."""
 FRAME = "Question: {question}\nAnswer:"
 
 
 # ---- measures -----------------------------------------------------------------------------------
-
-
-def truth_ratio(right: float, wrong: Sequence[float]) -> float:
-    """How much likelier the wrong answers are than the right one; 1 where a model cannot tell them apart.
-
-    Args:
-        right: Mean loss of the right answer, in nats per token, its closing EOS counted.
-        wrong: The same of each wrong answer; what is compared is the geometric mean of their probabilities.
-    """
-    return math.exp(-sum(wrong) / len(wrong)) / (math.exp(-right) + TINY)
-
-
-def truth_ratio_of_means(right: float, wrong: Sequence[float]) -> float:
-    """The truth ratio as the paper's equation 1 has it: the arithmetic mean of the wrong answers' probabilities."""
-    return sum(map(math.exp, (-loss for loss in wrong))) / len(wrong) / (math.exp(-right) + TINY)
-
-
-def told_apart(ratio: float) -> float:
-    """A truth ratio of what is kept, from 0 to 1: how far the right answer is ahead."""
-    return max(0.0, 1 - ratio)
-
-
-def not_told_apart(ratio: float) -> float:
-    """A truth ratio of what is forgotten, from 0 to 1, where neither side is ahead."""
-    return min(ratio, 1 / (ratio + TINY))
 
 
 def quality(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
@@ -120,11 +101,6 @@ def utility(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
             replicates.append(drawn)
     every = [harmonic_mean(values) for values in zip(*replicates, strict=True)]
     return interval(harmonic_mean(means), np.array(every))
-
-
-def harmonic_mean(values: Sequence[float]) -> float:
-    """0 where any of them is 0."""
-    return len(values) / sum(1 / value for value in values) if all(value > 0 for value in values) else 0.0
 
 
 def _utility_parts(side: str) -> tuple[str, str, str]:

@@ -20,12 +20,13 @@ from sae_forge.results.report import Report
 from sae_forge.results.sheets import overview
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.statistics.truth import truth_ratio, truth_ratio_of_means
 from sae_forge.study.run import EvalReport, evaluate
 from sae_forge.study.settings import eval_config
 from sae_forge.tasks.engines.texts import rouge_l_recall
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.task import Asked
-from sae_forge.tasks.tofu import KEPT, SIDES, Tofu, quality, stemmer, truth_ratio, truth_ratio_of_means
+from sae_forge.tasks.tofu import KEPT, SIDES, Tofu, quality, stemmer
 
 EvalConfig = eval_config()
 CHAT = (
