@@ -11,7 +11,7 @@ from sae_forge.data.sources import named
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.documents import DocumentTokenizer
-from sae_forge.models.hooks import check_points
+from sae_forge.models.hooks import check_points, unreached
 from sae_forge.models.loading import LanguageModel, parameter_bytes
 from sae_forge.models.tokens import max_input, packing
 from sae_forge.progress import Progress
@@ -90,6 +90,9 @@ def describe(config: CollectConfig, lm: LanguageModel, jobs: Sequence[Job], prog
         progress.say(f"--bos none: {lm.name} was trained with BOS before every sequence and strays without it")
     for remark in (remark for job in todo for remark in job.remarks):
         progress.say(remark)
+    for point in dict.fromkeys(point for job in todo for point in job.pending):
+        if words := unreached(lm, point):
+            progress.say(words)
     parts = [f"{job.name} {'all' if job.expected is None else f'about {job.expected:,}'} tokens" for job in todo]
     points = ", ".join(map(str, sorted({point for job in todo for point in job.pending})))
     known = all(job.expected is not None for job in todo)

@@ -77,8 +77,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         "attention_k_eq_v": True, "hidden_size_per_layer_input": 0, "num_kv_shared_layers": 0}),
     "gpt_neox-serial": ("gpt_neox", {"use_parallel_residual": False}),
     "phi3-longrope": ("phi3", {"rope_parameters": {
-        "rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 48,
-        "short_factor": [1.0] * 7, "long_factor": [4.0] * 7}}),
+        "rope_type": "longrope", "rope_theta": 1e4, "short_factor": [1.0] * 7, "long_factor": [4.0] * 7},
+        "original_max_position_embeddings": 48}),
     "llama-dynamic": ("llama", {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}}),
 }  # fmt: skip
 """Checkpoints of a family that are made otherwise, by a name of ours."""

@@ -1,4 +1,4 @@
-"""Reading and rewriting activations of a live model; the only file that registers hooks.
+"""Reading and rewriting activations of a live model; the only file that registers hooks on them.
 
 ``hidden_states[layer + 1]`` is not the residual stream at the last layer (it comes after the final norm), and
 decoder layers return a tensor or a tuple depending on the transformers version: hooks here know both, so that
@@ -11,11 +11,12 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
+from torch._dynamo import config as dynamo
 from torch.utils.hooks import RemovableHandle
 
 from sae_forge.errors import ConfigError
@@ -32,6 +33,14 @@ Carried = tuple[Any, ...]
 _Visit = Callable[[Tensor], Tensor]
 _CARRIED = "sae_forge_carried"
 _BLOCKS = count()
+
+
+HookT = TypeVar("HookT", bound=Callable[..., Any])
+
+
+def _not_traced(hook: HookT) -> HookT:
+    """The hook, run as plain Python where ``torch.compile`` traces the model around it."""
+    return torch.compiler.disable(hook)  # pyright: ignore[reportReturnType]
 
 
 class _AllRead(Exception):  # noqa: N818 (a signal between hook and caller, never an error)
@@ -55,6 +64,18 @@ def check_points(lm: LanguageModel, points: Sequence[HookPoint]) -> None:
                 f"{lm.name} has no one place for {point}: what its MLP adds comes from two modules; "
                 "choose --site resid_post, resid_pre or attn_out"
             )
+
+
+def unreached(lm: LanguageModel, point: HookPoint) -> str | None:
+    """What an edit at ``point`` cannot do, in words: later tokens do not see it where all layers above share keys."""
+    first_sharing = lm.n_layers - (getattr(lm.config, lm.family.kv_shared, 0) if lm.family.kv_shared else 0)
+    lowest_reader = point.layer if point.site == "resid_pre" else point.layer + 1
+    if lowest_reader < first_sharing or first_sharing == lm.n_layers:
+        return None
+    return (
+        f"an edit at {point} of {lm.name} changes what its own token gives and reaches no later token: layers from "
+        f"{first_sharing} up read the keys and values of lower layers"
+    )
 
 
 def capture(
@@ -139,7 +160,8 @@ def splice(lm: LanguageModel, point: HookPoint, rewrite: Rewrite) -> Iterator[No
     """Inside the block, every forward pass continues from ``rewrite(x, real)`` at ``point``.
 
     ``real`` marks the real tokens of the call under way: under cached generation, the new tokens only. A rewrite
-    that returns ``x`` itself leaves the logits identical to the bit. Blocks nest: each sees what those below it in
+    that returns ``x`` itself leaves the logits identical to the bit. Static caches are followed, and a model that was
+    compiled is compiled anew when a block begins or ends. Blocks nest: each sees what those below it in
     the model wrote, and of two at one point the outer comes first.
 
     Raises:
@@ -161,11 +183,13 @@ def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrit
         ConfigError: ``point`` lies beyond the model, or a call inside hides which of its tokens are real.
     """
     check_points(lm, [point])
+    _make_compiled_code_heed_hooks()
     base = lm.model.base_model
     signature = inspect.signature(base.forward)
     block = next(_BLOCKS)
     under_way: dict[str, Any] = {}
 
+    @_not_traced
     def note(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         del module
         under_way.clear()
@@ -186,6 +210,7 @@ def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrit
         y, under_way["carried"] = rewrite(x, under_way["call"])
         return y
 
+    @_not_traced
     def keep(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         del module, args
         cache = getattr(output, "past_key_values", None) or under_way["cache"]
@@ -198,6 +223,13 @@ def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrit
         handles.callback(base.register_forward_hook(keep).remove)
         handles.callback(_tap(lm, point, visit).remove)
         yield
+
+
+def _make_compiled_code_heed_hooks() -> None:
+    """Without this, code that ``torch.compile`` made before a hook was there goes on as if it still were not."""
+    if dynamo.skip_nnmodule_hook_guards:
+        dynamo.skip_nnmodule_hook_guards = False
+        torch._dynamo.reset()
 
 
 def select_rows(cache: Any, rows: Int[Tensor, " n"]) -> None:
@@ -245,10 +277,30 @@ def _tokens_of(
         raise ConfigError("an edited model was called without input_ids, so its special tokens cannot be told apart")
     if attention_mask is None:
         attention_mask = torch.ones_like(token_ids)
-    if not isinstance(attention_mask, Tensor) or attention_mask.ndim != 2:
-        raise ConfigError("an edited model was called with a ready-made causal mask; pass one of shape [batch, seq]")
-    attended = attention_mask[:, -token_ids.shape[1] :].to(token_ids.device, torch.bool)
+    if isinstance(attention_mask, Tensor) and attention_mask.ndim == 2:
+        attended = attention_mask[:, -token_ids.shape[1] :]
+    else:
+        attended = _seeing_themselves(attention_mask, token_ids, arguments.get("past_key_values"))
+    attended = attended.to(token_ids.device, torch.bool)
     return real_token_mask(token_ids, attended, special_ids), attended
+
+
+def _seeing_themselves(mask: Any, token_ids: Int[Tensor, "batch seq"], cache: Any) -> Tensor:
+    """The attended tokens, read off the causal masks that ``generate`` makes for a static cache: padding sees nothing.
+
+    Those come as ``[batch, 1, seq, keys]``, or several of them by type of layer. In full attention a token's column is
+    its place in the text; of a sliding window the cache knows the place of the first column.
+    """
+    masks = mask if isinstance(mask, Mapping) else {"": mask}
+    chosen, seq = masks.get("full_attention", next(iter(masks.values()))), token_ids.shape[1]
+    if chosen is None:  # left out where nothing is padded
+        return torch.ones_like(token_ids)
+    if not isinstance(chosen, Tensor) or chosen.ndim != 4 or chosen.shape[2] != seq or cache is None:
+        raise ConfigError("an edited model was called with a ready-made causal mask; pass one of shape [batch, seq]")
+    first = 0 if "full_attention" in masks else cache.get_mask_sizes(seq, 0)[1]
+    columns = torch.arange(seq, device=chosen.device) + int(cache.get_seq_length()) - int(first)
+    own = chosen[:, 0].gather(2, columns[None, :, None].expand(len(chosen), -1, 1))[..., 0]
+    return own if own.dtype == torch.bool else own > torch.finfo(own.dtype).min / 2
 
 
 def _tap(lm: LanguageModel, point: HookPoint, visit: _Visit) -> RemovableHandle:
@@ -278,6 +330,7 @@ def _visit_multiplied(visit: _Visit, multiplier: float, x: Tensor) -> Tensor:
     return x if y is added else torch.where(y == added, x, y / multiplier)
 
 
+@_not_traced
 def _visit_input(
     visit: _Visit, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
@@ -289,6 +342,7 @@ def _visit_input(
     return ((y, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": y})
 
 
+@_not_traced
 def _visit_output(visit: _Visit, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
     del module, args
     x = output[0] if isinstance(output, tuple) else output

@@ -32,6 +32,7 @@ from sae_forge.models.failures import USE_BUILT_IN, one_line, slip
 from sae_forge.models.families import Family, family_of
 from sae_forge.models.gguf.cache import converted
 from sae_forge.models.opening import Opening
+from sae_forge.models.rotary import keep_within
 from sae_forge.store import files
 from sae_forge.store.tensors import DTYPES
 
@@ -208,7 +209,8 @@ def load_model(
     model, report = loaded
     if missing := sorted(report["missing_keys"]):  # transformers would fill them with noise
         raise UnsupportedModelError(f"{name} lacks {len(missing)} weights its config.json asks for, as {missing[0]}")
-    model.eval().requires_grad_(False)
+    model.eval().requires_grad_(False)  # norms and embeddings too, which quantising leaves trainable
+    keep_within(model, name)
     commit = None if folder else getattr(config, "_commit_hash", None) or common["revision"]
     return LanguageModel(
         model, tokenizer, family, shown_name(name), commit, folder, quantize, stored=gguf.stored if gguf else ""

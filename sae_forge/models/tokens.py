@@ -9,6 +9,7 @@ from torch import Tensor
 from sae_forge.config.text import BosPolicy, Packing
 from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
+from sae_forge.models.rotary import boundary
 
 
 def real_token_mask(
@@ -54,8 +55,9 @@ def packing(lm: LanguageModel, bos: BosPolicy) -> Packing:
 
 
 def max_input(lm: LanguageModel) -> int:
-    """Longest sequence the model takes, in tokens."""
-    return int(getattr(lm.config, "max_position_embeddings", 0) or 2**31)
+    """Longest sequence the model takes and computes the same beside any other, in tokens."""
+    longest = int(getattr(lm.config, "max_position_embeddings", 0) or 2**31)
+    return min(longest, boundary(lm.model) or longest)
 
 
 def text_ids(lm: LanguageModel, texts: Sequence[str]) -> list[list[int]]:

@@ -13,6 +13,7 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.hooks import unreached
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, norms_take_mean, shown_name
 from sae_forge.models.opening import Opening
 from sae_forge.models.tokens import control_strings
@@ -96,6 +97,8 @@ class Bench:
     def require_same_model(self, named: NamedSAE) -> None:
         """The loaded model is as wide as the SAE reads, and has the weights it was trained on where those are known.
 
+        Says it where an edit there would reach no later token.
+
         Raises:
             CheckpointError: it is of another width, or has other weights under the same name.
         """
@@ -113,6 +116,8 @@ class Bench:
             kind=CheckpointError,
             advice="name the same --revision, or train it again",
         )
+        if words := unreached(self.lm, named.point):
+            self.progress.say(words)
 
     @property
     def public_model(self) -> str:

@@ -6,6 +6,7 @@ cached is stated by family, because libraries round differently there.
 
 import re
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,14 +15,16 @@ from tiny_models import save_model
 from tiny_tokenizer import TEXT
 from torch import Tensor
 
+from sae_forge.errors import ConfigError, DataError, UnsupportedModelError
 from sae_forge.hookpoint import SITES, HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
-from sae_forge.models.families import FAMILIES
-from sae_forge.models.hooks import capture, splice
+from sae_forge.models.families import FAMILIES, REFUSED, family_of
+from sae_forge.models.hooks import capture, splice, unreached
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.projections import projections, written_through
 from sae_forge.models.tape import Tape
+from sae_forge.models.tokens import max_input
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.tasks.engines.continuations import encode, forward, pad, score
 
@@ -165,3 +168,113 @@ def test_every_matrix_of_a_layer_is_a_projection_or_a_router(lm):
             inputs = next(each.inputs for each in projections(lm, number) if each.weight == name)
             shape = lm.model.get_parameter(name).shape
             assert shape[-1 if inputs == -2 else -2] == lm.d_model != shape[inputs]
+
+
+def test_a_static_cache_writes_the_same_text_under_an_edit(lm):
+    """``generate`` then hands the model ready-made masks of four axes; prompts are longer than the windows."""
+    sae = TopKSAE(lm.d_model, 64, 8)
+    rows = [lm.tokenizer(text)["input_ids"] for text in (TEXT[0], TEXT[2])]
+    token_ids, mask = pad([rows[0], rows[1][:-9]], lm.pad_id, left=True)
+    written, logs = [], []
+    for cache in ("static", "dynamic"):
+        with applied(lm, sae, HookPoint(1), EDIT) as log:
+            output = lm.model.generate(  # pyright: ignore[reportCallIssue]
+                input_ids=token_ids, attention_mask=mask, max_new_tokens=6, do_sample=False, eos_token_id=-1,
+                pad_token_id=lm.pad_id, cache_implementation=None if cache == "dynamic" else cache,
+                output_logits=True, return_dict_in_generate=True,
+            )  # fmt: skip
+        written.append(torch.stack(output.logits, 1))
+        logs.append((log.tokens, log.edited, log.texts))
+    torch.testing.assert_close(written[0], written[1], rtol=0, atol=5 * noise(lm))
+    assert logs[0] == logs[1]
+
+
+# ---- what only some families do -----------------------------------------------------------------
+
+
+def loaded(folder: Path, family: str, **differing) -> LanguageModel:
+    return load_model(str(save_model(folder / family, family, **differing)), device="cpu")
+
+
+@pytest.mark.parametrize("family", ["gemma4_text", "gemma4"])
+def test_an_edit_above_shared_keys_reaches_no_later_token_and_that_is_said(family, tmp_path):
+    lm = loaded(tmp_path, family)
+    token_ids, mask = tokens(lm)
+    plain = logits(lm, token_ids[2:], mask[2:])
+
+    def nudged(x: Tensor, real: Tensor) -> Tensor:
+        return x + 3 * (torch.arange(x.shape[1]) == 2)[None, :, None]
+
+    for point in sites(lm):
+        with splice(lm, point, nudged):
+            moved = logits(lm, token_ids[2:], mask[2:])
+        words = unreached(lm, point)
+        assert torch.equal(moved[:, 3:], plain[:, 3:]) == (words is not None or point == HookPoint(5))
+        assert not torch.equal(moved[:, 2], plain[:, 2])
+        if words is not None:
+            assert "reaches no later token: layers from 4 up" in words and str(point) in words
+    assert unreached(lm, HookPoint(4, "resid_pre")) and not unreached(lm, HookPoint(3, "resid_pre"))
+
+
+def test_an_edit_sees_every_token_where_only_the_last_logits_are_wanted(tmp_path):
+    """Gemma 4 cuts what it hands to layers that share keys down to the tokens whose logits are asked for."""
+    lm = loaded(tmp_path, "gemma4_text")
+    token_ids, mask = tokens(lm, "left")
+    shapes = []
+    with (
+        torch.inference_mode(),
+        splice(lm, HookPoint(5), lambda x, real: shapes.append((x.shape[:2], real.shape)) or x),
+    ):
+        output = lm.model(token_ids, attention_mask=mask, logits_to_keep=1)
+    assert shapes == [(token_ids.shape, token_ids.shape)]
+    assert output.logits.shape[1] == 1
+
+
+@pytest.mark.parametrize(("family", "longest"), [("phi3-longrope", 48), ("llama-dynamic", 128)])
+def test_a_text_at_which_frequencies_change_is_refused_before_anything_is_computed(family, longest, tmp_path):
+    lm = loaded(tmp_path, family)
+    assert max_input(lm) == longest
+    fits = torch.arange(3 * longest).remainder(300).view(3, longest)
+    before = capture(lm, [HookPoint(3)], fits, torch.ones_like(fits))[HookPoint(3)]
+    computed = []
+    longer = torch.full((1, longest + 1), 7)
+    with splice(lm, HookPoint(0, "resid_pre"), lambda x, real: computed.append(x) or x):
+        for call in (lambda: logits(lm, longer, torch.ones_like(longer)), lambda: lm.model(longer)):
+            with pytest.raises(DataError, match=rf"of {longest + 1} tokens: beyond {longest} the rotary frequencies"):
+                call()
+    output = lm.model(fits, use_cache=True)
+    with pytest.raises(DataError, match="at most"):  # one more token on its cache
+        lm.model(fits[:, :1], past_key_values=output.past_key_values)
+    assert not computed
+    assert torch.equal(capture(lm, [HookPoint(3)], fits, torch.ones_like(fits))[HookPoint(3)], before)
+
+
+def test_a_hybrid_with_experts_has_no_place_for_what_its_mlp_adds(tmp_path):
+    lm = loaded(tmp_path, "granitemoehybrid", num_local_experts=4, num_experts_per_tok=2)
+    token_ids, mask = tokens(lm)
+    with pytest.raises(ConfigError, match=r"no one place for blocks\.2\.hook_mlp_out.*choose --site resid_post"):
+        capture(lm, [HookPoint(2, "mlp_out")], token_ids, mask)
+    assert capture(lm, [HookPoint(2)], token_ids, mask)[HookPoint(2)].isfinite().all()
+    assert len(written_through(lm, 2)) == 2
+
+
+def test_a_compiled_model_heeds_edits_that_come_and_go(tmp_path):
+    lm = loaded(tmp_path, "llama", num_hidden_layers=1)
+    token_ids, mask = tokens(lm)
+    sae, arguments = TopKSAE(lm.d_model, 64, 8), {"input_ids": token_ids, "attention_mask": mask, "use_cache": False}
+    with torch.no_grad():
+        plain = lm.model(**arguments).logits
+        with applied(lm, sae, HookPoint(0), EDIT) as log:
+            edited = lm.model(**arguments).logits
+        compiled = torch.compile(lm.model, backend="eager")
+        for _ in range(2):
+            torch.testing.assert_close(compiled(**arguments).logits, plain, rtol=0, atol=ROUNDING)
+            with applied(lm, sae, HookPoint(0), EDIT) as again:
+                torch.testing.assert_close(compiled(**arguments).logits, edited, rtol=0, atol=ROUNDING)
+            assert (again.tokens, again.edited) == (log.tokens, log.edited)
+
+
+def test_gemma_3n_is_refused_with_the_reason():
+    for model_type in REFUSED:
+        with pytest.raises(UnsupportedModelError, match="four residual streams at once"):
+            family_of(model_type, "google/gemma-3n-E2B")
