@@ -260,7 +260,7 @@ def norms_take_mean(name: str, *, revision: str | None = None) -> bool:
     folder = _local_folder(name)
     with one_line(name, local=folder is not None, revision=revision):
         config = AutoConfig.from_pretrained(str(folder or name), **_common(revision))
-    return not hasattr(config, "rms_norm_eps")
+    return not hasattr(config.get_text_config(), "rms_norm_eps")
 
 
 # ---- where it is and where it goes --------------------------------------------------------------

@@ -21,7 +21,7 @@ from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.families import FAMILIES, REFUSED, family_of
 from sae_forge.models.hooks import capture, splice, unreached
-from sae_forge.models.loading import LanguageModel, load_model
+from sae_forge.models.loading import LanguageModel, load_model, norms_take_mean
 from sae_forge.models.projections import projections, written_through
 from sae_forge.models.tape import Tape
 from sae_forge.models.tokens import max_input
@@ -187,6 +187,12 @@ def test_a_static_cache_writes_the_same_text_under_an_edit(lm):
         logs.append((log.tokens, log.edited, log.texts))
     torch.testing.assert_close(written[0], written[1], rtol=0, atol=5 * noise(lm))
     assert logs[0] == logs[1]
+
+
+def test_norms_that_take_the_mean_off_are_known(lm):
+    """An SAE that was trained on centred activations is read accordingly."""
+    centring = isinstance(lm.model.get_submodule(lm.family.final_norm), torch.nn.LayerNorm)
+    assert norms_take_mean(str(lm.folder)) == centring == (lm.family.name in ("gpt2", "gpt_neox"))
 
 
 # ---- what only some families do -----------------------------------------------------------------
