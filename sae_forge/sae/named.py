@@ -115,7 +115,7 @@ class _Wanted:
         if stated is None or self.asked is None:
             return stated or self.asked  # pyright: ignore[reportReturnType]
         differs = {"layer": stated.layer != self.asked.layer, "site": stated.site != self.asked.site}
-        if any(differs[name] for name in self.spelled):
+        if any(differs[name] for name in self.spelled if name in differs):  # a config spells other settings too
             site = f" --site {stated.site}" if differs["site"] else ""
             raise ConfigError(f"--sae {shown} reads {stated}, not {self.asked}; give --layer {stated.layer}{site}")
         return stated

@@ -252,7 +252,7 @@ def test_a_layer_or_site_that_the_file_contradicts_is_refused(hook, tmp_path):
         opened(folder, tmp_path, asked=HookPoint(3, "mlp_out"))
     assert opened(folder, tmp_path, asked=HookPoint(1, "mlp_out"), spelled=()).point == HookPoint(3), "a preset's layer"
     with pytest.raises(ConfigError, match="give --layer 3"):
-        opened(folder, tmp_path, asked=HookPoint(1), spelled=("layer",))
+        opened(folder, tmp_path, asked=HookPoint(1), spelled=("layer", "run_dir"))
 
 
 def test_a_pointer_is_not_used_at_another_place(tmp_path):
