@@ -1,4 +1,4 @@
-"""How well a model tells a right answer from wrong ones: numbers of TOFU (arXiv 2401.06121) as open-unlearning has them."""
+"""How well a model tells a right answer from wrong ones: TOFU (arXiv 2401.06121) as open-unlearning computes it."""
 
 import math
 from collections.abc import Sequence
