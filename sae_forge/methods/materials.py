@@ -105,6 +105,7 @@ class Materials:
         """``times`` in the units that the config asks for, as an act: as it is, or relative to the residual norm."""
         if self.config.value_units == "absolute" or times == 0:
             return times
+        # the rows add up, so what is written to many latents is divided by the norm of their sum
         rows = self.sae.W_dec.detach()[list(latents)]
         return relative_to_norm(times, self.retain_norm, rows)
 
@@ -116,6 +117,7 @@ class Materials:
 
     def traces(self, latents: tuple[int, ...]) -> dict[str, tuple[Float[Tensor, "_ n"], ...]]:
         """Acts of the latents on the sequences of each retain corpus."""
+        # traces hold a column for each selected latent, read once for all methods
         place = {latent: number for number, latent in enumerate(self.selection.indices)}
         columns = torch.tensor([place[latent] for latent in latents])
         return {name: tuple(trace[:, columns] for trace in several) for name, several in self._traces.items()}
@@ -123,6 +125,7 @@ class Materials:
 
 def _sample(reader: ShardReader) -> Float[Tensor, "tokens d_in"]:
     """Activations from the beginning, the middle and the end of a corpus, in float32."""
+    # neighbouring rows come of the same texts, so blocks are taken from all over the corpus
     blocks = reader.block_count
     size = max(1, reader.read_acts(0).shape[0])
     wanted = min(blocks, -(-SAMPLE_ROWS // size))

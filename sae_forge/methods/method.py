@@ -113,6 +113,7 @@ def _wrapped(wrapper: Wrapper, method: Method) -> Method:
 
     def build(settings: Settings, materials: "Materials") -> "Subject":
         own = wrapper.from_flags(materials)
+        # the method knows none of the wrapper's settings, which stand among its own
         inner = {name: value for name, value in settings.items() if name not in own}
         return wrap(method.build(inner, materials), settings, materials)
 
@@ -155,6 +156,7 @@ def grid(method: Method, materials: "Materials") -> list[Settings]:
             f"methods get the same; give {method.least} or leave {method.name} out of --methods"
         )
     tried = [method.finished(point, materials) for point in _points(method.axes(size, materials), count)]
+    # by what they print as: settings may hold lists, which no set takes
     if (different := len({repr(one) for one in tried})) != count:
         raise ConfigError(
             f"--configurations {count}: {method.name} has only {different} different settings with {size} latents, so "
@@ -177,6 +179,7 @@ def _points(axes: Axes, count: int) -> list[Settings]:
     """``count`` points: every combination of the axes with as many strengths as that needs, evenly thinned."""
     given, strength = axes
     combinations = [dict(zip(given, values, strict=True)) for values in product(*given.values())]
+    # the strength varies slowest, so that thinning below keeps every combination at gentle and at rough ones
     strengths = strength.values(math.ceil(count / len(combinations)))
     points = [one | {strength.name: value} for value in strengths for one in combinations]
     return [points[number * len(points) // count] for number in range(count)]

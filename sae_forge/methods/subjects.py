@@ -86,6 +86,7 @@ def in_force(
 
     The model is ``lm`` itself where no weight changes.
     """
+    # weights first: edits hook the model that is asked
     changed = subject.weights(lm, progress)
     with attached(changed, subject.edits) if subject.edits else nullcontext() as log:
         yield changed, log

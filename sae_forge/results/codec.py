@@ -87,6 +87,7 @@ def _decoded(kind: Any, value: Any, place: str) -> Any:
         return {key: _decoded(inner[1], child, f"{place}.{key}") for key, child in value.items()}
     if isinstance(kind, type) and is_dataclass(kind):
         return decode(kind, value, place)
+    # bool is an int in Python, and a whole number may stand for a float in JSON
     if isinstance(value, bool) != (kind is bool) or not isinstance(value, (int, float) if kind is float else kind):
         raise _other({float: "a number", int: "an integer", str: "a text", bool: "true or false"}[kind], value, place)
     return value

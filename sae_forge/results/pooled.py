@@ -91,6 +91,7 @@ def pooled(report: Report) -> list[Pooled]:
     """Every method at every setting, in the report's order."""
     alike: dict[str, list[Row]] = {}
     for row in report.rows:
+        # seeds are no setting, so rows that differ in the seed alone come together
         alike.setdefault(repr((row.name, sorted(row.settings.items(), key=str))), []).append(row)
     return [Pooled(tuple(rows), report.rough, report.unsaid) for rows in alike.values()]
 
@@ -128,6 +129,7 @@ def trade_offs(report: Report, measure: str) -> list[TradeOff]:
             if estimate := one.domain(name, measure):
                 (forget if report.domains[name].role == "forget" else others).append(estimate)
         if forget and others:
+            # one domain that is still known, or one that is ruined, must not hide in a mean
             highest, lowest = max(forget, key=lambda one: one.value), min(others, key=lambda one: one.value)
             points.append(TradeOff(one, highest, lowest))
     return points

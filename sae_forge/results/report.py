@@ -275,6 +275,7 @@ class Report:
     @property
     def measures(self) -> tuple[Measure, ...]:
         """What was measured by domain and role, each once."""
+        # of two tasks with a measure of one name the first says how it is called
         named = {one.name: one for task in self.tasks[::-1] if task.group is None for one in task.measures[::-1]}
         return tuple(named.values())[::-1]
 

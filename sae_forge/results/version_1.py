@@ -67,6 +67,7 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
         "format": 2,
         "rough": ROUGH,
         "unsaid": UNSAID,
+        # 0.1 said no task: those whose numbers some row holds
         "tasks": [task for task in TASKS if any(_measured(task, row) for row in rows)],
         "methods": [_worded(row) for row in rows],
     }

@@ -60,6 +60,7 @@ def figure(width: float, height: float) -> Iterator[tuple["Figure", Any]]:
 
         def write(kind: Kind) -> bytes:
             held = io.BytesIO()
+            # no version of matplotlib and no date in the file: the same data give the same bytes
             drawn.savefig(held, format=kind, metadata={"Software": None} if kind == "png" else {"Date": None})
             return held.getvalue()
 

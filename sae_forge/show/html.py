@@ -143,6 +143,7 @@ def _cell(cell: str | Sequence[str]) -> str:
 
 def _marked(text: str) -> str:
     """A snippet whose «peak» stands out; more marks than the one pair are the corpus's own."""
+    # the first pair of marks is ours: snippets are written with one
     before, opened, rest = text.partition("«")
     peak, closed, after = rest.partition("»")
     if not (opened and closed):

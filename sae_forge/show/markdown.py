@@ -26,5 +26,6 @@ def items(lines: list[str]) -> str:
 
 def cell(text: object) -> str:
     """Text that cannot leave its cell or become markup; the brackets of an interval stay as they are."""
+    # a | would end the cell, brackets and < would be links and tags
     escaped = re.sub(r"[|`<>\[\]*]", lambda match: "\\" + match[0], " ".join(str(text).split()))
     return re.sub(r"\\\[(-?[\d.]+, -?[\d.]+)\\\](?!\()", r"[\1]", escaped)

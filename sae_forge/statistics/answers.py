@@ -16,6 +16,7 @@ RETENTION_FLOOR = 1e-8
 
 def chance_distance(accuracy: Estimate, chance: float = CHANCE) -> Estimate:
     """How far an accuracy is from guessing, on either side: knowledge turned round is not knowledge gone."""
+    # the distance folds the interval at chance: 0 where it spans it
     ends = abs(accuracy.low - chance), abs(accuracy.high - chance)
     nearest = 0.0 if accuracy.low <= chance <= accuracy.high else min(ends)
     return Estimate(abs(accuracy.value - chance), nearest, max(ends))

@@ -93,6 +93,7 @@ def _draws(clusters: int, resamples: int, seed: int) -> Float[np.ndarray, "resam
     drawn = np.empty((resamples, clusters), dtype=np.float32)
     for start in range(0, resamples, DRAWN_AT_ONCE):
         rows = drawn[start : start + DRAWN_AT_ONCE]
+        # a row's picks are shifted by its number, so that one bincount counts all rows
         picks = rng.integers(clusters, size=rows.shape) + clusters * np.arange(len(rows))[:, None]
         rows[:] = np.bincount(picks.ravel(), minlength=rows.size).reshape(rows.shape)
     drawn.setflags(write=False)

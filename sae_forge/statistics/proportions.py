@@ -30,5 +30,6 @@ def mcnemar(only_before: int, only_after: int) -> float:
     """
     from scipy.stats import binomtest
 
+    # under the null hypothesis either of the two is right in a discordant pair with probability 1/2
     discordant = only_before + only_after
     return 1.0 if discordant == 0 else float(binomtest(only_before, discordant, 0.5).pvalue)

@@ -21,6 +21,7 @@ def auroc(positive: Values, negative: Values) -> float:
     both sides together and adds a p-value that tokens of one text would make too small.
     """
     ordered, wanted = np.sort(negative), np.sort(positive)
+    # ties count half: (#negatives below + #negatives below or equal) / 2
     below = np.searchsorted(ordered, wanted, side="left")
     reached = np.searchsorted(ordered, wanted, side="right")
     return int((below + reached).sum()) / (2 * len(wanted) * len(ordered))
@@ -29,8 +30,10 @@ def auroc(positive: Values, negative: Values) -> float:
 def auroc_estimate(positive: Values, negative: Values, bootstrap: Bootstrap) -> Estimate:
     """The AUROC of two samples with its interval, either side resampled apart from the other."""
     one, other = np.asarray(positive, dtype=float), np.asarray(negative, dtype=float)
+    # [positives, negatives]: 1 where the positive is higher, 1/2 at a tie
     above = (np.sign(one[:, None] - other) + 1) / 2
     drawn = bootstrap.draws(len(one)), replace(bootstrap, seed=bootstrap.seed + 1).draws(len(other))
+    # r resamples, h positives, f negatives; each row of draws sums to the size of its sample
     replicates = np.einsum("rh,hf,rf->r", drawn[0], above, drawn[1], optimize=True) / above.size
     return interval(auroc(one, other), replicates)
 

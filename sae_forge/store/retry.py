@@ -30,6 +30,7 @@ class Patience:
         """
         self.failed += 1
         now = time.monotonic()
+        # the clock starts with the first failure, so a slow first try costs no later one
         self.until = now + self.seconds if self.until is None else self.until
         wait = min(self.longest, self.first * 2 ** (self.failed - 1)) if asked is None else asked
         enough = self.failed >= min(self.tries, self.tries if tries is None else tries)

@@ -15,6 +15,7 @@ _BYTES = 65
 
 def sealed(content: bytes) -> bytes:
     """``content`` under its seal; for any format that passes over leading blanks."""
+    # 64 blanks or tabs, a bit each
     bits = f"{xxhash.xxh3_64_intdigest(content):064b}"
     return bits.replace("0", " ").replace("1", "\t").encode() + b"\n" + content
 

@@ -117,6 +117,7 @@ def _layout(header: object, start: int, size: int, max_tensors: int) -> Layout:
             raise ValueError(f"tensor {name[:40]!r} claims {end - begin} bytes for shape {list(shape)[:8]}")
         layout[name] = (dtype, shape, start + begin, start + end)
     position = start
+    # in the order of the file, each must begin where the one before it ended
     for _, _, begin, end in sorted(layout.values(), key=lambda entry: entry[2:]):
         if begin != position:
             raise ValueError("its tensors overlap or leave holes")

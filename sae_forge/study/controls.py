@@ -50,6 +50,7 @@ def edits_every_token(subject: Edited) -> bool:
 
 
 def _random(edit: Edit, kind: ControlKind, seed: int, materials: Materials) -> Edit:
+    # a direction that no SAE has knows of no latents that fire
     alive = materials.selection.alive if edit.dictionary is materials.sae else None
     assert not isinstance(edit.intervention.edit, RandomDirections)
     control = RandomDirections(edit.intervention.edit, seed, kind, alive)
@@ -102,6 +103,7 @@ def _beyond(
         others = [one[name].series for one in controls if name in one]
         if (series := pool.series) is not None and others:
             known = [other for other in others if other is not None]
+            # the mean over seeds item by item, so that the difference stays paired
             mean = replace(known[0], sums=np.mean([other.sums for other in known], axis=0))
             beyond[name] = series.minus(mean).estimate(bootstrap)
     return beyond

@@ -144,6 +144,7 @@ def under_headings(answers: Sequence[Answers]) -> dict[str, dict[str, Pool]]:
 
 
 def _places(measure: Measure, heading: str, answers: list[Answers]) -> Iterator[tuple[str, list[Answers]]]:
+    # keys: measure, measure_role, role where the measure is called as its heading, and any of them with /domain
     for role in (*ROLES, ""):
         members = [one for one in answers if one.asked.role == role]
         named = () if measure.name == heading and role else (measure.name,)
@@ -184,6 +185,7 @@ def described_tasks(measured: Measurement) -> tuple[TaskWords, ...]:
     for task in {one.asked.rank: one.asked.task for one in sorted(measured, key=lambda one: one.asked.rank)}.values():
         measures = list(task.measures)
         if task.group is not None:
+            # a row's keys are by measure and role, so that is how the report lists the measures of a heading
             kept = {key: pool.measure for key, pool in headings[task.group].items() if pool.measure in measures}
             measures = [m if m.name == task.group else replace(m, name=key) for key, m in kept.items()]
         shown = tuple(dict.fromkeys(measures))
@@ -267,6 +269,7 @@ def aligned_estimate(measured: Measurement, base: Measurement, bootstrap: Bootst
             drawn.append(apart.replicates(series.sums, series.counts, series.clusters))
         chances.append(pool.chance or 0.0)
     chance = {"retain_chance": chances[0], "forget_chance": chances[1]}
+    # in the order of alignment's arguments: retain now and before, then forget now and before
     every = [alignment(*values, **chance) for values in zip(*(rest for _, rest in drawn), strict=True)]
     return interval(alignment(*(value for value, _ in drawn), **chance), np.array(every))
 

@@ -94,6 +94,7 @@ def load_asked(
     names = list(dict.fromkeys((role, asked.domain) for role, asked in of_role))
     if doubled := [name for name, times in Counter(name for _, name in names).items() if times > 1]:
         raise DataError(f"the domain {doubled[0]!r} (the file's name) has several roles; rename one of the files")
+    # all that is asked of one domain stands together, as it does in the report
     order = {name: number for number, (_, name) in enumerate(names)}
 
     def place(asked: Asked) -> tuple[bool, bool, int]:
@@ -143,6 +144,7 @@ def measure(
     def answers(one: Asked) -> Answers:
         before = _touched(log)
         items = tuple(one.task.ask(lm, one, batch_size=batch_size, done=done))
+        # the log counts over all that is asked under the edit, so what this added is the difference
         now = _touched(log)
         touched = Touched(now.tokens - before.tokens, now.edited - before.edited, now.norm - before.norm)
         return Answers(one, items, touched)

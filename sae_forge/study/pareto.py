@@ -40,6 +40,7 @@ def hypervolume(points: Sequence[Point], base_forget: float, chance: float = CHA
     In accuracy squared; 0 when nothing was forgotten above chance utility.
     """
     area, reached = 0.0, base_forget
+    # by falling utility: each point adds the strip between the forget accuracy reached so far and its own
     for one in front([one for one in points if one.utility > chance and one.forget < base_forget]):
         area += (reached - one.forget) * (one.utility - chance)
         reached = one.forget

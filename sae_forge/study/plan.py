@@ -89,6 +89,7 @@ def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> 
 def _from_sweep(materials: Materials, methods: Sequence[Method], swept: Sweep) -> Iterator[Plan]:
     chosen = {name: dict(one.chosen.settings) for name, one in swept.methods.items()}
     for method in methods:
+        # a method made of others was not tuned itself: it takes what was chosen for each of them
         names = [part.name for part in method.parts or (method,)]
         if all(name in chosen for name in names) and method.needs(materials) is None:
             parts = [chosen[name] for name in names]
@@ -101,6 +102,7 @@ def _from_flags(materials: Materials, methods: Sequence[Method], progress: Progr
     for wanted in config.num_features:
         if wanted > have:
             progress.say(f"{wanted} latents were asked for and {have} are selected; taking those")
+    # two numbers that are both cut to what is selected are one row
     sizes = {min(wanted, have): wanted for wanted in sorted(config.num_features)}
     for method in methods:
         if method.needs(materials):

@@ -31,6 +31,7 @@ def item_rows(method: str, settings: Row, seed: int | None, measured: Measuremen
 
 def publish_rows(path: Path, rows: list[Row]) -> None:
     """Write the rows as one parquet file, whole or not at all; what says nothing about an item is null in its row."""
+    # text last, because it is long
     names = list(dict.fromkeys((*FRONT, *(name for row in rows for name in row if name != "text"), "text")))
     columns = {name: [row.get(name) for row in rows] for name in names}
     table = pyarrow.table({name: _column(name, values) for name, values in columns.items()})

@@ -135,6 +135,7 @@ def evaluate(
     )
     report = replace(report, claims=tuple(claims(report)))
     items = [row for plan, measured in told for row in item_rows(plan.name, plan.settings, plan.seed, measured)]
+    # a steering file says one edit at one place of this SAE
     alone = [plan.subject.edits for plan in plans if isinstance(plan.subject, Edited) and plan.name != CONTROL]
     edits = [edit for edit, *others in alone if not others and edit.dictionary is sae]
     return EvalReport(report, items, tuple(edits))
@@ -166,6 +167,7 @@ def _left_out(methods: Sequence[Method], materials: Materials, progress: Progres
 
 def _measured(materials: Materials, asked: Sequence[Asked], plans: list[Plan], progress: Progress) -> list[Measurement]:
     """What the scorers saw under each plan; controls write no text, since only numbers are compared with them."""
+    # what lies below the edit is the same under every edit, so it runs once and is played to the rest
     tape = Tape(materials.lm, materials.point)
     unwritten = [one for one in asked if not one.written]
     asked_of = [unwritten if plan.name == CONTROL else asked for plan in plans]
@@ -214,6 +216,7 @@ def _controls(
     groups: dict[str, list[int]] = {}
     for number, plan in enumerate(plans):
         if plan.name == CONTROL:
+            # seeds of one control have the same settings, and differ in the seed alone
             groups.setdefault(files.digest(plan.settings), []).append(number)
     for numbers in groups.values():
         settings = {name: value for name, value in plans[numbers[0]].settings.items() if name not in ("kind", "of")}

@@ -58,6 +58,7 @@ def compared(selections: Mapping[str, Selection], rows: Sequence[Row], tasks: Se
         )
     against = {}  # Spearman's, of the latents' mean correlation with the size of each side effect
     for effect in dict.fromkeys(name for entry in entries for name in entry.changes):
+        # what is to go is no side effect
         if effect.startswith("forget_"):
             continue
         pairs = [

@@ -173,6 +173,7 @@ def _imported(name: str) -> ModuleType:
         title = re.sub(r"\W", "_", f"plugin_{Path(name).resolve()}")
         spec = util.spec_from_file_location(title, name)
         assert spec is not None and spec.loader is not None
+        # as the import system does it: a dataclass of the module looks its module up there
         sys.modules[title] = module = util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except FAILS as error:

@@ -60,6 +60,7 @@ class Journal:
 
     def keep(self, method: str, point: Point) -> Point:
         """The point, written down."""
+        # settings name the point: a sweep with other settings measures its own
         self.points[files.digest([method, point.settings])] = point
         if self.path is not None:
             files.publish_json(self.path, encode(self.points))
@@ -98,6 +99,7 @@ def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, f
     journal = Journal.open(folder, fresh=materials.config.starts_over)
     with progress.task("sweep", units * (1 + sum(map(len, grids.values()))), "items") as task:
         before = _measured(AsItIs(), materials, asked, tape, task, "baseline")
+        # the model against itself: its alignment is 0 by definition, its accuracies are the base of all floors
         base, tuned = _located({}, before, before), {}
         roles = by_role(before)
         pools = {role: pool for role in ("forget", "retain") if (pool := main_pool(roles[role])) is not None}

@@ -143,6 +143,7 @@ def _described(path: Path, known: Mapping[str, Task]) -> Choice:
     elif task.group is not None:  # what stands under a heading is not told apart by domain, so it has one of its own
         task = replace(task, group=name, measures=tuple(replace(one, heading=None) for one in task.measures))
     own = described(task.settings)
+    # files that the command names for the task it is like are not its own
     empty = {key: () for key, each in own.items() if each.setting.names_items}
     given = said.get("settings", {})
     if not isinstance(given, dict):

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 def _perplexity(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
+    # exp of the mean over all tokens, and not the mean of each text's perplexity
     nats, tokens = zip(*(_loss(item) for item in items), strict=True)
     return bootstrap.ratio(nats, tokens, [item.cluster for item in items]).transformed(math.exp)
 

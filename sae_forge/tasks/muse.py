@@ -292,6 +292,7 @@ def least_likely(
             losses = token_losses(lm, token_ids, mask, mask[:, 1:].bool())
         for number, row in zip(chosen, losses, strict=True):
             predicted = len(rows[number]) - 1
+            # of the tokens that are predicted, which all but the first are
             count = max(1, predicted * LOWEST_PERCENT // 100)
             scores[number] = Score(-row[:predicted].topk(count).values.sum().item(), count)
         report(done, len(chosen))

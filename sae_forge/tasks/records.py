@@ -228,6 +228,7 @@ def choose(items: Sequence[Wanted], half: Half, limit: int | None, domain: str) 
     if items and not kept:
         raise DataError(f"none of the {len(items)} items of {domain!r} falls in the {half} half; use --half all")
     if limit is not None:
+        # by hash: which items a limit takes hangs on no order of the file
         lowest = sorted(kept, key=lambda item: hashlib.blake2b(item.id.encode(), digest_size=8).digest())[:limit]
         chosen = {item.id for item in lowest}
         kept = [item for item in kept if item.id in chosen]

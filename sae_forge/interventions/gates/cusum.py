@@ -35,6 +35,7 @@ class Excess:
 
     def running(self, signal: "Tensor", real: "Tensor", state: "State | None") -> "tuple[Tensor, State]":
         hits, tokens = counted(signal, real, None if state is None else (state[0], state[1]))
+        # S_t = walk_t - min(0, min over s <= t of walk_s): the recursion max(0, S + hit - drift), unrolled
         walk = hits - self.drift * tokens
         lowest = walk.cummin(dim=-1).values.clamp(max=0.0)
         if state is not None:

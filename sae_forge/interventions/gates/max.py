@@ -25,6 +25,7 @@ class Strongest:
         return acts.detach().double().amax(dim=-1)
 
     def running(self, signal: "Tensor", real: "Tensor", state: "State | None") -> "tuple[Tensor, State]":
+        # a token that does not count raises no maximum above 0
         strongest = signal.masked_fill(~real, 0.0).cummax(dim=-1).values
         if state is not None:
             strongest = strongest.maximum(state[0][:, None])

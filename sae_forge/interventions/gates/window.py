@@ -54,6 +54,7 @@ class Window:
         line = torch.cat([recent, signal.new_zeros(batch, seq + 1)], dim=-1)  # real tokens in a row; last: the others
         line = line.scatter(1, torch.where(real, self.width - 1 + seen, self.width + seq), signal)
         sums = torch.nn.functional.pad(line.cumsum(dim=-1), (1, 0))
+        # the window's hits are a difference of running sums; `seen` real tokens lie before its end
         hits = sums.gather(1, self.width + seen) - sums.gather(1, seen)
         latest = seen[:, -1:] + torch.arange(self.width, device=seen.device)
         return hits / self.width, (line.gather(1, latest),)

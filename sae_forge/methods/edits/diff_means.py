@@ -40,6 +40,7 @@ def difference_in_means(forget: Sequence["ShardReader"], retain: Sequence["Shard
     if len(sites) > 1:
         listed = ", ".join(sorted(f"{model} at {point}" for model, _, point in sites))
         raise ShardError(f"a difference in means needs activations of one site, got {listed}; collect them at one")
+    # mu_forget - mu_retain, whose length says nothing: the strength is set apart from it
     difference = _mean(forget, "forget") - _mean(retain, "retain")
     length = difference.norm()
     if not length > 0:
@@ -75,6 +76,7 @@ def matching_strength(direction: "Direction", readers: Sequence["ShardReader"], 
     import numpy as np
 
     along = np.concatenate([_projections(direction, reader) for reader in readers])
+    # the direction d has length 1, so the edit moves a token by strength |x d|: the mean of that is linear in strength
     moved = float(np.abs(np.where(along > direction.threshold, along, 0.0)).mean()) if len(along) else 0.0
     if not moved > 0:
         raise DataError(f"no token lies beyond {direction.threshold:g} along the direction; lower the threshold")
@@ -95,6 +97,7 @@ def _mean(readers: Sequence["ShardReader"], role: str) -> "Tensor":
     rows = sum(reader.rows for reader in readers)
     if not rows:
         raise DataError(f"a difference in means needs {role} tokens; collect a {role} corpus")
+    # float64, or the millions of rows that are summed leave too few digits to the difference
     total = torch.zeros(readers[0].d_in, dtype=torch.float64)
     for reader in readers:
         for acts in reader.iter_acts(range(reader.block_count), reader.make_scratch()):

@@ -49,6 +49,7 @@ def _build(settings: Settings, materials: "Materials") -> "Subject":
     plain = dsg(latents, settings["value"], policy=policy)
     if "percentile" in settings:
         corpora = materials.traces(latents).values()
+        # calibrated on each retain corpus by itself: the strictest is shut on that share of every one of them
         gate = strictest(MeanRate(0.0, policy=policy), corpora, settings["percentile"])
         plain = replace(plain, gate=gate)
     return gated(plain, materials)

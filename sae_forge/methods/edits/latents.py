@@ -98,6 +98,7 @@ def from_times(point: Settings, materials: "Materials") -> Settings:
 
 def written(times: float, latents: tuple[int, ...], materials: "Materials") -> Settings:
     """The act that clamping writes, and what it is relative to the norm where that was asked for."""
+    # minus: a clamp steers away from what the latents stand for
     return {"value": short(-materials.value(times, latents)), **relative(times, materials)}
 
 
@@ -140,6 +141,7 @@ def gated(chosen: "Intervention", materials: "Materials") -> "Edited":
     from sae_forge.interventions.edit import Edit
     from sae_forge.methods.subjects import Edited
 
+    # a gate that the flags name takes the place of the method's own; `own` names none
     kept = replace(chosen, keep_error=materials.config.keep_error)
     gate = gate_of(materials.config, lambda: materials.traces(kept.targets))
     kept = kept if gate is None else replace(kept, gate=gate)

@@ -25,6 +25,7 @@ def _build(settings: Settings, materials: "Materials") -> "Subject":
     known = {latent.index: latent for latent in materials.selection.latents}
     tokens = {name: corpus.tokens for name, corpus in materials.selection.retain_corpora.items()}
     total = sum(tokens.values())
+    # corpora count by their tokens, as if they were one text
     means = [
         sum(stats.mean * tokens[name] for name, stats in known[latent].retain.items()) / total for latent in latents
     ]

@@ -17,6 +17,7 @@ def project(latents: tuple[int, ...], strength: float = 1.0) -> "Intervention":
     return Intervention("project", latents, RemoveProjection(strength))
 
 
+# a projection of strength s leaves 1 - s of what lies along a latent, as scaling by 1 - s does
 METHOD = editing(
     project,
     "strength",

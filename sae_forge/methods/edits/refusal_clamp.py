@@ -70,6 +70,7 @@ def _axes(size: int, materials: "Materials") -> Axes:
 
 
 def _finished(point: Settings, materials: "Materials") -> Settings:
+    # either sign is tried: which way a refusal latent must go to refuse is not known beforehand
     unit = 1.0 if relative_units(materials.config) else abs(materials.setting(RefusalSettings).refusal_value)
     settings = {"num_features": point["num_features"]} | _written(point["sign"] * point["times"] * unit, materials)
     if "share" not in point:  # another gate takes the place of its own

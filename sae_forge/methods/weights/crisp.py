@@ -132,6 +132,7 @@ class CRISP(Pace):
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a name it renamed
             wrapped = peft.get_peft_model(lm.model, config)
+        # the model itself stays in eval mode; of the adapters only dropout trains
         for name, module in lm.model.named_modules():
             if name.endswith("lora_dropout.default"):
                 module.train()
@@ -146,6 +147,7 @@ class CRISP(Pace):
         """But for the coherence term no layer above the points runs; its sentences start as retain text does."""
         from sae_forge.methods.weights.objectives import nats_per_token
 
+        # written once, before the first step, by the model as it was given
         coherence = cycle(_written(frozen, self, retain, seed)) if self.gamma else None
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
@@ -175,6 +177,7 @@ def suppression(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, for
         with torch.no_grad():
             inside = before[entry.point].to(weights.device, dtype)
             fired = (entry.sae.latent_acts(inside, latents) > 0) & real.to(weights.device)[..., None]
+            # zeros of the code count: the mean act over all d_sae latents, [batch, seq, 1]
             mean_act = entry.sae.encode(inside).values.sum(-1, keepdim=True) / entry.sae.d_sae
         acts = entry.sae.latent_acts(still.to(weights.device, dtype), latents)
         pulled = (acts + (recipe.alpha * mean_act).abs()).abs()

@@ -51,6 +51,7 @@ class NPO(Pace):
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
             with torch.no_grad():
                 before = target_logprobs(frozen, forget_batch)[0].sum(-1)
+            # log p(y) - log p_reference(y), [batch]; sums over tokens, so long sequences are pulled harder
             ratio = target_logprobs(lm, forget_batch)[0].sum(-1) - before
             pull = -2 / self.beta * logsigmoid(-self.beta * ratio).mean()
             if self.retain == "kl":

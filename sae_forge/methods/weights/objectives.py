@@ -56,6 +56,7 @@ def divergence(lm: LanguageModel, reference: LanguageModel, batch: TextBatch) ->
     logits, wanted = next_token_logits(lm, batch)
     with torch.no_grad():
         before = next_token_logits(reference, batch)[0].log_softmax(-1)
+    # sum of p_ref (log p_ref - log p), [batch, targets]
     after = logits.log_softmax(-1)
     return _mean((before.exp() * (before - after)).sum(-1), wanted)
 
@@ -64,6 +65,7 @@ def next_token_logits(
     lm: LanguageModel, batch: TextBatch
 ) -> tuple[Float[Tensor, "batch targets vocab"], Bool[Tensor, "batch targets"]]:
     """Logits for every token but a row's first, and which of those are real tokens."""
+    # positions count from the first attended token, as in every other pass of the house
     mask = batch.attention_mask.to(lm.device, torch.long)
     logits = lm.model(
         input_ids=embeddable(lm, batch.token_ids, batch.attention_mask).to(lm.device),

@@ -164,6 +164,7 @@ def retraining(
 
 def paced(recipe: type[Pace], materials: "Materials", *, rate: float = 1.0, passes: float = 1.0) -> Settings:
     """How long and how fast a recipe trains: ``rate`` and ``passes`` times what was asked for, or its own defaults."""
+    # `or`: unset is None, and bounds refuse 0
     config = materials.setting(PaceSettings)
     return {
         "lr": short(rate * (config.baseline_lr or recipe.lr)),

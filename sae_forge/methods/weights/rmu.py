@@ -66,6 +66,7 @@ class RMU(Pace):
 
         from sae_forge.rng import generator
 
+        # uniform in [0, 1), as the reference implementation draws it: no direction of the sphere, but one of an orthant
         drawn = torch.from_numpy(generator(seed, "rmu direction").random(d_in))
         return (self.coefficient * drawn / drawn.norm()).float()
 
@@ -87,6 +88,7 @@ class RMU(Pace):
             forget_loss = mean_squared(pushed, target.to(pushed.device), counted(forget_batch))
             if self.alpha == 0:
                 return forget_loss
+            # h(x_r) and h_frozen(x_r) of the same batch, [batch, seq, d_model] at the output of the layer
             held = capture_with_gradients(lm, [point], *retain_batch)[point]
             before = capture(frozen, [point], *retain_batch)[point]
             return forget_loss + self.alpha * mean_squared(held, before, counted(retain_batch))

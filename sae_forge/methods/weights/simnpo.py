@@ -44,6 +44,7 @@ class SimNPO(Pace):
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
             logprobs, wanted = target_logprobs(lm, forget_batch)
+            # per token: a sequence that holds no real token is counted as one of length 1, and pulls nothing
             length = wanted.sum(-1).clamp(min=1)
             pull = -2 / self.beta * logsigmoid(self.beta * (-logprobs.sum(-1) / length - self.delta)).mean()
             return held(self.gamma * pull, lm, retain_batch, self.alpha)

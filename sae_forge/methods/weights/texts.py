@@ -79,6 +79,7 @@ def iter_batches(texts: Texts, *, count: int, batch_size: int, seed: int, purpos
 
     The same arguments give the same batches. ``purpose`` keeps the orders of two corpora apart.
     """
+    # whole rounds of all sequences, the last of them cut short
     rounds = -(-count * batch_size // len(texts))
     orders = [generator(seed, purpose, number).permutation(len(texts)) for number in range(rounds)]
     order = torch.from_numpy(np.concatenate(orders)[: count * batch_size])
@@ -90,6 +91,7 @@ def _sequences(lm: LanguageModel, reader: ShardReader, at_most: int) -> tuple[Te
     seq_ids, positions, token_ids = _origins(reader, at_most)
     if not len(seq_ids):
         return torch.zeros(0, 1, dtype=torch.int64), torch.zeros(0, 1, dtype=torch.bool)
+    # [rows, longest]: a place that no token of the shards fills held a special token, or is padding
     row = seq_ids.unique_consecutive(return_inverse=True)[1]
     ids = torch.full((int(row.max()) + 1, int(positions.max()) + 1), lm.pad_id)
     real = torch.zeros_like(ids, dtype=torch.bool)

@@ -69,6 +69,7 @@ def unlearn(
 def own_copy(lm: LanguageModel, name: str, trained: Sequence[str]) -> LanguageModel:
     """``lm`` again, with weights of its own where they are trained."""
     own = set(trained)
+    # a memo that says these were copied already, so that deepcopy takes them as they are
     shared = {id(weight): weight for key, weight in lm.model.named_parameters() if key not in own}
     model = copy.deepcopy(lm.model, shared)
     return replace(lm, model=model, name=f"{lm.name}-{name}", revision=None, folder=None)
@@ -107,6 +108,7 @@ def _fit(
     for step, (forget_batch, retain_batch) in enumerate(pairs):
         value = loss(forget_batch, retain_batch)
         _require_finite(value, "loss", recipe, step)
+        # not backward(): nothing is left in any .grad, and weights that the loss does not reach give None
         gradients = torch.autograd.grad(value, weights, allow_unused=True)
         slopes = [slope.float() for slope in gradients if slope is not None]
         _require_finite(nn.utils.get_total_norm(slopes), "gradient", recipe, step)

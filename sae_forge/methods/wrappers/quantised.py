@@ -62,6 +62,7 @@ def quantised(lm: "LanguageModel", bits: int) -> "LanguageModel":
 
     rounded = [projection for layer in range(lm.n_layers) for projection in projections(lm, layer)]
     changed = own_copy(lm, f"{bits}bit", [projection.weight for projection in rounded])
+    # symmetric around 0, so the lowest of the 2^bits codes stays unused
     levels = 2 ** (bits - 1) - 1
     with torch.no_grad():
         for projection in rounded:

@@ -58,6 +58,7 @@ class Relearning(Pace):
 
         del frozen, retain, seed
 
+        # plain next-token loss: whoever attacks has the text and nothing else
         return lambda forget_batch, _: nats_per_token(lm, forget_batch)
 
 

@@ -92,6 +92,7 @@ def split(bare: list[int], wholes: Sequence[Sequence[int]], longest: int) -> Enc
     shared = len(bare)
     for whole in wholes:
         alike = (mine == its for mine, its in zip(bare, whole, strict=False))
+        # tokens that all wholes share with the bare text, but for one: something must be left to score
         shared = min(shared, sum(takewhile(bool, alike)), len(whole) - 1)
     targets = tuple(tuple(whole[shared:]) for whole in wholes)
     room = longest - max(map(len, targets))
@@ -171,6 +172,7 @@ def _by_length(members: list[int], lengths: list[int], batch_size: int) -> Itera
 def _score_rows(lm: LanguageModel, rows: list[tuple[tuple[int, ...], tuple[int, ...]]]) -> list[float]:
     """Summed log-probs of targets that each run in one pass with their context."""
     token_ids, mask = pad([[*context, *target[:-1]] for context, target in rows], lm.pad_id, left=False)
+    # a token's log-prob is read off the position before it
     before = [(row, len(context) - 1 + step) for row, (context, ids) in enumerate(rows) for step in range(len(ids))]
     row, position = torch.tensor(before).T
     kept, column = position.unique(return_inverse=True)
@@ -193,6 +195,7 @@ def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> I
         chosen = longer[start : start + batch_size]
         rest = [items[row].targets[option] for row, option in chosen]
         last = start + batch_size >= len(longer)
+        # a cache grows in place, so all but the last batch work on a copy
         cache = output.past_key_values if last else copy.deepcopy(output.past_key_values)
         yield from zip(chosen, _score_rest(lm, rest, [row for row, _ in chosen], mask, cache), strict=True)
 

@@ -152,8 +152,10 @@ def draw(
         return logits.argmax(-1)
     probs, ids = (logits.double() / sampling.temperature).softmax(-1).sort(stable=True, dim=-1, descending=True)
     reached = probs.cumsum(-1)
+    # kept while what lies before it has less than top_p: the token that reaches it is in
     nucleus = probs * (reached - probs < sampling.top_p)
     reached = nucleus.cumsum(-1)
+    # the first token whose cumulative share exceeds the quantile: inverse transform sampling
     place = (reached <= quantiles[:, None] * reached[:, -1:]).sum(-1, keepdim=True)
     return ids.gather(1, place.clamp(max=logits.shape[1] - 1))[:, 0]
 

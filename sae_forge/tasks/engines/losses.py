@@ -94,6 +94,7 @@ def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch], *, done: 
         for start in range(0, len(batch.token_ids), at_once):
             rows = slice(start, start + at_once)
             wanted = _targets(lm, batch)[rows]
+            # rows of padding alone, and of special tokens alone, are no sequences
             kept = wanted.any(-1)
             if not kept.any():
                 continue

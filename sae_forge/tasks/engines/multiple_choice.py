@@ -66,6 +66,7 @@ class Answered:
     def probability(self) -> float:
         """Share of the right option in the probability that all options have together."""
         best = max(option.logprob for option in self.options)
+        # softmax over the options, shifted by the largest so that none underflows
         weights = [math.exp(option.logprob - best) for option in self.options]
         return weights[self.answer] / sum(weights)
 

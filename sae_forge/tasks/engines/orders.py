@@ -263,6 +263,7 @@ def _ask(
     """The answers to some questions, their contents not yet noted."""
     seen = _in_orders(lm, questions, scoring, domain, batch_size, blind=False)
     sure = [item for item, answers in zip(questions, seen, strict=True) if all(one.correct for one in answers)]
+    # without the question only those are asked that were right in every order: the others are out already
     unseen = _in_orders(lm, sure, scoring, domain, batch_size, blind=True)
     blind = {item.id: sum(one.correct for one in answers) for item, answers in zip(sure, unseen, strict=True)}
     return [
