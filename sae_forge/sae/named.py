@@ -15,6 +15,7 @@ from torch import nn
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.progress import SILENT, Progress
+from sae_forge.sae import directory
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.formats import build, table
 from sae_forge.sae.formats.format import Described, Found, Hints
@@ -192,14 +193,17 @@ def _located(path: Path, source: str, wanted: _Wanted) -> _Origin:
     layer = wanted.asked.layer if wanted.asked else None
     if (found := table.on_disk(path, layer)) is not None:
         return _local(found)
-    if path.exists() or (reference := Reference.parse(source)) is None:
+    entry = None if path.exists() else directory.named(source)
+    reference = None if path.exists() else entry.reference if entry else Reference.parse(source)
+    if reference is None:
         raise CheckpointError(
-            f"no SAE at {path}; give the folder of one, its weights file, or owner/name:path on the Hub, or make one "
-            f"with: sae-forge train --model {wanted.model}"
+            f"no SAE at {path}; give the folder of one, its weights file, owner/name:path on the Hub, or release:id of "
+            f"SAELens' directory (sae-forge saes lists them), or make one with: sae-forge train --model {wanted.model}"
         )
     wanted.progress.say(f"SAE: {reference}")
     found, commit = fetch(reference)
-    return _Origin(found, reference.name, pinned=reference.at(commit) if commit else reference)
+    hints = entry.hints if entry else directory.hints_for(reference) if found.format.hinted else Hints()
+    return _Origin(found, reference.name, hints, pinned=reference.at(commit) if commit else reference)
 
 
 def _local(found: Found) -> _Origin:

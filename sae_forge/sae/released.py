@@ -108,13 +108,15 @@ def _looked_up(reference: Reference) -> tuple[Format, str, str]:
     """
     from huggingface_hub import HfApi
 
-    suffix = PurePosixPath(reference.path).suffix
-    is_file = suffix in table.TENSORS
-    folder = PurePosixPath(reference.path).parent if is_file else PurePosixPath(reference.path)
+    folder = PurePosixPath(reference.path)
+    if folder.suffix in table.TENSORS:  # a file, though some folders are called so too
+        folder = folder.parent
     inside = None if str(folder) == "." else str(folder)
     tree = HfApi().list_repo_tree(reference.repo, inside, revision=reference.revision, recursive=True)
     names = [entry.path for entry in islice(tree, _MAX_LISTED)]
-    names = [name for name in names if inside is None or name.startswith(f"{inside}/")]
+    is_file = reference.path in names
+    if not is_file:
+        names = [name for name in names if name.startswith(f"{reference.path}/")]
     found = table.matching(names, reference.path if is_file else None)
     return table.the_one(found, str(reference), names)
 

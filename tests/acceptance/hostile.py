@@ -487,9 +487,12 @@ _PICKLED, _FILES = "sae_forge/sae/formats/pickled.py", "sae_forge/store/files.py
 _CHECKSUMS = "sae_forge/pipeline/verify.py"
 _STORED = "sae_forge/sae/formats/stored.py"
 """Reads a zip in which nothing is compressed, and refuses any other."""
+_DIRECTORY = "sae_forge/sae/directory.py"
+"""Reads the YAML of an installed package, which can run code as it is."""
 BANNED_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
-    **dict.fromkeys(("copyreg", "yaml", "ruamel", "gzip", "bz2", "lzma", "tarfile", "ctypes"), ()),
+    **dict.fromkeys(("copyreg", "ruamel", "gzip", "bz2", "lzma", "tarfile", "ctypes"), ()),
+    "yaml": (_DIRECTORY,),
     "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "zlib": (_CHECKSUMS, _STORED), "subprocess": (_PICKLED,),
 }  # fmt: skip
 """Modules that nothing may import, and who alone may."""

@@ -91,6 +91,8 @@ class Format:
     """Settings files that some have."""
     not_beside: tuple[str, ...] = ()
     """Files that tell another format of the same weights file."""
+    hinted: bool = False
+    """Whether a directory may say more of one than its own files do (see ``Hints``)."""
     repository: str = ""
     """What the names of Hub repositories match that hold nothing else, as a regular expression."""
     describe: Callable[[Found, Hints], Described]

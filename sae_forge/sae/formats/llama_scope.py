@@ -91,5 +91,5 @@ LLAMA_SCOPE = Format(
 )
 LLAMA_SCOPE_R1 = Format(
     name="Llama Scope R1-Distill", weights="sae_weights.safetensors", beside=(CONFIG,), not_beside=("cfg.json",),
-    describe=describe_r1,
+    hinted=True, describe=describe_r1,
 )  # fmt: skip

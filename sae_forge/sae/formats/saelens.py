@@ -114,4 +114,4 @@ def _refuse_what_cannot_be_folded(path: Path, cfg: Mapping[str, Any], hook: str,
         raise CheckpointError(f"{path} asks for a finetuning_scaling_factor, which is not read")
 
 
-SAELENS = Format(name="SAELens", weights=WEIGHTS, beside=(CFG,), describe=describe)
+SAELENS = Format(name="SAELens", weights=WEIGHTS, beside=(CFG,), hinted=True, describe=describe)

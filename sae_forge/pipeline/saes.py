@@ -1,0 +1,60 @@
+"""``saes``: which released SAEs can be had by name, for a model and a layer."""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from sae_forge.errors import ConfigError
+from sae_forge.outcome import Outcome
+from sae_forge.results.sheets import Sheet
+from sae_forge.sae import directory
+from sae_forge.sae.directory import Entry
+from sae_forge.sae.released import same_model
+from sae_forge.store.runs import CHECKPOINTS, Run
+
+SHOWN = 40
+"""Rows that a person is shown; ``--json`` has all."""
+
+
+def saes(
+    words: str | None = None, *, model: str | None = None, layer: int | None = None, site: str | None = None
+) -> Outcome:
+    """The SAEs of SAELens' directory whose name holds ``words``, at that layer and site of that model.
+
+    Raises:
+        ConfigError: SAELens is not installed.
+    """
+    if not directory.is_installed():
+        raise ConfigError("the directory of released SAEs is SAELens': pip install sae-forge[saelens]")
+    found = [each for each in directory.entries() if _fits(each, words, model, layer, site)]
+    usable = [each for each in found if not each.reason]
+    rows = tuple(_row(each) for each in sorted(found, key=lambda each: bool(each.reason))[:SHOWN])
+    said = f"{len(found):,} SAEs, {len(usable):,} of which --sae opens by name"
+    return Outcome(
+        run=Run(CHECKPOINTS),
+        outputs={},
+        metrics={"found": len(found), "usable": len(usable), "saes": [_facts(each) for each in found]},
+        summary=f"{said}{f'; the first {SHOWN} are shown' if len(found) > SHOWN else ''}",
+        tables=(Sheet("released SAEs", ("--sae", "model", "reads", "to know"), rows),) if rows else (),
+        then=f"sae-forge features --sae {usable[0].name}" if usable else None,
+        noted=False,
+    )
+
+
+def _fits(each: Entry, words: str | None, model: str | None, layer: int | None, site: str | None) -> bool:
+    point = each.point
+    return (
+        all(word in each.name.lower() for word in (words or "").lower().split())
+        and (model is None or same_model(each.model, Path(model).name))
+        and (layer is None or (point is not None and point.layer == layer))
+        and (site is None or (point is not None and point.site == site))
+    )
+
+
+def _row(each: Entry) -> tuple[str, ...]:
+    known = each.reason or ("a pickle: --allow_pickle" if each.needs_pickle else "")
+    return each.name, each.model, str(each.point or ""), known
+
+
+def _facts(each: Entry) -> dict[str, object]:
+    facts = {name: value for name, value in asdict(each).items() if name in ("model", "reason", "needs_pickle")}
+    return {"sae": each.name, "place": str(each.reference), "reads": str(each.point) if each.point else None} | facts
