@@ -9,6 +9,7 @@ os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side; read when torch is imported, here and by what they start
 
+import logging
 import pkgutil
 import signal
 import subprocess
@@ -33,6 +34,8 @@ check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will d
 _ROOMS = [room.name for room in pkgutil.iter_modules([str(Path(__file__).parents[1] / "sae_forge")])]
 install_import_hook([f"sae_forge.{room}" for room in _ROOMS if room != "kernels"], "conftest.check_types")
 
+# A library that is first imported while a command is run in this process logs to that command's stderr ever after.
+logging.raiseExceptions = False
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
 
 FAMILIES = ("llama", "gemma", "gemma2")

@@ -18,7 +18,7 @@ CASES = "A1,A3,A4,A8,B1,B2,B3,B5,B7"
 def records(tmp_path_factory: pytest.TempPathFactory) -> list[dict]:
     log = tmp_path_factory.mktemp("acceptance") / "log.jsonl"
     command = [sys.executable, "-m", "tests.acceptance", "--smoke", "--cases", CASES, "--keep_going", "--log", str(log)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=900, check=False)
     assert log.exists(), done.stderr[-2000:]
     return [json.loads(line) for line in log.read_text().splitlines()]
 

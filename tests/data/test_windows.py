@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_ranks import over_ranks
 
 from cli.screen import Screen
 from sae_forge import collect as verb
@@ -401,13 +402,19 @@ def test_a_run_does_not_go_on_with_another_bound(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_windows_over_two_ranks_give_the_sae_of_one_process(tmp_path: Path) -> None:
+@pytest.mark.parametrize("launcher", ["fork", pytest.param("torchrun", marks=pytest.mark.long)])
+def test_windows_over_two_ranks_give_the_sae_of_one_process(tmp_path: Path, launcher: str) -> None:
     asked = config(tmp_path / "two", max_steps=12, max_tokens=3000)
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
-    command = [*launcher, "-m", "sae_forge", *flags(asked, *SETTINGS, "max_steps", "max_tokens")]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
-    assert ended.returncode == 0, ended.stderr[-2000:]
     alone = go(config(tmp_path / "alone", max_steps=12, max_tokens=3000, accumulation=2))
+    if launcher == "fork":
+        said = tmp_path / "said"
+        ended = over_ranks(2, lambda rank: train(asked, Bench(asked)), said, limit=100.0)
+        assert ended == [0, 0], said.read_text()
+    else:
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
+        command = [*torchrun, "-m", "sae_forge", *flags(asked, *SETTINGS, "max_steps", "max_tokens")]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+        assert done.returncode == 0, done.stderr[-2000:]
     two = next((tmp_path / "two").glob("saes/*/*/sae_weights.safetensors"))
     assert two.read_bytes() == alone["sae_weights.safetensors"]
 
