@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test test-slow real lint clean
+.PHONY: run check test test-slow real lint lowest clean
 
 run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in models
 	$(BIN)/sae-forge run
@@ -26,6 +26,14 @@ lint: $(VENV)/.test-ready
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/lint-imports
 
+LOWEST := $(VENV)-lowest
+
+lowest:  ## the suite once with the lowest versions allowed; TORCH=2.13.0 names the lowest that your index has
+	$(PYTHON) -m venv $(LOWEST)
+	$(LOWEST)/bin/python .ci/lowest.py $(if $(TORCH),torch==$(TORCH)) > $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/pip install --quiet --requirement $(LOWEST)/lowest.txt
+	$(LOWEST)/bin/python -m pytest -q -n 2 --dist worksteal
+
 $(VENV)/.run-ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable ".[plot]"
@@ -42,4 +50,4 @@ $(VENV)/.real-ready: $(VENV)/.test-ready
 	touch $@
 
 clean:
-	rm -rf $(VENV)
+	rm -rf $(VENV) $(LOWEST)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from tiny_tokenizer import make_tokenizer
-from transformers import CONFIG_MAPPING, PreTrainedConfig
+from transformers import CONFIG_MAPPING, PretrainedConfig
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 ENDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
@@ -84,7 +84,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 """Checkpoints of a family that are made otherwise, by a name of ours."""
 
 
-def make_config(family: str, **differing: Any) -> PreTrainedConfig:
+def make_config(family: str, **differing: Any) -> PretrainedConfig:
     """A tiny configuration of ``family``, or of a variant."""
     family, varied = VARIANTS.get(family, (family, {}))
     differing = {**varied, **differing}

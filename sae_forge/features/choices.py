@@ -1,7 +1,8 @@
 """The latents each method takes, and what it says of those it leaves."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ def choices(
         choice = _chosen(method, measured, selectivity, config, found.get(method.name))
         told = ", ".join(f"{name} removed {count}" for name, count in choice.filtered.items() if count)
         if not choice.candidates:
-            refused.append(f"none of the {measured.d_sae} latents is valid for --method {method.name}: {told}")
+            way_out = _way_out(method, measured, config, n) if method.rank else ""
+            refused.append(f"none of the {measured.d_sae} latents is valid for --method {method.name}: {told}{way_out}")
             continue
         made[method.name] = choice
         if len(choice.latents) < n:
@@ -80,6 +82,38 @@ def choices(
     for line in refused:
         progress.say(f"{line}; left out")
     return made
+
+
+def _way_out(method: SelectionMethod, measured: Measured, config: FeaturesConfig, n: int) -> str:
+    """The one filter that, were it looser, would let most latents pass, and the value that would admit ``n`` of them.
+
+    Found by trying: a filter is named after the setting that moves it, whichever way that is.
+    """
+    assert method.rank is not None
+    rank = method.rank
+
+    def admitted(name: str, value: float) -> int:
+        tried = replace(config, **{name: type(getattr(config, name))(value)})
+        return int(sieve(rank(measured, tried, n).filters)[0].sum())
+
+    ends = {}
+    for name in rank(measured, config, n).filters:
+        now = getattr(config, name, None)
+        if isinstance(now, int | float):
+            for end in (0.0, 1.0 if now <= 1 else now * 1e6):
+                with suppress(ConfigError):  # a bound that would contradict another setting
+                    ends[name, end] = admitted(name, end)
+    if not (most := max(ends.values(), default=0)):
+        return "" if not ends else "; no one of these filters alone stands in the way"
+    name, loose = next(place for place, count in ends.items() if count == most)
+    tight, wanted = float(getattr(config, name)), min(n, most)
+    for _ in range(50):
+        middle = (tight + loose) / 2
+        tight, loose = (tight, middle) if admitted(name, middle) >= wanted else (middle, loose)
+    further = loose * (1.05 if loose > getattr(config, name) else 0.95)  # a rounder number may lie beyond
+    tried = (float(f"{value:.{digits}g}") for digits in (2, 3, 4, 6) for value in (loose, further))
+    value = next((value for value in tried if admitted(name, value) >= wanted), loose)
+    return f"; --{name} {value:.12g} instead of {getattr(config, name):g} would admit {wanted}"
 
 
 def _chosen(

@@ -98,7 +98,7 @@ def read_steering_csv(path: Path, *, sae_id: str | None = None, sae_release: str
     return table
 
 
-def _dialect(path: Path, reader: "csv.DictReader[str]") -> Dialect:
+def _dialect(path: Path, reader: csv.DictReader) -> Dialect:
     try:
         header = [name.strip() for name in reader.fieldnames or ()]
     except csv.Error as error:
@@ -114,7 +114,7 @@ def _dialect(path: Path, reader: "csv.DictReader[str]") -> Dialect:
     )
 
 
-def _rows(path: Path, reader: "csv.DictReader[str]", dialect: Dialect) -> Iterator[SteeringRow]:
+def _rows(path: Path, reader: csv.DictReader, dialect: Dialect) -> Iterator[SteeringRow]:
     read = _read_conditional if dialect == "conditional" else _read_lm_eval
     try:
         for cells in reader:

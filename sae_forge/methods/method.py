@@ -138,6 +138,15 @@ def _wrapped(wrapper: Wrapper, method: Method) -> Method:
 # ---- the settings that a sweep tries ------------------------------------------------------------
 
 
+def require_budget(method: Method, count: int) -> None:
+    """Raise ConfigError where a sweep of so many settings a method would be unfair to this one."""
+    if method.axes is not None and count < method.least:
+        raise ConfigError(
+            f"--configurations {count}: {method.name} needs at least {method.least} to be a fair rival, and all "
+            f"methods get the same; give {method.least} or leave {method.name} out of --methods"
+        )
+
+
 def grid(method: Method, materials: "Materials") -> list[Settings]:
     """The settings that a sweep tries: ``config.configurations`` of them, or one where there is nothing to tune.
 
@@ -150,11 +159,7 @@ def grid(method: Method, materials: "Materials") -> list[Settings]:
     if method.axes is None:
         return [{"num_features": size}]
     count = materials.config.configurations
-    if count < method.least:
-        raise ConfigError(
-            f"--configurations {count}: {method.name} needs at least {method.least} to be a fair rival, and all "
-            f"methods get the same; give {method.least} or leave {method.name} out of --methods"
-        )
+    require_budget(method, count)
     tried = [method.finished(point, materials) for point in _points(method.axes(size, materials), count)]
     # by what they print as: settings may hold lists, which no set takes
     if (different := len({repr(one) for one in tried})) != count:

@@ -19,7 +19,7 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     BitsAndBytesConfig,
-    PreTrainedConfig,
+    PretrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -61,7 +61,7 @@ class LanguageModel:
     """What a run has recorded that texts open with; None: what the tokenizer says."""
 
     @property
-    def config(self) -> PreTrainedConfig:
+    def config(self) -> PretrainedConfig:
         """The configuration of the part that writes; a model that also reads images keeps it inside its own."""
         return self.model.config.get_text_config()
 

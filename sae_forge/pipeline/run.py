@@ -20,6 +20,7 @@ from sae_forge.progress import Progress
 from sae_forge.results.report import load_report
 from sae_forge.results.sheets import Sheet
 from sae_forge.settings import presets
+from sae_forge.study.sweep import require_possible
 
 
 def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = None) -> Outcome:
@@ -73,6 +74,7 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
         done[name].log(name, time.monotonic() - started)
         return done[name]
 
+    require_possible(bench.lm, config)
     stage("collect", lambda: collect(config, bench))
     sae = config.sae or str(next(iter(stage("train", lambda: train(config, bench)).outputs.values())))
     on_sae = replace(config, sae=sae)

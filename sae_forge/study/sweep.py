@@ -5,16 +5,19 @@ chosen on the DEV half, by the rule of ``pareto.choose``, and nothing of the TES
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.questions import Half
 from sae_forge.errors import DataError
 from sae_forge.methods.materials import Materials
-from sae_forge.methods.method import Method, Settings, ends, grid
+from sae_forge.methods.method import Method, Settings, ends, grid, require_budget
 from sae_forge.methods.subjects import AsItIs, Subject, in_force
+from sae_forge.methods.table import methods_of
+from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
-from sae_forge.progress import Progress, Task
+from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.results.codec import encode
 from sae_forge.results.report import Point, Sweep, TunedMethod
 from sae_forge.statistics.answers import alignment
@@ -67,15 +70,32 @@ class Journal:
         return point
 
 
-def load_tuned(materials: Materials, progress: Progress) -> tuple[Asked, ...]:
+def require_possible(lm: LanguageModel, config: EvalConfig) -> None:
+    """Refuse before hours of collecting and training what an evaluation or a sweep would refuse after them.
+
+    Raises:
+        ConfigError: a method would have fewer settings tried than it needs.
+        DataError: what is to be asked is missing or malformed, or there is nothing to choose settings by.
+    """
+    known = catalogue_of(config)
+    unfiltered = replace(config, question_filter="none")  # pyright: ignore[reportCallIssue] (a filter asks the model)
+    methods = methods_of(config.methods, known.methods)
+    if config.sweep:
+        for method in methods:
+            for part in method.parts or (method,):
+                require_budget(part, config.configurations)
+        load_tuned(lm, unfiltered)
+    load_asked(lm, unfiltered)
+
+
+def load_tuned(lm: LanguageModel, config: EvalConfig, progress: Progress = SILENT) -> tuple[Asked, ...]:
     """The DEV half of what settings are chosen on: held-out text and prompts to continue are left for the report.
 
     Raises:
         DataError: there is nothing of it on what is forgotten, or none on what is kept.
     """
-    config = materials.config
     limit = config.sweep_limit or config.limit
-    asked = load_asked(materials.lm, config, progress, tuned=True, half=HALF, limit=limit)
+    asked = load_asked(lm, config, progress, tuned=True, half=HALF, limit=limit)
     if missing := {"forget", "retain"} - {one.role for one in asked}:
         raise DataError(
             f"--sweep chooses by questions and has none in the role {sorted(missing)[0]}; "
@@ -94,7 +114,7 @@ def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, f
     """
     alone = [method for method in methods if not method.parts and method.needs(materials) is None]
     grids = {method.name: grid(method, materials) for method in alone}
-    asked, tape = load_tuned(materials, progress), Tape(materials.lm, materials.point)
+    asked, tape = load_tuned(materials.lm, materials.config, progress), Tape(materials.lm, materials.point)
     units = sum(one.units for one in asked)
     journal = Journal.open(folder, fresh=materials.config.starts_over)
     with progress.task("sweep", units * (1 + sum(map(len, grids.values()))), "items") as task:

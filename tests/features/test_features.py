@@ -1,6 +1,7 @@
 """Statistics by hand on toy counts, selections from real shards, and files that are refused."""
 
 import json
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -515,6 +516,16 @@ def test_no_valid_latents_names_what_each_filter_removed(corpora):
         make(corpora, method=("frequency",), retain_threshold=0.0)
 
 
+def test_no_valid_latents_names_the_filter_and_the_value_that_would_admit_as_many(corpora):
+    with pytest.raises(DataError, match="would admit") as refused:
+        make(corpora, max_freq=0.01, num_features=(2,))
+    name, value, count = re.search(r"--(\w+) (\S+) instead of 0\.01 would admit (\d)", str(refused.value)).groups()
+    assert (name, count) == ("max_freq", "2")
+    assert make(corpora, max_freq=float(value), num_features=(2,)).candidates >= 2
+    with pytest.raises(ConfigError, match=r"--min_freq 0\.3 and --max_freq 0\.2 let no latent pass"):
+        FeaturesConfig(min_freq=0.3)
+
+
 def test_frequency_selection_ranks_by_forget_frequency(corpora):
     found = make(corpora, method=("frequency",), retain_threshold=0.5, num_features=(9,))
     assert found.indices == (2, 0, 1)
@@ -562,13 +573,15 @@ def test_several_methods_are_chosen_from_one_measurement(corpora):
 
 def test_of_several_methods_one_that_finds_nothing_is_told_and_left_out(corpora):
     ear = Ear()
-    found = make_all(corpora, progress=ear, method=("inlp", "frequency"), min_freq=0.9)
+    found = make_all(corpora, progress=ear, method=("inlp", "frequency"), min_freq=0.9, max_freq=1.0)
     assert list(found) == ["frequency"]
-    assert ear.lines == [
-        "none of the 5 latents is valid for --method inlp: min_target_fires removed 2, min_freq removed 3; left out"
-    ]
+    (line,) = ear.lines
+    assert line.startswith(
+        "none of the 5 latents is valid for --method inlp: min_target_fires removed 2, min_freq removed 3"
+    )
+    assert line.endswith("; left out")
     with pytest.raises(DataError, match=r"--method inlp: .*--method frequency: .*loosen"):
-        make_all(corpora, method=("inlp", "frequency"), min_freq=0.9, retain_threshold=0.0)
+        make_all(corpora, method=("inlp", "frequency"), min_freq=0.9, max_freq=1.0, retain_threshold=0.0)
 
 
 def test_attribution_is_refused_before_anything_is_read(corpora):

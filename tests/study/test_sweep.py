@@ -24,6 +24,8 @@ from sae_forge.study.estimates import Heading, change, describe
 from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.pareto import Point, choose, front, hypervolume
 from sae_forge.study.run import EvalReport
+from sae_forge.study.settings import eval_config
+from sae_forge.study.sweep import require_possible
 from sae_forge.tasks.engines import continuations, generation, losses, multiple_choice
 from sae_forge.tasks.records import half_of
 
@@ -343,6 +345,18 @@ def test_without_questions_on_both_sides_there_is_nothing_to_choose_by(run: Tiny
 def test_rmu_is_not_tried_with_less_than_it_needs(run: TinyRun):
     with pytest.raises(ConfigError, match="rmu needs at least 12"):
         run.evaluate(methods=("rmu",), sweep=True, configurations=8)
+
+
+def test_what_an_evaluation_would_refuse_is_refused_before_anything_is_collected(run: TinyRun, tmp_path: Path):
+    def refused(match: str, **settings: Any) -> None:
+        given = dict(run.questions) | settings
+        with pytest.raises((ConfigError, DataError), match=match):
+            require_possible(run.lm, eval_config()(**given))
+
+    require_possible(run.lm, eval_config()(**run.questions, methods=("scale",), sweep=True))
+    refused("rmu needs at least 12", methods=("rmu",), sweep=True, configurations=8)
+    refused("has none in the role retain", methods=("scale",), sweep=True, retain_questions=(), neighbour_questions=())
+    refused("absent.jsonl does not exist", forget_questions=(str(tmp_path / "absent.jsonl"),))
 
 
 # ---- stopping and going on ----------------------------------------------------------------------

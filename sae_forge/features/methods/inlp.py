@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from sae_forge.config.fields import Artefact
 from sae_forge.config.model import ModelConfig
+from sae_forge.errors import ConfigError
 from sae_forge.features.methods.method import Ranking, SelectionMethod
 
 if TYPE_CHECKING:
@@ -29,6 +30,13 @@ class InlpSettings(ModelConfig):
     max_neutral_freq: Annotated[float, "inlp: retain frequency must stay below this."] = 0.005
     max_freq: Annotated[float, "inlp: forget frequency must stay below this."] = 0.2
     min_ratio: Annotated[float, "inlp: smoothed forget/retain ratio must exceed this."] = 2.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_freq >= self.max_freq:
+            raise ConfigError(
+                f"--min_freq {self.min_freq:g} and --max_freq {self.max_freq:g} let no latent pass; lower the first"
+            )
 
 
 def rank(measured: "Measured", config: Any, n: int) -> Ranking:
