@@ -345,6 +345,21 @@ def test_no_launch_waits_for_the_device(segment):
         form.latent_sums(made.slopes.values, made.slopes.indices, made.table)
 
 
+@pytest.mark.skipif(INTERPRETED or DEVICE == "cuda", reason="each runs in its own process there")
+def test_a_test_ends_as_it_did_in_the_interpreters_process(monkeypatch):
+    import interpreted
+
+    item = SimpleNamespace(get_closest_marker=lambda name: name, path=Path("file"), config=None, name="test[case]")
+    for said, kind in (("assert 1 == 2", pytest.fail.Exception), ("skipped: no GPU", pytest.skip.Exception)):
+        monkeypatch.setitem(interpreted._VERDICTS, item.path, {item.name: said})
+        with pytest.raises(kind, match=said.removeprefix("skipped: ")):
+            interpreted.pytest_pyfunc_call(item)
+    monkeypatch.setitem(interpreted._VERDICTS, item.path, {item.name: ""})
+    assert interpreted.pytest_pyfunc_call(item)
+    with pytest.raises(KeyError):  # one that was not run there did not pass
+        interpreted.pytest_pyfunc_call(SimpleNamespace(**{**vars(item), "name": "another"}))
+
+
 # ---- ahead of time ------------------------------------------------------------------------------
 
 
