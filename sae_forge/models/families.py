@@ -159,7 +159,7 @@ def family_of(model_type: str, name: str) -> Family:
         name: The model as the user named it, for the message.
 
     Raises:
-        UnsupportedModelError: no entry does; lists those there are and where to add one.
+        UnsupportedModelError: no entry does; lists those there are and says how to bring another.
     """
     for family in _ENTRIES:
         if model_type in family.model_types:
@@ -168,5 +168,6 @@ def family_of(model_type: str, name: str) -> Family:
         raise UnsupportedModelError(f"model {name} is of type {model_type!r}, which is not supported: {reason}")
     raise UnsupportedModelError(
         f"model {name} is of type {model_type!r}; supported: {', '.join(FAMILIES)} "
-        "(a new family is one entry in sae_forge/models/families.py)"
+        "(another is one entry in sae_forge/models/families.py of a checkout; from Python, without a change to the "
+        "package, load_model(name, family=Family(...)); docs/families.md says what an entry holds)"
     )

@@ -171,6 +171,7 @@ def load_model(
     device: str = "auto",
     device_map: str | None = None,
     quantize: Quantize = "none",
+    family: Family | None = None,
 ) -> LanguageModel:
     """The model called ``name``, ready for reading and editing; its weights take no gradient.
 
@@ -180,6 +181,7 @@ def load_model(
         name: A built-in name, a local folder, a GGUF file or the name of one that is installed, or a Hub id.
         dtype: ``auto`` is fp32 on a CPU and the stored precision on a GPU.
         device_map: Spreads the model over devices as accelerate does; ``device`` is then ignored.
+        family: What ``families.FAMILIES`` does not have, or has otherwise. None: the entry of the model's type.
 
     Raises:
         UnsupportedModelError: no such folder, a folder that is no model, a family without entry.
@@ -194,7 +196,7 @@ def load_model(
     common = _common(revision)
     with one_line(name, local=folder is not None, revision=revision):
         config = AutoConfig.from_pretrained(source, **common)
-        family = family_of(config.model_type, name)
+        family = family or family_of(config.model_type, name)
         tokenizer = _tokenizer(source, name, common)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,

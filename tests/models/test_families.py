@@ -6,6 +6,7 @@ cached is stated by family, because libraries round differently there.
 
 import re
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -278,6 +279,18 @@ def test_a_compiled_model_heeds_edits_that_come_and_go(tmp_path):
             with applied(lm, sae, HookPoint(0), EDIT) as again:
                 torch.testing.assert_close(compiled(**arguments).logits, edited, rtol=0, atol=ROUNDING)
             assert (again.tokens, again.edited) == (log.tokens, log.edited)
+
+
+def test_a_family_that_the_table_lacks_can_be_brought_along(tmp_path):
+    folder = save_model(tmp_path / "olmo", "olmo")
+    with pytest.raises(UnsupportedModelError, match=r"supported: llama, .*load_model\(name, family=Family\(\.\.\.\)\)"):
+        load_model(str(folder))
+    own = replace(FAMILIES["llama"], name="olmo", model_types=("olmo",), needs_bos=False)
+    lm = load_model(str(folder), device="cpu", family=own)
+    token_ids, mask = tokens(lm)
+    taken = capture(lm, [HookPoint(1, site) for site in SITES], token_ids, mask)
+    parts = [taken[HookPoint(1, site)] for site in ("resid_pre", "attn_out", "mlp_out")]
+    torch.testing.assert_close(sum(parts), taken[HookPoint(1)], rtol=1e-5, atol=1e-5)
 
 
 def test_gemma_3n_is_refused_with_the_reason():
