@@ -8,8 +8,8 @@ import importlib.util
 import json
 import math
 import os
-import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -70,12 +70,15 @@ def converted(name: str) -> Converted | None:
         if not folder.exists():
             parts = packaged.parts_of(name)
             _require_gguf(name)
-            files.require_disk(folder, sum(part.stat().st_size for part in parts))
-            folder.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
-                whole = Path(scratch) / f"{name}.gguf"
-                packaged.write_whole(name, parts, whole)
-                _convert(whole, folder)
+            with _alone(folder) as absent:
+                if absent:
+                    whole = folder.with_name(f".{name}.gguf")  # what a killed process left of it is written over
+                    files.require_disk(folder, sum(part.stat().st_size for part in parts))
+                    try:
+                        packaged.write_whole(name, parts, whole)
+                        _convert(whole, folder)
+                    finally:
+                        whole.unlink(missing_ok=True)
         return _checked(folder, name)
     if not is_gguf(path):
         return None
@@ -84,8 +87,9 @@ def converted(name: str) -> Converted | None:
     _require_gguf(name)
     require_whole(header)
     folder = _place(_xxh3(path))
-    if not folder.exists():
-        _convert(path, folder)
+    with _alone(folder) as absent:
+        if absent:
+            _convert(path, folder)
     return _checked(folder, path.name)
 
 
@@ -100,31 +104,37 @@ def _require_gguf(name: str) -> None:
         )
 
 
+@contextmanager
+def _alone(folder: Path) -> Iterator[bool]:
+    """Whether the folder is to be made, by this process alone; another that is making it is waited for."""
+    if folder.exists():
+        yield False
+        return
+    with files.locked(folder.parent, wait=True):
+        files.discard_rest(files.scratch_of(folder))  # what a killed conversion left
+        yield not folder.exists()
+
+
 def _convert(source: Path, folder: Path) -> None:
-    """Make the folder; what a killed conversion left is discarded, and another process's is waited for."""
     header = read_header(source)
     config = config_of(header)
     require_whole(header)
     names = names_of(header, config)
     tokenizer = tokenizer_of(header)
-    with files.locked(folder.parent, wait=True):
-        if folder.exists():
-            return
-        files.discard_rest(files.scratch_of(folder))
-        sizes = {name: 4 * math.prod(header.tensors[stored].shape) for name, stored in names.items()}
-        files.require_disk(folder, sum(sizes.values()))
-        with files.publish_folder(folder) as scratch:
-            config.save_pretrained(scratch)
-            GenerationConfig.from_model_config(config).save_pretrained(scratch)
-            tokenizer.save_pretrained(scratch)
-            _save_weights(tensors_of(header, names), sizes, scratch)
-            record = {
-                "name": source.name,
-                "architecture": header.architecture,
-                "stored": stored_as(header),
-                "files": {path.name: _xxh3(path) for path in sorted(scratch.iterdir())},
-            }
-            files.publish_json(scratch / RECORD, record)
+    sizes = {name: 4 * math.prod(header.tensors[stored].shape) for name, stored in names.items()}
+    files.require_disk(folder, sum(sizes.values()))
+    with files.publish_folder(folder) as scratch:
+        config.save_pretrained(scratch)
+        GenerationConfig.from_model_config(config).save_pretrained(scratch)
+        tokenizer.save_pretrained(scratch)
+        _save_weights(tensors_of(header, names), sizes, scratch)
+        record = {
+            "name": source.name.removeprefix("."),
+            "architecture": header.architecture,
+            "stored": stored_as(header),
+            "files": {path.name: _xxh3(path) for path in sorted(scratch.iterdir())},
+        }
+        files.publish_json(scratch / RECORD, record)
 
 
 def _save_weights(tensors: Iterable[tuple[str, Float[Tensor, "..."]]], sizes: Mapping[str, int], folder: Path) -> None:
