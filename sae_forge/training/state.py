@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Int
@@ -25,7 +25,7 @@ from sae_forge.kernels.rows import Rows, Slot
 from sae_forge.progress import Progress
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.store.seal import sealed_json
 from sae_forge.store.tensors import read_header, read_tensors
 
@@ -36,7 +36,7 @@ STATE, PART = "state.json", "part of a training checkpoint"
 _FILES = ("weights.safetensors", "optim.safetensors")
 _MOST_SHARES = 4096
 _NAME = re.compile(r"step-(\d+)")
-_FACTS = {"step": int, "tokens": int, "scale": float, "aux_places": int}
+_FACTS = ("step", "tokens", "scale", "aux_places")
 
 
 class Share(NamedTuple):
@@ -52,6 +52,29 @@ class Share(NamedTuple):
 
 
 WHOLE = Share()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """What ``state.json`` says: numbers that are possible, and the hash of each file, whose names are ours, not its."""
+
+    format: int
+    step: int
+    tokens: int
+    scale: float
+    aux_places: int
+    files: dict[str, str]
+    shares: int = 1
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shares <= _MOST_SHARES:
+            raise ValueError(f"shares is {self.shares}")
+        for name in _FACTS:
+            if not 0 <= getattr(self, name) < 2**63:
+                raise ValueError(f"{name} is {getattr(self, name)}")
+        names = [_file(name, Share(number, self.shares)) for number in range(self.shares) for name in _FILES]
+        if set(self.files) != set(names):
+            raise ValueError(f"it should hold the hashes of {', '.join(names[:4])}")
 
 
 @dataclass
@@ -165,7 +188,7 @@ def drop_damaged(folder: Path, progress: Progress) -> None:
     """Remove the newest checkpoints as long as not all of their files verify, and say so."""
     for _, path in reversed(_checkpoints(folder)):
         try:
-            for name in (STATE, *_read_facts(path)["files"]):
+            for name in (STATE, *_read_facts(path).files):
                 verify_checkpoint(path, name)
             return
         except CheckpointError as error:
@@ -180,7 +203,7 @@ def load_weights(folder: Path, sae: TopKSAE) -> float:
     _fill(
         path, facts, _FILES[0], {name: getattr(sae, name).data for name in ("W_enc", "W_dec", "b_enc", "b_dec")}, WHOLE
     )
-    return float(facts["scale"])
+    return facts.scale
 
 
 def verify_checkpoint(path: Path, name: str) -> None:
@@ -189,7 +212,7 @@ def verify_checkpoint(path: Path, name: str) -> None:
     Raises:
         CheckpointError: a file is missing or not what was written; the message names it.
     """
-    hashes = _read_facts(path)["files"]
+    hashes = _read_facts(path).files
     if name not in {STATE, *hashes}:
         raise CheckpointError(f"{path / STATE} is not a training state that knows {name}")
     for part in hashes if name == STATE else (name,):
@@ -250,8 +273,8 @@ def _restore(path: Path, sae: TopKSAE, share: Share) -> TrainState:
     """The state in this folder, refused unless every file has its hash and every tensor its shape."""
     facts = _read_facts(path)
     state = TrainState.start(sae, 1.0)
-    for name, kind in _FACTS.items():
-        setattr(state, name, kind(facts[name]))
+    for name in _FACTS:
+        setattr(state, name, getattr(facts, name))
     for name, tensors in _tensors(state).items():
         _fill(path, facts, name, tensors, share)
     for slot in state.slots.values():
@@ -260,31 +283,11 @@ def _restore(path: Path, sae: TopKSAE, share: Share) -> TrainState:
     return state
 
 
-def _read_facts(path: Path) -> dict[str, Any]:
-    """What ``state.json`` says: numbers that are possible, and the hash of each file, whose names are ours, not its."""
+def _read_facts(path: Path) -> Facts:
     files.require_plain(path / STATE, kind=CheckpointError, what=PART)
-    facts = files.read_json(path / STATE, kind=CheckpointError, what="a training state")
-    if not isinstance(facts, dict):
-        raise CheckpointError(f"{path / STATE} is not a training state: it holds no facts")
-    shares = cast("Any", facts.get("shares", 1))
-    if not isinstance(shares, int) or not 1 <= shares <= _MOST_SHARES:
-        raise CheckpointError(f"{path / STATE} is not a training state: shares is {str(shares)[:40]}")
-    names = [_file(name, Share(number, shares)) for number in range(shares) for name in _FILES]
-    hashes = facts.get("files")
-    if (
-        not isinstance(hashes, dict)
-        or set(hashes) != set(names)
-        or not all(type(one) is str for one in hashes.values())
-    ):
-        raise CheckpointError(
-            f"{path / STATE} is not a training state: it should hold the hashes of {', '.join(names[:4])}"
-        )
-    for name in names:
+    facts = records.read(Facts, path / STATE, error=CheckpointError, what="a training state")
+    for name in facts.files:
         files.require_plain(path / name, kind=CheckpointError, what=PART)
-    for name in _FACTS:
-        value = cast("Any", facts.get(name))
-        if type(value) not in (int, float) or not 0 <= value < 2**63:
-            raise CheckpointError(f"{path / STATE} is not a training state: {name} is {str(value)[:40]}")
     return facts
 
 
@@ -295,19 +298,18 @@ def _file(name: str, share: Share) -> str:
 
 
 @torch.no_grad()
-def _fill(path: Path, facts: dict[str, Any], name: str, tensors: dict[str, Tensor], share: Share) -> None:
+def _fill(path: Path, facts: Facts, name: str, tensors: dict[str, Tensor], share: Share) -> None:
     """Copy over these tensors, in place, what the stored shares hold of their latents."""
-    shares = facts.get("shares", 1)
     here = len(tensors[next(n for n in tensors if n.endswith("W_dec"))])
     d_sae = here * share.of
     wanted = share.latents(d_sae)
-    for stored_share in (Share(number, shares) for number in range(shares)):
+    for stored_share in (Share(number, facts.shares) for number in range(facts.shares)):
         there = stored_share.latents(d_sae)
         first, last = max(wanted.start, there.start), min(wanted.stop, there.stop)
         if first >= last:
             continue
         file = path / _file(name, stored_share)
-        stored = _stored(file, facts["files"][file.name], tensors, len(there))
+        stored = _stored(file, facts.files[file.name], tensors, len(there))
         for key, tensor in tensors.items():
             axis = _LATENT_AXIS[key.rpartition(".")[2]]
             if axis is None:
