@@ -245,7 +245,7 @@ def load_elsewhere(names: list[str], tmp_path: Path, **environment: str) -> list
     keep = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     env = {**keep, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path), "OMP_NUM_THREADS": "1", **environment}
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, *names], env=env, capture_output=True, text=True, check=True, timeout=120
+        [sys.executable, "-c", SCRIPT, *names], env=env, capture_output=True, text=True, check=True, timeout=600
     )
     return done.stdout.splitlines()
 

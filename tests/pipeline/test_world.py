@@ -190,7 +190,7 @@ def test_packed_rows_and_single_documents_are_both_familiar(loaded):
 
 def rebuild(folder: Path, seed: int) -> dict[str, bytes]:
     command = [sys.executable, "-m", "data_scripts.tiny_world", "--small", "--threads", "1", "--seed", str(seed)]
-    subprocess.run([*command, "--out", str(folder)], cwd=REPO, check=True, capture_output=True, timeout=120)
+    subprocess.run([*command, "--out", str(folder)], cwd=REPO, check=True, capture_output=True, timeout=600)
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
@@ -207,7 +207,7 @@ def test_the_script_makes_the_same_small_world_twice_and_another_from_another_se
 @pytest.mark.slow
 def test_the_shipped_words_are_the_scripts_own(tmp_path):
     command = [sys.executable, "-m", "data_scripts.tiny_world", "--only_text", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=REPO, check=True, capture_output=True, timeout=120)
+    subprocess.run(command, cwd=REPO, check=True, capture_output=True, timeout=600)
     made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
     assert len(made) == len(builtin.KINDS) * len(DOMAINS)
     assert all((builtin.WORLD / name).read_bytes() == content for name, content in made.items())

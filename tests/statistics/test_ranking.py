@@ -38,6 +38,7 @@ def test_an_auroc_resamples_either_side_apart():
     assert (found.low, found.high) == pytest.approx(tuple(np.percentile(written, (2.5, 97.5))), abs=1e-6)
 
 
+@settings(deadline=None)
 @given(st.lists(st.tuples(st.integers(0, 4), st.integers(0, 4)), min_size=3, max_size=9))
 def test_spearman_is_pearson_of_mean_ranks_to_the_last_digit(pairs: list[tuple[int, int]]):
     """Of the ranks from 0 on that earlier reports were made with; SciPy counts them from 1."""
