@@ -129,6 +129,8 @@ def collect(
     team = ranks.here()
     jobs = plan(config, lm, corpora)
     require_few_shards(config, jobs)
+    if not config.starts_over:
+        _require_match(jobs)
     team.meet()  # before any of them changes what another looks at
     describe(config, lm, jobs, progress)
     run = Run(config.run_folder, config.shards_dir)
@@ -138,8 +140,6 @@ def collect(
     with team.led() as first:
         if first:
             run.begin([name for job in jobs for name in job.folder_names], fresh=config.starts_over)
-            if run.elsewhere and not config.starts_over:
-                _require_match(jobs)
             run.open(config.model, opening=lm.opening.to_json())
             run.plan_corpora(job.name for job in jobs)
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
@@ -148,7 +148,7 @@ def collect(
 
 
 def _require_match(jobs: Sequence[Job]) -> None:
-    """Refuse what other runs collected under other settings before this run is tied to the place where it is."""
+    """Refuse what was collected under other settings, before it is called complete or a run is tied to its place."""
     for job in jobs:
         for point, folder in job.folders.items():
             if point not in job.pending:

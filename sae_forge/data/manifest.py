@@ -274,9 +274,14 @@ def require_match(folder: AnyPath, expected: Fingerprint, found: Fingerprint) ->
     """Refuse shards made under other settings.
 
     Raises:
-        ShardError: names each field that differs, with both values.
+        ShardError: names each field that differs, with both values; where only the text does, says that it has changed.
     """
     if differences := expected.differences(found):
+        if [name for name, _, _ in differences] == ["source"]:
+            raise ShardError(
+                f"{folder} holds the text of {found.corpus} as it was; it has changed since (then {found.source}, now "
+                f"{expected.source}). Restore it, collect it again with --fresh, or choose another --run_dir"
+            )
         pairs = [f"{name} expected {_brief(want)}, found {_brief(have)}" for name, want, have in differences]
         told = "; ".join(pairs[:4]) + (f"; and {len(pairs) - 4} more" if len(pairs) > 4 else "")
         raise ShardError(

@@ -368,6 +368,16 @@ def test_other_settings_at_the_same_place_name_the_field(tiny_llama, model_folde
         collect(make_config(tmp_path), gemma, corpora)
 
 
+def test_a_changed_text_is_called_changed_and_not_complete(tiny_llama, tmp_path):
+    path, listener = tmp_path / "saga.jsonl", Listener()
+    path.write_text(json.dumps({"text": DOCUMENTS[0]}))
+    collect(make_config(tmp_path / "run", layer=(1,)), tiny_llama, [("forget", str(path))])
+    path.write_text(json.dumps({"text": DOCUMENTS[1]}))
+    with pytest.raises(ShardError, match="holds the text of saga as it was; it has changed since"):
+        collect(make_config(tmp_path / "run", layer=(1,)), tiny_llama, [("forget", str(path))], listener)
+    assert not listener.lines
+
+
 def test_settings_that_cannot_work_write_nothing(tiny_llama, corpora, tmp_path):
     run = tmp_path / "run"
     (tmp_path / "empty.jsonl").write_text("\n")
