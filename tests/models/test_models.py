@@ -20,6 +20,7 @@ from transformers import LlamaForCausalLM
 
 from sae_forge.errors import BackendError, ConfigError, DataError, RemoteError, UnsupportedModelError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models import loading
 from sae_forge.models.families import FAMILIES
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import load_model, parameter_bytes
@@ -271,3 +272,10 @@ def test_without_a_network_the_built_in_model_is_pointed_to(monkeypatch):
     assert str(told.value).startswith("meta-llama/Llama-2-7b-chat-hf is not")
     assert "--model tiny-llama" in str(told.value)
     assert told.value.exit_code == 5
+
+
+def test_8_bits_are_loaded_so_that_a_row_hangs_on_no_other(monkeypatch):
+    """At bitsandbytes' own threshold columns are taken out for all tokens of a call at once."""
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+    config = loading._quantization("8bit", "auto")
+    assert config is not None and config.load_in_8bit and config.llm_int8_threshold == 0
