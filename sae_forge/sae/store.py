@@ -94,6 +94,8 @@ def load_sae(
         raise CheckpointError(
             f"{folder} is an SAE of another place: expected {expect_point}, found {provenance.hook_point[:80]}"
         )
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(f"{folder / WEIGHTS} is missing; it should be the weights of an SAE")
     expected_hash = ours.get("weights_sha256")
     if expected_hash is not None and files.file_sha256(folder / WEIGHTS) != expected_hash:
         raise CheckpointError(
