@@ -1,12 +1,13 @@
 """All commands end to end on both built-in models, through the real command line, and what goes wrong on the way."""
 
 import json
-import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ from typer.testing import CliRunner
 
 from cli.app import build
 from sae_forge import builtin
+from sae_forge.results.claims import REVERSIBLE
 from sae_forge.store.runs import Run
 
 SMALL = {
     "collect": ["--max_tokens", "6000", "--model_batch_size", "8"],
-    "train": ["--max_steps", "60", "--batch_size", "1024", "--expansion_factor", "4", "--loss_tokens", "2000"],
+    "train": ["--max_steps", "60", "--batch_size", "1024", "--expansion_factor", "4", "--loss_tokens", "500"],
     "features": ["--num_features", "5,20", "--max_neutral_freq", "0.05", "--min_target_fires", "4", "--snippets", "2"],
     "eval": [
-        *("--limit", "6", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "1500"),
+        *("--limit", "6", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "150"),
         *("--max_new_tokens", "6", "--bootstrap", "100"),
     ],
 }
@@ -43,12 +45,33 @@ def forge_json(*args: str) -> dict[str, Any]:
     return json.loads(forge(*args, "--json"))
 
 
-@pytest.fixture(scope="module", params=builtin.MODELS)
-def run(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Path, dict[str, Any]]:
-    """A model, its run folder, and what each of the first four commands printed."""
-    folder = tmp_path_factory.mktemp("run") / request.param
-    where = ["--model", request.param, "--run_dir", str(folder)]
-    return request.param, folder, {name: forge_json(name, *where, *flags) for name, flags in SMALL.items()}
+Made = tuple[str, Path, dict[str, Any]]
+"""A model, its run folder, and what each of the first four commands printed."""
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
+    """The run of a built-in model, made when it is first asked for."""
+
+    @cache
+    def made(model: str) -> Made:
+        folder = tmp_path_factory.mktemp("run") / model
+        where = ["--model", model, "--run_dir", str(folder)]
+        return model, folder, {name: forge_json(name, *where, *flags) for name, flags in SMALL.items()}
+
+    return made
+
+
+@pytest.fixture(params=builtin.MODELS)
+def run(request: pytest.FixtureRequest, runs: Callable[[str], Made]) -> Made:
+    """The run of each built-in model."""
+    return runs(request.param)
+
+
+@pytest.fixture
+def llama(runs: Callable[[str], Made]) -> Made:
+    """One of them, for what is about files and flags."""
+    return runs("tiny-llama")
 
 
 def tree(folder: Path) -> dict[str, bytes]:
@@ -57,7 +80,8 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-def test_every_command_prints_the_object_it_promises(run: tuple[str, Path, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_every_command_prints_the_object_it_promises(run: Made) -> None:
     model, folder, printed = run
     for name, found in printed.items():
         assert found["command"] == name
@@ -65,6 +89,7 @@ def test_every_command_prints_the_object_it_promises(run: tuple[str, Path, dict[
         assert found["seconds"] >= 0
         assert all(Path(path).exists() for path in found["outputs"].values())
     collected = {"tokens", "bytes", "shards", "tokens_per_second", "dropped", "rounding_fvu", "unmeasured"}
+    collected |= {"control_tokens_in_text", "skipped_documents"}
     assert set(printed["collect"]["metrics"]) == collected
     train = printed["train"]["metrics"]
     assert {"steps", "tokens", "tokens_per_second", "fvu", "l0", "dead_share", "ce_recovered"} <= set(train)
@@ -74,7 +99,8 @@ def test_every_command_prints_the_object_it_promises(run: tuple[str, Path, dict[
     assert Run(folder).model == model
 
 
-def test_the_report_holds_every_method_beside_its_controls(run: tuple[str, Path, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_the_report_holds_every_method_beside_its_controls(run: Made) -> None:
     metrics = run[2]["eval"]["metrics"]
     assert {name: domain["role"] for name, domain in metrics["domains"].items()} == builtin.world()["domains"]
     rows = metrics["methods"]
@@ -92,10 +118,13 @@ def test_the_report_holds_every_method_beside_its_controls(run: tuple[str, Path,
     for row in rows:
         for domain in row["domains"].values():
             assert domain["accuracy"]["low"] <= domain["accuracy"]["value"] <= domain["accuracy"]["high"]
-    assert any("restores everything" in line for line in metrics["claims"][:8])
+    claims = metrics["claims"]
+    (other,) = (number for number, line in enumerate(claims) if line.startswith("Scale -3 on 5 latents: forget"))
+    assert claims.index(REVERSIBLE) < other, "it is said before every setting but the first"
 
 
-def test_the_same_commands_again_return_what_is_there(run: tuple[str, Path, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_the_same_commands_again_return_what_is_there(run: Made) -> None:
     model, folder, printed = run
     before = tree(folder)
     for name, flags in SMALL.items():
@@ -104,14 +133,16 @@ def test_the_same_commands_again_return_what_is_there(run: tuple[str, Path, dict
     assert tree(folder) == before
 
 
-def test_without_a_model_the_run_folder_says_which(run: tuple[str, Path, dict[str, Any]]) -> None:
-    model, folder, _ = run
+@pytest.mark.slow
+def test_without_a_model_the_run_folder_says_which(llama: Made) -> None:
+    model, folder, _ = llama
     output = CliRunner().invoke(build(), ["features", "--run_dir", str(folder), *SMALL["features"]])
     assert output.exit_code == 0, output.output
     assert f"({model})" in output.stderr
 
 
-def test_report_generate_and_push_stand_on_the_run(run: tuple[str, Path, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_report_generate_and_push_stand_on_the_run(run: Made) -> None:
     _, folder, _ = run
     where = ["--run_dir", str(folder)]
     page = Path(forge_json("report", *where)["outputs"]["page"]).read_text()
@@ -127,9 +158,10 @@ def test_report_generate_and_push_stand_on_the_run(run: tuple[str, Path, dict[st
     assert any(path.endswith("sae_weights.safetensors") for path in paths)
 
 
-def test_push_and_report_pair_a_report_with_the_selection_it_measured(run: tuple[str, Path, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_push_and_report_pair_a_report_with_the_selection_it_measured(llama: Made) -> None:
     """A selection made after the report is newer, and still not the one its numbers are about."""
-    _, folder, printed = run
+    _, folder, printed = llama
     where = ["--run_dir", str(folder)]
     measured = [latent["index"] for latent in printed["features"]["metrics"]["latents"]]
     forge("features", *where, *SMALL["features"], "--num_features", "3")
@@ -140,11 +172,10 @@ def test_push_and_report_pair_a_report_with_the_selection_it_measured(run: tuple
     assert again["outputs"] == printed["eval"]["outputs"]
 
 
-def test_a_damaged_part_of_a_run_ends_a_report_in_one_line(
-    run: tuple[str, Path, dict[str, Any]], tmp_path: Path
-) -> None:
+@pytest.mark.slow
+def test_a_damaged_part_of_a_run_ends_a_report_in_one_line(llama: Made, tmp_path: Path) -> None:
     """Nothing seals a log, and a report's protocol is any JSON."""
-    folder = Path(shutil.copytree(run[1], tmp_path / "run"))
+    folder = Path(shutil.copytree(llama[1], tmp_path / "run"))
     where = ["report", "--run_dir", str(folder)]
     log = next(folder.glob("logs/train-*.jsonl"))
     log.write_text(log.read_text() + '{"step": ')
@@ -158,9 +189,10 @@ def test_a_damaged_part_of_a_run_ends_a_report_in_one_line(
     assert "measure one anew with: sae-forge eval" in forge(*where, code=2)
 
 
-def test_features_and_eval_take_k_and_place_from_the_sae(run: tuple[str, Path, dict[str, Any]]) -> None:
+@pytest.mark.slow
+def test_features_and_eval_take_k_and_place_from_the_sae(llama: Made) -> None:
     """``--layer`` other than the SAE's names what there is and the command that makes the other."""
-    _, folder, printed = run
+    _, folder, printed = llama
     output = forge("features", "--run_dir", str(folder), "--layer", "3", code=2)
     assert "blocks.3.hook_resid_post" in output
     assert next(iter(printed["train"]["outputs"])) in output
@@ -170,6 +202,7 @@ def test_features_and_eval_take_k_and_place_from_the_sae(run: tuple[str, Path, d
 # ---- what goes wrong ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("args", "code", "words"),
     [
@@ -196,6 +229,7 @@ def test_bad_input_is_one_line_and_leaves_no_artefact(
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_collect_stopped_between_corpora_is_finished_before_training(tmp_path: Path) -> None:
     where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
     forge("collect", *where, *SMALL["collect"])
@@ -205,6 +239,7 @@ def test_a_collect_stopped_between_corpora_is_finished_before_training(tmp_path:
     assert tree(tmp_path / "run" / "shards") == whole
 
 
+@pytest.mark.slow
 def test_no_forget_corpus_names_the_flag(tmp_path: Path) -> None:
     where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
     (tmp_path / "text.txt").write_text("The granite of the hill is grey.\n\n" * 40)
@@ -215,6 +250,7 @@ def test_no_forget_corpus_names_the_flag(tmp_path: Path) -> None:
     assert "--forget" in forge("features", *where, "--config", str(alone), code=2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("pattern", "command", "word"),
     [
@@ -225,9 +261,9 @@ def test_no_forget_corpus_names_the_flag(tmp_path: Path) -> None:
     ],
 )
 def test_a_foreign_file_where_an_artefact_is_expected_is_named(
-    run: tuple[str, Path, dict[str, Any]], pattern: str, command: str, word: str
+    llama: Made, pattern: str, command: str, word: str
 ) -> None:
-    _, folder, _ = run
+    _, folder, _ = llama
     path = next(folder.glob(pattern))
     before = path.read_bytes()
     try:
@@ -238,8 +274,9 @@ def test_a_foreign_file_where_an_artefact_is_expected_is_named(
         path.write_bytes(before)
 
 
-def test_an_sae_of_another_model_is_refused(run: tuple[str, Path, dict[str, Any]]) -> None:
-    model, folder, _ = run
+@pytest.mark.slow
+def test_an_sae_of_another_model_is_refused(llama: Made) -> None:
+    model, folder, _ = llama
     other = next(name for name in builtin.MODELS if name != model)
     sae = next(folder.glob("saes/*/*/cfg.json")).parent
     output = forge("eval", "--model", other, "--sae", str(sae), "--run_dir", str(folder / "other"), code=2)
@@ -247,29 +284,40 @@ def test_an_sae_of_another_model_is_refused(run: tuple[str, Path, dict[str, Any]
     assert other in output
 
 
-def test_no_valid_latents_says_which_filter_removed_how_many(run: tuple[str, Path, dict[str, Any]]) -> None:
-    output = forge("features", "--run_dir", str(run[1]), "--min_freq", "0.9", code=2)
+@pytest.mark.slow
+def test_no_valid_latents_says_which_filter_removed_how_many(llama: Made) -> None:
+    output = forge("features", "--run_dir", str(llama[1]), "--min_freq", "0.9", code=2)
     assert "min_freq removed" in output
 
 
+TRAINED = [*SMALL["collect"], *SMALL["train"], "--max_steps", "150", "--checkpoint_every", "20"]
+
+
+@pytest.fixture(scope="module")
+def unstopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """What the training leaves that nothing stops."""
+    folder = tmp_path_factory.mktemp("unstopped") / "run"
+    forge("train", "--model", "tiny-llama", "--run_dir", str(folder), *TRAINED)
+    return tree(folder)
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_a_state_that_goes_on_to_the_same_bytes(tmp_path: Path, number: signal.Signals) -> None:
+def test_a_signal_leaves_a_state_that_goes_on_to_the_same_bytes(
+    tmp_path: Path, number: signal.Signals, unstopped: dict[str, bytes]
+) -> None:
     """Stopped in the middle of training, the same command continues and ends where an unstopped run ends."""
-
-    def command(folder: Path) -> list[str]:
-        flags = [*SMALL["collect"], *SMALL["train"], "--max_steps", "150", "--checkpoint_every", "20"]
-        return [sys.executable, "-m", "sae_forge", "train", "--model", "tiny-llama", "--run_dir", str(folder), *flags]
-
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    root = Path(__file__).parents[2]
-    stopped = subprocess.Popen(command(tmp_path / "a"), env=environment, cwd=root, stderr=subprocess.PIPE, text=True)
+    asked = ["train", "--model", "tiny-llama", "--run_dir", str(tmp_path / "run"), *TRAINED]
+    stopped = subprocess.Popen(
+        [sys.executable, "-m", "sae_forge", *asked], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
+    )
     deadline = time.monotonic() + 120
-    while not list(tmp_path.glob("a/saes/*/*/checkpoints/step-*")) and time.monotonic() < deadline:
+    while not list(tmp_path.glob("run/saes/*/*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
     stopped.send_signal(number)
     _, errors = stopped.communicate(timeout=120)
     assert stopped.returncode == 128 + number, errors
     assert "continues from here" in errors
-    for folder in ("a", "b"):
-        subprocess.run(command(tmp_path / folder), env=environment, cwd=root, check=True, capture_output=True)
-    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    assert tree(tmp_path / "run") != unstopped
+    forge(*asked)
+    assert tree(tmp_path / "run") == unstopped
