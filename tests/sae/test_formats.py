@@ -2,10 +2,13 @@
 
 import json
 import math
+import resource
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
@@ -574,3 +577,59 @@ def test_latents_of_a_groupmax_sae_are_cut_out_and_kept_with_their_run(tmp_path)
     assert bool(acts.any())
     back = put_together(*taken_apart(cut))
     assert torch.equal(back.latent_acts(X, torch.tensor([9, 2])), acts)  # pyright: ignore[reportAttributeAccessIssue]
+
+
+# ---- spoilt ---------------------------------------------------------------------------------------
+
+
+def gemma_scope_folder(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    names = ("W_enc", "W_dec", "b_enc", "b_dec", "threshold")
+    np.savez(folder / "params.npz", **{name: W[name].numpy() for name in names})  # pyright: ignore[reportArgumentType]
+    return folder
+
+
+MADE: dict[str, Callable[[Path], Path]] = {
+    "SAELens": lambda root: saelens_folder(root / "sae", "gated"),
+    "sparsify": lambda root: sparsify_folder(root / "layers.3"),
+    "Gemma Scope": lambda root: gemma_scope_folder(root / "layer_3"),
+    "Gemma Scope 2": lambda root: gemma_scope_2_folder(root, config={"hf_hook_point_in": "model.layers.3.output"}),
+    "Llama Scope": lambda root: llama_scope_folder(root / "L3R"),
+}
+
+
+def spoilt(kind: str, root: Path, times: int) -> None:
+    """Spoil a few bytes of the head of a file of an SAE, time and again: it is read, or refused in one line."""
+    folder, spoil = MADE[kind](root), Random(kind)
+    whole = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    refused = 0
+    for _ in range(times):
+        path = spoil.choice(sorted(whole))
+        content = bytearray(whole[path])
+        for _ in range(spoil.randint(1, 4)):
+            place = spoil.randrange(min(len(content), 700))
+            content[place] = spoil.choice((spoil.randrange(256), *b'0129-"[]{}:,e'))
+        path.write_bytes(content)
+        try:
+            found = table.on_disk(folder)
+            assert found is not None
+            build.read(found.weights, found.format.describe(found, Hints()), allow_pickle=False, what="it")
+        except ForgeError as error:
+            refused += 1
+            assert "\n" not in str(error)
+            assert len(str(error)) < 600
+        path.write_bytes(whole[path])
+    assert refused > times // 4
+
+
+@pytest.mark.parametrize("kind", list(MADE))
+def test_a_spoilt_head_is_refused_in_one_line(kind, tmp_path):
+    spoilt(kind, tmp_path, 40)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("kind", list(MADE))
+def test_ten_thousand_spoilt_heads_are_refused_in_one_line(kind, tmp_path):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    spoilt(kind, tmp_path, 2_000)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 200_000, "kilobytes"

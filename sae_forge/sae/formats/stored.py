@@ -7,6 +7,7 @@ process turns into safetensors first (``formats.pickled``). Whatever precision i
 import math
 import stat
 import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -28,7 +29,7 @@ AT_ONCE = 2**25
 """Bytes that are read before they are put where they belong."""
 _UNREADABLE = (
     OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, OverflowError, NotImplementedError, RuntimeError,
-    struct.error, zipfile.BadZipFile,
+    struct.error, zipfile.BadZipFile, tokenize.TokenError,
 )  # fmt: skip
 
 
