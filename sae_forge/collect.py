@@ -26,13 +26,12 @@ from torch import Tensor
 
 import sae_forge
 from sae_forge import ranks
-from sae_forge.collect_plan import Job, describe, plan, require_few_shards
+from sae_forge.collect_plan import Job, describe, fitted, plan, require_few_shards
 from sae_forge.config.collect import CollectConfig
 from sae_forge.data.corpus import PackedBatch, Tally, iter_packed, iter_texts
-from sae_forge.data.manifest import require_match
 from sae_forge.data.rounding import STORED
-from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter
-from sae_forge.errors import ResourceError, ShardError
+from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter, complete
+from sae_forge.errors import ConfigError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.hooks import capture
@@ -126,11 +125,9 @@ def collect(
         NumericalError: more than 0.1 % of a corpus's activations are not finite.
     """
     started = time.monotonic()
-    team = ranks.here()
+    team, config = ranks.here(), fitted(config, lm)
     jobs = plan(config, lm, corpora)
     require_few_shards(config, jobs)
-    if not config.starts_over:
-        _require_match(jobs)
     team.meet()  # before any of them changes what another looks at
     describe(config, lm, jobs, progress)
     run = Run(config.run_folder, config.shards_dir)
@@ -140,19 +137,25 @@ def collect(
     with team.led() as first:
         if first:
             run.begin([name for job in jobs for name in job.folder_names], fresh=config.starts_over)
-            run.open(config.model, opening=lm.opening.to_json())
+            _require_own(run, jobs)
+            run.open(config.model, lm.fingerprint()["weights"], opening=lm.opening.to_json())
             run.plan_corpora(job.name for job in jobs)
+            run.note_texts({job.name: job.text for job in jobs})
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
     manifests = [found for _, found in done]
     return _report(jobs, manifests, sum(tokens for tokens, _ in done), time.monotonic() - started)
 
 
-def _require_match(jobs: Sequence[Job]) -> None:
-    """Refuse what was collected under other settings, before it is called complete or a run is tied to its place."""
-    for job in jobs:
-        for point, folder in job.folders.items():
-            if point not in job.pending:
-                require_match(folder, job.fingerprints[point], Manifest.read(folder).fingerprint)
+def _require_own(run: Run, jobs: Sequence[Job]) -> None:
+    """Refuse to collect more into what another run has collected at a place that runs share."""
+    if not run.elsewhere:
+        return
+    grown = [f"{job.name}/{point}" for job in jobs for point in job.pending if complete(job.folders[point])]
+    if foreign := sorted(set(grown).difference(run.begun)):
+        raise ConfigError(
+            f"{run.shards}/{foreign[0]} was collected by another run, so {run.folder} does not collect more into it; "
+            "give another --shards_dir, or the --max_tokens it was collected with"
+        )
 
 
 def _collect_corpus(
@@ -363,6 +366,9 @@ def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Finger
                     f"{folder} was collected under other settings: {name} expected {model[name]!r}, found {was!r}. "
                     "Repeat those settings, choose another --run_dir or --shards_dir, or start over with --fresh"
                 )
+        settings = found.get("settings")
+        if isinstance(settings, dict) and settings.get("max_tokens", config.max_tokens) != config.max_tokens:
+            files.publish_json(path, found | {"settings": settings | {"max_tokens": config.max_tokens}})
         return
     files.publish_json(
         path,

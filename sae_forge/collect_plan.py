@@ -1,23 +1,29 @@
 """What a collect will do and take, worked out and said before it starts: corpora, folders, tokens, disk and memory."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from pathlib import Path
+from typing import TypeVar
 
+from sae_forge import builtin
 from sae_forge.config.collect import CollectConfig
 from sae_forge.data.corpus import Tally, corpus_identity, iter_texts, told_apart
-from sae_forge.data.shards import MAX_SHARDS, Fingerprint, buffer_bytes, complete, row_bytes
+from sae_forge.data.manifest import require_match
+from sae_forge.data.shards import MAX_SHARDS, Fingerprint, Manifest, buffer_bytes, complete, row_bytes
 from sae_forge.data.sources import named
-from sae_forge.errors import ConfigError
+from sae_forge.errors import ConfigError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.hooks import check_points, unreached
 from sae_forge.models.loading import LanguageModel, parameter_bytes
 from sae_forge.models.tokens import max_input, packing
 from sae_forge.progress import Progress
+from sae_forge.store import files, weights
 from sae_forge.store.remote import AnyPath, RemotePath
 from sae_forge.store.runs import Run
 
+CollectConfigT = TypeVar("CollectConfigT", bound=CollectConfig)
 _SAMPLE = 64
 """Documents tokenised beforehand to learn how many characters a token takes."""
 
@@ -39,6 +45,14 @@ class Job:
     """What was seen in its text on the way, a sentence each."""
 
     @property
+    def text(self) -> tuple[str, str, str, str]:
+        """Of its text the role, the identity, the place, and what of it is meant."""
+        fingerprint, meant = next(iter(self.fingerprints.values())), named(self.source)
+        if meant.files is None or builtin.is_builtin(self.source):
+            return fingerprint.role, fingerprint.source, self.source, ""
+        return fingerprint.role, fingerprint.source, str(Path(meant.place).absolute()), meant.said
+
+    @property
     def folder_names(self) -> list[str]:
         """Its folders, as they are called below the place of all shards."""
         return [f"{self.name}/{point}" for point in self.folders]
@@ -51,6 +65,12 @@ class Job:
             present = sum(shard.stat().st_size for shard in self.folders[point].glob("shard-*.safetensors"))
             total += max(0, (self.expected or 0) * row_bytes(self.fingerprints[point]) - present)
         return total
+
+
+def fitted(config: CollectConfigT, lm: LanguageModel) -> CollectConfigT:
+    """The config with sequences as long as the model takes, where that is less than they are by default."""
+    unset = "ctx_len" not in config.spelled and config.ctx_len == CollectConfig.ctx_len
+    return replace(config, ctx_len=longest) if unset and (longest := max_input(lm)) < config.ctx_len else config
 
 
 def plan(config: CollectConfig, lm: LanguageModel, corpora: Sequence[tuple[str, str]]) -> list[Job]:
@@ -145,17 +165,54 @@ def _job(
     name, identity, tally = f"{role}-{corpus}", corpus_identity(source), Tally()
     place = Run(config.run_folder, config.shards_dir).shards
     folders = {point: place / name / str(point) for point in points}
-    pending = tuple(point for point in points if config.starts_over or not complete(folders[point]))
+    known = {point: _known_as(folder, lm) for point, folder in folders.items()}
+    fingerprints = {
+        point: replace(_fingerprint(config, lm, role, corpus, identity, point), **known[point]) for point in points
+    }
+    pending = tuple(
+        point for point in points if config.starts_over or not _holds_all(folders[point], fingerprints[point])
+    )
     expected = _expected_tokens(config, lm, source, tally) if pending else None
     return Job(
         name=name,
         source=source,
         folders=folders,
-        fingerprints={point: _fingerprint(config, lm, role, corpus, identity, point) for point in points},
+        fingerprints=fingerprints,
         pending=pending,
         expected=expected,
         remarks=tuple(tally.lines(name)),
     )
+
+
+def _holds_all(folder: AnyPath, fingerprint: Fingerprint) -> bool:
+    """Whether nothing is left to collect there.
+
+    Raises:
+        ShardError: it is complete and was collected under other settings.
+    """
+    if not complete(folder):
+        return False
+    found = Manifest.read(folder).fingerprint
+    if fingerprint.extends(found):
+        return False
+    require_match(folder, fingerprint, found)
+    return True
+
+
+def _known_as(folder: AnyPath, lm: LanguageModel) -> dict[str, str]:
+    """What a folder that was begun calls this model, if it was of the same weights under another name or record."""
+    if not files.is_there(path := folder / "config.json"):
+        return {}
+    noted = files.read_json(path, kind=ShardError, what="the settings of a shard folder")
+    model = noted.get("model") if isinstance(noted, dict) else None
+    if (
+        not isinstance(model, dict)
+        or not isinstance(model.get("weights"), str)
+        or not isinstance(model.get("name"), str)
+    ):
+        return {}
+    same = weights.same(model["weights"], lm.weights_as(model["weights"]))
+    return {"model": model["name"], "weights": model["weights"]} if same else {}
 
 
 def _fingerprint(

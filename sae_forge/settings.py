@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
 from sae_forge.config.fields import described
-from sae_forge.config.model import ModelConfig
+from sae_forge.config.model import ModelConfig, one_spelling
 from sae_forge.errors import ConfigError, did_you_mean
 
 Preset = dict[str, Any]
@@ -61,6 +61,8 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
     base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
+    if "model" in chosen:
+        chosen["model"] = one_spelling(chosen["model"])
     names = described(kind)
     settings = settings_for(base, chosen.get("model")) if base else {}
     from sae_forge.config.run import RunConfig  # every verb's own settings, which no other verb's help waits for

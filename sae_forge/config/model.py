@@ -1,5 +1,6 @@
 """Which model, where in it, and where results go: the settings every verb shares."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,8 @@ Quantize = Literal["none", "8bit", "4bit"]
 DEFAULT_MODEL = "meta-llama/Llama-2-7b-chat-hf"
 HERE = Setting(decides=(), local=True)
 """Where things are on this machine."""
+COMPUTED = Setting(decides=("shards", "report"))
+"""What a model's numbers hang on."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,11 +45,13 @@ class ModelConfig:
     )
     run_dir: Annotated[Path | None, "Run folder. Unset: checkpoints/<model with / as -->.", HERE] = None
     seed: Annotated[int, "Seed of everything random.", Setting(decides=("selection", "report"))] = 0
-    revision: Annotated[str | None, "Branch, tag or commit of a Hub model."] = None
-    dtype: Annotated[ModelDtype, "Precision the model computes in. auto: fp32 on a CPU, as stored on a GPU."] = "auto"
+    revision: Annotated[str | None, "Branch, tag or commit of a Hub model.", COMPUTED] = None
+    dtype: Annotated[
+        ModelDtype, "Precision the model computes in. auto: fp32 on a CPU, as stored on a GPU.", COMPUTED
+    ] = "auto"
     model_device: Annotated[str, "Device of the model: auto, cpu, cuda, cuda:1 …", HERE] = "auto"
     device_map: Annotated[str | None, "Spread the model over devices: auto, balanced, sequential.", HERE] = None
-    quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes)."] = "none"
+    quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes).", COMPUTED] = "none"
     sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …", HERE] = "auto"
     spelled: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
     """Settings the user named, by flag or file; the others came from a preset or are defaults. No setting itself."""
@@ -68,7 +73,7 @@ class ModelConfig:
     @property
     def run_folder(self) -> Path:
         """Where artefacts of this model live."""
-        return self.run_dir or Path("checkpoints") / self.model.strip("/").replace("/", "--")
+        return self.run_dir or Path("checkpoints") / one_spelling(self.model).strip("/").replace("/", "--")
 
     @property
     def starts_over(self) -> bool:
@@ -96,6 +101,15 @@ class ModelConfig:
         for name, (holds, wanted) in checks.items():
             if not holds:
                 raise ConfigError(f"--{name} {shown(getattr(self, name))}: {wanted}")
+
+
+def one_spelling(named: str) -> str:
+    """A file or folder below the working directory relative to it, another one absolute; any other name as it is."""
+    path = Path(named).expanduser()
+    if not path.exists():
+        return named
+    full, here = Path(os.path.normpath(path.absolute())), Path.cwd()  # a link keeps the name that the user knows
+    return str(full.relative_to(here) if here in full.parents else full)
 
 
 def plain(value: Any) -> Any:

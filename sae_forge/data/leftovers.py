@@ -3,6 +3,7 @@
 import itertools
 import stat
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sae_forge.data.manifest import (
     MANIFEST,
@@ -30,15 +31,25 @@ def stands(folder: AnyPath, number: int) -> bool:
 def whole_shards(folder: AnyPath, fingerprint: Fingerprint) -> list[ShardInfo]:
     """The shards that stand in an unbroken row from the first, every byte of them read.
 
+    Those of fewer tokens of the same text are taken over but for the last, which ends where that text was cut off; what
+    stands beside them is written anew, as if all had been asked for at once.
+
     Raises:
         ShardError: one is damaged, was made under other settings, or does not follow the one before it.
     """
-    shards: list[ShardInfo] = []
-    while stands(folder, len(shards)):
-        sidecar = Sidecar.read(folder, len(shards))
-        require_match(folder, fingerprint, sidecar.fingerprint)
+    sidecars: list[Sidecar] = []
+    while stands(folder, len(sidecars)):
+        sidecar = Sidecar.read(folder, len(sidecars))
+        if not fingerprint.extends(sidecar.fingerprint):
+            require_match(folder, fingerprint, sidecar.fingerprint)
         ShardFile(folder, sidecar).verify()
-        shards.append(sidecar.shard)
+        sidecars.append(sidecar)
+    if sidecars and sidecars[-1].fingerprint != fingerprint:
+        del sidecars[-1]
+    for sidecar in sidecars:
+        if sidecar.fingerprint != fingerprint:
+            replace(sidecar, fingerprint=fingerprint).publish(folder)
+    shards = [sidecar.shard for sidecar in sidecars]
     try:
         check_chain(shards)
     except ValueError as error:

@@ -81,6 +81,11 @@ class Fingerprint:
         pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
         return [(name, expected, found) for name, expected, found in pairs if expected != found]
 
+    def extends(self, other: "Fingerprint") -> bool:
+        """Whether this one asks for all that ``other`` has and more of the same text."""
+        longer = other.max_tokens is not None and (self.max_tokens is None or self.max_tokens > other.max_tokens)
+        return longer and [name for name, *_ in self.differences(other)] == ["max_tokens"]
+
 
 @dataclass(frozen=True, kw_only=True)
 class ShardInfo:

@@ -70,8 +70,9 @@ class ShardWriter:
     """The one writer of a folder, inside a ``with`` block; what it leaves is resumable, and complete after ``finish``.
 
     Entering verifies the shards that are there and removes leftovers of a killed run, by their exact names: no shard
-    that is whole goes without ``fresh``, and no file of another hand at all. A full shard is published behind
-    the caller's back, one at a time; what goes wrong there is raised by the next call, and by every one after it.
+    that is whole goes without ``fresh``, unless it ends fewer tokens than are asked for now, and no file of another
+    hand at all. A full shard is published behind the caller's back, one at a time; what goes wrong there is raised by
+    the next call, and by every one after it.
     Leaving by an exception lets a full shard be finished, drops the rows of the one being filled, and publishes nothing
     else.
 
@@ -371,14 +372,14 @@ class ShardWriter:
 
     def _recover(self) -> None:
         """Take over the whole shards that stand in an unbroken row from the first; delete the rest."""
-        if self._fresh:
-            (self.folder / MANIFEST).unlink(missing_ok=True)
-        elif complete(self.folder):
-            self.manifest = Manifest.read(self.folder)
-            require_match(self.folder, self.fingerprint, self.manifest.fingerprint)
-            self._shards = list(self.manifest.shards)
-            return
-        else:
+        if not self._fresh and complete(self.folder):
+            manifest = Manifest.read(self.folder)
+            if not self.fingerprint.extends(manifest.fingerprint):
+                require_match(self.folder, self.fingerprint, manifest.fingerprint)
+                self.manifest, self._shards = manifest, list(manifest.shards)
+                return
+        (self.folder / MANIFEST).unlink(missing_ok=True)
+        if not self._fresh:
             self._shards = leftovers.whole_shards(self.folder, self.fingerprint)
         leftovers.clear(self.folder, beyond=len(self._shards), fresh=self._fresh)
 

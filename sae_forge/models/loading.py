@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub import try_to_load_from_cache
 from torch import nn
 from transformers import (
     AutoConfig,
@@ -28,6 +29,7 @@ from sae_forge import builtin
 from sae_forge.config.model import ModelDtype, Quantize
 from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.digest import MARK, digest_of_folder, digest_of_tensors
 from sae_forge.models.failures import USE_BUILT_IN, one_line, slip
 from sae_forge.models.families import Family, family_of
 from sae_forge.models.gguf.cache import converted
@@ -39,6 +41,8 @@ from sae_forge.store.tensors import DTYPES
 TOKENIZER_FILES = ("*token*", "vocab*", "merges*", "*.model", "*.tiktoken")
 """How the files are called that transformers makes a tokenizer of."""
 ADAPTER = "adapter_config.json"
+SHA256 = 64
+"""Hex digits of one, which tell it from the 40 of a commit."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,7 +140,7 @@ class LanguageModel:
         return {
             "name": self.name,
             "revision": self.revision,
-            "weights": _weights_sha256(self.folder) if self.folder else self.revision,
+            "weights": self._digest,
             "tokenizer": _tokenizer_sha256(self.tokenizer),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantize": self.quantize,
@@ -146,10 +150,27 @@ class LanguageModel:
     def fingerprint(self) -> dict[str, Any]:
         """What the activations of this model depend on, JSON-ready: name, revision, hashes, arithmetic.
 
-        ``weights`` is the commit of a Hub model and a sha256 of the weight files of a local one;
-        ``tokenizer`` is a sha256 of its vocabulary, merges and special ids.
+        ``weights`` is a digest of the tensors (``models.digest``), the same wherever they are and whatever they are
+        called; ``tokenizer`` is a sha256 of its vocabulary, merges and special ids.
         """
         return dict(self._fingerprint)
+
+    @cached_property
+    def _digest(self) -> str:
+        folder = self.folder or _cached_folder(self.name, self.revision)
+        found = None if folder is None else digest_of_folder(folder, self.model.state_dict().keys())
+        return found or digest_of_tensors(self.model.state_dict())
+
+    def weights_as(self, record: str) -> str:
+        """What these weights are known by in the way of a record, which may be older than digests; else empty.
+
+        It is equal to ``record`` if that is of these weights.
+        """
+        if record.startswith(MARK) or not record:
+            return self._digest
+        if self.folder is not None:
+            return _weights_sha256(self.folder) if len(record) == SHA256 else ""
+        return self.revision or ""
 
 
 def submodule_of(layer: nn.Module, paths: Sequence[str]) -> nn.Module:
@@ -349,8 +370,14 @@ def _token_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
     return index if isinstance(index, int) else None
 
 
+def _cached_folder(name: str, revision: str | None) -> Path | None:
+    """Where the Hub's client keeps the files of a model that was loaded from there."""
+    found = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(found).parent if isinstance(found, str) else None
+
+
 def _weights_sha256(folder: Path) -> str:
-    """One hash over the weight files and the configuration of a folder, in the order of their names."""
+    """What weights were known by before 0.3: one hash over the files of a folder, in the order of their names."""
     parts = sorted([*folder.glob("*.safetensors"), folder / "config.json"])
     return files.digest([[part.name, files.file_sha256(part)] for part in parts])
 

@@ -1,15 +1,22 @@
 """One model on one run folder: loaded when first needed, and shared by the verbs that need it."""
 
+import shlex
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
 
 from sae_forge.config.collect import CollectConfig
-from sae_forge.config.model import ModelConfig
+from sae_forge.config.fields import described
+from sae_forge.config.generate import GenerateConfig
+from sae_forge.config.model import ModelConfig, shown
+from sae_forge.config.push import PushConfig
+from sae_forge.config.report import ReportConfig
+from sae_forge.config.train import TrainConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
@@ -17,12 +24,13 @@ from sae_forge.models.hooks import unreached
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, norms_take_mean, shown_name
 from sae_forge.models.opening import Opening
 from sae_forge.models.tokens import control_strings
+from sae_forge.pipeline.known import ConfigT, as_collected
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.report import load_report
 from sae_forge.sae.named import NamedSAE, load_dictionary
-from sae_forge.settings import preset_of, settings_for
 from sae_forge.store import weights
 from sae_forge.store.runs import Run
+from sae_forge.study.settings import Catalogue, catalogue_of, eval_config, features_config
 
 
 class Bench:
@@ -30,6 +38,7 @@ class Bench:
 
     def __init__(self, config: ModelConfig, progress: Progress = SILENT) -> None:
         self.config, self.progress = config, progress
+        self._settled: ModelConfig | None = None
         self.run = Run(config.run_folder, config.shards_dir if isinstance(config, CollectConfig) else None)
 
     def under(self, config: ModelConfig) -> "Bench":
@@ -37,6 +46,13 @@ class Bench:
         other = Bench(config, self.progress)
         other.__dict__ |= {name: self.__dict__[name] for name in ("lm", "tokenizer") if name in self.__dict__}
         return other
+
+    def settle(self, config: ConfigT) -> ConfigT:
+        """The config by which the bench works from here on: what nobody spelled out is as the run was collected."""
+        if config is not self._settled:
+            config = as_collected(config, self.run, self.progress)
+            self.config = self._settled = config
+        return config
 
     @cached_property
     def lm(self) -> LanguageModel:
@@ -82,7 +98,7 @@ class Bench:
         if len(points) > 1:
             raise ConfigError(f"--layer {','.join(str(point.layer) for point in points)}: give one layer here")
         asked = points[0] if points else None
-        return load_dictionary(
+        found = load_dictionary(
             named or self.run.newest_sae(asked, self.next("train")),
             self.run,
             model=shown_name(self.config.model),
@@ -93,6 +109,12 @@ class Bench:
             allow_pickle=getattr(self.config, "allow_pickle", False),
             progress=self.progress,
         )
+        if found.provenance.weights and found.provenance.model != shown_name(self.config.model):
+            self.require_same_model(found)
+            self.progress.say(
+                f"{found.folder.name} was trained on {found.provenance.model}, and {self.config.model} has its weights"
+            )
+        return found
 
     def require_same_model(self, named: NamedSAE) -> None:
         """The loaded model is as wide as the SAE reads, and has the weights it was trained on where those are known.
@@ -100,7 +122,7 @@ class Bench:
         Says it where an edit there would reach no later token.
 
         Raises:
-            CheckpointError: it is of another width, or has other weights under the same name.
+            CheckpointError: it is of another width, or has other weights.
         """
         width = self.lm.width(named.point)
         if named.sae.d_in != width:
@@ -110,7 +132,7 @@ class Bench:
             )
         weights.require_same(
             named.provenance.weights,
-            self.lm.fingerprint()["weights"],
+            self.lm.weights_as(named.provenance.weights),
             f"{named.name} was trained on {named.provenance.model}",
             self.config.model,
             kind=CheckpointError,
@@ -118,6 +140,10 @@ class Bench:
         )
         if words := unreached(self.lm, named.point):
             self.progress.say(words)
+
+    def open_run(self) -> None:
+        """Make the folder a run of this model, or see that it is one."""
+        self.run.open(self.config.model, self.lm.fingerprint()["weights"], opening=self.lm.opening.to_json())
 
     @property
     def public_model(self) -> str:
@@ -144,14 +170,48 @@ class Bench:
                     return report, path
         raise DataError(f"the selection that {report} measured is gone; measure one anew with: {self.next('eval')}")
 
-    def next(self, command: str) -> str:
-        """The command to try next on this run."""
-        where = f" --run_dir {self.config.run_dir}" if self.config.run_dir else ""
-        preset = preset_of(self.config.model)
-        layers = self.config.layer or ()
-        if layers and (preset is None or settings_for(preset, self.config.model).get("layer") != list(layers)):
-            where += f" --layer {layers[0]}"
-        return f"sae-forge {command} --model {self.config.model}{where}"
+    def next(self, command: str, *words: str) -> str:
+        """The command to try next on this run, working as it is printed.
+
+        It repeats what was named and the command takes too, but for what the run knows: how it was collected.
+
+        Args:
+            words: What the command takes beside its settings.
+        """
+        config, known = self.config, catalogue_of(self.config)
+        kind = _kind(command, known)
+        recorded = {name for name, said in described(CollectConfig).items() if "shards" in said.decides}
+        named = [name for name in described(kind) if name in config.spelled - recorded - _NOT_REPEATED]
+        flags = {name: getattr(config, name) for name in ("model", "run_dir", *named)}
+        if command not in _OF_SEVERAL_LAYERS and "layer" in flags:
+            flags["layer"] = flags["layer"][:1]
+        if hasattr(kind, "catalogue") and known.plugins:
+            flags["plugin"] = ",".join(name for name, _ in known.plugins)
+        said = [_flag(name, value) for name, value in flags.items() if value is not None]
+        return " ".join(["sae-forge", command, *map(shlex.quote, words), *said])
+
+
+_NOT_REPEATED = frozenset({"fresh", "resume"})
+_OF_SEVERAL_LAYERS = ("collect", "train")
+
+
+def _kind(command: str, known: Catalogue) -> type[ModelConfig]:
+    """The settings of a command."""
+    match command:
+        case "features":
+            return features_config(known)
+        case "eval":
+            return eval_config(known)
+        case _:
+            alone = (CollectConfig, TrainConfig, GenerateConfig, ReportConfig, PushConfig)
+            return next(kind for kind in alone if kind.__name__.lower() == f"{command}config")
+
+
+def _flag(name: str, value: Any) -> str:
+    if isinstance(value, bool):
+        return f"--{name}" if value else f"--no_{name}"
+    text = shlex.quote(shown(value))
+    return f"--{name}={text}" if text.startswith("-") else f"--{name} {text}"
 
 
 def device_of(name: str) -> str:

@@ -14,6 +14,7 @@ def corpora(config: CollectConfig) -> list[tuple[str, str]]:
 
 def collect(config: CollectConfig, bench: Bench) -> Outcome:
     """Shards of every corpus the config names, at every hook point, in one pass a corpus."""
+    config = bench.settle(config)
     if not config.forget:
         bench.progress.say("no --forget: collecting text to keep alone")
     report = store_activations(config, bench.lm, corpora(config), bench.progress)

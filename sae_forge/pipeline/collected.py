@@ -55,12 +55,12 @@ def require_same_weights(bench: Bench, shards: Sequence[ShardReader]) -> None:
         ShardError: names the folder and both models.
     """
     for reader in shards:
-        there, asked = reader.fingerprint, bench.lm.fingerprint()
+        there = reader.fingerprint
         weights.require_same(
             there.weights,
-            asked["weights"],
+            bench.lm.weights_as(there.weights),
             f"{reader.folder} was collected from {there.model}",
-            asked["name"],
+            bench.lm.name,
             kind=ShardError,
             advice="name that model, or another --run_dir and --shards_dir",
         )
@@ -83,10 +83,21 @@ def require_spelled(config: CollectConfig, shards: Sequence[ShardReader]) -> Non
 
 
 def missing(config: CollectConfig, shards: Sequence[ShardReader]) -> list[tuple[str, str]]:
-    """Role and source of each corpus that the user named and that is not collected."""
+    """Role and source of each corpus of which the user asks for more than is collected: all of it, or more tokens."""
     there = {(reader.fingerprint.role, reader.fingerprint.source) for reader in shards}
     named = [(role, source) for role in ("forget", "retain") if role in config.spelled for source in _of(config, role)]
-    return [(role, source) for role, source in named if (role, corpus_identity(source)) not in there]
+    absent = [(role, source) for role, source in named if (role, corpus_identity(source)) not in there]
+    short = [(reader.fingerprint.role, source) for reader in shards if (source := _source_of_more(config, reader))]
+    return [*absent, *short]
+
+
+def _source_of_more(config: CollectConfig, reader: ShardReader) -> str | None:
+    """Where to read on, if the user asks for more tokens of a corpus than there are."""
+    most = reader.fingerprint.max_tokens
+    if "max_tokens" not in config.spelled or most is None or (config.max_tokens or most + 1) <= most:
+        return None
+    sources = _of(config, reader.fingerprint.role) if reader.fingerprint.role != REFUSAL else ()
+    return next((source for source in sources if corpus_identity(source) == reader.fingerprint.source), None)
 
 
 def gather(
@@ -115,6 +126,8 @@ def _of(config: CollectConfig, role: str) -> tuple[str, ...]:
 
 def _settings(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
     named = [name for name in _KEPT if name in config.spelled and getattr(config, name) != "auto"]
+    if _source_of_more(config, reader) is not None:  # it is collected
+        named.remove("max_tokens")
     return [(name, getattr(config, name), getattr(reader.fingerprint, _KEPT[name])) for name in named]
 
 
@@ -123,7 +136,15 @@ def _source(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, 
     if role not in config.spelled or role == REFUSAL:
         return []
     asked = [corpus_identity(named) for named in _of(config, role)]
-    return [] if source in asked else [(role, ", ".join(asked), source)]
+    if source in asked:
+        return []
+    name, hashed, _ = source.partition(" xxh3:")
+    if hashed and name in [identity.partition(" xxh3:")[0] for identity in asked]:
+        raise ShardError(
+            f"the text of {name} has changed since it was collected in {reader.folder}; collect --fresh starts "
+            "over; else restore it, or choose another --run_dir"
+        )
+    return [(role, ", ".join(asked), source)]
 
 
 def _arithmetic(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:

@@ -23,6 +23,7 @@ from sae_forge.sae.named import NamedSAE
 from sae_forge.sae.store import Provenance
 from sae_forge.show import gallery
 from sae_forge.store import files
+from sae_forge.study.kept import discard
 from sae_forge.study.run import REPORT_FILE, EvalReport
 from sae_forge.study.run import evaluate as measure
 from sae_forge.study.settings import catalogue_of
@@ -34,6 +35,7 @@ KINDS = ("questions", "prompts", "generation_prompts", "eval", "verbmem", "knowm
 
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
+    config = bench.settle(config)
     named = bench.sae(config.sae)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
     rivals, also = _rivals(config, bench, named), _steered(config, named)
@@ -56,6 +58,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
             files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report))
         _export(measured, named, folder)
         measured.save(folder)
+        discard(folder)
     bench.run.note(folder)
     return Outcome(
         run=bench.run,

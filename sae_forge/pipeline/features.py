@@ -41,6 +41,7 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
 
     Of several methods the first is the newest afterwards, so that is what eval takes.
     """
+    config = bench.settle(config)
     named = bench.sae(config.sae)
     corpora = _corpora(config, bench, named)
     bench.run.note_shards()
@@ -102,7 +103,7 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
     if wanted:
         wanted = list(dict.fromkeys(wanted))
         names = ", ".join(f"{role} {source}" for role, source in wanted)
-        bench.progress.say(f"no activations of {names} at {point}: collecting first")
+        bench.progress.say(f"not all that was asked for of {names} is collected at {point}: collecting first")
         gather(wanted, point, config, bench, shards)
         shards = readers(bench.run, point)
     _require_same_weights(shards, named)

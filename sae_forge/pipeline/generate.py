@@ -18,6 +18,7 @@ from sae_forge.tasks.engines.generation import Sampling, Written
 
 def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
     """What the model writes after ``prompt``: as it is, then under each scale, drawn with the same numbers."""
+    config = bench.settle(config)
     sampling = Sampling(
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed
     )
@@ -56,5 +57,6 @@ def generate(config: GenerateConfig, bench: Bench, prompt: str) -> Outcome:
         outputs={"selection": path},
         metrics={"prompt": prompt, "prompt_tokens": len(read), "max_new_tokens": room, "texts": texts},
         summary="removing the hook restores the baseline: an edit lives in the forward pass, not in the weights",
+        then=bench.next("report"),
         tables=(Sheet(prompt, ("edit", "continuation"), tuple((name, of["text"]) for name, of in texts.items())),),
     )

@@ -18,7 +18,6 @@ from sae_forge.results.report import Report
 from sae_forge.sae.store import WEIGHTS, load_sae
 from sae_forge.show.card import Subject, render
 from sae_forge.store import files
-from sae_forge.store.runs import POINTER
 from sae_forge.store.weights import require_same
 
 UNPLACED = "sae"
@@ -27,10 +26,11 @@ UNPLACED = "sae"
 
 def push(config: PushConfig, bench: Bench, repo_id: str) -> Outcome:
     """The commit, or with ``dry_run`` its description; the newest report and the selection it measured go along."""
-    folder = bench.sae(config.sae).folder
-    if (folder / POINTER).exists():
-        raise CheckpointError(f"{folder.name} was made elsewhere and is not ours to publish; push takes a trained SAE")
-    evaluation, selection = bench.evaluated(folder)
+    named = bench.sae(config.sae)
+    if (folder := named.origin) is None:
+        name = named.folder.name
+        raise CheckpointError(f"{name} was made elsewhere and is not ours to publish; push takes a trained SAE")
+    evaluation, selection = bench.evaluated(named.folder)
     report = publish(folder, repo_id, config, selection=selection, evaluation=evaluation, progress=bench.progress)
     made = {"sae": folder, "selection": selection, "evaluation": evaluation}
     return Outcome(

@@ -19,7 +19,8 @@ from sae_forge.study.run import REPORT_FILE
 
 def report(config: ReportConfig, bench: Bench) -> Outcome:
     """``report.html`` in the run folder: a section for every SAE, or for the one that was named."""
-    saes = [Path(config.sae)] if config.sae else bench.run.saes()
+    named = bench.sae(config.sae) if config.sae else None
+    saes = [named.folder] if named else bench.run.saes()
     if not saes:
         raise DataError(f"{bench.run.folder} holds no SAE to report on; make one with: {bench.next('train')}")
     path = bench.run.folder / "report.html"
@@ -29,7 +30,7 @@ def report(config: ReportConfig, bench: Bench) -> Outcome:
         outputs={"page": path},
         metrics={"saes": [str(sae) for sae in saes], "bytes": path.stat().st_size},
         summary=str(path),
-        then=bench.next("push you/your-repository --dry_run"),
+        then=None if (saes[-1] / POINTER).exists() else bench.next("push", "you/your-repository", "--dry_run"),
     )
 
 

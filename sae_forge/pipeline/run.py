@@ -2,17 +2,20 @@
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 from sae_forge.config.report import ReportConfig
 from sae_forge.config.run import RunConfig
-from sae_forge.errors import DataError
+from sae_forge.data.corpus import iter_texts
+from sae_forge.errors import DataError, RemoteError
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.evaluate import evaluate
 from sae_forge.pipeline.features import features
+from sae_forge.pipeline.known import texts_of
 from sae_forge.pipeline.published import published_beside
 from sae_forge.pipeline.report import report
 from sae_forge.pipeline.train import train
@@ -21,6 +24,9 @@ from sae_forge.results.report import load_report
 from sae_forge.results.sheets import Sheet
 from sae_forge.settings import presets
 from sae_forge.study.sweep import require_possible
+
+WORDS = 4
+"""Of a text, as a prompt."""
 
 
 def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = None) -> Outcome:
@@ -55,8 +61,19 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
             )
             if table.rows
         ),
-        then=last.next('generate "The young wizard"'),
+        then=_then(configs[-1], last),
     )
+
+
+def _then(config: RunConfig, bench: Bench) -> str:
+    """The command to try next: the opening words of what was to be forgotten, continued."""
+    forget = next((text.source for text in texts_of(bench.run) if text.role == "forget"), None)
+    config = bench.settle(config)
+    if forget is not None:
+        with suppress(DataError, RemoteError):  # all is done; this is but advice
+            text = next(iter_texts(forget, text_field=config.text_field, split=config.split, limit=1))
+            return bench.next("generate", " ".join(text.split()[:WORDS]))
+    return bench.next("push", "you/your-repository", "--dry_run")
 
 
 def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:

@@ -19,7 +19,7 @@ import numpy as np
 
 from sae_forge import ranks
 from sae_forge.collect import fill, forward_batches
-from sae_forge.collect_plan import Job, plan
+from sae_forge.collect_plan import Job, fitted, plan
 from sae_forge.config.train import TrainConfig
 from sae_forge.data.corpus import PackedBatch, Tally
 from sae_forge.data.manifest import Sidecar, complete, shard_number
@@ -53,7 +53,7 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
         ResourceError: the disk cannot hold a window.
         ShardError: windows of a run under other settings are still there, or one was damaged while it was used.
     """
-    config = replace(config, layer=(point.layer,), site=point.site)
+    config = replace(fitted(config, bench.lm), layer=(point.layer,), site=point.site)
     kept = config if config.include_forget else replace(config, forget=None)
     team = ranks.here()
     jobs = {job.name: job for job in plan(config, bench.lm, corpora(kept))}
@@ -62,6 +62,7 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
         asked = _asked(config, bench.lm, jobs, point)
         with team.led() as first:
             if first:
+                bench.run.note_texts({job.name: job.text for job in jobs.values()})
                 held.enter_context(files.locked(folder))
                 _require_free(folder, asked, config)
                 _make_plan(folder / files.short_hash(asked), config, bench, jobs, point)
@@ -100,8 +101,8 @@ def _asked(config: TrainConfig, lm: LanguageModel, jobs: dict[str, Job], point: 
         "max_disk_gb": config.max_disk_gb,
         "shard_rows": config.shard_rows,
         "batch_size": config.batch_size,
-        "model": lm.fingerprint(),
-        "corpora": {name: asdict(job.fingerprints[point]) for name, job in jobs.items()},
+        "model": {**lm.fingerprint(), "name": "", "revision": ""},  # by its weights
+        "corpora": {name: {**asdict(job.fingerprints[point]), "model": ""} for name, job in jobs.items()},
     }
 
 

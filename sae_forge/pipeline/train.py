@@ -9,7 +9,7 @@ from sae_forge.config.train import TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader
 from sae_forge.data.stream import require_pools
 from sae_forge.data.windows import Stream
-from sae_forge.errors import CheckpointError, DataError
+from sae_forge.errors import CheckpointError, DataError, RemoteError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline import collected
@@ -17,10 +17,11 @@ from sae_forge.pipeline.bench import Bench, device_of
 from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.streaming import training_stream, windowed
 from sae_forge.sae.store import Provenance, load_sae
+from sae_forge.store import weights
 from sae_forge.store.runs import Run
-from sae_forge.study.recovered import Recovered, ce_recovered
-from sae_forge.tasks.engines.losses import load_corpus
-from sae_forge.training.report import TrainReport, save_report
+from sae_forge.study.recovered import ce_recovered
+from sae_forge.tasks.engines.losses import Corpus, load_corpus
+from sae_forge.training.report import TrainReport, load_report, save_report
 from sae_forge.training.trainer import Place, train_saes
 
 
@@ -29,13 +30,14 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
 
     The shards are collected first where they are missing; with ``max_disk_gb`` they come and go, one window at a time.
     """
+    config = bench.settle(config)
     if config.max_disk_gb is None:
         _collect_missing(config, bench)
     else:
         _require_sizes(config, bench)
     with ranks.here().led() as first:
         if first:
-            bench.run.open(config.model, opening=bench.lm.opening.to_json())
+            bench.open_run()
             if config.max_disk_gb is None:
                 collected.note(bench.run, [reader for point in bench.points for reader in _shards(bench.run, point)])
     train_at = _train_at if config.max_disk_gb is None else _train_in_windows
@@ -64,7 +66,8 @@ def _collect_missing(config: TrainConfig, bench: Bench) -> None:
         shards = _shards(bench.run, point)
         if named := collected.missing(config, shards):
             _require_sizes(config, bench, shards)
-            bench.progress.say(f"no activations of {', '.join(source for _, source in named)} at {point}: collecting")
+            sources = ", ".join(source for _, source in named)
+            bench.progress.say(f"not all that was asked for of {sources} is collected at {point}: collecting")
             collected.gather(named, point, config, bench, shards)
 
 
@@ -114,13 +117,15 @@ def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: 
     with ranks.here().led() as first:
         if first:  # what was asked for last is the newest, and an SAE that does not come to its end is none
             bench.run.note(*(place.folder for place in places.values()))
+    texts = _texts(config, bench) if any(_unmeasured(place.folder, config) for place in places.values()) else []
     reports = train_saes(stream, config, places, provenance, progress=bench.progress)
     trained = {}
     for shape, report in reports.items():
         folder = places[shape].folder
         with ranks.here().led() as first:
-            if first and report.ce_recovered is None:
-                live = _recovered(folder, point, config, bench)
+            if first and report.ce_recovered is None and texts:
+                sae, _ = load_sae(folder, device=device_of(config.sae_device))
+                live = ce_recovered(bench.lm, sae, point, texts)
                 report = replace(report, fvu=live.fvu, fvu_stored=report.fvu, ce_recovered=live.share)
                 save_report(folder, report)
         trained[str(point) if len(reports) == 1 else f"{point}/{folder.name}"] = (folder, report)
@@ -140,9 +145,9 @@ def _provenance(shards: Mapping[str, Fingerprint], bench: Bench) -> Provenance:
     """
     first, *others = shards.values()
     for other in others:
-        for name in ("model", "weights", "tokenizer", "ctx_len", "bos"):
+        for name in ("weights", "tokenizer", "ctx_len", "bos"):
             expected, found = getattr(first, name), getattr(other, name)
-            if expected != found:
+            if weights.same(expected, found) is False if name == "weights" else expected != found:
                 raise CheckpointError(
                     f"the corpora {first.corpus} and {other.corpus} were collected apart: {name} expected "
                     f"{expected}, found {found}; collect both again with --fresh"
@@ -161,11 +166,24 @@ def _provenance(shards: Mapping[str, Fingerprint], bench: Bench) -> Provenance:
     )
 
 
-def _recovered(folder: Path, point: HookPoint, config: TrainConfig, bench: Bench) -> Recovered:
-    """What the finished SAE in ``folder`` is worth to the model itself, on held-out retain text."""
-    sources = config.retain_eval or config.retain
+def _unmeasured(folder: Path, config: TrainConfig) -> bool:
+    """Whether the loss with an SAE spliced in is still to be measured."""
+    report = None if config.starts_over else load_report(folder)
+    return report is None or report.ce_recovered is None
+
+
+def _texts(config: TrainConfig, bench: Bench) -> list[Corpus]:
+    """Text for the loss with an SAE spliced in, opened before hours of training; what nobody named may be missing."""
+    texts = []
     if not config.retain_eval:
         bench.progress.say("no --retain_eval: FVU and spliced loss are measured on text the SAE was trained on")
-    corpora = [load_corpus(bench.lm, source, "retain", config) for source in sources]
-    sae, _ = load_sae(folder, device=device_of(config.sae_device))
-    return ce_recovered(bench.lm, sae, point, corpora)
+    for source in config.retain_eval or config.retain:
+        try:
+            texts.append(load_corpus(bench.lm, source, "retain", config))
+        except (DataError, RemoteError) as error:
+            if config.retain_eval or "retain" in config.spelled:
+                raise
+            bench.progress.say(f"FVU and spliced loss are not measured on {source}: {error}")
+    if not texts:
+        bench.progress.say("there is no text to measure FVU and spliced loss on; name some with --retain_eval")
+    return texts

@@ -27,7 +27,8 @@ from sae_forge.store import files
 from sae_forge.store.remote import AnyPath
 from sae_forge.store.runs import Run
 from sae_forge.store.seal import is_sealed
-from sae_forge.training.state import STATE, verify_checkpoint
+from sae_forge.training.further import CHECKPOINTS
+from sae_forge.training.state import LEVEL, STATE, verify_checkpoint
 
 Verdict = Literal["whole", "damaged", "unproven"]
 
@@ -148,7 +149,7 @@ def _reader(path: Path, inside: tuple[str, ...]) -> Callable[[], object]:
         return lambda: _refuse("is not a plain file; nothing here makes such a thing")
     if _LEFTOVER.fullmatch(path.name) or any(_LEFTOVER.fullmatch(part) for part in inside):
         return lambda: _refuse("was left behind by a command that was stopped; the same command replaces it")
-    if path.parent.parent.name == "checkpoints":
+    if path.parent.parent.name in (CHECKPOINTS, LEVEL):
         return lambda: _checkpoint(path)
     if inside[0] == "saes" and path.name == WEIGHTS:
         return lambda: _weights(path.parent)

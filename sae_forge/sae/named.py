@@ -41,7 +41,9 @@ class NamedSAE:
     weights: str
     """sha256 of its weights file: what selections know it by."""
     name: str
-    """``folder`` relative to the run's ``saes``, or the folder's own name outside a run."""
+    """``folder`` relative to the run's ``saes``."""
+    origin: Path | None = None
+    """Folder of its files, if it was trained here or in another run; None: another tool made it."""
 
 
 def load_dictionary(
@@ -61,8 +63,8 @@ def load_dictionary(
     Args:
         source: A run's SAE folder; a folder or file of any format of ``formats.table``; or ``owner/name:path`` on the
             Hub, as ``google/gemma-scope-2b-pt-res:layer_3/width_16k/average_l0_59``; ``owner/name@revision:path`` pins.
-        model: Name of the model it is to be used with. A trained SAE of another is refused; of a released one it is
-            said, because an SAE of a base model is commonly used on the tuned one.
+        model: Name of the model it is to be used with. Where the SAE knows its model by no more than a name, another is
+            said and not refused: a model has many names, and an SAE of a base model is commonly used on the tuned one.
         asked: Where it reads, if it does not say so itself.
         spelled: What of ``asked`` it may not contradict: ``layer``, ``site`` or both.
         allow_pickle: Read a weights file that is a pickle, in a limited process (``formats.pickled``).
@@ -70,7 +72,7 @@ def load_dictionary(
             was trained on activations without it.
 
     Raises:
-        CheckpointError: missing, damaged, of another model, or of an unknown layer.
+        CheckpointError: missing, damaged, or of an unknown layer.
         ConfigError: it reads at another place than ``asked``.
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
@@ -78,18 +80,23 @@ def load_dictionary(
     wanted = _Wanted(run, model, asked, frozenset(spelled), allow_pickle, norms_take_mean, progress)
     if (path / POINTER).is_file():
         named = _pointed(path, wanted)
-    elif run.holds(path) or _is_ours(path):
+    elif run.holds(path):
         named = _trained(path, wanted)
     else:
         named = _adopted(_located(path, str(source), wanted), wanted)
     cast("nn.Module", named.sae).to(device)
     trained_on = named.provenance.model
-    if trained_on and not same_model(trained_on, model):
-        practice = (
-            "as published papers do" if is_tuned_form_of(model, trained_on) else "so expect more error than on its own"
-        )
+    if not named.provenance.weights and trained_on not in ("", model):  # else it is the weights that say it
+        practice = _practice(trained_on, model)
         progress.say(f"{named.folder.name} was trained on {trained_on} and is used on {model}, {practice}")
     return named
+
+
+def _practice(trained_on: str, model: str) -> str:
+    """What is known of an SAE on this model by names alone."""
+    if same_model(trained_on, model):
+        return "which by its name is the same model"
+    return "as published papers do" if is_tuned_form_of(model, trained_on) else "so expect more error than on its own"
 
 
 @dataclass(frozen=True)
@@ -131,11 +138,10 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _trained(folder: Path, wanted: _Wanted) -> NamedSAE:
-    sae, provenance = load_sae(folder, expect_model=wanted.model)
+    sae, provenance = load_sae(folder)
     point = wanted.place(_parsed(folder, provenance.hook_point), str(folder))
-    run = wanted.run
-    name = folder.relative_to(run.folder / "saes").as_posix() if run.holds(folder) else folder.name
-    return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name)
+    name = folder.resolve().relative_to((wanted.run.folder / "saes").resolve()).as_posix()
+    return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name, folder)
 
 
 def _parsed(folder: Path, text: str) -> HookPoint:
@@ -281,8 +287,12 @@ def _described(folder: Path, found: Found, told: Described, point: HookPoint, wa
     sae = build.read(
         found.weights, told, allow_pickle=wanted.allow_pickle, what=f"the weights of {found.format.name}", centre=centre
     )
-    provenance = Provenance(model=told.model, hook_point=str(point))
-    return NamedSAE(folder, sae, provenance, point, files.file_sha256(found.weights), f"{point}/{folder.name}")
+    provenance, origin = Provenance(model=told.model, hook_point=str(point)), None
+    if _is_ours(found.weights.parent):
+        origin = found.weights.parent
+        provenance = load_sae(origin)[1]
+    sha256 = files.file_sha256(found.weights)
+    return NamedSAE(folder, sae, provenance, point, sha256, f"{point}/{folder.name}", origin)
 
 
 def _pointer(folder: Path) -> _Pointer:

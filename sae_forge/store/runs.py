@@ -18,6 +18,8 @@ POINTER = "source.json"
 """Stands in an SAE's folder in place of its weights, and says where those are: an SAE made elsewhere."""
 PLACE = "place.json"
 """Stands in ``shards/`` and says where the shards are, when they are not there."""
+TEXTS = "texts.json"
+"""In ``logs/``, since no path of this machine stands outside: where the text of each corpus lies."""
 BEGUN = "begun.json"
 """Stands beside it and lists the folders at that place in which this run found nothing: the only ones it may empty."""
 
@@ -108,6 +110,37 @@ class Run:
         planned = sorted({*self.corpora, *names})
         if planned != self.corpora:
             files.publish_json(self.folder / "shards" / "corpora.json", planned)
+
+    @property
+    def texts(self) -> dict[str, dict[str, Any]]:
+        """Of each corpus its ``role``, its ``identity``, and the ``places`` where its text may lie.
+
+        A place that begins with ``..`` is seen from ``logs/``, in case all of it was moved.
+        """
+        path = self.logs / TEXTS
+        noted = files.read_json(path, kind=ShardError, what="the places of a run's texts") if path.exists() else {}
+        whole = isinstance(noted, dict) and all(
+            isinstance(one, dict)
+            and set(one) == {"role", "identity", "places"}
+            and all(isinstance(text, str) for text in (one["role"], one["identity"], *one["places"]))
+            for one in noted.values()
+        )
+        if not whole:
+            raise ShardError(f"{path} does not say where texts are; delete it and name them again")
+        return noted
+
+    def note_texts(self, corpora: Mapping[str, tuple[str, str, str, str]]) -> None:
+        """Keep of each corpus, by its folder, role and identity of its text, its place and what of that is meant."""
+        with files.locked(self.logs, wait=True):
+            before = self.texts
+            now = {**before}
+            for name, (role, identity, place, meant) in corpora.items():
+                places = [place]
+                if Path(place).is_absolute():
+                    places = [place + meant, os.path.relpath(place, self.logs.resolve()) + meant]
+                now[name] = {"role": role, "identity": identity, "places": places}
+            if now != before:
+                files.publish_json(self.logs / TEXTS, now)
 
     @property
     def begun(self) -> list[str]:
@@ -246,18 +279,25 @@ class Run:
             raise DataError(f"{self.folder / 'run.json'} names no model; it is not a run folder of sae-forge")
         return value
 
-    def open(self, model: str, *, opening: Mapping[str, Any] | None = None) -> None:
-        """Make the folder a run of ``model`` whose texts open in one way from here on.
+    def open(self, model: str, digest: str = "", *, opening: Mapping[str, Any] | None = None) -> None:
+        """Make the folder a run of ``model``, or let it go on under this name if it is of the same weights.
+
+        Args:
+            digest: What the model's weights are known by; empty: by its name alone.
+            opening: What every text of a new run opens with.
 
         Raises:
             DataError: it already is a run of another model.
         """
-        if not self.exists:
-            files.publish_json(self.folder / "run.json", {"model": model} | ({"opening": opening} if opening else {}))
-        elif self.model != model:
-            raise DataError(
-                f"{self.folder} is a run of {self.model}, not of {model}; choose another --run_dir or that --model"
-            )
+        path, known = self.folder / "run.json", {"opening": opening} if opening else {}
+        if path.exists():
+            known = self._description()
+            was, weights = known["model"], known.get("weights")
+            if (weights != digest) if weights and digest else Path(was).absolute() != Path(model).absolute():
+                other = f"{was}, not of {model}" if was != model else f"other weights than {model} has now"
+                raise DataError(f"{self.folder} is a run of {other}; choose another --run_dir or that --model")
+        if (named := {**known, "model": model, **({"weights": digest} if digest else {})}) != known:
+            files.publish_json(path, named)
         self.note_shards()
 
     def log(self, command: str, facts: dict[str, Any]) -> None:

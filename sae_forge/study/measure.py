@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.questions import Half
@@ -44,6 +44,19 @@ class Answers:
 
 Measurement = tuple[Answers, ...]
 """All answers of one subject, in the order asked."""
+
+
+@runtime_checkable
+class Keeper(Protocol):
+    """Where the answers of one subject are kept, by their number in the order asked."""
+
+    def find(self, asked: Sequence[Asked], first: int) -> Measurement:
+        """The answers to all of these, numbered from ``first``; none where one of them is missing."""
+        ...
+
+    def keep(self, number: int, answers: Answers) -> None:
+        """Write down what was answered to the thing asked of this number."""
+        ...
 
 
 def load_asked(
@@ -130,29 +143,42 @@ def measure(
     *,
     batch_size: int,
     tape: Tape | None = None,
+    kept: Keeper | None = None,
     **facts: Any,
 ) -> Measurement:
     """Ask the model all of it.
 
     Args:
+        kept: Where answers are written down as they come, and found again.
         log: What the edit under way counts; None where no activation is edited.
         tape: Spares the layers below the edit all that was asked before in the same order.
         facts: Shown beside the progress.
     """
     done = partial(task.advance, **facts)
 
-    def answers(one: Asked) -> Answers:
+    def answers(one: Asked, number: int) -> Answers:
         before = _touched(log)
         items = tuple(one.task.ask(lm, one, batch_size=batch_size, done=done))
         # the log counts over all that is asked under the edit, so what this added is the difference
         now = _touched(log)
         touched = Touched(now.tokens - before.tokens, now.edited - before.edited, now.norm - before.norm)
-        return Answers(one, items, touched)
+        given = Answers(one, items, touched)
+        if kept is not None:
+            kept.keep(number, given)
+        return given
 
+    def all_of(part: Sequence[Asked], first: int) -> Measurement:
+        """What is read is found whole or asked whole, since a tape plays all that was asked."""
+        if kept is not None and (found := kept.find(part, first)):
+            task.advance(sum(one.units for one in part), **facts)
+            return found
+        return tuple(answers(one, number) for number, one in enumerate(part, first))
+
+    read, written = ([one for one in asked if one.written is writes] for writes in (False, True))
     # what is read is the same forward passes whatever the model answers, and what is written is not
-    with nullcontext() if tape is None else tape.running():
-        read = [answers(one) for one in asked if not one.written]
-    return (*read, *(answers(one) for one in asked if one.written))
+    with nullcontext() if tape is None or (kept and kept.find(read, 0)) else tape.running():
+        seen = all_of(read, 0)
+    return (*seen, *(answer for number, one in enumerate(written, len(read)) for answer in all_of([one], number)))
 
 
 def _touched(log: EditLog | None) -> Touched:

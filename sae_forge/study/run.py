@@ -37,6 +37,7 @@ from sae_forge.study.estimates import (
     headings_of,
     protocol_of,
 )
+from sae_forge.study.kept import Kept, discard
 from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.plan import Plan, iter_plans, of_selections
 from sae_forge.study.rows import item_rows, publish_rows
@@ -100,7 +101,7 @@ def evaluate(
         collected: Activations at ``point``, for what must be calibrated on them or trained.
         also: Edits to measure beside those that the config names.
         rivals: Other selections of the same SAE, to measure one and the same edit under.
-        folder: The report's own, where a sweep keeps what it has measured in case it is stopped.
+        folder: The report's own, where it keeps what it has measured in case it is stopped.
         table: The methods that the config's names are those of. None: those it was composed of.
 
     Raises:
@@ -117,7 +118,7 @@ def evaluate(
     selections = _selections(selection, rivals, progress)
     plans = [*iter_plans(materials, methods, swept, also, progress), *of_selections(materials, selections)]
     bootstrap = Bootstrap(config.bootstrap, config.seed)
-    measurements, headings = _measured(materials, asked, plans, progress), headings_of(asked, tasks)
+    measurements, headings = _measured(materials, asked, plans, progress, folder), headings_of(asked, tasks)
     told = list(zip(plans, measurements, strict=True))
     rows = [_row(headings, plan, measured, measurements[0], bootstrap) for plan, measured in told]
     report = Report(
@@ -165,7 +166,9 @@ def _left_out(methods: Sequence[Method], materials: Materials, progress: Progres
     return reasons
 
 
-def _measured(materials: Materials, asked: Sequence[Asked], plans: list[Plan], progress: Progress) -> list[Measurement]:
+def _measured(
+    materials: Materials, asked: Sequence[Asked], plans: list[Plan], progress: Progress, folder: Path | None
+) -> list[Measurement]:
     """What the scorers saw under each plan; controls write no text, since only numbers are compared with them."""
     # what lies below the edit is the same under every edit, so it runs once and is played to the rest
     tape = Tape(materials.lm, materials.point)
@@ -173,11 +176,18 @@ def _measured(materials: Materials, asked: Sequence[Asked], plans: list[Plan], p
     asked_of = [unwritten if plan.name == CONTROL else asked for plan in plans]
     size = materials.config.eval_batch_size
     measurements = []
+    if folder is not None and materials.config.starts_over:
+        discard(folder)
     with progress.task("eval", sum(one.units for every in asked_of for one in every), "items") as task:
-        for plan, questions in zip(plans, asked_of, strict=True):
+        for number, (plan, questions) in enumerate(zip(plans, asked_of, strict=True)):
+            kept = Kept.of(folder, number, plan)
+            if known := kept.find(questions):  # without making the subject, which may have to be trained
+                task.advance(sum(one.units for one in questions), method=plan.name)
+                measurements.append(known)
+                continue
             with in_force(materials.lm, plan.subject, progress) as (lm, log):
-                played = tape if lm is materials.lm else None
-                measurements.append(measure(lm, questions, log, task, batch_size=size, tape=played, method=plan.name))
+                how: dict[str, Any] = {"batch_size": size, "tape": tape if lm is materials.lm else None, "kept": kept}
+                measurements.append(measure(lm, questions, log, task, **how, method=plan.name))
     return measurements
 
 

@@ -15,7 +15,7 @@ from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.store import Provenance
 from sae_forge.store import files
-from sae_forge.training.schedule import default_lr, lr_at
+from sae_forge.training.schedule import default_lr, level_until, lr_at
 from sae_forge.training.state import WHOLE, Share
 
 CONFIG = "config.json"
@@ -95,6 +95,11 @@ class Plan:
         """What this rank takes of a batch: a run of its rows, the same length on every rank."""
         return batch.tensor_split(self.replicas)[self.team.rank] if self.replicas > 1 else batch
 
+    @property
+    def level_until(self) -> int:
+        """Steps before the rate begins to fall: the state after them is what a longer training goes on from."""
+        return level_until(self.steps, self.config.lr_decay)
+
     def lr_at(self, step: int) -> float:
         """Learning rate of the step with this zero-based index."""
         return lr_at(
@@ -107,23 +112,19 @@ class Plan:
         return {**self.config.deciding("sae"), **decided, "order_seed": self.config.seed, "data": provenance.to_json()}
 
 
-def require_same_settings(folder: Path, settings: dict[str, Any]) -> None:
-    """Refuse to go on in a folder whose config.json says something else; an empty folder agrees with anything.
+def stored_settings(folder: Path) -> dict[str, Any] | None:
+    """What an SAE in this folder is trained under; None where there is none.
 
     Raises:
-        CheckpointError: names the first setting that differs.
+        CheckpointError: the file is damaged.
     """
     path = folder / CONFIG
     if not path.exists():
-        return
+        return None
     stored = files.read_json(path, kind=CheckpointError, what="the settings an SAE is trained under")
-    if not isinstance(stored, dict):
+    if not isinstance(stored, dict) or not isinstance(stored.get("data"), dict) or "steps" not in stored:
         raise CheckpointError(f"{path} holds no settings; start over with --fresh")
-    for name, found, expected in settings_differ(stored, settings)[:1]:
-        raise CheckpointError(
-            f"{folder} is trained under other settings: {name} expected {expected}, found {found}; "
-            "start over with --fresh or choose another --run_dir"
-        )
+    return stored
 
 
 def settings_differ(stored: dict[str, Any], wanted: dict[str, Any]) -> list[tuple[str, Any, Any]]:

@@ -8,6 +8,11 @@ def default_lr(d_sae: int) -> float:
     return 2e-4 / math.sqrt(d_sae / 16_384)
 
 
+def level_until(steps: int, decay: float) -> int:
+    """Steps that are taken before the rate begins to fall."""
+    return steps - math.ceil(decay * steps)
+
+
 def lr_at(step: int, *, steps: int, peak: float, warmup: float, decay: float) -> float:
     """Learning rate of the step with this zero-based index: up, level, down; above 0 at every step.
 

@@ -32,6 +32,8 @@ from sae_forge.store.tensors import read_header, read_tensors
 KEPT = 2
 """Checkpoints left standing after a new one has verified."""
 
+LEVEL = "level"
+"""Folder of the one checkpoint that stays with a finished SAE: of the state before the rate began to fall."""
 STATE, PART = "state.json", "part of a training checkpoint"
 _FILES = ("weights.safetensors", "optim.safetensors")
 _MOST_SHARES = 4096
@@ -121,8 +123,10 @@ def _slot(weight: Tensor, product_dtype: torch.dtype | None) -> Slot:
     return Slot(weight, torch.zeros_like(weight), torch.zeros_like(weight), copy)
 
 
-def save_checkpoint(folder: Path, state: TrainState, share: Share = WHOLE, team: Ranks = ALONE) -> Path:
-    """Write the state as ``folder/step-<n>``, verified by re-reading, then drop all but the newest two.
+def save_checkpoint(
+    folder: Path, state: TrainState, share: Share = WHOLE, team: Ranks = ALONE, *, kept: int = KEPT
+) -> Path:
+    """Write the state as ``folder/step-<n>``, verified by re-reading, then drop all but the newest.
 
     Args:
         share: What of it this rank holds. Of ranks that all hold the whole, only the first may call.
@@ -143,7 +147,7 @@ def save_checkpoint(folder: Path, state: TrainState, share: Share = WHOLE, team:
             _require_same(scratch, hashes, mine)
             facts = {"format": 1, "files": hashes} | {name: getattr(state, name) for name in _FACTS}
             (scratch / STATE).write_bytes(sealed_json(facts if share.of == 1 else facts | {"shares": share.of}))
-    for _, older in _checkpoints(folder)[:-KEPT] if team.leads else ():
+    for _, older in checkpoints(folder)[:-kept] if team.leads else ():
         files.discard_folder(older)
     return target
 
@@ -175,7 +179,7 @@ def load_checkpoint(folder: Path, sae: TopKSAE, progress: Progress, share: Share
         sae: An SAE of the right shape; the stored weights are copied into it.
         share: Which of the latents it has; how many shares the checkpoint was written in does not matter.
     """
-    for _, path in reversed(_checkpoints(folder)):
+    for _, path in reversed(checkpoints(folder)):
         try:
             return _restore(path, sae, share)
         except CheckpointError as error:
@@ -186,7 +190,7 @@ def load_checkpoint(folder: Path, sae: TopKSAE, progress: Progress, share: Share
 
 def drop_damaged(folder: Path, progress: Progress) -> None:
     """Remove the newest checkpoints as long as not all of their files verify, and say so."""
-    for _, path in reversed(_checkpoints(folder)):
+    for _, path in reversed(checkpoints(folder)):
         try:
             for name in (STATE, *_read_facts(path).files):
                 verify_checkpoint(path, name)
@@ -198,7 +202,7 @@ def drop_damaged(folder: Path, progress: Progress) -> None:
 
 def load_weights(folder: Path, sae: TopKSAE) -> float:
     """Copy the weights of the newest checkpoint, of all its shares, into ``sae``; returns the scale they work at."""
-    _, path = _checkpoints(folder)[-1]
+    _, path = checkpoints(folder)[-1]
     facts = _read_facts(path)
     _fill(
         path, facts, _FILES[0], {name: getattr(sae, name).data for name in ("W_enc", "W_dec", "b_enc", "b_dec")}, WHOLE
@@ -257,7 +261,7 @@ def _write_verified(path: Path, tensors: Mapping[str, Tensor]) -> str:
     return files.file_sha256(path)
 
 
-def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
+def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """Checkpoints by step, oldest first."""
     if not folder.is_dir():
         return []

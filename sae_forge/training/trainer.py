@@ -8,14 +8,13 @@ Over several ranks every one of them runs this loop. The first alone writes, but
 spread over the ranks, of which each writes its own.
 """
 
-import shutil
 import time
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 import torch
 from jaxtyping import Float
@@ -32,8 +31,9 @@ from sae_forge.sae.store import Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
 from sae_forge.training.feed import feed
+from sae_forge.training.further import CHECKPOINTS, open_folder
 from sae_forge.training.initialisation import centre, input_scale, take_sample
-from sae_forge.training.plan import CONFIG, Plan, require_same_settings
+from sae_forge.training.plan import Plan
 from sae_forge.training.record import Record
 from sae_forge.training.replay import Stepper
 from sae_forge.training.replicas import (
@@ -46,9 +46,15 @@ from sae_forge.training.replicas import (
 from sae_forge.training.report import TrainReport, load_report, measure, measuring_window, save_report
 from sae_forge.training.sharded import ShardedSAE, local_k
 from sae_forge.training.signals import Pending, held_signals
-from sae_forge.training.state import TrainState, drop_damaged, load_checkpoint, load_weights, save_checkpoint
-
-CHECKPOINTS = "checkpoints"
+from sae_forge.training.state import (
+    KEPT,
+    LEVEL,
+    TrainState,
+    drop_damaged,
+    load_checkpoint,
+    load_weights,
+    save_checkpoint,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,7 @@ class Place:
     """Where one SAE goes."""
 
     folder: Path
-    """The SAE's own folder; ``checkpoints/`` inside it goes when training is done."""
+    """The SAE's own folder; ``checkpoints/`` inside it goes when training is done, ``level/`` stays."""
     log: Path | None = None
     """File to append one JSON line a step to."""
 
@@ -120,7 +126,7 @@ def train_saes(
             require_agreement(plans[shape], stream, settings)
             with team.led() as first:
                 if first:
-                    _open_folder(place.folder, config, settings, held)
+                    open_folder(place.folder, config, settings, held, progress)
             if (report := load_report(place.folder)) is not None:
                 load_sae(place.folder)  # a damaged SAE is not a finished one
                 progress.say(f"{place.folder} is trained already")
@@ -148,16 +154,6 @@ def _current(device: torch.device) -> Iterator[None]:
     """The device that graphs are recorded on, which need not be the first GPU; a kernel finds its own."""
     with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
         yield
-
-
-def _open_folder(folder: Path, config: TrainConfig, settings: dict[str, Any], held: ExitStack) -> None:
-    """Hold the folder of an SAE that is not finished; one that is finished is only looked at."""
-    if config.starts_over:
-        shutil.rmtree(folder, ignore_errors=True)
-    require_same_settings(folder, settings)
-    if load_report(folder) is None:
-        held.enter_context(files.locked(folder / CHECKPOINTS))
-        files.publish_json(folder / CONFIG, settings)
 
 
 def _finish(run: "_Run", stream: Stream, provenance: Provenance, progress: Progress) -> TrainReport:
@@ -235,6 +231,8 @@ class _Loop:
         self._record.add(figures, step=state.step, tokens=state.tokens, lr=plan.lr_at(state.step - 1))
         if state.step % LOOK_EVERY == 0:
             require_same_weights(state, plan)
+        if state.step == plan.level_until:
+            self._save(LEVEL, kept=1)
         if state.step % plan.config.checkpoint_every == 0 or not self.run.unfinished:
             self._save()
 
@@ -245,16 +243,16 @@ class _Loop:
         except NumericalError as error:
             self.run.failure = error
 
-    def _save(self) -> None:
+    def _save(self, name: str = CHECKPOINTS, *, kept: int = KEPT) -> None:
         self._record.flush()  # refuses numbers that are not finite, which must not be saved
-        folder, state, plan = self.run.place.folder / CHECKPOINTS, self.run.state, self.run.plan
+        folder, state, plan = self.run.place.folder / name, self.run.state, self.run.plan
         require_same_weights(state, plan)
         if plan.shards_latents:
-            save_checkpoint(folder, state, plan.share, plan.team)
+            save_checkpoint(folder, state, plan.share, plan.team, kept=kept)
             return
         with plan.team.led() as first:
             if first:
-                save_checkpoint(folder, state)
+                save_checkpoint(folder, state, kept=kept)
 
 
 def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
@@ -316,13 +314,15 @@ def _begin(
     first_rows: Callable[[], Float[Tensor, "rows d_in"]], plan: Plan, place: Place, progress: Progress
 ) -> TrainState:
     """The newest checkpoint, or the state before the first step."""
-    config, folder, team = plan.config, place.folder / CHECKPOINTS, plan.team
+    config, team = plan.config, plan.team
+    folders = [place.folder / name for name in (CHECKPOINTS, LEVEL)]  # the other where it is to be trained further
     if team.world > 1:  # all must find the same one
         with team.led() as first:
-            if first:
+            for folder in folders if first else ():
                 drop_damaged(folder, progress)
     sae = _new_sae(plan).to(plan.device)
-    state = load_checkpoint(folder, sae, progress, plan.share)
+    found = (load_checkpoint(folder, sae, progress, plan.share) for folder in folders)
+    state = next((state for state in found if state is not None), None)
     team.agree("checkpoints", {"step": state and state.step})
     if state is not None:
         progress.say(f"going on from step {state.step} of {plan.steps}")

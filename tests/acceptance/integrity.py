@@ -125,7 +125,7 @@ def _reading_verb(ground: Ground, run: Path, path: Path) -> list[str]:
             return ground.arguments("features", run, "--num_features", "3")
         case "shards":
             return ground.arguments("collect", run)
-        case "saes" if "checkpoints" not in path.parts and "-s0" in path.parts[2]:
+        case "saes" if {"checkpoints", "level"}.isdisjoint(path.parts) and "-s0" in path.parts[2]:
             return ground.arguments("train", run)
         case "features" if path.suffix == ".json":
             return ground.arguments("report", run)
@@ -143,7 +143,7 @@ def _read(run: Path, path: Path) -> None:
     if path.parts[0] in ("shards", "windows") and (path.name == MANIFEST or path.name.startswith("shard-")):
         for _ in ShardReader(folder).iter_blocks():
             pass
-    elif folder.parent.name == "checkpoints":
+    elif folder.parent.name in ("checkpoints", "level"):
         verify_checkpoint(folder, path.name)
     elif path.name in ("cfg.json", "sae_weights.safetensors"):
         load_sae(folder)

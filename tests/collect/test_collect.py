@@ -364,7 +364,7 @@ def test_other_settings_at_the_same_place_name_the_field(tiny_llama, model_folde
     with pytest.raises(ShardError, match="dtype expected 'bfloat16', found 'float32'"):
         collect(make_config(tmp_path), half, corpora)
     gemma = load_model(str(model_folders["gemma"]), device="cpu")
-    with pytest.raises(ShardError, match="model expected 'tiny-gemma', found 'tiny-llama'"):
+    with pytest.raises(ShardError, match="model expected 'tiny-gemma', found 'tiny-llama'; weights expected"):
         collect(make_config(tmp_path), gemma, corpora)
 
 

@@ -90,6 +90,30 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+# ---- more of the same text ----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "int8"])
+@pytest.mark.parametrize("batches", [2, 5])
+def test_a_folder_grows_to_what_more_tokens_at_once_would_have_made(tmp_path: Path, batches: int, dtype: str) -> None:
+    """The last batch of the shorter text was cut off; nothing of that stays. Stopped on the way, it goes on."""
+    few, more = (make_fingerprint(max_tokens=most, storage_dtype=dtype) for most in (100 * batches, 10_000))
+    with ShardWriter(tmp_path / "a", few, shard_rows=SHARD_ROWS) as writer:
+        for index in range(batches):
+            batch = make_batch(index)
+            cut = {name: rows[: 40 if index == batches - 1 else None] for name, rows in batch.items()}
+            writer.write_batch(index, **cut, special=128 - len(batch["acts"]))
+        writer.finish()
+    with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "a", more, shard_rows=SHARD_ROWS) as writer:
+        assert writer.manifest is None and writer.next_batch < batches
+        raise KeyboardInterrupt
+    write_all(tmp_path / "a", more)
+    write_all(tmp_path / "b", more)
+    assert tree(tmp_path / "a") == tree(tmp_path / "b")
+    with pytest.raises(ShardError, match=f"max_tokens expected {100 * batches}, found 10000"):
+        write_all(tmp_path / "a", few)
+
+
 # ---- what is written is read --------------------------------------------------------------------
 
 

@@ -15,16 +15,21 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny_models import save_model
+from tiny_tokenizer import make_tokenizer
 from transformers import LlamaForCausalLM
 
 from sae_forge.errors import BackendError, ConfigError, DataError, RemoteError, UnsupportedModelError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models import loading
+from sae_forge.models.digest import digest_of_tensors
 from sae_forge.models.families import FAMILIES
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import load_model, parameter_bytes
 from sae_forge.models.tokens import real_token_mask
+from sae_forge.store import files
+from sae_forge.store.weights import same
 from sae_forge.tasks.engines.generation import Sampling, write
 
 ROOT = Path(__file__).parents[2]
@@ -79,6 +84,66 @@ def test_fingerprint_follows_weights_and_tokenizer_and_nothing_else(tmp_path, mo
     fewer_merges = load_model(str(tmp_path / "tiny-llama"), device="cpu").fingerprint()
     assert fewer_merges["weights"] == first["weights"]
     assert fewer_merges["tokenizer"] != first["tokenizer"]
+
+
+def digests(*folders: Path) -> set[str]:
+    return {load_model(str(folder), device="cpu").fingerprint()["weights"] for folder in folders}
+
+
+def test_weights_are_known_by_their_numbers_and_not_by_files_names_or_precision(tmp_path, model_folders):
+    """Shard files, a base model's names, masks that older files hold, bf16 upcast to fp32, a GPU's bf16: one model."""
+    source = model_folders["llama"]
+    half = LlamaForCausalLM.from_pretrained(source).to(torch.bfloat16)
+    half.save_pretrained(tmp_path / "bf16")
+    half.float().save_pretrained(tmp_path / "fp32")
+    half.save_pretrained(tmp_path / "sharded", max_shard_size="20KB")
+    tensors = {name.removeprefix("model."): weight for name, weight in half.state_dict().items()}
+    tensors |= {"layers.0.self_attn.mask": torch.ones(3), "lm_head.weight": half.lm_head.weight.detach()}
+    renamed = shutil.copytree(tmp_path / "bf16", tmp_path / "renamed")
+    save_file(
+        {name: tensor.clone() for name, tensor in tensors.items()}, renamed / "model.safetensors", {"format": "pt"}
+    )
+    for name in ("bf16", "fp32", "sharded", "renamed"):
+        make_tokenizer().save_pretrained(tmp_path / name)
+    assert len(list((tmp_path / "sharded").glob("*.safetensors"))) > 2
+    same = digests(source, *(tmp_path / name for name in ("bf16", "fp32", "sharded", "renamed")))
+    assert len(same) == 1
+    lm = load_model(str(source), device="cpu", dtype="bf16")
+    assert {lm.fingerprint()["weights"], digest_of_tensors(lm.model.state_dict())} == same
+    lm.model.lm_head.weight[5, 7] += 1
+    assert digest_of_tensors(lm.model.state_dict()) not in same
+
+
+def test_layers_that_changed_places_are_other_weights(model_folders):
+    lm = load_model(str(model_folders["llama"]), device="cpu")
+    before = digest_of_tensors(lm.model.state_dict())
+    lm.model.model.layers.append(lm.model.model.layers[0])
+    del lm.model.model.layers[0]
+    assert digest_of_tensors(lm.model.state_dict()) != before
+
+
+@pytest.mark.parametrize("place", [(0, 0), (-1, -1), (2500, 300)])
+def test_a_large_matrix_is_sampled_over_all_its_rows_and_columns(place):
+    """A matrix that is merged or scaled in one column is another; bytes of a file and tensors in memory agree."""
+    weight = torch.randn(3000, 640)
+    digest = digest_of_tensors({"model.layers.0.up_proj.weight": weight})
+    changed = weight.clone()
+    changed[:, place[1]] *= 1.1
+    assert digest_of_tensors({"model.layers.0.up_proj.weight": changed}) != digest
+    changed = weight.clone()
+    changed[place] += 1
+    assert (digest_of_tensors({"model.layers.0.up_proj.weight": changed}) != digest) == (place != (2500, 300))
+
+
+def test_what_older_versions_noted_is_understood(model_folders):
+    lm = load_model(str(model_folders["llama"]), device="cpu")
+    parts = sorted([*model_folders["llama"].glob("*.safetensors"), model_folders["llama"] / "config.json"])
+    old = files.digest([[part.name, files.file_sha256(part)] for part in parts])
+    assert lm.weights_as(old) == old
+    assert same("ab" * 32, lm.weights_as("ab" * 32)) is False
+    assert same("ab" * 20, lm.weights_as("ab" * 20)) is None, "a commit says nothing of a folder"
+    assert same(lm.fingerprint()["weights"], lm.weights_as(lm.fingerprint()["weights"])) is True
+    assert same(old, lm.fingerprint()["weights"]) is None, "two ways of saying it cannot be compared"
 
 
 def test_real_tokens_are_attended_and_not_special():

@@ -5,7 +5,8 @@ import json
 import math
 import shutil
 import signal
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -138,7 +139,8 @@ def test_training_learns_and_reports_the_saved_weights(stream, reader, tmp_path)
     assert report.dead_share == pytest.approx(1 - len(fired) / D_SAE)
     assert torch.allclose(sae.W_dec.norm(dim=1), torch.ones(D_SAE), atol=1e-6)
     assert (report.steps, report.tokens) == (300, 300 * BATCH)
-    assert sorted(contents(tmp_path / "sae")) == [CFG, "config.json", "report.json", WEIGHTS]
+    further = [f"level/step-000240/{part}" for part in ("optim.safetensors", "state.json", "weights.safetensors")]
+    assert sorted(contents(tmp_path / "sae")) == sorted([CFG, "config.json", "report.json", WEIGHTS, *further])
 
 
 def test_held_out_rows_are_what_the_report_is_measured_on(stream, tmp_path, reader):
@@ -270,6 +272,46 @@ def test_a_run_killed_between_checkpoints_ends_in_the_same_bytes(stream, tmp_pat
     assert contents(tmp_path) == unbroken
 
 
+FLAT = {**HARD, "lr_warmup": 0.0}
+"""A schedule whose beginning does not hang on the number of steps."""
+
+
+@pytest.mark.parametrize("killed", [None, 7, 9, 11])
+def test_a_training_that_is_asked_to_go_on_is_as_if_it_had_been_asked_at_once(stream, tmp_path, killed):
+    """Finished after 9 steps or stopped on the way there, then 14: the rate falls at the end of all of them alone."""
+    with pytest.raises(KilledError) if killed == 7 else nullcontext():
+        train_sae(
+            stream, config(**FLAT, max_steps=9), tmp_path / "a", PROVENANCE, progress=kill_at(7 if killed == 7 else 99)
+        )
+    if killed in (9, 11):
+        with pytest.raises(KilledError):
+            train_sae(stream, config(**FLAT), tmp_path / "a", PROVENANCE, progress=kill_at(killed))
+    train_sae(stream, config(**FLAT), tmp_path / "a", PROVENANCE)
+    train_sae(stream, config(**FLAT), tmp_path / "b", PROVENANCE)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
+
+
+def test_what_going_on_comes_to_is_said(stream, tmp_path):
+    train_sae(stream, config(**FLAT, max_steps=9), tmp_path / "flat", PROVENANCE)
+    watcher = Watcher()
+    train_sae(stream, config(**FLAT), tmp_path / "flat", PROVENANCE, progress=watcher)
+    assert (
+        f"{tmp_path / 'flat'} is trained for 9 steps and goes on to {STEPS}, as if {STEPS} had been" in watcher.said[0]
+    )
+    assert watcher.said[1] == f"going on from step 7 of {STEPS}"
+    train_sae(stream, config(max_steps=40, lr_warmup=0.1), tmp_path / "warm", PROVENANCE)
+    other = replace(PROVENANCE, shards=("more",))
+    train_sae(stream, config(max_steps=60, lr_warmup=0.1), tmp_path / "warm", other, progress=watcher)
+    assert "on other shards and its first steps warmed up as for 40" in watcher.said[2]
+    with pytest.raises(CheckpointError, match="is trained for 60 steps, and 40 were asked for; start over"):
+        train_sae(stream, config(max_steps=40, lr_warmup=0.1), tmp_path / "warm", other)
+    with pytest.raises(CheckpointError, match="is trained on other shards"):
+        train_sae(stream, config(max_steps=60, lr_warmup=0.1), tmp_path / "warm", PROVENANCE)
+    shutil.rmtree(tmp_path / "warm" / "level")
+    with pytest.raises(CheckpointError, match="by a version that kept no state to go on from"):
+        train_sae(stream, config(max_steps=80, lr_warmup=0.1), tmp_path / "warm", other)
+
+
 def damage_bytes(path: Path) -> None:
     content = bytearray((path / "weights.safetensors").read_bytes())
     content[-3] ^= 4
@@ -335,7 +377,7 @@ def test_fresh_starts_over_and_gets_the_same(stream, tmp_path):
     ("change", "said"),
     [
         ({"lr": 0.02}, "lr expected 0.02, found 0.01"),
-        ({"max_steps": 15}, "steps expected 15, found 14"),
+        ({"max_steps": 13}, "is trained for 14 steps, and 13 were asked for"),
         ({"seed": 1}, "seed expected 1, found 0"),
         ({"shuffle_gb": 1.0}, "shuffle_gb expected 1.0, found 2.0"),
         ({"max_grad_norm": 1.0}, "max_grad_norm expected 1.0, found None"),

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from einops import rearrange
@@ -61,9 +62,13 @@ def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig
     """
     tally = Tally()
     tokenizer = DocumentTokenizer(lm, tally)
-    texts = iter_texts(
-        source, text_field=config.text_field, split=config.split, converse=tokenizer.converse, tally=tally
-    )
+    how: dict[str, Any] = {"split": config.split, "converse": tokenizer.converse, "tally": tally}
+    try:
+        texts = iter_texts(source, text_field=config.text_field, **how)
+    except DataError:
+        if config.text_field is None or "text_field" in config.spelled:
+            raise
+        texts = iter_texts(source, **how)  # a column that nobody spelled out need not be in it
     packed = iter_packed(
         texts,
         tokenizer,

@@ -21,6 +21,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.progress import SILENT, Progress
 from sae_forge.statistics.answers import LETTERS
 from sae_forge.store import files, records
+from sae_forge.store.weights import same
 from sae_forge.tasks.engines.multiple_choice import Answered, answer, encode_questions, prompt_of
 from sae_forge.tasks.records import Domain, Question
 
@@ -301,8 +302,14 @@ def load_orders(path: Path, domain: str, scoring: Scoring, model: Mapping[str, A
     record = files.read_json(path, kind=DataError, what=WHAT)
     if not isinstance(record, dict) or record.get("format") != FORMAT:
         raise DataError(f"{path} is not {WHAT}; delete it, or ask anew with --fresh")
+    asked = record.get("model")
+    if isinstance(asked, dict) and same(str(asked.get("weights")), model["weights"]) is not False:
+        asked = {
+            **asked,
+            **{name: model[name] for name in ("name", "revision", "weights")},
+        }  # known by its weights alone
     for name, wanted in (("domain", domain), ("scoring", scoring), ("model", dict(model))):
-        if record.get(name) != wanted:
+        if (asked if name == "model" else record.get(name)) != wanted:
             raise DataError(
                 f"{path} holds the answers of another {name}: {_differing(record.get(name), wanted)}; "
                 "choose another --run_dir, or ask anew with --fresh"
