@@ -123,6 +123,8 @@ def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: 
     for shape, report in reports.items():
         folder = places[shape].folder
         with ranks.here().led() as first:
+            if first and report.ce_recovered is None:  # also of an SAE that was measured and is trained further now
+                texts = texts or _texts(config, bench)
             if first and report.ce_recovered is None and texts:
                 sae, _ = load_sae(folder, device=device_of(config.sae_device))
                 live = ce_recovered(bench.lm, sae, point, texts)
