@@ -15,6 +15,7 @@ from sae_forge.errors import UnsupportedModelError
 from sae_forge.models.gguf import cache, packaged
 from sae_forge.models.gguf.header import read_header
 from sae_forge.models.gguf.tokenizer import tokenizer_of
+from sae_forge.models.gguf.weights import config_of
 from sae_forge.models.loading import load_model
 
 needs_gguf = pytest.mark.skipif(
@@ -200,6 +201,33 @@ def test_files_other_than_those_pinned_are_refused(monkeypatch, tmp_path):
         packaged.write_whole("smollm2-135m", [tmp_path / "part"], tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"general.alignment": 0}, "aligns its tensors to 0"),
+        ({"general.alignment": "wide"}, "aligns its tensors to wide"),
+        ({"llama.block_count": 2**31}, "says 2147483648 layers and holds weights of 4"),
+        ({"llama.attention.head_count": 0}, "gives llama.attention.head_count=0"),
+        ({"llama.attention.head_count_kv": [2, 2, 1, 1]}, "gives llama.attention.head_count_kv="),
+    ],
+)
+def test_settings_no_model_can_have_are_named_before_one_is_made(file, model, change, said):
+    file.write_bytes(gguf_bytes(tiny_metadata() | change, tiny_tensors(model)))
+    with pytest.raises(UnsupportedModelError, match=said):
+        config_of(read_header(file))
+
+
+@pytest.mark.parametrize(("layers", "scale"), [(46, 144), (42, 128)])
+def test_the_one_gemma_2_that_scales_attention_by_its_width_does(tmp_path, layers, scale):
+    said = {
+        "general.architecture": "gemma2", "gemma2.block_count": layers, "gemma2.embedding_length": 4608,
+        "gemma2.feed_forward_length": 96, "gemma2.attention.head_count": 32, "gemma2.attention.key_length": 128,
+    }  # fmt: skip
+    names = ("token_embd.weight", *(f"blk.{layer}.attn_norm.weight" for layer in range(layers)))
+    (tmp_path / "a.gguf").write_bytes(gguf_bytes(said, {name: (F32, (1, 1), bytes(4)) for name in names}))
+    assert config_of(read_header(tmp_path / "a.gguf")).query_pre_attn_scalar == scale
+
+
 # ---- tokenizer ----------------------------------------------------------------------------------
 
 
@@ -233,6 +261,21 @@ def test_sentencepiece_joins_the_pair_whose_whole_scores_highest(tmp_path, prefi
 def test_an_unknown_way_of_cutting_words_is_refused(file):
     file.write_bytes(gguf_bytes(tiny_metadata() | {"tokenizer.ggml.pre": "klingon"}, {}))
     with pytest.raises(UnsupportedModelError, match=r"kind 'gpt2', 'klingon'; .*smollm"):
+        tokenizer_of(read_header(file))
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"tokenizer.ggml.unknown_token_id": 10**6}, "beyond the vocabulary"),
+        ({"tokenizer.ggml.bos_token_id": "<s>"}, "beyond the vocabulary"),
+        ({"tokenizer.ggml.scores": [0.0, 1.0]}, "scores 2 of "),
+        ({"tokenizer.ggml.tokens": 7}, "holds no tokenizer"),
+    ],
+)
+def test_a_damaged_tokenizer_is_named(file, change, said):
+    file.write_bytes(gguf_bytes(tiny_metadata() | {"tokenizer.ggml.model": "llama"} | change, {}))
+    with pytest.raises(UnsupportedModelError, match=said):
         tokenizer_of(read_header(file))
 
 

@@ -107,7 +107,9 @@ def _parsed(path: Path, content: mmap.mmap) -> Header:
             raise UnsupportedModelError(f"{path} is damaged: tensor {name[:60]!r} has {dimensions} dimensions")
         shape = tuple(number("<Q") for _ in range(dimensions))[::-1]
         described.append((name, shape, number("<I"), number("<Q")))
-    alignment = int(metadata.get("general.alignment", 32))
+    alignment = metadata.get("general.alignment", 32)
+    if type(alignment) is not int or alignment < 1:
+        raise UnsupportedModelError(f"{path} is damaged: it aligns its tensors to {str(alignment)[:40]}")
     begin = -(-at // alignment) * alignment
     return Header(path, metadata, {name: TensorInfo(shape, kind, begin + to) for name, shape, kind, to in described})
 

@@ -49,15 +49,19 @@ def tokenizer_of(header: Header) -> PreTrainedTokenizerBase:
     """
     said = {key.removeprefix("tokenizer.ggml."): value for key, value in header.metadata.items()}
     tokens, kinds = said.get("tokens"), said.get("token_type")
-    if not tokens or kinds is None or len(kinds) != len(tokens):
+    if not isinstance(tokens, list) or not isinstance(kinds, np.ndarray) or len(kinds) != len(tokens):
         raise UnsupportedModelError(f"{header.path} holds no tokenizer")
-    parts, opens = _parts(header, said)
     ids = {role: said.get(f"{key}_token_id") for role, key in _ROLES.items()}
-    if any(index is not None and not 0 <= int(index) < len(tokens) for index in ids.values()):
+    if any(index is not None and (type(index) is not int or not 0 <= index < len(tokens)) for index in ids.values()):
         raise UnsupportedModelError(f"{header.path} is damaged: a token of its tokenizer is beyond the vocabulary")
-    names = {role: tokens[int(index)] for role, index in ids.items() if index is not None}
+    if len(said.setdefault("scores", np.zeros(len(tokens)))) != len(tokens):
+        raise UnsupportedModelError(
+            f"{header.path} is damaged: it scores {len(said['scores'])} of {len(tokens)} tokens"
+        )
+    parts, opens = _parts(header, said)
+    names = {role: tokens[index] for role, index in ids.items() if index is not None}
     if said.get("add_bos_token", opens) and "bos_token" in names:
-        parts["post_processor"] = _opening(names["bos_token"], int(ids["bos_token"]))
+        parts["post_processor"] = _opening(names["bos_token"], ids["bos_token"])
     prefix = said["model"] == "llama" and bool(said.get("add_space_prefix", True))
     parts["added_tokens"] = [
         _added(index, token, special=bool(kind == _CONTROL), marked=not prefix)
@@ -103,7 +107,7 @@ def _parts(header: Header, said: Mapping[str, Any]) -> tuple[dict[str, Any], boo
                     "type": "Sequence",
                     "decoders": [spaced, {"type": "ByteFallback"}, {"type": "Fuse"}, *behind],
                 },
-                "model": _bpe(vocab, list(_merges(vocab, said.get("scores", np.zeros(len(vocab)))))) | {
+                "model": _bpe(vocab, list(_merges(vocab, said["scores"]))) | {
                     "byte_fallback": True, "fuse_unk": True,
                     "unk_token": None if unknown is None else said["tokens"][unknown],
                 },

@@ -47,14 +47,17 @@ class Architecture:
 
     model_type: str
     undo: Undo = _as_stored
+    by_width: int | None = None
+    """Of Gemma, which scales attention by a number that GGUF does not hold: the layers of the one size where it is
+    hidden_size / heads, and not the width of a head. Source: llama.cpp, ``f_attention_scale``."""
 
 
 ARCHITECTURES = {
     "llama": Architecture("llama", _rows_in_halves),
     "qwen2": Architecture("qwen2"),
     "qwen3": Architecture("qwen3"),
-    "gemma2": Architecture("gemma2", _norms_from_zero),
-    "gemma3": Architecture("gemma3_text", _norms_from_zero),
+    "gemma2": Architecture("gemma2", _norms_from_zero, by_width=46),
+    "gemma3": Architecture("gemma3_text", _norms_from_zero, by_width=62),
 }
 
 _SETTINGS = {
@@ -72,6 +75,8 @@ _SETTINGS = {
     "final_logit_softcapping": "final_logit_softcapping",
 }
 """Settings of transformers, and the keys under which GGUF has them."""
+_PERHAPS = ("num_key_value_heads", "head_dim")
+_SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size", *_PERHAPS)
 _ENDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
@@ -100,9 +105,24 @@ def config_of(header: Header) -> PretrainedConfig:
         raise UnsupportedModelError(f"{header.path} scales its positions ({scaling}), which is not read from GGUF here")
     given = {name: header.of_model(key) for name, key in _SETTINGS.items()}
     given["head_dim"] = given["head_dim"] or header.of_model("rope.dimension_count")
-    for name in ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermediate_size"):
-        if type(given[name]) is not int:
-            raise UnsupportedModelError(f"{header.path} does not say {header.architecture}.{_SETTINGS[name]}")
+    for name in _SIZES:
+        value, key = given[name], f"{header.architecture}.{_SETTINGS[name]}"
+        if value is None and name not in _PERHAPS:
+            raise UnsupportedModelError(f"{header.path} does not say {key}")
+        if value is not None and (type(value) is not int or value < 1):
+            raise UnsupportedModelError(
+                f"{header.path} gives {key}={str(value)[:40]}; only one size for all layers is read"
+            )
+    blocks = {name.split(".")[1] for name in header.tensors if name.startswith("blk.")}
+    if len(blocks) != given["num_hidden_layers"]:  # before so many are made
+        raise UnsupportedModelError(
+            f"{header.path} says {given['num_hidden_layers']} layers and holds weights of {len(blocks)}"
+        )
+    if kind.by_width is not None:
+        wide = given["num_hidden_layers"] == kind.by_width
+        given["query_pre_attn_scalar"] = (
+            given["hidden_size"] // given["num_attention_heads"] if wide else given["head_dim"]
+        )
     ends = {name: header.metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _ENDS.items()}
     if (embedding := header.tensors.get("token_embd.weight")) is None:
         raise UnsupportedModelError(
