@@ -138,7 +138,7 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _trained(folder: Path, wanted: _Wanted) -> NamedSAE:
-    sae, provenance = load_sae(folder)
+    sae, provenance = load_sae(folder, norms_take_mean=wanted.norms_take_mean)
     point = wanted.place(_parsed(folder, provenance.hook_point), str(folder))
     name = folder.resolve().relative_to((wanted.run.folder / "saes").resolve()).as_posix()
     return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name, folder)
@@ -284,13 +284,13 @@ def _described(folder: Path, found: Found, told: Described, point: HookPoint, wa
         *(["it wants activations less their mean, which its encoder now takes off"] if centre else []),
     ):
         wanted.progress.say(f"{folder.name}: {line}")
-    sae = build.read(
-        found.weights, told, allow_pickle=wanted.allow_pickle, what=f"the weights of {found.format.name}", centre=centre
-    )
-    provenance, origin = Provenance(model=told.model, hook_point=str(point)), None
-    if _is_ours(found.weights.parent):
-        origin = found.weights.parent
-        provenance = load_sae(origin)[1]
+    origin = found.weights.parent if _is_ours(found.weights.parent) else None
+    if origin is not None:
+        sae, provenance = load_sae(origin, norms_take_mean=wanted.norms_take_mean)
+    else:
+        what = f"the weights of {found.format.name}"
+        sae = build.read(found.weights, told, allow_pickle=wanted.allow_pickle, what=what, centre=centre)
+        provenance = Provenance(model=told.model, hook_point=str(point))
     sha256 = files.file_sha256(found.weights)
     return NamedSAE(folder, sae, provenance, point, sha256, f"{point}/{folder.name}", origin)
 

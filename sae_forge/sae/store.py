@@ -4,6 +4,7 @@ Our own facts stand in ``cfg.json`` under "sae_forge", which SAELens ignores. ``
 hash of the weights, so its presence makes the folder whole and a flipped bit is noticed.
 """
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,19 @@ def load_sae(
     device: str | torch.device = "cpu",
     expect_model: str | None = None,
     expect_point: HookPoint | None = None,
+    norms_take_mean: Callable[[], bool] | None = None,
 ) -> tuple[Built, Provenance]:
     """An SAE that was checked: header, hash, shapes, finite weights, and that it belongs to this model and place.
 
     It is for use: its weights ask for no gradient. What SAELens wrote loads too, its conventions folded into ours.
 
+    Args:
+        norms_take_mean: Whether the norms of the model take the mean over the width off (``models.loading``); asked
+            only for an SAE that was trained on activations without it where they do, and needed for one.
+
     Raises:
         CheckpointError: missing (names the command that makes one), damaged, of an architecture that cannot be used,
-            or of another model or hook point.
+            of another model or hook point, or nobody says what it reads.
     """
     path = folder / CFG
     if not path.exists():
@@ -101,7 +107,15 @@ def load_sae(
         raise CheckpointError(
             f"{folder / WEIGHTS} is damaged: its hash is not the one in {CFG}; train it again with --fresh"
         )
-    sae = build.read(folder / WEIGHTS, told, allow_pickle=False, what="the weights of an SAE", centre=told.centred)
+    centre = False
+    if told.centred:
+        if norms_take_mean is None:
+            raise CheckpointError(
+                f"{folder} asks for activations less their mean, which depends on the model: say norms_take_mean="
+                "lambda: True for one of LayerNorm, as GPT-2, and False for one of RMSNorm; or name the SAE with --sae"
+            )
+        centre = norms_take_mean()
+    sae = build.read(folder / WEIGHTS, told, allow_pickle=False, what="the weights of an SAE", centre=centre)
     return sae.to(device), provenance
 
 
