@@ -190,6 +190,6 @@ def _version(package: str) -> str | None:
 
 def _standing(place: Path) -> Path:
     """The place itself, or the folder it would be made in."""
-    while not place.exists():
+    while not os.path.exists(place):  # noqa: PTH110 (Path.exists raises where a folder may not be looked into)
         place = place.parent
     return place

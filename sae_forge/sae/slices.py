@@ -134,13 +134,13 @@ def sliced(dictionary: Dictionary | Slice, latents: Sequence[int]) -> Slice:
         case JumpReLUSAE() as sae:
             W_enc, b_enc, W_dec = sae.W_enc[:, places], sae.b_enc[places], sae.W_dec[places]
             part = JumpReLUSAE(W_enc, b_enc, W_dec, sae.b_dec, sae.threshold[places], backend=sae.backend)
-        case GroupMaxSAE() | Direction() as kept:  # a run's latents compete, so all of them are kept
-            part = kept
+        case GroupMaxSAE() | Direction():  # a run's latents compete, so all of them are kept, in their own order
+            return source
         case other:
             raise CheckpointError(
                 f"what an edit needs of a {type(other).__name__} is not known; known are {', '.join(MADE_OF)}"
             )
-    return Slice(tuple(latents) if part.d_sae == len(latents) else source.latents, source.d_sae, part)
+    return Slice(tuple(latents), source.d_sae, part)
 
 
 # ---- as tensors and numbers ---------------------------------------------------------------------

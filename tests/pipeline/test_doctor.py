@@ -1,6 +1,7 @@
 """``doctor``: one screen that says what is here and what it can hold, and never the token."""
 
 import json
+import os
 
 import torch
 
@@ -49,6 +50,19 @@ def test_a_hub_that_is_not_there_is_one_entry(monkeypatch):
     outcome = doctor("meta-llama/Llama-2-7b-chat-hf", None, 1000)
     assert outcome.exit_code == 2
     assert "cannot be reached" in outcome.metrics["access"]["meta-llama/Llama-2-7b-chat-hf"]
+
+
+def test_a_place_that_may_not_be_looked_into_is_marked_and_no_traceback(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine.os, "access", lambda path, mode: path != tmp_path)
+    own = os.stat
+
+    def stat(path, *args, **kwargs):
+        if str(path).startswith(str(tmp_path / "shut")):
+            raise PermissionError(13, "Permission denied")
+        return own(path, *args, **kwargs)
+
+    monkeypatch.setattr(os, "stat", stat)
+    assert "! runs" in doctor(None, tmp_path / "shut" / "run", 1000).summary
 
 
 def test_a_place_that_cannot_be_written_is_marked(monkeypatch, tmp_path):

@@ -577,6 +577,19 @@ def test_latents_of_a_groupmax_sae_are_cut_out_and_kept_with_their_run(tmp_path)
     assert bool(acts.any())
     back = put_together(*taken_apart(cut))
     assert torch.equal(back.latent_acts(X, torch.tensor([9, 2])), acts)  # pyright: ignore[reportAttributeAccessIssue]
+    turned = list(reversed(range(sae.d_sae)))
+    cut = sliced(sae, turned)
+    assert torch.equal(cut.part.latent_acts(X, cut.places(turned)), dense(sae, X)[:, turned])
+
+
+def test_an_sae_of_centred_activations_is_read_by_what_the_norms_of_its_model_do(tmp_path):
+    asks = {"model_from_pretrained_kwargs": {"center_writing_weights": True}}
+    folder = saelens_folder(tmp_path / "sae", "standard", metadata=asks)
+    less = X - X.mean(dim=1, keepdim=True)
+    agree(load_sae(folder, norms_take_mean=lambda: True)[0], *defined("standard", less, centred=True))
+    agree(load_sae(folder, norms_take_mean=lambda: False)[0], *defined("standard", X, centred=True))
+    with pytest.raises(CheckpointError, match="less their mean, which depends on the model: say norms_take_mean"):
+        load_sae(folder)
 
 
 # ---- spoilt ---------------------------------------------------------------------------------------
