@@ -122,8 +122,15 @@ class Bench:
         Says it where an edit there would reach no later token.
 
         Raises:
-            CheckpointError: it is of another width, or has other weights.
+            CheckpointError: it is of another width, or has other weights, or the SAE reads a module whose output the
+                model norms or multiplies before it is added.
         """
+        family = self.lm.family
+        if named.module and (family.multiplier or named.module not in (*family.attn_out, *family.mlp_out)):
+            raise CheckpointError(
+                f"{named.name} reads what the module {named.module} gives, and {self.config.model} norms or multiplies "
+                f"that before it is added; {named.point} is what is added, so it is another place"
+            )
         width = self.lm.width(named.point)
         if named.sae.d_in != width:
             raise CheckpointError(

@@ -42,6 +42,8 @@ class NamedSAE:
     """sha256 of its weights file: what selections know it by."""
     name: str
     """``folder`` relative to the run's ``saes``."""
+    module: str = ""
+    """The sub-module of a layer whose output it reads, where its files say its place so."""
     origin: Path | None = None
     """Folder of its files, if it was trained here or in another run; None: another tool made it."""
 
@@ -141,7 +143,7 @@ def _trained(folder: Path, wanted: _Wanted) -> NamedSAE:
     sae, provenance = load_sae(folder, norms_take_mean=wanted.norms_take_mean)
     point = wanted.place(_parsed(folder, provenance.hook_point), str(folder))
     name = folder.resolve().relative_to((wanted.run.folder / "saes").resolve()).as_posix()
-    return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name, folder)
+    return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name, origin=folder)
 
 
 def _parsed(folder: Path, text: str) -> HookPoint:
@@ -292,7 +294,7 @@ def _described(folder: Path, found: Found, told: Described, point: HookPoint, wa
         sae = build.read(found.weights, told, allow_pickle=wanted.allow_pickle, what=what, centre=centre)
         provenance = Provenance(model=told.model, hook_point=str(point))
     sha256 = files.file_sha256(found.weights)
-    return NamedSAE(folder, sae, provenance, point, sha256, f"{point}/{folder.name}", origin)
+    return NamedSAE(folder, sae, provenance, point, sha256, f"{point}/{folder.name}", told.module, origin)
 
 
 def _pointer(folder: Path) -> _Pointer:

@@ -14,8 +14,10 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import CheckpointError, ConfigError, ForgeError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.pipeline.bench import Bench
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.formats import build, table
 from sae_forge.sae.formats.format import Hints
@@ -325,9 +327,22 @@ def test_a_sparsify_sae_computes_what_its_definition_says(settings, rule, tmp_pa
     assert found.point == HookPoint(3)
 
 
+@pytest.mark.parametrize(
+    ("family", "said"), [("gemma2", "what the module mlp gives, and .* norms or multiplies"), ("llama", "12 wide, but")]
+)
+def test_what_a_module_gives_is_not_read_where_a_family_norms_it_before_it_is_added(
+    family, said, tmp_path, model_folders
+):
+    source = str(sparsify_folder(tmp_path / "layers.3.mlp"))
+    bench = Bench(EvalConfig(model=str(model_folders[family]), run_dir=tmp_path / "run", model_device="cpu"))
+    with pytest.raises(CheckpointError, match=said):
+        bench.require_same_model(bench.sae(source))
+
+
 def test_sparsify_reads_where_its_folder_says(tmp_path):
     folder = sparsify_folder(tmp_path / "layers.3.mlp")
-    assert opened(folder, tmp_path).point == HookPoint(3, "mlp_out")
+    assert (found := opened(folder, tmp_path)).point == HookPoint(3, "mlp_out")
+    assert (found.module, opened(found.folder, tmp_path).module) == ("mlp", "mlp")
     with pytest.raises(ConfigError, match=r"reads blocks\.3\.hook_mlp_out, not blocks\.3\.hook_resid_post"):
         opened(folder, tmp_path, asked=HookPoint(3))
     with pytest.raises(CheckpointError, match="name it with --layer"):

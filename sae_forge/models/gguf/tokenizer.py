@@ -60,8 +60,8 @@ def tokenizer_of(header: Header) -> PreTrainedTokenizerBase:
         )
     parts, opens = _parts(header, said)
     names = {role: tokens[index] for role, index in ids.items() if index is not None}
-    if said.get("add_bos_token", opens) and "bos_token" in names:
-        parts["post_processor"] = _opening(names["bos_token"], ids["bos_token"])
+    if said.get("add_bos_token", opens) and (bos := ids["bos_token"]) is not None:
+        parts["post_processor"] = _opening(names["bos_token"], bos)
     prefix = said["model"] == "llama" and bool(said.get("add_space_prefix", True))
     parts["added_tokens"] = [
         _added(index, token, special=bool(kind == _CONTROL), marked=not prefix)

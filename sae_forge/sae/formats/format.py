@@ -58,6 +58,8 @@ class Described:
     recipe: Recipe
     point: HookPoint | None
     """Where it reads; None: its files and their names do not say."""
+    module: str = ""
+    """The sub-module of a layer whose output it reads, where its place is said so; empty elsewhere."""
     model: str = ""
     """Empty when none is named."""
     centred: bool = False

@@ -32,11 +32,25 @@ def place_of(text: str, *, told: str) -> HookPoint | None:
     """
     if not text:
         return None
-    match = _LAYER.search(text[:200])
-    if match is not None:
-        layer, rest = int(match[1]), (match[2] or "").removesuffix("output").rstrip(".")
+    if (found := _split(text)) is not None:
+        layer, rest = found
         if rest in _HOOKS:
             return HookPoint(layer, _HOOKS[rest])
         if rest in _MODULES and not text.startswith("blocks"):
             return HookPoint(layer, _MODULES[rest])
     raise CheckpointError(f"{told} says that it reads {text[:60]!r}, which is no place that can be edited here")
+
+
+def module_of(text: str) -> str:
+    """The sub-module of a layer whose output a place of ``place_of`` is, as it is called there; empty for any other.
+
+    What it gives is not what is added to the residual stream in families that norm or multiply it first.
+    """
+    found = _split(text)
+    return found[1] if found is not None and found[1] in _MODULES and not text.startswith("blocks") else ""
+
+
+def _split(text: str) -> tuple[int, str] | None:
+    """Layer, and what follows it but for a last ``output``."""
+    match = _LAYER.search(text[:200])
+    return None if match is None else (int(match[1]), (match[2] or "").removesuffix("output").rstrip("."))

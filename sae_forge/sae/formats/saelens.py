@@ -11,7 +11,7 @@ from sae_forge.errors import CheckpointError
 from sae_forge.sae.architectures.table import ARCHITECTURES
 from sae_forge.sae.formats.checked import positive
 from sae_forge.sae.formats.format import TRANSCODER, Described, Format, Found, Hints, Recipe
-from sae_forge.sae.formats.places import place_of
+from sae_forge.sae.formats.places import module_of, place_of
 from sae_forge.store import files
 
 CFG = "cfg.json"
@@ -67,6 +67,7 @@ def describe(found: Found, hints: Hints) -> Described:
     return Described(
         recipe=recipe(path, cfg, scale=hints.scale or 1.0),
         point=place_of(hook, told=str(path)),
+        module=module_of(hook),
         model=str(metadata.get("model_name") or "")[:200],
         centred=centred,
     )

@@ -3,7 +3,7 @@
 from sae_forge.errors import CheckpointError
 from sae_forge.sae.formats.checked import positive
 from sae_forge.sae.formats.format import Described, Format, Found, Hints, Recipe
-from sae_forge.sae.formats.places import place_of
+from sae_forge.sae.formats.places import module_of, place_of
 from sae_forge.store import files
 
 CFG = "cfg.json"
@@ -50,6 +50,7 @@ def describe(found: Found, hints: Hints) -> Described:
             d_in=d_in, d_sae=d_sae, k=k,
         ),
         point=place_of(named, told=f"the name of {found.folder}"),
+        module=module_of(named),
     )  # fmt: skip
 
 
