@@ -21,7 +21,7 @@ from sae_forge.sae.formats import build, table
 from sae_forge.sae.formats.format import Described, Found, Hints
 from sae_forge.sae.formats.gemma_scope import GEMMA_SCOPE
 from sae_forge.sae.formats.saelens import CFG, WEIGHTS, settings
-from sae_forge.sae.released import Reference, fetch, is_tuned_form_of, same_model
+from sae_forge.sae.released import Reference, fetch, in_cache, is_tuned_form_of, same_model
 from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.store import files, records
 from sae_forge.store.runs import POINTER, Run
@@ -241,7 +241,7 @@ def _adopted(origin: _Origin, wanted: _Wanted) -> NamedSAE:
         hook_point=str(point),
         model=named.provenance.model,
         format=found.format.name,
-        file=_file_in_repository(found) if pinned else "",
+        file=in_cache(found.weights)[1] if pinned else "",
         **asdict(origin.hints),
     )
     files.publish_json(folder / POINTER, asdict(pointer))
@@ -252,12 +252,6 @@ def _adopted(origin: _Origin, wanted: _Wanted) -> NamedSAE:
 def _unlinked(weights: Path) -> Path:
     """Its full path; where it is a link, as in the Hub's cache, with the name that says its format."""
     return weights.parent.resolve() / weights.name
-
-
-def _file_in_repository(found: Found) -> str:
-    """The path of a downloaded weights file in its repository: what follows ``snapshots/<commit>`` in the cache."""
-    parts = found.weights.parts
-    return "/".join(parts[parts.index("snapshots") + 2 :]) if "snapshots" in parts else ""
 
 
 def _pointed(folder: Path, wanted: _Wanted) -> NamedSAE:

@@ -1,8 +1,9 @@
 """SAEs others released, by name: ``owner/name[@revision]:folder`` on the Hub, and the files it stands for."""
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path, PurePosixPath
 
 from sae_forge.errors import CheckpointError
@@ -10,7 +11,7 @@ from sae_forge.sae.formats import table
 from sae_forge.sae.formats.format import Format, Found
 from sae_forge.sae.formats.gemma_scope import PARAMS
 from sae_forge.store import hub_errors
-from sae_forge.store.hub_errors import READING, Asked
+from sae_forge.store.hub_errors import READING, Asked, Trouble
 
 _WRITTEN = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?:(?P<path>[\w.,:=+/-]+)")
 _MAX_LISTED = 10_000
@@ -68,19 +69,23 @@ def fetch(reference: Reference) -> tuple[Found, str | None]:
     """
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
+    def words(path: str) -> Mapping[Trouble, str]:
+        shown = path.replace("{", "{{").replace("}", "}}")
+        return {**READING, "file": f"{{name}} holds no {shown}; look up the folders at {{page}}/tree/main"}
+
     asked = Asked(
         name=reference.repo,
         page=f"huggingface.co/{reference.repo}",
         flag="--sae",
         revision=reference.revision or "main",
         instead="; or give --sae a local folder that holds it",
-        words={**READING, "file": f"{{name}} holds no {reference.path}; look up the folders at {{page}}/tree/main"},
+        words=words(reference.path),
         kinds={"name": CheckpointError},
     )
     try:
         with hub_errors.without_bars():
             entry, folder, weights = _known(reference) or _looked_up(reference)
-            asked = replace(asked, words={**asked.words, "file": asked.words["file"].replace(reference.path, weights)})
+            asked = replace(asked, words=words(weights))
             return _downloaded(reference, entry, folder, weights)
     except (OSError, ValueError, HTTPError) as error:
         raise hub_errors.told(error, asked) from error
@@ -136,9 +141,16 @@ def _downloaded(reference: Reference, entry: Format, folder: str, weights: str) 
         except EntryNotFoundError:
             continue
     path = download(weights)
-    parts = path.parts
-    commit = parts[parts.index("snapshots") + 1] if "snapshots" in parts else None
-    return Found(entry, path.parents[entry.depth], path, str(reference)), commit
+    return Found(entry, path.parents[entry.depth], path, str(reference)), in_cache(path)[0]
+
+
+def in_cache(path: Path) -> tuple[str | None, str]:
+    """Commit and path in its repository of a file in the Hub's cache; None and nothing of a file elsewhere."""
+    parts = path.parts  # …/models--owner--name/snapshots/<commit>/<path in the repository>
+    for place, (owner, part) in enumerate(pairwise(parts), 2):
+        if owner.startswith("models--") and part == "snapshots":
+            return parts[place], "/".join(parts[place + 1 :])
+    return None, ""
 
 
 # ---- one model, many spellings ------------------------------------------------------------------

@@ -27,7 +27,7 @@ from sae_forge.sae.formats.format import Found, Hints
 from sae_forge.sae.formats.gemma_scope import GEMMA_SCOPE, PARAMS, model_of, point_of
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.named import load_dictionary
-from sae_forge.sae.released import Reference, fetch
+from sae_forge.sae.released import Reference, fetch, in_cache
 from sae_forge.sae.store import Provenance, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
@@ -473,6 +473,7 @@ def test_a_release_that_changed_is_refused_in_a_run_that_used_the_old(hub: FakeH
     ("text", "words"),
     [
         (f"{RELEASE}:layer_3/width_16k/average_l0_1", "holds no layer_3/width_16k/average_l0_1/params.npz"),
+        (f"{RELEASE}:name", "google/gemma-scope-2b-pt-res holds no name/params.npz"),  # a word of the message itself
         (f"{RELEASE}@nowhere:{LAYER_3}", "no revision 'nowhere'"),
         (f"google/absent:{LAYER_3}", "google/absent is not on the Hub"),
     ],
@@ -491,6 +492,12 @@ def test_without_a_network_a_local_folder_is_pointed_to(monkeypatch: pytest.Monk
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", offline)
         with pytest.raises(RemoteError, match="cannot be reached"):
             fetch(reference)
+
+
+def test_commit_and_path_are_those_of_the_cache_wherever_it_lies() -> None:
+    file = Path("/mnt/snapshots/hub/models--google--saes/snapshots/0f1e/layer_3/snapshots/params.npz")
+    assert in_cache(file) == ("0f1e", "layer_3/snapshots/params.npz")
+    assert in_cache(Path("/mnt/snapshots/params.npz")) == (None, "")
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
