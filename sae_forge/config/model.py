@@ -104,12 +104,28 @@ class ModelConfig:
 
 
 def one_spelling(named: str) -> str:
-    """A file or folder below the working directory relative to it, another one absolute; any other name as it is."""
-    path = Path(named).expanduser()
+    """A file or folder below the working directory relative to it, another one absolute; any other name as it is.
+
+    Raises:
+        ConfigError: as ``expanded``.
+    """
+    path = expanded(named)
     if not path.exists():
         return named
     full, here = Path(os.path.normpath(path.absolute())), Path.cwd()  # a link keeps the name that the user knows
     return str(full.relative_to(here) if here in full.parents else full)
+
+
+def expanded(named: str | Path) -> Path:
+    """The path that a name is, with the home that ``~`` stands for.
+
+    Raises:
+        ConfigError: the home is of somebody who is not known here.
+    """
+    try:
+        return Path(named).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f"{named} does not exist: no user of this machine is called so; give a full path") from error
 
 
 def plain(value: Any) -> Any:

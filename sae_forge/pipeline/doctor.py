@@ -16,6 +16,7 @@ import torch
 
 import sae_forge
 from sae_forge import builtin
+from sae_forge.config.model import expanded
 from sae_forge.models.gguf import packaged
 from sae_forge.models.gguf.cache import cache_folder
 from sae_forge.outcome import Outcome
@@ -116,7 +117,7 @@ def _access(model: str) -> _Line:
     if model in packaged.MODELS:
         why = packaged.missing_of(model)
         return _Line("access", f"{model}: installed" if why is None else why, why is not None)
-    if Path(model).expanduser().exists() or model in builtin.MODELS:
+    if expanded(model).exists() or model in builtin.MODELS:
         return _Line("access", f"{model}: on this disk")
     try:
         huggingface_hub.hf_hub_download(model, "config.json", etag_timeout=5)

@@ -12,6 +12,7 @@ from typing import cast
 
 from torch import nn
 
+from sae_forge.config.model import expanded
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.progress import SILENT, Progress
@@ -78,7 +79,7 @@ def load_dictionary(
         ConfigError: it reads at another place than ``asked``.
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
-    path = Path(source).expanduser()
+    path = expanded(source)
     wanted = _Wanted(run, model, asked, frozenset(spelled), allow_pickle, norms_take_mean, progress)
     if (path / POINTER).is_file():
         named = _pointed(path, wanted)

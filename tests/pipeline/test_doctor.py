@@ -3,8 +3,10 @@
 import json
 import os
 
+import pytest
 import torch
 
+from sae_forge.errors import ConfigError
 from sae_forge.models.gguf import packaged
 from sae_forge.pipeline import doctor as machine
 from sae_forge.pipeline.doctor import doctor
@@ -63,6 +65,11 @@ def test_a_place_that_may_not_be_looked_into_is_marked_and_no_traceback(monkeypa
 
     monkeypatch.setattr(os, "stat", stat)
     assert "! runs" in doctor(None, tmp_path / "shut" / "run", 1000).summary
+
+
+def test_a_home_of_nobody_is_one_line():
+    with pytest.raises(ConfigError, match="~nobody-here/model does not exist: no user"):
+        doctor("~nobody-here/model", None, 1000)
 
 
 def test_a_place_that_cannot_be_written_is_marked(monkeypatch, tmp_path):

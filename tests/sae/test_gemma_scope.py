@@ -410,6 +410,8 @@ def test_a_trained_sae_goes_through_the_same_door(tmp_path: Path) -> None:
     assert found.weights == files.file_sha256(folder / "sae_weights.safetensors")
     with pytest.raises(CheckpointError, match="sae-forge train"):
         load_dictionary(tmp_path / "nothing", run, model="tiny")
+    with pytest.raises(ConfigError, match="~nobody-here/sae does not exist: no user"):
+        load_dictionary("~nobody-here/sae", run, model="tiny")
 
 
 def test_an_sae_of_the_wrong_width_is_refused_and_a_foreign_one_is_not_published(

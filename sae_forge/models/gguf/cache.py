@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import GenerationConfig
 
+from sae_forge.config.model import expanded
 from sae_forge.errors import UnsupportedModelError
 from sae_forge.models.gguf import packaged
 from sae_forge.models.gguf.header import is_gguf, read_header
@@ -63,7 +64,7 @@ def converted(name: str) -> Converted | None:
             unknown architecture; no weight has been read then. Or a file of the cache is not what was written.
         ResourceError: the disk does not hold it.
     """
-    path = Path(name).expanduser()
+    path = expanded(name)
     if name in packaged.MODELS and not path.exists():
         packaged.require_accepted(name)
         folder = _place(packaged.MODELS[name].sha256)
