@@ -644,7 +644,7 @@ def other_sae(made: Artefacts, path: Path, *keys: str) -> None:
 
 DAMAGE = {
     "flipped weights": (flip_weights, CheckpointError, "hash"),
-    "no SAE": (lambda made: (made.sae / "cfg.json").unlink(), CheckpointError, "sae-forge train"),
+    "no SAE": (lambda made: (made.sae / "cfg.json").unlink(), CheckpointError, "no SAE of a format that is read"),
     "selection of another SAE": (lambda made: other_sae(made, made.selection, "weights"), DataError, "other weights"),
     "report on another SAE": (
         lambda made: other_sae(made, made.report / "eval.json", "protocol", "sae_weights"),

@@ -209,7 +209,7 @@ def test_groups_roles_parts_and_halves(tiny_llama: LanguageModel, folder: Path):
 @pytest.mark.parametrize(
     ("name", "complaint"),
     [
-        ("toy_chioce", "nearest: toy_choice"),
+        ("toy_chioce", r"in lm-eval \(nearest: toy_choice"),
         ("toy_choice:0-9", "holds documents 0 to 5, not 9"),
         ("questons", "did you mean"),
     ],

@@ -352,7 +352,8 @@ def test_a_question_that_reads_otherwise_is_asked_anew(
 def test_another_models_answers_are_refused(tiny_llama: LanguageModel, tmp_path: Path) -> None:
     path = orders_file(tmp_path, MAGIC.name, "letter")
     ask_orders(tiny_llama, MAGIC, "letter", batch_size=24, path=path)
-    other = tiny_llama.fingerprint() | {"weights": "ff" * 32}
+    weights = tiny_llama.fingerprint()["weights"]
+    other = tiny_llama.fingerprint() | {"weights": f"{weights[:-4]}0000"}
     with pytest.raises(DataError, match=r"another model: weights is .*--fresh"):
         load_orders(path, MAGIC.name, "letter", other)
     with pytest.raises(DataError, match="another scoring"):

@@ -197,8 +197,8 @@ def test_tasks_are_chosen_by_name_and_by_part(tiny_llama: LanguageModel, files: 
     assert asked_by(tiny_llama, files, "prompts", "questions:rocks") == [every[1], every[3]]
     with pytest.raises(DataError, match="--tasks questions:mica: the parts of questions are owls, rocks"):
         asked_by(tiny_llama, files, "questions:mica")
-    with pytest.raises(ConfigError, match="there is no task 'quiz'; give questions, completions"):
-        asked_by(tiny_llama, files, "quiz")
+    with pytest.raises(ConfigError, match=r"there is no task 'questons' \(did you mean questions\?\)"):
+        asked_by(tiny_llama, files, "questons")
 
 
 def test_a_file_describes_a_task_without_code(tiny_llama: LanguageModel, files: dict[str, Any], tmp_path: Path):

@@ -65,7 +65,9 @@ def load_tasks(name: str, folder: Path | None, *, code: bool = False, meant: str
         manager = everything(own)
     if name not in manager.all_tasks:
         nearest = ", ".join(get_close_matches(name, manager.all_tasks, 3)) or "none is alike"
-        raise ConfigError(f"--tasks {name}: lm-eval has no such task; nearest: {nearest}")
+        raise ConfigError(
+            f"--tasks {name}: there is no such task here (sae-forge eval --help) or in lm-eval (nearest: {nearest})"
+        )
     try:
         return dict(manager.load([name])["tasks"])
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
