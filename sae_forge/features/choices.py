@@ -113,6 +113,7 @@ def _way_out(method: SelectionMethod, measured: Measured, config: FeaturesConfig
     further = loose * (1.05 if loose > getattr(config, name) else 0.95)  # a rounder number may lie beyond
     tried = (float(f"{value:.{digits}g}") for digits in (2, 3, 4, 6) for value in (loose, further))
     value = next((value for value in tried if admitted(name, value) >= wanted), loose)
+    value = type(getattr(config, name))(value)  # of whole numbers no other is taken
     return f"; --{name} {value:.12g} instead of {getattr(config, name):g} would admit {wanted}"
 
 

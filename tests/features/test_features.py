@@ -526,6 +526,13 @@ def test_no_valid_latents_names_the_filter_and_the_value_that_would_admit_as_man
         FeaturesConfig(min_freq=0.3)
 
 
+def test_the_value_that_would_admit_is_whole_where_the_setting_is(corpora, tmp_path):
+    acts = topical(4000, forget=True, seed=9)
+    acts[7:] = -1
+    with pytest.raises(DataError, match=r"--min_target_fires 7 instead of 64 would admit 2\b"):
+        make((write_shards(tmp_path / "few", acts), corpora[1]), min_freq=0.0, min_ratio=0.0)
+
+
 def test_frequency_selection_ranks_by_forget_frequency(corpora):
     found = make(corpora, method=("frequency",), retain_threshold=0.5, num_features=(9,))
     assert found.indices == (2, 0, 1)
