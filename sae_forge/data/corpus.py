@@ -256,7 +256,7 @@ def _choose_columns(kinds: Mapping[str, Kind], asked: str | None, *, typed: bool
     texts = [name for name, kind in kinds.items() if kind == "text"]
     readable = {name for name, kind in kinds.items() if kind != "other"}
     if not typed:  # what the first row looks like is no proof: null and numbers may be followed by text
-        readable |= {name for name in kinds if name in ("text", asked)}
+        readable |= {name for name in kinds if name in ("text", "prompt", "completion", asked)}
     if asked is not None:
         if asked not in readable:
             why = "holds no text" if asked in kinds else "does not exist"

@@ -149,7 +149,7 @@ def _read_json(path: Path, choose: Choose | None) -> Placed:
         return
     number, line = first
     value = _parsed(line)
-    opens = line.strip()[0] in "[{" and (path.suffix.lower() != ".jsonl" or len(line.strip()) < 3)
+    opens = line.strip()[0] in "[{" and (".jsonl" not in suffix_of(path) or len(line.strip()) < 3)
     if isinstance(value, Malformed) and opens:
         yield from _read_whole(path)
     elif second is None and isinstance(value, list | dict) and (records := _records_of(value, path)) != [value]:

@@ -3,7 +3,9 @@
 import csv
 import json
 import lzma
-from collections.abc import Callable
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -79,8 +81,8 @@ def open_source(source: str, split: str) -> Opened:
             f"{what} read here: give files that end in {', '.join(PLAIN)}, with or without .gz, or a folder"
         )
     note = None
-    if not path.is_file():
-        readable, note = sources.of_split(readable, known.place, split)
+    if known.split or not path.is_file():
+        readable, note = sources.of_split(readable, known.place, split, spelled=known.split is not None)
     return Opened(tuple(_open_file(file) for file in readable), known, note)
 
 
@@ -93,16 +95,24 @@ def _open_file(path: Path) -> Source:
     reader = READERS[suffix_of(path)]
 
     def read(choose: Choose | None) -> Placed:
-        try:
+        with _told(path):
             yield from reader(path, choose)
-        except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, pa.ArrowException) as error:
-            raise DataError(f"{path} cannot be read: {one_line(error)}") from error
 
     def rows() -> int | None:
         if suffix_of(path) != ".parquet":
             return None
         import pyarrow.parquet as pq
 
-        return pq.read_metadata(path).num_rows
+        with _told(path):
+            return pq.read_metadata(path).num_rows
 
     return Source(str(path), read, rows)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say of a file that it cannot be read, whatever the library that tried has to say."""
+    try:
+        yield
+    except (OSError, EOFError, ValueError, csv.Error, lzma.LZMAError, zlib.error, pa.ArrowException) as error:
+        raise DataError(f"{path} cannot be read: {one_line(error)}") from error

@@ -17,7 +17,7 @@ from sae_forge.data.formats import READERS, suffix_of
 from sae_forge.errors import DataError
 
 _SAMPLE_BYTES = 16 * 2**20
-_PART = re.compile(r"(.+)\[(\d*%?):(\d*%?)\]")
+_PART = re.compile(r"(.+)\[(\d{0,12}|\d{1,12}%):(\d{0,12}|\d{1,12}%)\]")
 _ID = re.compile(
     r"(?P<place>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::(?P<config>[\w.+-]+))?(?:@(?P<split>[\w.+-]+))?(?::(?P<column>.+))?",
     re.ASCII,
@@ -52,7 +52,7 @@ class Part:
         def place(bound: str) -> int:
             return round(total * int(bound[:-1]) / 100) if bound.endswith("%") else int(bound)
 
-        return place(self.start or "0"), place(self.end) if self.end not in ("", "%") else None
+        return place(self.start or "0"), place(self.end) if self.end else None
 
     def __str__(self) -> str:
         return f"[{self.start}:{self.end}]"
@@ -72,12 +72,12 @@ class Named:
     @cached_property
     def files(self) -> list[Path] | None:
         """The files it stands for, in order, whatever their split; None where it is an id."""
+        if not _is_there(self.place):
+            return None
         path = local_path(self.place)
         if path.is_dir():
             return visible_files(path)
-        if path.exists():
-            return [path]
-        return _matches(self.place) or None
+        return [path] if path.exists() else _matches(self.place)
 
     @property
     def said(self) -> str:
@@ -177,14 +177,17 @@ def canonical(split: str) -> str:
     return next((name for name, words in _SPLIT_WORDS.items() if words.fullmatch(split.lower())), split)
 
 
-def of_split(files: Sequence[Path], place: str, split: str) -> tuple[list[Path], str | None]:
+def of_split(files: Sequence[Path], place: str, split: str, *, spelled: bool = False) -> tuple[list[Path], str | None]:
     """The files of one split, and a sentence on what was left out, if anything was.
 
     Files that name no split go with the one that is asked for where no other is there, and are left out else. A glob
     that matches one split alone means it.
 
+    Args:
+        spelled: The source itself names the split, so nothing else will do.
+
     Raises:
-        DataError: other splits are there and this one is not.
+        DataError: other splits are there and this one is not, or it is spelled out and no file names any.
     """
     root = Path(place) if Path(place).is_dir() else Path(place).parent
     splits = {
@@ -192,8 +195,12 @@ def of_split(files: Sequence[Path], place: str, split: str) -> tuple[list[Path],
     }
     there = sorted({name for name in splits.values() if name is not None})
     wanted = canonical(split)
-    if split == EVERY or not there or there == [wanted] or (len(there) == 1 and not Path(place).is_dir()):
+    if split == EVERY or there == [wanted]:
         return list(files), None
+    if not spelled and (not there or (len(there) == 1 and not Path(place).is_dir())):
+        return list(files), None
+    if not there:
+        raise DataError(f"{place}@{split}: no file there names a split; give {place} alone, or a file that is {split}")
     if wanted not in there:
         example = next(file.name for file, name in splits.items() if name == there[0])
         raise DataError(

@@ -66,7 +66,10 @@ def as_collected(config: ConfigT, run: Run, progress: Progress) -> ConfigT:
 
 
 def texts_of(run: Run) -> list[Text]:
-    """Every corpus of the run, in order of role and name; also one that was only set out to be collected."""
+    """Every corpus of the run, shorter names first; also one that was only set out to be collected.
+
+    So texts of one name get the folders again that they were told apart by, since only the first has none before it.
+    """
     found: dict[str, Text] = {}
     for name, record in _records(run):
         identity = str(record.get("corpus", ""))
@@ -78,7 +81,7 @@ def texts_of(run: Run) -> list[Text]:
         text = Text(noted["role"], noted["identity"], tuple(map(_short, places)))
         if found.get(name, text).identity == text.identity:
             found[name] = text
-    return [found[name] for name in sorted(found)]
+    return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
 
 
 def _is_there(source: str) -> bool:

@@ -489,16 +489,21 @@ _STORED = "sae_forge/sae/formats/stored.py"
 """Reads a zip in which nothing is compressed, and refuses any other."""
 _DIRECTORY = "sae_forge/sae/directory.py"
 """Reads the YAML of an installed package, which can run code as it is."""
+_TEXTS, _RECORDS = "sae_forge/data/formats.py", "sae_forge/data/records.py"
+"""The first reads packed text, a bounded line at a time; the second says what goes wrong there."""
 BANNED_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
-    **dict.fromkeys(("copyreg", "ruamel", "gzip", "bz2", "lzma", "tarfile", "ctypes"), ()),
+    **dict.fromkeys(("copyreg", "ruamel", "tarfile", "ctypes"), ()),
+    **dict.fromkeys(("bz2", "gzip"), (_TEXTS,)),
     "yaml": (_DIRECTORY,),
-    "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "zlib": (_CHECKSUMS, _STORED), "subprocess": (_PICKLED,),
+    "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "subprocess": (_PICKLED,),
+    "lzma": (_TEXTS, _RECORDS), "zlib": (_CHECKSUMS, _STORED, _RECORDS),
 }  # fmt: skip
 """Modules that nothing may import, and who alone may."""
 BANNED_CALLS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("torch.save", "np.load", "numpy.load", "np.memmap", "eval", "exec", "__import__"), ()),
+    **dict.fromkeys(("torch.save", "np.load", "numpy.load", "eval", "exec", "__import__"), ()),
     **dict.fromkeys(("os.system", "os.popen", "shutil.move"), ()),
+    "np.memmap": ("sae_forge/models/digest.py", "sae_forge/models/gguf/weights.py"),
     "torch.load": (_PICKLED,), "os.rename": (_FILES,), "os.replace": (_FILES,),
 }  # fmt: skip
 BANNED_WORDS = ("trust_remote_code", "allow_pickle", "shell")

@@ -18,10 +18,11 @@ from sae_forge.config.collect import CollectConfig
 from sae_forge.config.generate import GenerateConfig
 from sae_forge.config.model import one_spelling
 from sae_forge.config.train import TrainConfig
+from sae_forge.data.corpus import corpus_identity, told_apart
 from sae_forge.errors import DataError
 from sae_forge.models.tokens import max_input
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.known import as_collected
+from sae_forge.pipeline.known import as_collected, texts_of
 from sae_forge.progress import SILENT, Silent
 from sae_forge.store.runs import Run
 from sae_forge.study.settings import eval_config, features_config
@@ -52,6 +53,8 @@ def test_a_path_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert spelled == {"m/x"}
     assert {one_spelling(name) for name in ("..", f"{tmp_path}/")} == {str(tmp_path)}
     assert one_spelling("google/gemma-2-2b") == "google/gemma-2-2b"
+    assert one_spelling("x" * 300) == "x" * 300  # longer than a file's name can be
+    assert corpus_identity("x" * 300) == "x" * 300
 
 
 def test_a_run_is_of_a_model_by_its_weights_under_any_name(run: Run, tmp_path: Path) -> None:
@@ -139,6 +142,21 @@ def test_what_was_collected_is_the_default_of_every_later_command(collected: lis
     assert (config.forget, config.retain) == ("forget.jsonl", ("retain.jsonl",))
     assert (config.storage_dtype, config.max_tokens) == ("fp32", 700)
     assert as_collected(GenerateConfig(), run, SILENT).dtype == "bf16"
+
+
+def test_texts_of_one_name_are_told_apart_again_as_they_were(tmp_path: Path) -> None:
+    paths = [tmp_path / folder / "x.jsonl" for folder in ("b", "a")]
+    for path in paths:
+        path.parent.mkdir()
+        path.write_text(json.dumps({"text": path.parent.name}))
+    names = told_apart(list(map(str, paths)))
+    run = Run(tmp_path / "run")
+    run.logs.mkdir(parents=True)
+    noted = {
+        name: ("retain", corpus_identity(str(path)), str(path), "") for name, path in zip(names, paths, strict=True)
+    }
+    run.note_texts(noted)
+    assert told_apart([str(text.source) for text in texts_of(run)]) == names == ["x", "a-x"]
 
 
 def test_train_measures_on_the_collected_text_and_collects_it_at_a_further_place(collected: list[str]) -> None:

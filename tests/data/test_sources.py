@@ -70,6 +70,8 @@ def test_an_id_takes_a_configuration_a_split_a_column_and_a_part() -> None:
         ("nowhere/*.jsonl", "does not exist; give a file, a folder, a glob"),
         ("world:corpora/nobody", "not in the built-in world"),
         ("missing.jsonl:text[:1%]", "does not exist"),
+        (f"{__file__}[%:5]", "does not exist"),
+        (f"{'x' * 300}.jsonl", "does not exist"),
     ],
 )
 def test_what_is_not_there_is_refused_with_what_could_be(source: str, said: str) -> None:
@@ -148,6 +150,18 @@ def test_splits_of_a_folder_never_mix(tmp_path: Path) -> None:
     (tmp_path / "data" / "train-00001-of-00002.jsonl").unlink()
     with pytest.raises(DataError, match="holds test text"):  # one split, and not the one that is asked for
         texts(tmp_path)
+
+
+def test_a_split_that_a_source_names_is_there_or_refused(tmp_path: Path) -> None:
+    train, plain = (write_lines(tmp_path / name / f"{name}.jsonl", [{"text": name}]) for name in ("train", "a"))
+    assert texts(f"{train}@train") == texts(f"{train}@all") == texts(f"{tmp_path}/train/*@train") == ["train"]
+    for named_otherwise in (train, f"{tmp_path}/train/t*"):
+        with pytest.raises(DataError, match=r"holds train text .*and no test"):
+            texts(f"{named_otherwise}@test")
+    for unnamed in (plain, tmp_path / "a"):  # both @train and @test would be all of it
+        with pytest.raises(DataError, match=f"no file there names a split; give {unnamed} alone"):
+            texts(f"{unnamed}@test")
+        assert texts(unnamed, split="test") == ["a"]
 
 
 # ---- encodings ----------------------------------------------------------------------------------
@@ -326,6 +340,28 @@ def test_records_of_null_are_counted_and_blank_ones_are_not(tmp_path: Path) -> N
     tally = Tally()
     assert texts(path, tally=tally) == ["a"]
     assert tally.lines("x") == ["x: 2 records hold null and no text"]
+
+
+@pytest.mark.parametrize("part", ["", "[:10%]"])
+def test_a_damaged_file_is_refused_in_one_line(tmp_path: Path, part: str) -> None:
+    packed = bytearray(gzip.compress("".join(f'{{"text": "{hash(n * n)}"}}\n' for n in range(5000)).encode()))
+    packed[2000:2040] = b"\xff" * 40
+    for name, content in (("a.jsonl.gz", packed), ("a.parquet", b"PAR1 is no table PAR1")):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(DataError, match="cannot be read"):
+            texts(f"{tmp_path / name}{part}")
+
+
+def test_a_bad_first_line_is_skipped_in_packed_lines_too(tmp_path: Path) -> None:
+    lines = '{"text": "cut off\n' + "".join(json.dumps({"text": owl}) + "\n" for owl in OWLS)
+    (tmp_path / "a.jsonl").write_text(lines)
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines.encode()))
+    assert texts(tmp_path / "a.jsonl") == texts(tmp_path / "a.jsonl.gz") == OWLS
+
+
+def test_a_first_completion_that_is_null_does_not_cost_all_others(tmp_path: Path) -> None:
+    pairs = [{"prompt": "Who?", "completion": None}, {"prompt": "Who?", "completion": " An owl."}]
+    assert texts(write_lines(tmp_path / "a.jsonl", pairs)) == ["Who? An owl."]
 
 
 def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
