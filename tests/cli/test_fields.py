@@ -13,7 +13,9 @@ from sae_forge.errors import ConfigError
 from sae_forge.study.settings import eval_config, features_config, run_config
 
 DECIDING: dict[Artefact, str] = {
-    "shards": "bos ctx_len model_batch_size shard_rows split storage_dtype text_field",
+    "shards": (
+        "bos ctx_len dtype max_tokens model_batch_size quantize revision shard_rows split storage_dtype text_field"
+    ),
     "sae": (
         "auxk_alpha b_dec_init batch_size dead_after lr_decay lr_warmup max_disk_gb max_grad_norm sae_dtype shuffle_gb"
     ),

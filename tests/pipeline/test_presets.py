@@ -246,7 +246,9 @@ def test_a_model_gets_its_own_defaults_and_a_paper_only_by_name() -> None:
         assert preset_of(model) == presets()["gemma2-2b"]
     assert resolve(run_config(), {"model": "google/gemma-2-2b-it"}).sae is None
     assert preset_of("meta-llama/Llama-2-7b-chat-hf") == presets()["inlp-llama2-7b"]
-    with pytest.raises(ConfigError, match=r"preset 'dsg' is unknown \(did you mean dsg-bio\?\); choose one of .*dsg-cyber"):
+    with pytest.raises(
+        ConfigError, match=r"preset 'dsg' is unknown \(did you mean dsg-bio\?\); choose one of .*dsg-cyber"
+    ):
         resolve(run_config(), {}, preset="dsg")
 
 
