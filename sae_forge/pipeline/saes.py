@@ -4,6 +4,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from sae_forge.errors import ConfigError
+from sae_forge.hookpoint import SITES
 from sae_forge.outcome import Outcome
 from sae_forge.results.sheets import Sheet
 from sae_forge.sae import directory
@@ -21,8 +22,10 @@ def saes(
     """The SAEs of SAELens' directory whose name holds ``words``, at that layer and site of that model.
 
     Raises:
-        ConfigError: SAELens is not installed.
+        ConfigError: SAELens is not installed, or there is no such site.
     """
+    if site is not None and site not in SITES:
+        raise ConfigError(f"--site {site} is unknown; choose one of {', '.join(SITES)}")
     if not directory.is_installed():
         raise ConfigError("the directory of released SAEs is SAELens': pip install sae-forge[saelens]")
     found = [each for each in directory.entries() if _fits(each, words, model, layer, site)]
@@ -35,7 +38,9 @@ def saes(
         metrics={"found": len(found), "usable": len(usable), "saes": [_facts(each) for each in found]},
         summary=f"{said}{f'; the first {SHOWN} are shown' if len(found) > SHOWN else ''}",
         tables=(Sheet("released SAEs", ("--sae", "model", "reads", "to know"), rows),) if rows else (),
-        then=f"sae-forge features --sae {usable[0].name}" if usable else None,
+        then=f"sae-forge features --model {model or usable[0].model} --sae {usable[0].name} --forget YOUR_TEXT"
+        if usable
+        else None,
         noted=False,
     )
 

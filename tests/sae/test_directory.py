@@ -7,8 +7,9 @@ import pytest
 import torch
 from fakehub import TOKEN, FakeHub
 
-from sae_forge.errors import CheckpointError
+from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.pipeline.saes import saes
 from sae_forge.sae import directory
 from sae_forge.sae.named import load_dictionary
 from sae_forge.store.runs import Run
@@ -123,3 +124,17 @@ def test_most_of_the_directory_opens_by_name_and_the_rest_has_a_reason():
     usable = [each for each in found if not each.reason]
     assert len(usable) >= 0.6 * len(found) > 6000
     assert all(each.point is not None for each in usable)
+
+
+def test_saes_lists_what_fits_and_says_how_to_go_on(listed):
+    del listed
+    found = saes("small-res", layer=3, site="resid_post")
+    assert (found.metrics["found"], found.metrics["usable"]) == (1, 1)
+    (one,) = found.metrics["saes"]
+    assert one["sae"] == "small-res:blocks.3.hook_resid_post"
+    assert found.then == f"sae-forge features --model {one['model']} --sae {one['sae']} --forget YOUR_TEXT"
+    assert saes("rescaled").metrics["usable"] == 0
+    assert saes("rescaled").then is None
+    assert saes(model="nobody/at-all").metrics["found"] == 0
+    with pytest.raises(ConfigError, match="--site resid_psot is unknown; choose one of resid_pre"):
+        saes(site="resid_psot")
