@@ -28,11 +28,10 @@ def stands(folder: AnyPath, number: int) -> bool:
     return shard.exists() and files.is_there(sidecar_path(folder, shard.name))
 
 
-def whole_shards(folder: AnyPath, fingerprint: Fingerprint) -> list[ShardInfo]:
-    """The shards that stand in an unbroken row from the first, every byte of them read.
+def whole_shards(folder: AnyPath, fingerprint: Fingerprint) -> list[Sidecar]:
+    """The sidecars of the shards that stand in an unbroken row from the first, every byte of them read.
 
-    Those of fewer tokens of the same text are taken over but for the last, which ends where that text was cut off; what
-    stands beside them is written anew, as if all had been asked for at once.
+    Of fewer tokens of the same text the last shard is left out, which ends where that text was cut off.
 
     Raises:
         ShardError: one is damaged, was made under other settings, or does not follow the one before it.
@@ -46,14 +45,20 @@ def whole_shards(folder: AnyPath, fingerprint: Fingerprint) -> list[ShardInfo]:
         sidecars.append(sidecar)
     if sidecars and sidecars[-1].fingerprint != fingerprint:
         del sidecars[-1]
+    try:
+        check_chain([sidecar.shard for sidecar in sidecars])
+    except ValueError as error:
+        raise ShardError(f"{folder} cannot be resumed: {error}; start over with --fresh") from error
+    return sidecars
+
+
+def take_over(folder: AnyPath, fingerprint: Fingerprint, sidecars: Iterable[Sidecar]) -> list[ShardInfo]:
+    """What these say of their shards; those of fewer tokens are written anew, as if all had been asked for at once."""
+    shards = []
     for sidecar in sidecars:
         if sidecar.fingerprint != fingerprint:
             replace(sidecar, fingerprint=fingerprint).publish(folder)
-    shards = [sidecar.shard for sidecar in sidecars]
-    try:
-        check_chain(shards)
-    except ValueError as error:
-        raise ShardError(f"{folder} cannot be resumed: {error}; start over with --fresh") from error
+        shards.append(sidecar.shard)
     return shards
 
 

@@ -372,15 +372,16 @@ class ShardWriter:
 
     def _recover(self) -> None:
         """Take over the whole shards that stand in an unbroken row from the first; delete the rest."""
-        if not self._fresh and complete(self.folder):
+        if grows := not self._fresh and complete(self.folder):
             manifest = Manifest.read(self.folder)
             if not self.fingerprint.extends(manifest.fingerprint):
                 require_match(self.folder, self.fingerprint, manifest.fingerprint)
                 self.manifest, self._shards = manifest, list(manifest.shards)
                 return
-        (self.folder / MANIFEST).unlink(missing_ok=True)
-        if not self._fresh:
-            self._shards = leftovers.whole_shards(self.folder, self.fingerprint)
+        whole = [] if self._fresh else leftovers.whole_shards(self.folder, self.fingerprint)
+        if self._fresh or grows:
+            (self.folder / MANIFEST).unlink(missing_ok=True)
+        self._shards = leftovers.take_over(self.folder, self.fingerprint, whole)
         leftovers.clear(self.folder, beyond=len(self._shards), fresh=self._fresh)
 
     def _follow(self) -> None:

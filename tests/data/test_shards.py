@@ -114,6 +114,15 @@ def test_a_folder_grows_to_what_more_tokens_at_once_would_have_made(tmp_path: Pa
         write_all(tmp_path / "a", few)
 
 
+def test_a_damaged_folder_that_was_to_grow_stays_as_it_was(tmp_path: Path) -> None:
+    write_all(tmp_path, make_fingerprint(max_tokens=500))
+    flip(tmp_path / "shard-00001.safetensors", 1_000)
+    before = tree(tmp_path)
+    with pytest.raises(ShardError, match="shard-00001"):
+        write_all(tmp_path, make_fingerprint(max_tokens=10_000))
+    assert tree(tmp_path) == before
+
+
 # ---- what is written is read --------------------------------------------------------------------
 
 
