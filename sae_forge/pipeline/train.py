@@ -114,11 +114,14 @@ def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: 
     for shape in config.saes(stream.d_in):
         folder = bench.run.sae(point, **shape._asdict())
         places[shape] = Place(folder=folder, log=bench.run.logs / f"train-{point}-{folder.name}.jsonl")
-    with ranks.here().led() as first:
-        if first:  # what was asked for last is the newest, and an SAE that does not come to its end is none
-            bench.run.note(*(place.folder for place in places.values()))
+
+    def note() -> None:
+        with ranks.here().led() as first:
+            if first:  # what was asked for last is the newest, and an SAE that does not come to its end is none
+                bench.run.note(*(place.folder for place in places.values()))
+
     texts = _texts(config, bench) if any(_unmeasured(place.folder, config) for place in places.values()) else []
-    reports = train_saes(stream, config, places, provenance, progress=bench.progress)
+    reports = train_saes(stream, config, places, provenance, progress=bench.progress, opened=note)
     trained = {}
     for shape, report in reports.items():
         folder = places[shape].folder

@@ -97,12 +97,14 @@ def train_saes(
     *,
     progress: Progress = SILENT,
     held_out: Stream | None = None,
+    opened: Callable[[], object] = lambda: None,
 ) -> dict[SaeShape, TrainReport]:
     """The report of each SAE in its folder: trained now, trained on from a checkpoint, or finished before.
 
     Args:
         stream: Training batches, of ``config.batch_size`` tokens; trained on in one read for all.
         held_out: Where the reports are measured; None takes the training rows in an order not yet seen.
+        opened: Called on every rank before the first step, once none of the folders was refused.
 
     Raises:
         CheckpointError: another SAE is there, made under other settings (names the first that differs).
@@ -137,6 +139,7 @@ def train_saes(
                 continue
             team.connect(plans[shape].device)
             open_runs[shape] = _Run(plans[shape], place, _begin(first_rows, plans[shape], place, progress))
+        opened()
         if open_runs:
             _train(stream, list(open_runs.values()), progress)
         for shape, run in open_runs.items():

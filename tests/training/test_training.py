@@ -695,6 +695,24 @@ def test_one_of_several_that_is_ahead_waits_for_the_others(reader, tmp_path):
         assert contents(tmp_path / f"alone-{shape.k}") == contents(place.folder)
 
 
+def test_who_waits_for_the_folders_to_open_hears_of_none_that_is_refused(reader, tmp_path):
+    settings, asked = config(k=(K,), **HARD), []
+    places = {shape: Place(folder=tmp_path / "sae") for shape in settings.saes(D_IN)}
+
+    def again(seed: int) -> None:
+        stream = ActivationStream([reader], batch_size=BATCH, seed=seed)
+        train_saes(stream, replace(settings, seed=seed), places, PROVENANCE, opened=lambda: asked.append(seed))
+
+    again(0)
+    with pytest.raises(CheckpointError, match="trained under other settings"):
+        again(1)
+    path = tmp_path / "sae" / "cfg.json"
+    path.write_bytes(path.read_bytes().replace(b"1", b"2"))
+    with pytest.raises(CheckpointError, match="damaged"):
+        again(0)
+    assert asked == [0]
+
+
 def test_one_that_is_not_finite_does_not_take_the_others_with_it(reader, tmp_path, monkeypatch):
     both = config(k=(2, K), **HARD)
     places = {shape: Place(folder=tmp_path / str(shape.k)) for shape in both.saes(D_IN)}
