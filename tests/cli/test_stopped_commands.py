@@ -12,6 +12,8 @@ from typer.testing import CliRunner
 from cli.app import build
 from sae_forge.store import files
 
+pytestmark = pytest.mark.slow
+
 TRAIN = ["--batch_size", "64", "--k", "2", "--expansion_factor", "1", "--max_steps", "4", "--loss_tokens", "60"]
 TRAIN += ["--checkpoint_every", "1"]
 CHOOSE = ["--num_features", "3", "--method", "frequency,top_mean", "--retain_threshold", "1", "--snippets", "0"]
