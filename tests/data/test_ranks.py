@@ -180,6 +180,7 @@ def test_a_frozen_rank_is_named_and_waited_for_no_longer(train, tmp_path):
 @pytest.mark.parametrize("rank_told", [0, 1])
 def test_a_signal_to_one_rank_stops_all_after_the_same_step(train, tmp_path, rank_told):
     def stopped(rank: int) -> Path:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background starts with it ignored
         return train("stopped", at_step(6, lambda: signal.raise_signal(signal.SIGINT) if rank == rank_told else None))
 
     assert over_ranks(2, stopped, tmp_path / "said") == [1, 1]  # a KeyboardInterrupt left every one of them
