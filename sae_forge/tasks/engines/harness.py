@@ -23,7 +23,7 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.chat import TEMPLATE_RAISES
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, max_input, text_ids
-from sae_forge.tasks.engines.continuations import Done, Encoded, forward, pad, report, score
+from sae_forge.tasks.engines.continuations import Done, Encoded, fitted, forward, pad, report, score
 from sae_forge.tasks.engines.generation import Sampling, write
 
 FEWSHOT_SEED = 1234
@@ -329,5 +329,4 @@ def _fitted(lm: LanguageModel, context: tuple[int, ...], targets: Sequence[tuple
     room = max_input(lm) - max(map(len, targets))
     if room < 1 or not all(targets):
         raise DataError(f"a continuation of {max(map(len, targets))} tokens does not fit {lm.name}")
-    cut = context if len(context) <= room else context[:1] + context[len(context) - room + 1 :]
-    return Encoded(cut, tuple(targets), truncated=cut != context)
+    return Encoded(fitted(context, room), tuple(targets), truncated=len(context) > room)
