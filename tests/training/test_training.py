@@ -213,13 +213,15 @@ def test_a_run_stopped_by_a_signal_ends_in_the_same_bytes(stream, tmp_path, unbr
         if step == stopped_after:
             signal.raise_signal(signum)
 
-    before = signal.signal(signal.SIGTERM, terminate)
+    handlers = {signal.SIGTERM: terminate, signal.SIGINT: signal.default_int_handler}
+    before = {signum: signal.signal(signum, handler) for signum, handler in handlers.items()}
     try:
         with pytest.raises(raised):
             train_sae(stream, config(**HARD), tmp_path, PROVENANCE, progress=Watcher(stop))
-        assert signal.getsignal(signal.SIGTERM) is terminate
+        assert {signum: signal.getsignal(signum) for signum in handlers} == handlers
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for each, handler in before.items():
+            signal.signal(each, handler)
     assert not (tmp_path / CFG).exists()
     assert (tmp_path / "checkpoints" / f"step-{stopped_after:06d}" / "state.json").exists()
     watcher = Watcher()
