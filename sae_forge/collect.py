@@ -21,16 +21,17 @@ from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange, repeat
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 import sae_forge
 from sae_forge import ranks
 from sae_forge.collect_plan import Job, describe, fitted, plan, require_few_shards
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import PackedBatch, Tally, iter_packed, iter_texts
 from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter, complete
+from sae_forge.data.texts.corpus import Tally, iter_texts
+from sae_forge.data.texts.packing import PackedBatch, iter_packed
 from sae_forge.errors import ConfigError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.documents import DocumentTokenizer
@@ -142,7 +143,7 @@ def collect(
             run.plan_corpora(job.name for job in jobs)
             run.note_texts({job.name: job.text for job in jobs})
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
-    manifests = [found for _, found in done]
+    manifests = [of_corpus for _, of_corpus in done]
     return _report(jobs, manifests, sum(tokens for tokens, _ in done), time.monotonic() - started)
 
 
@@ -180,7 +181,9 @@ def _collect_corpus(
                 if behind.rows:
                     progress.say(f"{job.name}: {behind.rows:,} tokens are there; going on")
                     task.advance(behind.rows)
-                collected = _run_batches(config, lm, job, pending, tally, task)
+                # The writer furthest behind says where to begin; the others are handed no batch they have.
+                with closing(forward_batches(config, lm, job.source, behind.next_batch, tally)) as batches:
+                    collected = fill(config, lm, batches, pending, task)
             tally.judge()
             remarks = tuple(tally.lines(job.name))
             for remark in remarks if remarks != job.remarks else ():  # a text from elsewhere is first read here
@@ -188,15 +191,6 @@ def _collect_corpus(
             for writer in pending.values():
                 writer.finish(skipped=tally.skipped, control=tally.control)
         return collected, {point: writer.finish() for point, writer in writers.items()}
-
-
-def _run_batches(
-    config: CollectConfig, lm: LanguageModel, job: Job, writers: dict[HookPoint, ShardWriter], tally: Tally, task: Task
-) -> int:
-    """Run every batch that some writer lacks; returns the real tokens seen."""
-    start = min(writer.next_batch for writer in writers.values())
-    with closing(forward_batches(config, lm, job.source, start, tally)) as batches:
-        return fill(config, lm, batches, writers, task)
 
 
 def forward_batches(
@@ -235,8 +229,8 @@ def fill(
         NumericalError: more than 0.1 % of the activations are not finite.
     """
     started, seen = time.monotonic(), 0
-    for found in _read_all(lm, batches, writers, config):
-        tokens = _store(found, writers)
+    for reading in _read_all(lm, batches, writers, config):
+        tokens = _store(reading, writers)
         seen += tokens
         numbers = sum(writer.rows * lm.width(point) for point, writer in writers.items())
         held = numbers * STORED[config.storage_dtype].itemsize
@@ -257,7 +251,7 @@ def _made_ahead(batches: Iterator[PackedBatch], count: int) -> Generator[PackedB
         making.shutdown(cancel_futures=True)
 
 
-class _Found(NamedTuple):
+class _Reading(NamedTuple):
     """A batch that the model has read, or is reading."""
 
     batch: PackedBatch
@@ -271,10 +265,10 @@ class _Found(NamedTuple):
 
 def _read_all(
     lm: LanguageModel, batches: Iterator[PackedBatch], writers: dict[HookPoint, ShardWriter], config: CollectConfig
-) -> Iterator[_Found]:
+) -> Iterator[_Reading]:
     """What the model makes of each batch at the points that lack it; a CUDA device has the next one by then."""
     ahead = int(lm.device.type == "cuda")
-    under_way: deque[_Found] = deque()
+    under_way: deque[_Reading] = deque()
     behind = min(writers.values(), key=lambda writer: writer.next_batch)
     shard, rows = behind.begun, 0  # as the writers count them, who may not have seen the batches under way
     for batch in batches:
@@ -283,7 +277,7 @@ def _read_all(
         if behind.is_own(shard):
             under_way.append(_read(lm, batch, real, points, DTYPES.get(config.storage_dtype)))
         else:
-            under_way.append(_Found(batch, real, {}, (), tuple(points)))
+            under_way.append(_Reading(batch, real, {}, (), tuple(points)))
         rows += int(real.sum())
         if rows >= config.shard_rows:
             shard, rows = shard + 1, 0
@@ -298,50 +292,44 @@ def _read(
     real: Bool[Tensor, "batch ctx"],
     points: Sequence[HookPoint],
     dtype: torch.dtype | None,
-) -> _Found:
-    """Begin to read one batch, without waiting for a CUDA device."""
-    kept = rearrange(real, "batch ctx -> (batch ctx)").nonzero()[
-        :, 0
-    ]  # found here: a device would have to be waited for
+) -> _Reading:
+    """Begin to read one batch, without waiting for a CUDA device.
+
+    Args:
+        dtype: Rows leave the device in it; None: in the model's own, for rows that are rounded in memory.
+    """
+    # Counted on the CPU, where the mask lies: how many rows there are would have to be waited for on a device.
+    kept = rearrange(real, "batch ctx -> (batch ctx)").nonzero()[:, 0]
+    acts: dict[HookPoint, Tensor] = {}
+    events: dict[torch.device, torch.cuda.Event] = {}
     try:
-        captured = capture(lm, points, batch.token_ids, batch.attention_mask)
-        acts = {point: _rows(x, kept, dtype) for point, x in captured.items()}
+        for point, x in capture(lm, points, batch.token_ids, batch.attention_mask).items():
+            flat = rearrange(x, "batch ctx d_in -> (batch ctx) d_in")
+            rows = flat.index_select(0, kept.to(x.device, non_blocking=True))
+            # "cpu" with non_blocking is pinned memory, which may not be read before the event below has happened
+            acts[point] = rows.to(dtype or x.dtype).to("cpu", non_blocking=True) if x.is_cuda else rows
+            if x.is_cuda:
+                events.setdefault(x.device, torch.cuda.Event())
     except torch.OutOfMemoryError as error:
         raise ResourceError(
             f"a batch of {tuple(real.shape)} tokens does not fit on {lm.device}; lower --model_batch_size or --ctx_len"
         ) from error
-    devices = {x.device for x in captured.values() if x.is_cuda}
-    return _Found(batch, real, acts, tuple(map(_mark, devices)))
+    for device, event in events.items():  # after the copies of all points: one event stands for them all
+        event.record(torch.cuda.current_stream(device))
+    return _Reading(batch, real, acts, tuple(events.values()))
 
 
-def _mark(device: torch.device) -> torch.cuda.Event:
-    """An event that happens once all that was asked of a CUDA device so far is done."""
-    event = torch.cuda.Event()
-    event.record(torch.cuda.current_stream(device))
-    return event
-
-
-def _rows(x: Float[Tensor, "batch ctx d_in"], kept: Int[Tensor, " rows"], dtype: torch.dtype | None) -> Tensor:
-    """Some rows, from a CUDA device on their way to pinned memory in the precision they are stored in.
-
-    Args:
-        dtype: None: in the model's own, for rows that are rounded in memory.
-    """
-    rows = rearrange(x, "batch ctx d_in -> (batch ctx) d_in").index_select(0, kept.to(x.device, non_blocking=True))
-    return rows.to(dtype or x.dtype).to("cpu", non_blocking=True) if x.is_cuda else rows
-
-
-def _store(found: _Found, writers: dict[HookPoint, ShardWriter]) -> int:
+def _store(reading: _Reading, writers: dict[HookPoint, ShardWriter]) -> int:
     """Hand each writer the rows of a batch's real tokens; returns how many those are."""
-    for event in found.copied:
+    for event in reading.copied:
         event.synchronize()
-    batch, real, tokens = found.batch, found.real, int(found.real.sum())
+    batch, real, tokens = reading.batch, reading.real, int(reading.real.sum())
     batch_size, ctx = real.shape
     positions = repeat(torch.arange(ctx), "ctx -> batch ctx", batch=batch_size)
     seq_ids = repeat(batch.seq_ids, "batch -> batch ctx", ctx=ctx)
-    for point in found.elsewhere:
+    for point in reading.elsewhere:
         writers[point].pass_over(batch.index, tokens)
-    for point, acts in found.acts.items():
+    for point, acts in reading.acts.items():
         writers[point].write_batch(
             batch.index,
             acts,
@@ -357,8 +345,8 @@ def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Finger
     """Write ``config.json``, or check that the shards there were computed in the same arithmetic."""
     path, model = folder / "config.json", lm.fingerprint()
     if files.is_there(path) and not config.starts_over:
-        found = files.read_json(path, kind=ShardError, what="the settings of a shard folder")
-        recorded = found.get("model") if isinstance(found, dict) else None
+        noted = files.read_json(path, kind=ShardError, what="the settings of a shard folder")
+        recorded = noted.get("model") if isinstance(noted, dict) else None
         for name in ("dtype", "quantize"):
             was = recorded.get(name) if isinstance(recorded, dict) else None
             if was != model[name]:
@@ -366,9 +354,9 @@ def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Finger
                     f"{folder} was collected under other settings: {name} expected {model[name]!r}, found {was!r}. "
                     "Repeat those settings, choose another --run_dir or --shards_dir, or start over with --fresh"
                 )
-        settings = found.get("settings")
+        settings = noted.get("settings") if isinstance(noted, dict) else None
         if isinstance(settings, dict) and settings.get("max_tokens", config.max_tokens) != config.max_tokens:
-            files.publish_json(path, found | {"settings": settings | {"max_tokens": config.max_tokens}})
+            files.publish_json(path, noted | {"settings": settings | {"max_tokens": config.max_tokens}})
         return
     files.publish_json(
         path,

@@ -8,10 +8,10 @@ from typing import TypeVar
 
 from sae_forge import builtin
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import Tally, corpus_identity, iter_texts, told_apart
 from sae_forge.data.manifest import require_match
 from sae_forge.data.shards import MAX_SHARDS, Fingerprint, Manifest, buffer_bytes, complete, row_bytes
-from sae_forge.data.sources import named
+from sae_forge.data.texts.corpus import Tally, iter_texts
+from sae_forge.data.texts.sources import corpus_identity, named, told_apart
 from sae_forge.errors import ConfigError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.documents import DocumentTokenizer

@@ -176,7 +176,12 @@ class ShardWriter:
             self._buffers[name][begin:end].copy_(rows)
         peaks = self._fill(begin, end, acts)
         finite = peaks.isfinite().numpy()
-        self._rows = end if finite.all() else self._keep(begin, end, finite)
+        if not finite.all():  # close the gaps
+            kept = torch.from_numpy(np.flatnonzero(finite))
+            end = begin + len(kept)
+            for rows in self._buffers.values():
+                rows[begin:end] = rows[begin : begin + len(acts)][kept]
+        self._rows = end
         self._dropped["nan"] += int(peaks.isnan().sum())
         self._dropped["infinite"] += int(peaks.isinf().sum())
         self._dropped["special"] += special
@@ -219,21 +224,17 @@ class ShardWriter:
             self._team.meet()
             self._shards = [Sidecar.read(self.folder, number).shard for number in range(len(self._shards))]
             self._require_finite()
-        manifest = Manifest(self.fingerprint, tuple(self._shards), self._total_rounding(), skipped, control)
+        rounding = None
+        if is_rounded(self.fingerprint.storage_dtype):
+            # As the sidecars have it: a sum of floats must not depend on who wrote the shards, and when.
+            rounding = total_rounding(Sidecar.read(self.folder, number) for number in range(len(self._shards)))
+        manifest = Manifest(self.fingerprint, tuple(self._shards), rounding, skipped, control)
         self._require_true(manifest.rounding, manifest.rows)
         with self._team.led() as first:
             if first:
                 manifest.publish(self.folder)
         self.manifest = manifest
         return manifest
-
-    def _total_rounding(self) -> Rounding | None:
-        """As the sidecars have it, so that it does not matter who wrote them, and when."""
-        if not is_rounded(self.fingerprint.storage_dtype):
-            return None
-        return total_rounding(Sidecar.read(self.folder, number) for number in range(len(self._shards)))
-
-    # ---- filling --------------------------------------------------------------------------------
 
     def _require_next(self, index: int) -> None:
         if self.manifest is not None or index != self.next_batch:
@@ -273,13 +274,6 @@ class ShardWriter:
     @property
     def _nonfinite(self) -> int:
         return self._dropped["nan"] + self._dropped["infinite"]
-
-    def _keep(self, begin: int, end: int, finite: np.ndarray) -> int:
-        """Close the gaps that rows which are not finite leave; returns the new end."""
-        kept = torch.from_numpy(np.flatnonzero(finite))
-        for rows in self._buffers.values():
-            rows[begin : begin + len(kept)] = rows[begin:end][kept]
-        return begin + len(kept)
 
     def _require_finite(self, of: int = 0) -> None:
         """Raise once too many rows are bad even for a run of ``of`` rows, or for those seen."""
@@ -342,8 +336,7 @@ class ShardWriter:
         """Put a shard on disk, and its sidecar after it; returns what the sidecar says of it."""
         if self._team.world > 1:
             info = replace(info, first_row=self._rows_before(info))
-        path = self.folder / info.file
-        publish_tensors(path, tensors)
+        publish_tensors(path := self.folder / info.file, tensors)
         layout, size = read_header(path, kind=ShardError, what="the shard just written")
         hashes = _hash(tensors, hash_header(path, layout))
         info = replace(info, bytes=size, hashes=files.digest(asdict(hashes)))
@@ -367,8 +360,6 @@ class ShardWriter:
                 raise ShardError(f"{self.folder / info.file} was not written: the work has ended before its turn")
         before = Sidecar.read(self.folder, number - 1).shard
         return before.first_row + before.rows
-
-    # ---- resuming -------------------------------------------------------------------------------
 
     def _recover(self) -> None:
         """Take over the whole shards that stand in an unbroken row from the first; delete the rest."""
@@ -394,17 +385,14 @@ class ShardWriter:
 
 
 def _hash(tensors: dict[str, Tensor], header: str) -> Hashes:
-    blocks = range(0, len(tensors["acts"]), BLOCK_ROWS)
+    def of_each_block(names: Iterable[str]) -> tuple[str, ...]:
+        hashes = []
+        for first in range(0, len(tensors["acts"]), BLOCK_ROWS):
+            hasher = xxhash.xxh3_64()
+            for name in names:
+                hasher.update(as_bytes(tensors[name][first : first + BLOCK_ROWS]))
+            hashes.append(hasher.hexdigest())
+        return tuple(hashes)
+
     acts = [name for name in ("acts", "scales") if name in tensors]
-    return Hashes(
-        header=header,
-        acts=tuple(_hash_block(tensors, acts, first) for first in blocks),
-        origins=tuple(_hash_block(tensors, ORIGINS, first) for first in blocks),
-    )
-
-
-def _hash_block(tensors: dict[str, Tensor], names: Iterable[str], first: int) -> str:
-    hasher = xxhash.xxh3_64()
-    for name in names:
-        hasher.update(as_bytes(tensors[name][first : first + BLOCK_ROWS]))
-    return hasher.hexdigest()
+    return Hashes(header=header, acts=of_each_block(acts), origins=of_each_block(ORIGINS))

@@ -10,8 +10,8 @@ from typing import Any
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig, plain
-from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import ShardReader
+from sae_forge.data.texts.sources import corpus_identity
 from sae_forge.features.methods.method import asked_of, table_of
 from sae_forge.features.methods.retain_threshold import NAME as RETAIN_THRESHOLD
 from sae_forge.features.scores import ACT_RATIO_MAX

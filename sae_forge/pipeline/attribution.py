@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.config.text import HeldOutConfig
-from sae_forge.data.corpus import corpus_identity
+from sae_forge.data.texts.sources import corpus_identity
 from sae_forge.errors import DataError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.apply import EditLog, applied

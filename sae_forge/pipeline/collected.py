@@ -12,8 +12,8 @@ from sae_forge import ranks
 from sae_forge.collect import collect
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import described
-from sae_forge.data.corpus import corpus_identity
 from sae_forge.data.shards import Fingerprint, ShardReader, complete, find_shards
+from sae_forge.data.texts.sources import corpus_identity
 from sae_forge.errors import ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.pipeline.bench import Bench

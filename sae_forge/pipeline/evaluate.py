@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import described
-from sae_forge.data.corpus import corpus_identity
+from sae_forge.data.texts.sources import corpus_identity
 from sae_forge.errors import ConfigError
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.edit import Edit

@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sae_forge.config.features import FeaturesConfig
-from sae_forge.data.corpus import corpus_identity, told_apart
 from sae_forge.data.shards import ShardReader
+from sae_forge.data.texts.sources import corpus_identity, told_apart
 from sae_forge.errors import DataError, ShardError
 from sae_forge.features.choices import answers
 from sae_forge.features.identity import file_name, method_names

@@ -13,7 +13,7 @@ from sae_forge import builtin
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig, one_spelling, shown
-from sae_forge.data.sources import corpus_identity, named
+from sae_forge.data.texts.sources import corpus_identity, named
 from sae_forge.errors import DataError, RemoteError, ShardError
 from sae_forge.progress import Progress
 from sae_forge.settings import parse_value

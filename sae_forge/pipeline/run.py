@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sae_forge.config.report import ReportConfig
 from sae_forge.config.run import RunConfig
-from sae_forge.data.corpus import iter_texts
+from sae_forge.data.texts.corpus import iter_texts
 from sae_forge.errors import DataError, RemoteError
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench

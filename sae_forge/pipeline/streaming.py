@@ -21,11 +21,12 @@ from sae_forge import ranks
 from sae_forge.collect import fill, forward_batches
 from sae_forge.collect_plan import Job, fitted, plan
 from sae_forge.config.train import TrainConfig
-from sae_forge.data.corpus import PackedBatch, Tally
 from sae_forge.data.manifest import Sidecar, complete, shard_number
 from sae_forge.data.shard_file import ShardFile
 from sae_forge.data.shards import Manifest, ShardReader, ShardWriter, row_bytes
 from sae_forge.data.stream import ActivationStream
+from sae_forge.data.texts.corpus import Tally
+from sae_forge.data.texts.packing import PackedBatch
 from sae_forge.data.windows import WindowedStream, WindowPlan, plan_windows
 from sae_forge.data.writer import MAX_NONFINITE
 from sae_forge.errors import ConfigError, DataError, ShardError

@@ -58,7 +58,7 @@ class HeldOut:
         Raises:
             DataError: a source is missing, holds nothing to predict, or is called as another.
         """
-        from sae_forge.data.corpus import told_apart
+        from sae_forge.data.texts.sources import told_apart
         from sae_forge.tasks.engines.losses import load_corpus
 
         texts = {"forget": config.forget_eval, "retain": config.retain_eval}

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
-from sae_forge.data.records import brief
+from sae_forge.data.texts.records import brief
 from sae_forge.errors import DataError
 from sae_forge.statistics.answers import LETTERS
 
@@ -128,7 +128,7 @@ def checked_text(value: object, name: str, record: Mapping[str, Any], where: str
     try:
         value.encode()
     except UnicodeEncodeError as error:
-        from sae_forge.data.corpus import why_not_text
+        from sae_forge.data.texts.corpus import why_not_text
 
         raise DataError(f"{where} needs {name!r} as text, and it {why_not_text(error)}: {brief(value)}") from error
     return value

@@ -1,6 +1,6 @@
 """Records as what can be asked: questions, prompts with a target, passages; and the half and the number of them.
 
-Where records come from and how they are parsed is ``data.records``' business, for text and for these alike.
+Where records come from and how they are parsed is ``data.texts.records``' business, for text and for these alike.
 """
 
 import hashlib
@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
 
 from sae_forge.config.questions import Half
-from sae_forge.data.formats import Malformed, suffix_of
-from sae_forge.data.records import brief, open_source
-from sae_forge.data.sources import corpus_name, local_path, told_apart
+from sae_forge.data.texts.formats import Malformed, suffix_of
+from sae_forge.data.texts.records import brief, open_source
+from sae_forge.data.texts.sources import corpus_name, local_path, told_apart
 from sae_forge.errors import DataError
 from sae_forge.progress import SILENT, Progress
 from sae_forge.store import files

@@ -489,7 +489,7 @@ _STORED = "sae_forge/sae/formats/stored.py"
 """Reads a zip in which nothing is compressed, and refuses any other."""
 _DIRECTORY = "sae_forge/sae/directory.py"
 """Reads the YAML of an installed package, which can run code as it is."""
-_TEXTS, _RECORDS = "sae_forge/data/formats.py", "sae_forge/data/records.py"
+_TEXTS, _RECORDS = "sae_forge/data/texts/formats.py", "sae_forge/data/texts/records.py"
 """The first reads packed text, a bounded line at a time; the second says what goes wrong there."""
 BANNED_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),

@@ -19,8 +19,9 @@ from timing import both, conditions, interleaved, milliseconds, ratios, table, w
 
 from sae_forge.collect import collect
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import PackedBatch, iter_packed, iter_texts
 from sae_forge.data.shards import ShardReader
+from sae_forge.data.texts.corpus import iter_texts
+from sae_forge.data.texts.packing import PackedBatch, iter_packed
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel

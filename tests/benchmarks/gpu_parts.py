@@ -426,7 +426,7 @@ def collecting(scale: Scale) -> Found:
     from wide_model import texts, wide_llama
 
     from sae_forge.collect import collect
-    from sae_forge.data.packing import iter_packed
+    from sae_forge.data.texts.packing import iter_packed
     from sae_forge.hookpoint import HookPoint
     from sae_forge.models.hooks import capture
 

@@ -18,7 +18,8 @@ from timing import interleaved, table
 from transformers import AutoTokenizer, Gemma2Config, LlamaConfig, PretrainedConfig
 
 from sae_forge import builtin
-from sae_forge.data.corpus import iter_packed, iter_texts
+from sae_forge.data.texts.corpus import iter_texts
+from sae_forge.data.texts.packing import iter_packed
 from sae_forge.kernels.dispatch import encode_tokens
 
 ORIGIN, BESIDE, SCALE = 16, 0.2, 4

@@ -18,7 +18,7 @@ from sae_forge.config.collect import CollectConfig
 from sae_forge.config.generate import GenerateConfig
 from sae_forge.config.model import one_spelling
 from sae_forge.config.train import TrainConfig
-from sae_forge.data.corpus import corpus_identity, told_apart
+from sae_forge.data.texts.sources import corpus_identity, told_apart
 from sae_forge.errors import DataError
 from sae_forge.models.tokens import max_input
 from sae_forge.pipeline.bench import Bench

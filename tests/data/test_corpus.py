@@ -15,8 +15,10 @@ from datasets.exceptions import DatasetNotFoundError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_forge.data import formats, packing
-from sae_forge.data.corpus import corpus_identity, corpus_name, iter_packed, iter_texts
+from sae_forge.data.texts import formats, packing
+from sae_forge.data.texts.corpus import iter_texts
+from sae_forge.data.texts.packing import iter_packed
+from sae_forge.data.texts.sources import corpus_identity, corpus_name
 from sae_forge.errors import ConfigError, DataError, RemoteError
 
 DOCUMENTS = ['The owl, it said "hoo".', "Zwölf\nGnome", "7", "日本の本 🦉"]
@@ -421,5 +423,5 @@ def test_a_tokenizer_without_bos_or_eos_is_handled_or_refused() -> None:
 
 @pytest.mark.slow
 def test_packing_needs_neither_a_model_nor_transformers() -> None:
-    program = "import sys; import sae_forge.data.corpus, sae_forge.data.stream; sys.exit('transformers' in sys.modules)"
+    program = "import sys, sae_forge.data.texts.corpus, sae_forge.data.stream; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], cwd=Path(__file__).parents[2], check=False).returncode == 0

@@ -11,8 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import Tally, corpus_identity, corpus_name, iter_texts, told_apart
-from sae_forge.data.sources import named, split_of
+from sae_forge.data.texts.corpus import Tally, iter_texts
+from sae_forge.data.texts.sources import corpus_identity, corpus_name, named, split_of, told_apart
 from sae_forge.errors import DataError
 from sae_forge.settings import parse_value
 

@@ -20,8 +20,8 @@ from torch import Tensor
 
 from sae_forge.collect import collect
 from sae_forge.config.collect import CollectConfig
-from sae_forge.data.corpus import iter_packed
 from sae_forge.data.shards import ShardReader
+from sae_forge.data.texts.packing import iter_packed
 from sae_forge.errors import (
     BackendError,
     CheckpointError,

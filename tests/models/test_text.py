@@ -7,7 +7,7 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sae_forge.data.corpus import Tally
+from sae_forge.data.texts.corpus import Tally
 from sae_forge.errors import DataError
 from sae_forge.models.chat import Rendered, render
 from sae_forge.models.documents import DocumentTokenizer

@@ -11,7 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from sae_forge.config.evaluate import EvalConfig
-from sae_forge.data.packing import PackedBatch
+from sae_forge.data.texts.packing import PackedBatch
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling

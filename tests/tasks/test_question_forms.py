@@ -8,7 +8,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from sae_forge.data.corpus import iter_texts
+from sae_forge.data.texts.corpus import iter_texts
 from sae_forge.errors import ForgeError
 from sae_forge.tasks.question_forms import form_of
 from sae_forge.tasks.records import load, load_questions, read_passage, read_prompt

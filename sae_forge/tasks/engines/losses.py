@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from sae_forge.config.text import HeldOutConfig
-from sae_forge.data.corpus import PackedBatch, Tally, corpus_name, iter_packed, iter_texts
+from sae_forge.data.texts.corpus import Tally, iter_texts
+from sae_forge.data.texts.packing import PackedBatch, iter_packed
+from sae_forge.data.texts.sources import corpus_name
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.loading import LanguageModel

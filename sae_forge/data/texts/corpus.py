@@ -8,15 +8,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sae_forge.data.formats import TURN_KEYS, Choose, Kind, Malformed, is_turns, kind_of
-from sae_forge.data.packing import PackedBatch, Tokenizer, iter_packed
-from sae_forge.data.records import Opened, open_source
-from sae_forge.data.sources import corpus_identity, corpus_name, told_apart
+from sae_forge.data.texts.formats import TURN_KEYS, Choose, Kind, Malformed, is_turns, kind_of
+from sae_forge.data.texts.records import Opened, open_source
 from sae_forge.errors import DataError
-
-__all__ = [
-    "PackedBatch", "Tally", "Tokenizer", "corpus_identity", "corpus_name", "iter_packed", "iter_texts", "told_apart",
-]  # fmt: skip
 
 Turns = Sequence[Mapping[str, str]]
 """A conversation: ``role`` and ``content`` of each turn."""
@@ -112,7 +106,7 @@ def iter_texts(
     it; ``prompt`` and ``completion`` are one text.
 
     Args:
-        source: Anything that :func:`~sae_forge.data.records.open_source` takes.
+        source: Anything that :func:`~sae_forge.data.texts.records.open_source` takes.
         text_field: Column of the text where the source names none; unset, ``text``, a conversation, ``prompt`` and
             ``completion``, or else the only column of text.
         split: Split of a source of several that does not name its own.

@@ -13,7 +13,7 @@ from pathlib import Path, PurePath
 import xxhash
 
 from sae_forge import builtin
-from sae_forge.data.formats import READERS, suffix_of
+from sae_forge.data.texts.formats import READERS, suffix_of
 from sae_forge.errors import DataError
 
 _SAMPLE_BYTES = 16 * 2**20

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from sae_forge.data import sources
-from sae_forge.data.formats import PLAIN, READERS, Choose, Placed, one_line, suffix_of
+from sae_forge.data.texts import sources
+from sae_forge.data.texts.formats import PLAIN, READERS, Choose, Placed, one_line, suffix_of
 from sae_forge.errors import DataError
 
 
@@ -63,7 +63,7 @@ def open_source(source: str, split: str) -> Opened:
     Raises:
         DataError: it is not there, of no kind that is read here, or holds several splits and not this one.
     """
-    from sae_forge.data import hub_datasets
+    from sae_forge.data.texts import hub_datasets
 
     known = sources.named(source)
     split, path = known.split or split, sources.local_path(known.place)

@@ -11,7 +11,7 @@ from typing import cast
 
 import pyarrow as pa
 
-from sae_forge.data.formats import BATCH_ROWS, Choose, Placed, column_kinds, one_line
+from sae_forge.data.texts.formats import BATCH_ROWS, Choose, Placed, column_kinds, one_line
 from sae_forge.errors import DataError
 from sae_forge.store import hub_errors
 from sae_forge.store.hub_errors import READING, Asked

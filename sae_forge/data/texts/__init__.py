@@ -1,0 +1,1 @@
+"""Text and records: from a source named in one string to documents, and to packed tokens; it knows no shard."""
