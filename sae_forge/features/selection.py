@@ -1,16 +1,20 @@
 """Which latents to edit, and everything known about them: one JSON file, strict to read."""
 
 import dataclasses
+import html
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import Analysis
 from sae_forge.features.snippets import Snippet
 from sae_forge.store import files, records
 from sae_forge.store.weights import require_same
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 2
 WHAT = "a selection of latents"
@@ -108,6 +112,20 @@ class Selection:
             if all(one >= other for one, other in pairwise(getattr(latent, name) for latent in self.latents)):
                 return f"highest {name} first"
         return "in the order they were chosen"
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """A line for each latent, in their order, without snippets: what is known of it on every corpus.
+
+        Columns of a corpus are called ``forget.fires``, ``retain.<corpus>.peak`` …
+        """
+        import pandas as pd  # takes longer to load than a selection
+
+        told = [dataclasses.asdict(dataclasses.replace(latent, snippets=())) for latent in self.latents]
+        return pd.json_normalize(told).drop(columns="snippets").set_index("index")
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows."""
+        return f"<p>{html.escape(self.summary())}</p>" + self.to_pandas().to_html()
 
     def without_snippets(self) -> "Selection":
         """The same selection holding no corpus text."""

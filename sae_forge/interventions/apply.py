@@ -22,6 +22,7 @@ from sae_forge.interventions.controls import Control, RandomDirections
 from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.protocol import LatentEdit, ResidualEdit, RowEdit
+from sae_forge.models.from_transformers import AnyModel, language_model
 from sae_forge.models.hooks import Call, Carried, CarryingRewrite, splice_carrying
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import memory_of
@@ -126,7 +127,7 @@ def _beyond(mask: Tensor, earlier: Sequence[Tensor]) -> int:
 
 
 @contextmanager
-def attached(lm: LanguageModel, edits: Sequence[Edit]) -> Iterator[EditLog]:
+def attached(lm: AnyModel, edits: Sequence[Edit]) -> Iterator[EditLog]:
     """Inside the block, ``lm`` computes with every edit in force; after it, as before.
 
     Edits at different places each read what those below them wrote. Of several at one place the first in the list
@@ -137,6 +138,7 @@ def attached(lm: LanguageModel, edits: Sequence[Edit]) -> Iterator[EditLog]:
         ConfigError: a point lies beyond the model, a latent beyond the dictionary, or, from a call inside, a gate or
             control that remembers is shown the continuation of a text whose beginning it has not seen.
     """
+    lm = language_model(lm)
     parts = tuple(EditLog() for _ in edits)
     log = parts[0] if len(parts) == 1 else EditLog(_parts=parts)
     with ExitStack() as in_force:
@@ -147,7 +149,7 @@ def attached(lm: LanguageModel, edits: Sequence[Edit]) -> Iterator[EditLog]:
 
 
 def applied(
-    lm: LanguageModel, sae: Dictionary, point: HookPoint, intervention: Intervention
+    lm: AnyModel, sae: Dictionary, point: HookPoint, intervention: Intervention
 ) -> AbstractContextManager[EditLog]:
     """``attached`` for one edit, by its parts."""
     return attached(lm, (Edit(point, sae, intervention),))

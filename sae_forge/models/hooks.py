@@ -21,6 +21,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.from_transformers import AnyModel, language_model
 from sae_forge.models.loading import LanguageModel, submodule_of
 from sae_forge.models.tokens import embeddable, real_token_mask
 
@@ -79,7 +80,7 @@ def unreached(lm: LanguageModel, point: HookPoint) -> str | None:
 
 
 def capture(
-    lm: LanguageModel,
+    lm: AnyModel,
     points: Sequence[HookPoint],
     token_ids: Int[Tensor, "batch seq"],
     attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"],
@@ -93,11 +94,11 @@ def capture(
         ConfigError: a point lies beyond the model.
     """
     with torch.no_grad():
-        return _read(lm, points, token_ids, attention_mask)
+        return _read(language_model(lm), points, token_ids, attention_mask)
 
 
 def capture_with_gradients(
-    lm: LanguageModel,
+    lm: AnyModel,
     points: Sequence[HookPoint],
     token_ids: Int[Tensor, "batch seq"],
     attention_mask: Bool[Tensor, "batch seq"] | Int[Tensor, "batch seq"],
@@ -107,7 +108,7 @@ def capture_with_gradients(
     Raises:
         ConfigError: a point lies beyond the model.
     """
-    return _read(lm, points, token_ids, attention_mask)
+    return _read(language_model(lm), points, token_ids, attention_mask)
 
 
 def _read(
@@ -156,7 +157,7 @@ CarryingRewrite = Callable[[Float[Tensor, "batch seq d_in"], Call], tuple[Float[
 
 
 @contextmanager
-def splice(lm: LanguageModel, point: HookPoint, rewrite: Rewrite) -> Iterator[None]:
+def splice(lm: AnyModel, point: HookPoint, rewrite: Rewrite) -> Iterator[None]:
     """Inside the block, every forward pass continues from ``rewrite(x, real)`` at ``point``.
 
     ``real`` marks the real tokens of the call under way: under cached generation, the new tokens only. A rewrite
@@ -172,7 +173,7 @@ def splice(lm: LanguageModel, point: HookPoint, rewrite: Rewrite) -> Iterator[No
 
 
 @contextmanager
-def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrite) -> Iterator[None]:
+def splice_carrying(lm: AnyModel, point: HookPoint, rewrite: CarryingRewrite) -> Iterator[None]:
     """``splice`` for a rewrite that must remember the texts it is shown from one cached call to the next.
 
     What it returns travels on the cache of the call: it is copied with the cache, ends with it, and a call that fails
@@ -182,6 +183,7 @@ def splice_carrying(lm: LanguageModel, point: HookPoint, rewrite: CarryingRewrit
     Raises:
         ConfigError: ``point`` lies beyond the model, or a call inside hides which of its tokens are real.
     """
+    lm = language_model(lm)
     check_points(lm, [point])
     _make_compiled_code_heed_hooks()
     base = lm.model.base_model
@@ -247,7 +249,7 @@ def _selected(carried: Carried, rows: Tensor) -> Carried:
 
 
 @contextmanager
-def differentiable(lm: LanguageModel, point: HookPoint) -> Iterator[list[Float[Tensor, "batch seq d_in"]]]:
+def differentiable(lm: AnyModel, point: HookPoint) -> Iterator[list[Float[Tensor, "batch seq d_in"]]]:
     """Inside the block, what the model computes above ``point`` can be differentiated by the activation there.
 
     Each forward pass adds its activation to the list, cut from all below it, so that only the layers above are kept
@@ -256,6 +258,7 @@ def differentiable(lm: LanguageModel, point: HookPoint) -> Iterator[list[Float[T
     Raises:
         ConfigError: ``point`` lies beyond the model.
     """
+    lm = language_model(lm)
     check_points(lm, [point])
     found: list[Tensor] = []
 

@@ -4,9 +4,10 @@ A report describes itself: its tasks say what their measures are called and in w
 model in words. So printers know no task and no method, and one of somebody else's reads like a built-in.
 """
 
+import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from sae_forge.errors import DataError
 from sae_forge.results.codec import REST, decode, encode
@@ -15,6 +16,9 @@ from sae_forge.results.version_1 import upgraded
 from sae_forge.statistics.estimate import Estimate
 from sae_forge.store import files
 from sae_forge.store.remote import AnyPath
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 FORMAT = 2
 RANDOM = "random"
@@ -261,6 +265,19 @@ class Report:
     def to_json(self) -> dict[str, Any]:
         """The JSON of ``eval.json`` and of ``--json``."""
         return encode(self)
+
+    def to_pandas(self) -> "pd.DataFrame":
+        """Every estimate, a line each: see ``results.frame``."""
+        from sae_forge.results.frame import frame  # pandas takes longer to load than all else that reads a report
+
+        return frame(self)
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows: a row a method, then what the numbers bear out."""
+        from sae_forge.results.sheets import overview  # which prints reports, and so imports this
+
+        claims = "".join(f"<li>{html.escape(claim)}</li>" for claim in self.claims)
+        return overview(self)._repr_html_() + f"<ul>{claims}</ul>"
 
     @property
     def base(self) -> Row:

@@ -1,5 +1,6 @@
 """The tables of a report: finished cells, the same on a terminal, on a page and on a card."""
 
+import html
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,14 @@ class Sheet:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+    def _repr_html_(self) -> str:
+        """What a notebook shows; no cell can become mark-up."""
+        heads = "".join(f"<th>{html.escape(column)}</th>" for column in self.columns)
+        lines = "".join(
+            "<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>" for row in self.rows
+        )
+        return f"<table><caption>{html.escape(self.title)}</caption><tr>{heads}</tr>{lines}</table>"
 
 
 def overview(report: Report) -> Sheet:

@@ -56,6 +56,33 @@ def test_its_rows_are_put_into_words(old: Report):
     assert [row.name for row in old.rows if row.at_rest] == ["zero"]
 
 
+# ---- notebooks ----------------------------------------------------------------------------------
+
+
+def test_a_frame_holds_every_estimate_once_beside_its_change(old: Report):
+    frame = old.to_pandas()
+    assert not frame.duplicated(["title", "control", "seed", "where", "name", "measure"]).any()
+    (row,) = [one for one in old.rows if one.name == "scale"]
+    assert row.change is not None
+    line = frame[(frame["method"] == "scale") & (frame["name"] == "forget") & (frame["measure"] == "accuracy")].iloc[0]
+    wanted, changed = row.roles["forget"].estimates["accuracy"], row.change.roles["forget"].estimates["accuracy"]
+    assert (line["value"], line["low"], line["high"]) == (wanted.value, wanted.low, wanted.high)
+    assert (line["change"], line["change_low"], line["change_high"]) == (changed.value, changed.low, changed.high)
+    assert frame[frame["kind"] == "baseline"]["change"].isna().all() and set(frame["control"].dropna()) == {
+        row.settings["kind"] for row in old.rows if row.is_control
+    }
+    measured = sum(
+        len(cell.estimates) for row in old.rows for cells in (row.domains, row.roles) for cell in cells.values()
+    )
+    assert len(frame) == measured + sum(len(group) for row in old.rows for group in row.groups.values())
+
+
+def test_a_notebook_shows_the_overview_and_the_claims_and_no_markup_of_others(old: Report):
+    shown = replace(old, claims=("<b>all gone</b>",))._repr_html_()
+    assert all(f"<td>{row[0]}</td>" in shown for row in overview(old).rows)
+    assert "&lt;b&gt;all gone&lt;/b&gt;" in shown and "<b>" not in shown
+
+
 # ---- strictness ---------------------------------------------------------------------------------
 
 
