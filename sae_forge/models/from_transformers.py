@@ -15,7 +15,6 @@ from sae_forge.models.rotary import keep_within
 AnyModel = LanguageModel | PreTrainedModel
 """A model of ``load_model``, or any causal language model of transformers."""
 
-_QUANTIZED: tuple[Quantize, ...] = ("4bit", "8bit")
 _TOKENIZERS: WeakKeyDictionary[PreTrainedModel, PreTrainedTokenizerBase] = WeakKeyDictionary()
 
 
@@ -40,30 +39,37 @@ def language_model(model: AnyModel, tokenizer: PreTrainedTokenizerBase | None = 
             f"a {type(model).__name__} is no causal language model; give what AutoModelForCausalLM.from_pretrained "
             "or load_model returns"
         )
-    source = model.name_or_path
+    source: str = model.name_or_path or ""
     family = family_of(model.config.model_type, source or type(model).__name__)
     if model not in _TOKENIZERS:
         keep_within(model, source or type(model).__name__)
     tokenizer = tokenizer or _TOKENIZERS.get(model) or _beside(model)
     _TOKENIZERS[model] = tokenizer
-    settings: Any = model.config
+    loaded: Any = model
     return LanguageModel(
         model,
         tokenizer,
         family,
-        shown_name(source) if source else type(model).__name__,
-        getattr(settings, "_commit_hash", None),
-        folder if (folder := Path(source)).is_dir() and source else None,
-        next((kind for kind in _QUANTIZED if getattr(model, f"is_loaded_in_{kind}", False)), "none"),
+        name=shown_name(source) if source else type(model).__name__,
+        revision=getattr(loaded.config, "_commit_hash", None),
+        folder=Path(source) if source and Path(source).is_dir() else None,
+        quantize=_quantized(model),
     )
+
+
+def _quantized(model: PreTrainedModel) -> Quantize:
+    if getattr(model, "is_loaded_in_4bit", False):
+        return "4bit"
+    return "8bit" if getattr(model, "is_loaded_in_8bit", False) else "none"
 
 
 def _beside(model: PreTrainedModel) -> PreTrainedTokenizerBase:
     """The tokenizer that stands where the weights came from."""
     advice = "call language_model(model, tokenizer) before"
-    if not model.name_or_path:
+    source: str = model.name_or_path or ""
+    if not source:
         raise UnsupportedModelError(f"a {type(model).__name__} made here has no tokenizer beside it; {advice}")
     try:
-        return load_tokenizer(model.name_or_path, revision=getattr(model.config, "_commit_hash", None))
+        return load_tokenizer(source, revision=getattr(model.config, "_commit_hash", None))
     except ForgeError as error:
         raise type(error)(f"{error}; or {advice}") from error
