@@ -19,7 +19,7 @@ from typing import Any, BinaryIO
 from sae_forge import builtin
 from sae_forge.errors import CheckpointError, ConfigError, DataError, ForgeError
 from sae_forge.sae.store import CFG, WEIGHTS
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.store.weights import require_same
 
 FEATURES = "features.json"
@@ -211,15 +211,7 @@ def _plots(folder: Path) -> list[Upload]:
 
 
 def _record(path: Path, kind: type[ForgeError], what: str) -> tuple[dict[str, Any], bytes]:
-    """A JSON object and its bytes, read once."""
+    """A JSON object and its bytes, read once: what is checked is what goes out."""
     with opened(path, kind) as file:
         content = file.read(files.MAX_JSON_BYTES + 1)
-    if len(content) > files.MAX_JSON_BYTES:
-        raise kind(f"{path} is larger than {files.MAX_JSON_BYTES} bytes, so it cannot be {what}")
-    try:
-        value = files.parse_json(content)
-    except (ValueError, RecursionError) as error:
-        raise kind(f"{path} is not {what}: {error}") from None
-    if not isinstance(value, dict):
-        raise kind(f"{path} is not {what}: it is no JSON object")
-    return value, content
+    return records.read_content(dict[str, Any], content, path, error=kind, what=what), content

@@ -137,7 +137,7 @@ class Repository:
 
         content = self._settle(fetch)
         try:
-            return files.parse_json(content) if len(content) <= files.MAX_JSON_BYTES else None
+            return files.parse_json(content)
         except (ValueError, RecursionError):
             return None
 

@@ -6,12 +6,9 @@ looked up by a name that a file gives but in the table below.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, get_type_hints
-
-from pydantic import TypeAdapter, ValidationError
-from pydantic.errors import PydanticSchemaGenerationError
+from typing import Any, Literal, get_args, get_type_hints
 
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
@@ -24,7 +21,7 @@ from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.protocol import Gate
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
 from sae_forge.sae.slices import SliceFacts, put_together, taken_apart, whole
-from sae_forge.store import files
+from sae_forge.store import files, records
 from sae_forge.store.tensors import publish_tensors, read_tensors
 
 EDIT, TENSORS = "edit.json", "edit.safetensors"
@@ -34,6 +31,25 @@ KINDS: tuple[type, ...] = (
     RemoveProjection, SetProjection, RandomDirections, *(part for kind in GATES for part in kind.parts),
 )  # fmt: skip
 """What an intervention may be made of: frozen dataclasses of plain values and of one another."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """One edit as the file says it."""
+
+    point: str
+    intervention: Any
+    """The name of its class over its fields, and so on within: ``{"Intervention": {"edit": {"SetTo": …}, …}}``."""
+    dictionary: SliceFacts
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What ``edit.json`` holds."""
+
+    format: Literal[1]
+    edits: tuple[_Entry, ...]
+    tensors_sha256: str
 
 
 def save_edits(folder: Path, edits: Sequence[Edit], *, kinds: tuple[type, ...] = ()) -> None:
@@ -67,26 +83,20 @@ def load_edits(folder: Path, *, kinds: tuple[type, ...] = (), device: str = "cpu
         CheckpointError: missing, damaged, of another format, or made of types that are not named.
     """
     path = folder / EDIT
-    record = files.read_json(path, kind=CheckpointError, what="a saved edit")
-    if not isinstance(record, dict) or set(record) != {"format", "edits", "tensors_sha256"}:
-        raise CheckpointError(f"{path} is not a saved edit: it should hold format, edits and tensors_sha256")
-    if record["format"] != FORMAT:
-        raise CheckpointError(f"{path} is of format {str(record['format'])[:20]}; this version reads {FORMAT}")
+    saved = records.read(_Saved, path, error=CheckpointError, what="a saved edit", hint="save the edit again")
     tensors = read_tensors(folder / TENSORS, kind=CheckpointError, what="the tensors of a saved edit")
-    if files.file_sha256(folder / TENSORS) != record["tensors_sha256"]:
+    if files.file_sha256(folder / TENSORS) != saved.tensors_sha256:
         raise CheckpointError(f"{folder / TENSORS} is damaged: its hash is not the one in {EDIT}; save the edit again")
     named = {kind.__name__: kind for kind in (*KINDS, *kinds)}
     edits = []
     try:
-        for number, entry in enumerate(record["edits"]):
-            if not isinstance(entry, dict) or set(entry) != {"point", "intervention", "dictionary"}:
-                raise ValueError(f"edit {number} should have a point, an intervention and a dictionary")
-            facts = _filled(SliceFacts, entry["dictionary"], named)
+        for number, entry in enumerate(saved.edits):
             mine = {name.partition(".")[2]: t for name, t in tensors.items() if name.partition(".")[0] == str(number)}
-            dictionary, intervention = put_together(facts, mine), _decoded(entry["intervention"], named)
+            dictionary = put_together(entry.dictionary, mine)
+            intervention = _decoded(entry.intervention, named)
             if not isinstance(intervention, Intervention):
                 raise ValueError(f"edit {number} has a {type(intervention).__name__} for an intervention")
-            edits.append(Edit(HookPoint.parse(entry["point"]), dictionary.to(device), intervention))
+            edits.append(Edit(HookPoint.parse(entry.point), dictionary.to(device), intervention))
             whole(dictionary).places(edits[-1].needed)  # refused here, not once a model is run under it
     except (ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not a saved edit: {error}") from None
@@ -106,34 +116,31 @@ def _encoded(value: Any, kinds: tuple[type, ...]) -> Any:
     )
 
 
-def _decoded(value: Any, named: Mapping[str, type]) -> Any:
-    """The value that was encoded.
+def _decoded(value: Any, named: Mapping[str, type[Any]]) -> Any:
+    """What was encoded: an object of a named kind, with exactly its fields, each of the type that it declares.
 
     Raises:
         ValueError: it is of no known kind, or a field is missing, unknown or of another type.
     """
     match list(value.items()) if isinstance(value, dict) else []:
-        case [(str(name), given)] if name in named:
-            return _filled(named[name], given, named)
-    raise ValueError(f"{str(value)[:60]!r} is of no known kind; name a class of your own in kinds")
-
-
-def _filled(kind: type[Any], given: Any, named: Mapping[str, type]) -> Any:
-    """One of ``kind`` with exactly the fields given, each of the type that it declares."""
+        case [(str(name), dict(given))] if name in named:
+            kind = named[name]
+        case _:
+            raise ValueError(f"{str(value)[:60]!r} is of no known kind; name a class of your own in kinds")
     declared = get_type_hints(kind, localns={"Gate": Gate})  # gates load no torch, so they name it in quotes
-    hints = {field.name: declared[field.name] for field in fields(kind)}
-    if not isinstance(given, dict) or set(given) != set(hints):
-        raise ValueError(f"a {kind.__name__} has the fields {', '.join(hints)}")
-    values = {name: tuple(item) if isinstance(item, list) else item for name, item in given.items()}
-    for name, item in values.items():
+    if set(given) != (names := {field.name for field in fields(kind)}):
+        raise ValueError(f"a {name} has the fields {', '.join(sorted(names))}, and no others")
+    values: dict[str, Any] = {}
+    for field, item in given.items():
+        parts = (declared[field], *get_args(declared[field]))
+        # a field of a protocol holds an object by its name; no plain value is written as a mapping
+        if isinstance(item, dict) or any(getattr(part, "_is_protocol", False) for part in parts):
+            values[field] = _decoded(item, named)
+            if not isinstance(values[field], declared[field]):
+                raise ValueError(f"{field} of a {name} cannot be a {type(values[field]).__name__}")
+            continue
         try:
-            if isinstance(item, dict):
-                values[name] = _decoded(item, named)
-                fits = isinstance(values[name], hints[name])
-            else:
-                values[name], fits = TypeAdapter(hints[name]).validate_python(item, strict=True), True
-        except (ValidationError, PydanticSchemaGenerationError):
-            fits = False
-        if not fits:
-            raise ValueError(f"{name} of a {kind.__name__} cannot be {str(item)[:40]!r}")
+            values[field] = records.decode(declared[field], item)
+        except ValueError as flaw:
+            raise ValueError(f"{field} of a {name}: {flaw}") from None
     return kind(**values)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from sae_forge.results.codec import OMITTED
+from sae_forge.store.records import OMITTED
 
 if TYPE_CHECKING:  # numpy stays out of --help
     from sae_forge.statistics.bootstrap import Bootstrap, Estimate

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field, fields
 from typing import TYPE_CHECKING, Any, Literal
 
 from sae_forge.errors import DataError
-from sae_forge.results.codec import REST, decode, encode
 from sae_forge.results.measure import Measure
 from sae_forge.results.version_1 import upgraded
 from sae_forge.statistics.estimate import Estimate
 from sae_forge.store import files
+from sae_forge.store.records import REST, called, decode, encode
 from sae_forge.store.remote import AnyPath
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class Report:
     tasks: tuple[TaskWords, ...]
     """Those that measured something."""
     domains: Mapping[str, Domain]
-    rows: tuple[Row, ...] = field(metadata={"key": "methods"})
+    rows: tuple[Row, ...] = field(metadata=called("methods"))
     """The baseline first."""
     controls: tuple[ControlSummary, ...]
     protocol: Mapping[str, Any]
@@ -248,7 +248,7 @@ class Report:
 
     @classmethod
     def from_json(cls, value: Any) -> "Report":
-        """The report that this JSON says; one of version 0.1 is brought up.
+        """The report that this JSON says; one of version 0.1 is brought up to today's form.
 
         Raises:
             DataError: it is no report, or one of a later version; names the key.
@@ -256,10 +256,13 @@ class Report:
         if isinstance(value, Mapping) and "format" not in value:
             value = upgraded(value)
         elif isinstance(value, Mapping) and value["format"] != FORMAT:
-            raise DataError(f"the report has format {value['format']!r}; this version reads {FORMAT} and those of 0.1")
-        report = decode(cls, value, "report")
+            raise DataError(f"it has format {value['format']!r}; this version reads {FORMAT} and those of 0.1")
+        try:
+            report = decode(cls, value)
+        except ValueError as flaw:
+            raise DataError(str(flaw)) from None
         if not report.rows or report.rows[0].kind != "baseline":
-            raise DataError("report.methods has no baseline in front")
+            raise DataError("methods: the first is not the baseline")
         return report
 
     def to_json(self) -> dict[str, Any]:

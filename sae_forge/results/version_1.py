@@ -58,7 +58,7 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
     """The same report with the tasks that measured something, and with every row in words."""
     rows = value.get("methods")
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
-        raise DataError("report.methods is no list of objects")
+        raise DataError("methods: it should be a list of objects")
     return {
         "controls": [],
         "protocol": {},
@@ -84,7 +84,7 @@ def _measured(task: Mapping[str, Any], row: Mapping[str, Any]) -> bool:
 def _worded(row: Mapping[str, Any]) -> dict[str, Any]:
     name, settings = row.get("name"), row.get("settings")
     if not isinstance(name, str) or not isinstance(settings, Mapping):
-        raise DataError("report.methods has a row without a name and settings")
+        raise DataError("methods: it should give each a name and its settings")
     count = settings.get("num_features", settings.get("given"))
     latents = f"{count} latent{'s' if count > 1 else ''}" if count else ""
     if name == "scale" and "scale" in settings:

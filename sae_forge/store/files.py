@@ -223,8 +223,10 @@ def parse_json(content: bytes) -> Any:
     """Parse strictly.
 
     Raises:
-        ValueError: bad UTF-8, bad JSON, a duplicate key, NaN or Infinity, or more depth or values than the caps.
+        ValueError: bad UTF-8, bad JSON, a duplicate key, NaN or Infinity; longer, deeper, or more values than the caps.
     """
+    if len(content) > MAX_JSON_BYTES:
+        raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
     containers, values = (sum(map(content.count, marks)) for marks in ((b"[", b"{"), (b",", b":")))
     if containers > MAX_JSON_CONTAINERS or values > MAX_JSON_VALUES:
         raise ValueError(f"it holds more than {MAX_JSON_CONTAINERS} lists and objects, or {MAX_JSON_VALUES} values")

@@ -18,7 +18,6 @@ from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.progress import SILENT, Progress, Task
-from sae_forge.results.codec import encode
 from sae_forge.results.report import Point, Sweep, TunedMethod
 from sae_forge.statistics.answers import alignment
 from sae_forge.store import files, records
@@ -66,7 +65,7 @@ class Journal:
         # settings name the point: a sweep with other settings measures its own
         self.points[files.digest([method, point.settings])] = point
         if self.path is not None:
-            files.publish_json(self.path, encode(self.points))
+            files.publish_json(self.path, records.encode(self.points))
         return point
 
 

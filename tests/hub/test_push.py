@@ -654,9 +654,9 @@ DAMAGE = {
     "report of something else": (
         lambda made: files.publish_json(made.report / "eval.json", {"methods": [1]}),
         DataError,
-        "card: report.methods is no list of objects",
+        "card: methods: it should be a list of objects",
     ),
-    "selection that is a list": (lambda made: made.selection.write_text("[]"), DataError, "no JSON object"),
+    "selection that is a list": (lambda made: made.selection.write_text("[]"), DataError, "it should be an object"),
     "selection that is no JSON": (
         lambda made: made.selection.write_bytes(b"\xff\x00"),
         DataError,

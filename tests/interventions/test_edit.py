@@ -295,24 +295,36 @@ def altered(folder: Path, *keys: str | int, to: object) -> None:
 @pytest.mark.parametrize(
     ("keys", "to", "message"),
     [
-        (("format",), 2, "is of format 2; this version reads 1"),
+        (("format",), 2, "format: it should be 1, not 2"),
         (("edits", 0, "point"), "layer 1", "hook point 'layer 1' is not of the form"),
         (
             ("edits", 0, "intervention", "Intervention", "edit", "NegativeScaling", "scale"),
             "-3",
-            "scale of a NegativeScaling cannot be '-3'",
+            "scale of a NegativeScaling: it should be a valid number, not '-3'",
         ),
         (("edits", 0, "intervention", "Intervention", "edit"), {"Popen": {"args": "ls"}}, "of no known kind"),
-        (("edits", 0, "intervention", "Intervention", "edit"), 3, "edit of a Intervention cannot be '3'"),
+        (
+            ("edits", 0, "intervention", "Intervention", "edit"),
+            3,
+            "'3' is of no known kind",
+        ),
         (
             ("edits", 0, "intervention", "Intervention", "gate"),
             {"ZeroAblation": {}},
-            "gate of a Intervention cannot be",
+            "gate of a Intervention cannot be a ZeroAblation",
         ),
         (("edits", 0, "intervention", "Intervention", "targets"), [3, 3], "needs distinct latents"),
         (("edits", 0, "intervention", "Intervention", "targets", 0), 4, "latent 4 is not among the 5 that were kept"),
-        (("edits", 0, "intervention", "Intervention", "targets", 0), 2.5, "targets of a Intervention cannot be"),
-        (("edits", 0, "intervention", "Intervention", "keep_error"), 1, "keep_error of a Intervention cannot be '1'"),
+        (
+            ("edits", 0, "intervention", "Intervention", "targets", 0),
+            2.5,
+            r"targets of a Intervention: 0: it should be a valid integer",
+        ),
+        (
+            ("edits", 0, "intervention", "Intervention", "keep_error"),
+            1,
+            "keep_error of a Intervention: it should be a valid boolean, not 1",
+        ),
         (("edits", 0, "intervention", "Intervention", "more"), 1, "a Intervention has the fields"),
         (("edits", 0, "dictionary", "k"), 0, "k=0 does not fit"),
         (("edits", 0, "dictionary", "k"), None, "k=None does not fit"),
@@ -320,7 +332,7 @@ def altered(folder: Path, *keys: str | int, to: object) -> None:
         (("edits", 0, "dictionary", "latents"), [1, 2], "its 5 decoder rows are not those of 2 latents"),
         (("edits", 0, "dictionary", "d_sae"), 50, "its 5 decoder rows are not those of 5 latents among 50"),
         (("tensors_sha256",), "0" * 64, "edit.safetensors is damaged"),
-        (("edits",), [3], "edit 0 should have a point"),
+        (("edits",), [3], r"edits\.0: it should be an object, not 3; save the edit again"),
     ],
 )
 def test_altered_file_is_refused_in_one_line(topk, tmp_path, keys, to, message):

@@ -87,22 +87,24 @@ def test_a_notebook_shows_the_overview_and_the_claims_and_no_markup_of_others(ol
 
 
 FLAWS = {
-    "report lacks 'domains'": lambda r: r.pop("domains"),
-    "report has 'extra', which is none of its keys": lambda r: r.update(extra=1),
-    "report.methods[0].kind is 'magic'": lambda r: r["methods"][0].update(kind="magic"),
-    "report.methods[1].settings is '3' and should be an object": lambda r: r["methods"][1].update(settings=3),
-    "report.methods[1].roles.forget.accuracy.low is 'x' and should be a number": (
+    "domains: it is missing": lambda r: r.pop("domains"),
+    "extra: there is no such key": lambda r: r.update(extra=1),
+    "methods.0.kind: it should be 'baseline', 'hook' or 'weights', not 'magic'": lambda r: r["methods"][0].update(
+        kind="magic"
+    ),
+    "methods.1.settings: it should be an object, not 3": lambda r: r["methods"][1].update(settings=3),
+    "methods.1.roles.forget.accuracy.low: it should be a valid number, not 'x'": (
         lambda r: r["methods"][1]["roles"]["forget"]["accuracy"].update(low="x")
     ),
-    "report.methods[1].loss.retain lacks 'high'": lambda r: r["methods"][1]["loss"]["retain"].pop("high"),
-    "report.domains.wizards.items is 'True' and should be an integer": (
+    "methods.1.loss.retain.high: it is missing": lambda r: r["methods"][1]["loss"]["retain"].pop("high"),
+    "domains.wizards.items: it should be a valid integer, not True": (
         lambda r: r["domains"]["wizards"].update(items=True)
     ),
-    "report.tasks[0].measures[0].better is 'sideways'": (
+    "tasks.0.measures.0.better: it should be 'up', 'down' or 'neither', not 'sideways'": (
         lambda r: r["tasks"][0]["measures"][0].update(better="sideways")
     ),
-    "report.methods has no baseline in front": lambda r: r["methods"].pop(0),
-    "the report has format 99": lambda r: r.update(format=99),
+    "methods: the first is not the baseline": lambda r: r["methods"].pop(0),
+    "it has format 99": lambda r: r.update(format=99),
 }
 
 
@@ -117,13 +119,13 @@ def test_what_is_wrong_is_named_by_its_place_in_one_line(old: Report, said: str)
 
 @pytest.mark.parametrize("record", [[], 3, None, {}, {"methods": 1}, {"methods": [1]}, {"methods": [{}]}])
 def test_what_is_no_report_is_refused(record: Any):
-    with pytest.raises(DataError, match="report"):
+    with pytest.raises(DataError, match=r"methods: it|it should be an object"):
         Report.from_json(record)
 
 
 def test_a_file_that_holds_none_is_named(tmp_path: Path):
     (tmp_path / "eval.json").write_text("{}")
-    with pytest.raises(DataError, match=r"eval\.json is not an eval report: report\.methods"):
+    with pytest.raises(DataError, match=r"eval\.json is not an eval report: methods: it should be a list of objects"):
         load_report(tmp_path / "eval.json")
 
 

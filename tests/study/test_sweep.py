@@ -17,9 +17,9 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.methods.method import Method, grid
 from sae_forge.methods.subjects import AsItIs, Edited, Retrained, Subject, in_force
 from sae_forge.progress import Silent, Task
-from sae_forge.results.codec import encode
 from sae_forge.statistics.answers import alignment
 from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.store.records import encode
 from sae_forge.study.estimates import Heading, change, describe
 from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.pareto import Point, choose, front, hypervolume
