@@ -1,15 +1,13 @@
 """``features``: shards and an SAE to a ranked selection of latents."""
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import Artefact, Setting
 from sae_forge.config.questions import QuestionsConfig
 from sae_forge.config.sae import SaeConfig
 from sae_forge.errors import ConfigError
-
-Formula = Literal["corrected", "literal"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,22 +36,6 @@ class FeaturesConfig(CollectConfig, QuestionsConfig, SaeConfig):
         "Take these latents instead of scoring.",
         Setting(decides=(), at_least=0, wanted="give indices of 0 or more"),
     ] = None
-    formula: Annotated[Formula, "corrected: length-corrected, bounded. literal: as the paper's code."] = "corrected"
-    ratio_smoothing: Annotated[
-        float,
-        "inlp: fires added to both sides of the ratio.",
-        Setting(above=0, wanted="give more than 0 fires"),
-    ] = 16.0
-    activation_eps: Annotated[
-        float,
-        "inlp literal: added to the retain mean in act_ratio.",
-        Setting(above=0, wanted="give more than 0"),
-    ] = 1e-4
-    fire_threshold: Annotated[
-        float,
-        "conditional: an act counts as firing above this.",
-        Setting(at_least=0, finite=True, wanted="give a finite act of 0 or more"),
-    ] = 0.0
     refusal: Annotated[
         str | None,
         "Text where the model refuses: the latent that fires on most of it is noted.",

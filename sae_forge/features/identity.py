@@ -12,8 +12,8 @@ from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig, plain
 from sae_forge.data.shards import ShardReader
 from sae_forge.data.texts.sources import corpus_identity
+from sae_forge.features.methods.flags import RETAIN_THRESHOLD
 from sae_forge.features.methods.method import asked_of, table_of
-from sae_forge.features.methods.retain_threshold import NAME as RETAIN_THRESHOLD
 from sae_forge.features.scores import ACT_RATIO_MAX
 from sae_forge.features.selection import FORMAT
 from sae_forge.store import files

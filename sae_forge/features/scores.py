@@ -14,7 +14,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_forge.config.features import FeaturesConfig, Formula
+from sae_forge.config.features import FeaturesConfig
+from sae_forge.features.methods.flags import Formula, ScoreSettings, part_of
 from sae_forge.features.stats import LatentStats
 
 ACT_RATIO_MAX = 10.0
@@ -45,14 +46,10 @@ class Measured:
         return torch.stack([statistic(stats) for stats in self.retain.values()]).amax(0)
 
     def selectivity(self, config: FeaturesConfig) -> "Selectivity":
-        """INLP's statistics in the form that ``config.formula`` names."""
-        return selectivity(
-            self.forget,
-            list(self.retain.values()),
-            formula=config.formula,
-            smoothing=config.ratio_smoothing,
-            eps=config.activation_eps,
-        )
+        """INLP's statistics in the form that ``config`` asks for."""
+        form, retain = part_of(config, ScoreSettings), list(self.retain.values())
+        smoothing, eps = form.ratio_smoothing, form.activation_eps
+        return selectivity(self.forget, retain, formula=form.formula, smoothing=smoothing, eps=eps)
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import Analysis, jaccard, separations
 from sae_forge.features.choices import Choice, answers, choices
 from sae_forge.features.identity import requested, settings
+from sae_forge.features.methods.flags import ClearSettings, part_of
 from sae_forge.features.methods.method import Ask, Found, asked_of, table_of
 from sae_forge.features.scores import Measured, Selectivity
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
@@ -78,7 +79,7 @@ def measure(
     if not retain:
         raise DataError("features compares against text to keep, and no retain corpus is collected; give --retain")
     _check(config, sae.d_sae)
-    threshold = config.fire_threshold
+    threshold = part_of(config, ClearSettings).fire_threshold
     of_forget = survey(
         forget, sae, title="forget", keep_top=config.snippets, fire_threshold=threshold, progress=progress
     )

@@ -29,9 +29,6 @@ from sae_forge.study.run import evaluate as measure
 from sae_forge.study.settings import catalogue_of
 from sae_forge.tasks.choice import choices
 
-KINDS = ("questions", "prompts", "generation_prompts", "eval", "verbmem", "knowmem", "privleak", "tofu")
-"""Kinds of files in the order in which a report's identity lists them; so reports of 0.1 are found again."""
-
 
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
@@ -110,10 +107,13 @@ def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
 
 def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: Provenance) -> dict[str, Any]:
     """All that decides the numbers: settings, the files they name, the selections and the model by their content."""
+    tasks = [task.settings for task in catalogue_of(config).tasks if task.settings is not None]
     items = config.items("report")
+    # in the order of the tasks that ask them: an order by name would change with the name of a new setting
+    names = dict.fromkeys((*(name for settings in tasks for name in described(settings)), *items))
     return {
         "settings": _deciding(config),
-        "items": [corpus_identity(source) for name in sorted(items, key=_place) for source in items[name]],
+        "items": [corpus_identity(source) for name in names for source in items.get(name, ())],
         "selections": [selection.without_snippets().to_json() for selection in selections],
         "steering": None if config.steering is None else files.file_sha256(config.steering),
         "model": provenance.weights,
@@ -151,7 +151,3 @@ def _chosen(config: EvalConfig) -> list[Any]:
         [corpus_identity(name), *map(corpus_identity, one.items)]
         for name, one in zip(dict.fromkeys(config.tasks), chosen, strict=True)
     ]
-
-
-def _place(setting: str) -> tuple[int, str]:
-    return max((place for place, kind in enumerate(KINDS) if kind in setting), default=len(KINDS)), setting

@@ -78,14 +78,12 @@ class Completions:
                 texts = [self.wording.around(self.wording.said(item.prompt)) for item in prompts]
                 encoded = encode(lm, [(text, (item.target,)) for text, item in zip(texts, prompts, strict=True)])
                 asked.append(
-                    Asked(
-                        task=self,
+                    Asked.of(
+                        self,
+                        prompts,
                         domain=name,
                         role=role,
                         kind=self.standing.kind,
-                        ids=tuple(item.id for item in prompts),
-                        facts=tuple(item.fact for item in prompts),
-                        units=len(prompts),
                         truncated=sum(item.truncated for item in encoded),
                         content=encoded,
                     )
@@ -98,14 +96,6 @@ class Completions:
 
         scores = score(lm, asked.content, batch_size=batch_size, done=done)
         return [
-            Item(
-                task=self.name,
-                domain=asked.domain,
-                role=asked.role,
-                id=name,
-                fact=fact,
-                values={"logprob": target.logprob},
-                weights={"tokens": target.tokens},
-            )
-            for name, fact, (target,) in zip(asked.ids, asked.facts, scores, strict=True)
+            asked.answered(number, {"logprob": target.logprob}, {"tokens": target.tokens})
+            for number, (target,) in enumerate(scores)
         ]

@@ -89,14 +89,6 @@ class HeldOut:
 
         losses = sequence_losses(lm, asked.content, done=done)
         return [
-            Item(
-                task=self.name,
-                domain=asked.domain,
-                role=asked.role,
-                id=str(number),
-                fact=str(number),
-                values={"logprob": -nats},
-                weights={"tokens": tokens},
-            )
+            asked.answered(number, {"logprob": -nats}, {"tokens": tokens})
             for number, (nats, tokens) in enumerate(zip(losses.nats, losses.tokens, strict=True))
         ]

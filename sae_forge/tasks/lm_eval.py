@@ -6,7 +6,7 @@ a retrained and the given model answer alike. A group stands for its tasks, a do
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -146,6 +146,7 @@ class LmEval:
         if self.name == LmEval.name:
             return ()
         from sae_forge.tasks.engines.harness import documents, load_tasks, prepare
+        from sae_forge.tasks.records import Passage
 
         folder = Path(config.lm_eval_folder[0]) if config.lm_eval_folder else None
         every = []
@@ -158,14 +159,12 @@ class LmEval:
             )
             written = task.OUTPUT_TYPE == "generate_until"
             every.append(
-                Asked(
-                    task=replace(self, measures=measures, writes=written, tuned_on=not written),
+                Asked.of(
+                    replace(self, measures=measures, writes=written, tuned_on=not written),
+                    [Passage(id=number, fact=number, text="") for number, _ in prepared.docs],
                     domain=name,
                     role="forget" if forgotten else "retain",
                     kind="document",
-                    ids=tuple(number for number, _ in prepared.docs),
-                    facts=tuple(number for number, _ in prepared.docs),
-                    units=len(prepared.docs),
                     measures=measures,
                     protocol={"lm_eval": {name: _described(task, chat=config.lm_eval_chat)}},
                     content=(prepared, config.lm_eval_chat),
@@ -191,21 +190,16 @@ class LmEval:
 
         prepared, chat = asked.content
         rows = judged(lm, prepared, chat=chat, batch_size=batch_size, done=done)
-        return [
-            _item(self.name, asked, number, row, chance)
-            for number, row, chance in zip(asked.ids, rows, prepared.chances, strict=True)
-        ]
-
-
-def _item(task: str, asked: Asked, number: str, row: Mapping[str, Any], chance: float | None) -> Item:
-    """A document's measures: a number each, or a sum and what it counts over."""
-    values, weights = {} if chance is None else {"chance": chance}, {}
-    for name, value in row.items():
-        if isinstance(value, tuple) and len(value) == 2:
-            values[name], weights[name] = float(value[0]), float(value[1])
-        elif isinstance(value, int | float):
-            values["correct" if name == "acc" else name] = float(value)
-    return Item(task=task, domain=asked.domain, role=asked.role, id=number, fact=number, values=values, weights=weights)
+        items = []
+        for number, (row, chance) in enumerate(zip(rows, prepared.chances, strict=True)):
+            values, weights = {} if chance is None else {"chance": chance}, {}
+            for name, value in row.items():
+                if isinstance(value, tuple) and len(value) == 2:  # a sum, and what it counts over
+                    values[name], weights[name] = float(value[0]), float(value[1])
+                elif isinstance(value, int | float):
+                    values["correct" if name == "acc" else name] = float(value)
+            items.append(asked.answered(number, values, weights))
+        return items
 
 
 def _described(task: Any, *, chat: bool) -> dict[str, Any]:

@@ -173,14 +173,12 @@ class Muse:
     def _recall(self, lm: "LanguageModel", measure: Measure, recall: Recall) -> Asked:
         from sae_forge.tasks.engines.generation import shortened
 
-        ids = tuple(item.id for item in recall.prompts)
-        how = {"items": len(ids), "max_new_tokens": recall.max_new_tokens, "shots": recall.shots, "ids": list(ids)}
-        return Asked(
-            task=self,
+        ids = [item.id for item in recall.prompts]
+        how = {"items": len(ids), "max_new_tokens": recall.max_new_tokens, "shots": recall.shots, "ids": ids}
+        return Asked.of(
+            self,
+            recall.prompts,
             kind=recall.kind,
-            ids=ids,
-            facts=tuple(item.fact for item in recall.prompts),
-            units=len(ids),
             shortened=shortened(lm, [item.prompt for item in recall.prompts], recall.max_new_tokens),
             measures=(measure,),
             protocol={str(self.group): {measure.name: how}},
@@ -192,7 +190,6 @@ class Muse:
 
         whole = {side: [_token_ids(lm, text, side) for text in texts] for side, texts in sides.items()}
         token_ids = {side: [row[: max_input(lm)] for row in rows] for side, rows in whole.items()}
-        every = [text for texts in sides.values() for text in texts]
         how = {
             "items": {side: len(texts) for side, texts in sides.items()},
             "tokens": {side: sum(map(len, rows)) for side, rows in token_ids.items()},
@@ -200,12 +197,10 @@ class Muse:
             "reference": reference,
             "ids": {side: [text.id for text in texts] for side, texts in sides.items()},
         }
-        return Asked(
-            task=self,
+        return Asked.of(
+            self,
+            [text for texts in sides.values() for text in texts],
             kind="privleak",
-            ids=tuple(text.id for text in every),
-            facts=tuple(text.fact for text in every),
-            units=len(every),
             truncated=sum(len(row) > max_input(lm) for rows in whole.values() for row in rows),
             measures=(PRIVLEAK,),
             reads=True,
@@ -217,22 +212,13 @@ class Muse:
         """What the model writes against what stands in the text, or how odd it finds the texts of either side."""
         if isinstance(asked.content, Recall):
             return recalled(lm, asked.content, task=self.name, batch_size=batch_size, done=done)
-        sides, token_ids, reference = asked.content
-        return [
-            Item(
-                task=self.name,
-                domain="",
-                role=side,
-                id=text.id,
-                fact=text.fact,
-                values={"logprob": score.logprob, "reference": reference},
-                weights={"tokens": score.tokens},
-            )
-            for side, texts in sides.items()
-            for text, score in zip(
-                texts, least_likely(lm, token_ids[side], batch_size=batch_size, done=done), strict=True
-            )
-        ]
+        _, token_ids, reference = asked.content
+        items = []
+        for side, rows in token_ids.items():
+            for score in least_likely(lm, rows, batch_size=batch_size, done=done):
+                values = {"logprob": score.logprob, "reference": reference}
+                items.append(asked.answered(len(items), values, {"tokens": score.tokens}, role=side))
+        return items
 
 
 def recalled(

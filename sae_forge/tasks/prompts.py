@@ -94,16 +94,9 @@ class Prompts:
         from sae_forge.tasks.engines.generation import write
 
         texts, sampling = asked.content
-        return [
-            Item(
-                task=self.name,
-                domain="",
-                role="",
-                id=name,
-                fact=name,
-                values={**got.measures(), "degenerate": bool(got.measures()["degenerate"])},
-                weights={"tokens": got.tokens},
-                text=got.text,
-            )
-            for name, got in zip(asked.ids, write(lm, texts, sampling, batch_size=batch_size, done=done), strict=True)
-        ]
+        items = []
+        for number, got in enumerate(write(lm, texts, sampling, batch_size=batch_size, done=done)):
+            values = got.measures()
+            values["degenerate"] = bool(values["degenerate"])  # of truth values a table makes a column of their own
+            items.append(asked.answered(number, values, {"tokens": got.tokens}, text=got.text))
+        return items

@@ -92,14 +92,12 @@ class Questions:
                     lm, said, config.scoring, name, front=self.wording.front, prefix=self.wording.prefix
                 )
                 asked.append(
-                    Asked(
-                        task=self,
+                    Asked.of(
+                        self,
+                        questions,
                         domain=name,
                         role=role,
                         kind=self.standing.kind,
-                        ids=tuple(item.id for item in questions),
-                        facts=tuple(item.fact for item in questions),
-                        units=len(questions),
                         truncated=sum(item.truncated for item in encoded),
                         protocol={"question_filter": config.question_filter},
                         content=(questions, encoded),
@@ -112,26 +110,17 @@ class Questions:
         from sae_forge.tasks.engines.multiple_choice import answer
 
         questions, encoded = asked.content
-        return [
-            Item(
-                task=self.name,
-                domain=asked.domain,
-                role=asked.role,
-                id=question.id,
-                fact=question.fact,
-                values={
-                    "correct": got.correct,
-                    "correct_by_mean": got.chosen_by_mean == got.answer,
-                    "chosen": got.chosen,
-                    "probability": got.probability,
-                    "logprob": got.logprob,
-                    "option_logprobs": tuple(option.logprob for option in got.options),
-                    "option_tokens": tuple(option.tokens for option in got.options),
-                    "chance": 1 / len(question.choices),
-                },
-                weights={"tokens": got.options[got.answer].tokens},
-            )
-            for question, got in zip(
-                questions, answer(lm, questions, encoded, batch_size=batch_size, done=done), strict=True
-            )
-        ]
+        items = []
+        for number, got in enumerate(answer(lm, questions, encoded, batch_size=batch_size, done=done)):
+            values = {
+                "correct": got.correct,
+                "correct_by_mean": got.chosen_by_mean == got.answer,
+                "chosen": got.chosen,
+                "probability": got.probability,
+                "logprob": got.logprob,
+                "option_logprobs": tuple(option.logprob for option in got.options),
+                "option_tokens": tuple(option.tokens for option in got.options),
+                "chance": 1 / len(got.options),
+            }
+            items.append(asked.answered(number, values, {"tokens": got.options[got.answer].tokens}))
+        return items

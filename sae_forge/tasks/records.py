@@ -6,7 +6,7 @@ Where records come from and how they are parsed is ``data.texts.records``' busin
 import hashlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import Any, Literal, TypeVar
 
 from sae_forge.config.questions import Half
 from sae_forge.data.texts.formats import Malformed, suffix_of
@@ -17,6 +17,7 @@ from sae_forge.progress import SILENT, Progress
 from sae_forge.store import files
 from sae_forge.tasks.item import Role
 from sae_forge.tasks.question_forms import Form, checked_text, counted_from, form_of
+from sae_forge.tasks.task import Named
 
 Record = dict[str, Any]
 
@@ -64,16 +65,6 @@ class Domain:
     name: str
     role: Role
     questions: tuple[Question, ...] = ()
-
-
-@runtime_checkable
-class Named(Protocol):
-    """What has an id, and a fact that it shares with its paraphrases."""
-
-    @property
-    def id(self) -> str: ...
-    @property
-    def fact(self) -> str: ...
 
 
 Wanted = TypeVar("Wanted", bound=Named)

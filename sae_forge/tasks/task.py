@@ -15,6 +15,17 @@ from sae_forge.tasks.item import Item
 if TYPE_CHECKING:
     from sae_forge.models.loading import LanguageModel
 
+
+@runtime_checkable
+class Named(Protocol):
+    """What has an id, and a fact that it shares with its paraphrases."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def fact(self) -> str: ...
+
+
 Done = Callable[[int], None]
 """Called as work goes on with how many more items are finished."""
 
@@ -113,6 +124,39 @@ class Asked:
     """What ``ask`` needs."""
     rank: int = 0
     """Place of its task among all that ask."""
+
+    @classmethod
+    def of(cls, task: Task, items: Sequence[Named], **said: Any) -> "Asked":
+        """These items, one unit each."""
+        ids, facts = tuple(item.id for item in items), tuple(item.fact for item in items)
+        return cls(task=task, ids=ids, facts=facts, units=len(items), **said)
+
+    def answered(
+        self,
+        number: int,
+        values: Mapping[str, float | tuple[float, ...]],
+        weights: Mapping[str, float],
+        *,
+        text: str | None = None,
+        domain: str | None = None,
+        role: str | None = None,
+    ) -> Item:
+        """What came of the item of this number, by its id and fact; without ids it goes by its number.
+
+        Args:
+            domain: Unset: the one asked about; else the side of several that were asked at once.
+            role: Likewise.
+        """
+        return Item(
+            task=self.task.name,
+            domain=self.domain if domain is None else domain,
+            role=self.role if role is None else role,
+            id=self.ids[number] if self.ids else str(number),
+            fact=self.facts[number] if self.facts else str(number),
+            values=values,
+            weights=weights,
+            text=text,
+        )
 
     @property
     def written(self) -> bool:

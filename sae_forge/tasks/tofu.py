@@ -31,8 +31,6 @@ from sae_forge.tasks.item import Item
 from sae_forge.tasks.task import Asked, Done
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from sae_forge.models.chat import Rendered
     from sae_forge.models.loading import LanguageModel
     from sae_forge.statistics.bootstrap import Bootstrap
@@ -70,19 +68,16 @@ def quality(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
     )
     drawn = bootstrap.draws(len(now)), replace(bootstrap, seed=bootstrap.seed + 1).draws(len(never))
     few = min(len(drawn[0]), QUALITY_RESAMPLES)
+    # a draw says how often each fact was taken, so values are repeated and not indexed
     resampled = [
-        kolmogorov_smirnov(_repeated(now, drawn[0][number]), _repeated(never, drawn[1][number])).p_value
-        for number in range(few)
+        kolmogorov_smirnov(now.repeat(ours.astype(int)), never.repeat(theirs.astype(int))).p_value
+        for ours, theirs in zip(drawn[0][:few], drawn[1][:few], strict=True)
     ]
     return interval(kolmogorov_smirnov(now, never).p_value, np.array(resampled))
 
 
 QUALITY_RESAMPLES = 200
 """Of them the test is run on; at TOFU's 400 questions an exact one takes a millisecond."""
-
-
-def _repeated(values: "np.ndarray", times: "np.ndarray") -> "np.ndarray":
-    return values.repeat(times.astype(int))
 
 
 def utility(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
@@ -230,22 +225,16 @@ class Tofu:
         }
         prompts = [_prompt(lm, item.question, config.tofu_frame) for items in sides.values() for item in items]
         each = [(side, item) for side, items in sides.items() for item in items]
-        both: dict[str, Any] = {
-            "task": self,
-            "ids": tuple(item.id for _, item in each),
-            "facts": tuple(item.fact for _, item in each),
-            "units": len(each),
-            "protocol": {str(self.group): said},
-        }
+        both = partial(Asked.of, self, [item for _, item in each], protocol={str(self.group): said})
         read = tuple(m for side in sides for m in OF_SIDE[side] if not m.name.endswith("_rouge"))
         written = tuple(m for side in sides for m in OF_SIDE[side] if m.name.endswith("_rouge"))
         cut = sum(one.truncated for rows in encoded.values() for one in rows)
         return (
-            Asked(
-                **both, kind="answers", reads=True, truncated=cut, measures=(*read, *of_forget, *summed),
+            both(
+                kind="answers", reads=True, truncated=cut, measures=(*read, *of_forget, *summed),
                 content=(sides, encoded, never),
             ),
-            Asked(**both, kind="texts", measures=(*written, *summed), content=(each, prompts, stem)),
+            both(kind="texts", measures=(*written, *summed), content=(each, prompts, stem)),
         )  # fmt: skip
 
     def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
@@ -254,26 +243,20 @@ class Tofu:
             return self._written(lm, asked, batch_size, done)
         from sae_forge.tasks.engines.continuations import score
 
-        sides, encoded, never = asked.content
-        items = [
-            Item(task=self.name, domain=REFERENCE, role="", id=str(number), fact=str(number), values=dict(ratio))
-            for number, ratio in enumerate({"truth_ratio": value} for value in never)
+        _, encoded, never = asked.content
+        # forget quality is summed up from items alone, so the ratios it is compared with are items too
+        references = [
+            Item(
+                task=self.name, domain=REFERENCE, role="", id=str(number), fact=str(number), values={"truth_ratio": one}
+            )
+            for number, one in enumerate(never)
         ]
-        for side, rows in sides.items():
-            scores = score(lm, encoded[side], batch_size=batch_size, done=done)
-            items += [
-                Item(
-                    task=self.name,
-                    domain=side,
-                    role=_role(side),
-                    id=item.id,
-                    fact=item.fact,
-                    values=_values(side, got),
-                    weights={"tokens": got[0].tokens},
-                )
-                for item, got in zip(rows, scores, strict=True)
-            ]
-        return items
+        items = []
+        for side, rows in encoded.items():
+            for got in score(lm, rows, batch_size=batch_size, done=done):
+                values, weights = _values(side, got), {"tokens": got[0].tokens}
+                items.append(asked.answered(len(items), values, weights, domain=side, role=_role(side)))
+        return [*references, *items]
 
     def _written(self, lm: "LanguageModel", asked: Asked, batch_size: int, done: Done | None) -> list[Item]:
         from sae_forge.tasks.engines.generation import Sampling, write
@@ -281,21 +264,12 @@ class Tofu:
 
         each, prompts, stem = asked.content
         greedy = Sampling(max_new_tokens=NEW_TOKENS, temperature=0)
-        return [
-            Item(
-                task=self.name,
-                domain=side,
-                role=_role(side),
-                id=item.id,
-                fact=item.fact,
-                values={f"{side}_rouge": rouge_l_recall(got.text, item.answer, stem)},
-                weights={"tokens": got.tokens},
-                text=got.text,
-            )
-            for (side, item), got in zip(
-                each, write(lm, prompts, greedy, batch_size=batch_size, done=done), strict=True
-            )
-        ]
+        items = []
+        for (side, item), got in zip(each, write(lm, prompts, greedy, batch_size=batch_size, done=done), strict=True):
+            values = {f"{side}_rouge": rouge_l_recall(got.text, item.answer, stem)}
+            place = {"domain": side, "role": _role(side)}
+            items.append(asked.answered(len(items), values, {"tokens": got.tokens}, text=got.text, **place))
+        return items
 
 
 def _role(side: str) -> str:
@@ -348,8 +322,8 @@ def _reference(path: Path) -> tuple[float, ...]:
             import pyarrow.parquet
 
             wanted = [("task", "==", "tofu"), ("domain", "==", "forget"), ("method", "==", "baseline")]
-            found = pyarrow.parquet.read_table(path, columns=["truth_ratio"], filters=wanted)["truth_ratio"].to_pylist()
-            ratios = [value for value in found if value is not None]
+            column = pyarrow.parquet.read_table(path, columns=["truth_ratio"], filters=wanted)["truth_ratio"]
+            ratios = [value for value in column.to_pylist() if value is not None]
         else:
             rows = json.loads(path.read_text())[NEVER_SEEN]["value_by_index"]
             ratios = [row["score"] for row in rows.values()]

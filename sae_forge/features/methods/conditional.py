@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sae_forge.features.methods.flags import RETAIN_THRESHOLD, ClearThresholdSettings, threshold
 from sae_forge.features.methods.method import Ranking, SelectionMethod
-from sae_forge.features.methods.retain_threshold import NAME, ThresholdSettings, threshold
 
 if TYPE_CHECKING:
     from sae_forge.features.scores import Measured
@@ -17,7 +17,7 @@ def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     filters = {
         "never_fires_on_forget": measured.forget.fires > 0,
         "fire_threshold": measured.forget.clear_fires > 0,
-        NAME: measured.worst(lambda stats: stats.clear_frequency) < threshold(config, DEFAULT),
+        RETAIN_THRESHOLD: measured.worst(lambda stats: stats.clear_frequency) < threshold(config, DEFAULT),
     }
     return Ranking(filters, measured.forget.clear_frequency)
 
@@ -26,6 +26,6 @@ CONDITIONAL = SelectionMethod(
     name="conditional",
     words="most often clearly active on forget text, and hardly ever on retain text",
     rank=rank,
-    settings=ThresholdSettings,
-    thresholds=lambda config: {NAME: threshold(config, DEFAULT)},
+    settings=ClearThresholdSettings,
+    thresholds=lambda config: {RETAIN_THRESHOLD: threshold(config, DEFAULT)},
 )

@@ -2,8 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sae_forge.features.methods.flags import RETAIN_THRESHOLD, ThresholdSettings, threshold
 from sae_forge.features.methods.method import Ranking, SelectionMethod
-from sae_forge.features.methods.retain_threshold import NAME, ThresholdSettings, threshold
 
 if TYPE_CHECKING:
     from sae_forge.features.scores import Measured
@@ -16,7 +16,7 @@ def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     del n
     filters = {
         "never_fires_on_forget": measured.forget.fires > 0,
-        NAME: measured.worst(lambda stats: stats.frequency) < threshold(config, DEFAULT),
+        RETAIN_THRESHOLD: measured.worst(lambda stats: stats.frequency) < threshold(config, DEFAULT),
     }
     return Ranking(filters, measured.forget.frequency)
 
@@ -26,5 +26,5 @@ FREQUENCY = SelectionMethod(
     words="most frequent on forget text, and rare on retain text",
     rank=rank,
     settings=ThresholdSettings,
-    thresholds=lambda config: {NAME: threshold(config, DEFAULT)},
+    thresholds=lambda config: {RETAIN_THRESHOLD: threshold(config, DEFAULT)},
 )

@@ -1,11 +1,10 @@
 """``inlp``: latents far more frequent on forget text than on any retain corpus (``bropal404/INLP_PROJECT``)."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-from sae_forge.config.fields import Artefact
-from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError
+from sae_forge.features.methods.flags import ScoreSettings
 from sae_forge.features.methods.method import Ranking, SelectionMethod
 
 if TYPE_CHECKING:
@@ -18,11 +17,8 @@ SortBy = Literal["score", "ratio", "diff", "act_ratio"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class InlpSettings(ModelConfig):
+class InlpSettings(ScoreSettings):
     """Five bounds, and what ranks within them."""
-
-    heading: ClassVar[str] = "Selection of latents"
-    decides: ClassVar[tuple[Artefact, ...]] = ("selection",)
 
     sort_by: Annotated[SortBy, "Which INLP statistic ranks the valid latents."] = "score"
     min_freq: Annotated[float, "inlp: least forget frequency."] = 0.001
@@ -42,12 +38,12 @@ class InlpSettings(ModelConfig):
 def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     """The statistic that ``sort_by`` names, within five bounds; all are strict but ``min_target_fires``."""
     del n
-    found = measured.selectivity(config)
+    statistics = measured.selectivity(config)
     filters = _forget_filters(measured.forget, config) | {
-        "max_neutral_freq": found.retain_frequency < config.max_neutral_freq,
-        "min_ratio": found.ratio > config.min_ratio,
+        "max_neutral_freq": statistics.retain_frequency < config.max_neutral_freq,
+        "min_ratio": statistics.ratio > config.min_ratio,
     }
-    return Ranking(filters, getattr(found, config.sort_by))
+    return Ranking(filters, getattr(statistics, config.sort_by))
 
 
 def _may_be_chosen(forget: "LatentStats", config: InlpSettings) -> "Tensor":

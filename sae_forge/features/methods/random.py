@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sae_forge.features.methods.flags import ScoreSettings
 from sae_forge.features.methods.method import Ranking, SelectionMethod
 
 if TYPE_CHECKING:
@@ -24,6 +25,7 @@ RANDOM = SelectionMethod(
     words="drawn from all that fire anywhere",
     rank=rank,
     may_be_chosen=lambda forget, config: forget.fires >= 0,  # noqa: ARG005
+    settings=ScoreSettings,  # it carries INLP's score
     draws=True,
     inlp_score=True,
 )

@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from sae_forge.features.methods.flags import ScoreSettings
 from sae_forge.features.methods.method import Ranking, SelectionMethod, reference_of
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ RANDOM_MATCHED = SelectionMethod(
     words="drawn to match the frequencies of another method's choice",
     rank=rank,
     decides=lambda config: {"matched_to": reference_of(config).name},
+    settings=ScoreSettings,  # it carries INLP's score
     draws=True,
     inlp_score=True,
     rival=False,  # it shares none with its reference
