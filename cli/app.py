@@ -18,6 +18,7 @@ from sae_forge.study.settings import catalogue, eval_config, features_config, ru
 VERBS = {
     "run": "run", "collect": "collect", "train": "train", "features": "features", "eval": "evaluate", "push": "push",
     "generate": "generate", "report": "report", "verify": "verify", "doctor": "doctor", "saes": "saes",
+    "convert": "convert",
 }  # fmt: skip
 """The file of each command. Only that of the one at work is imported, since every file brings its config."""
 COMPOSED = {"run": run_config, "features": features_config, "eval": eval_config}

@@ -6,7 +6,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 
@@ -145,6 +145,20 @@ class Call:
         if self.each_model:
             works = [{**given, "model": model} for model in self.each_model(given, preset)]
         return [resolve(self.kind, work, preset=preset) for work in works]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlainCall(Call):
+    """A call about no run and under no config: its body gets what was spelled out, as it is."""
+
+    kind: type[ModelConfig] = ModelConfig
+    extra: dict[str, Any] = field(default_factory=dict)
+    reads_run: bool = False
+    each_model: None = None
+    file: None = None
+
+    def _configs(self, values: Given) -> list[Any]:
+        return [values]
 
 
 def _terminate(number: int, frame: object) -> None:

@@ -1,14 +1,12 @@
 """``sae-forge saes``."""
 
 import inspect
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.options import DEBUG, JSON, Call, Given
+from cli.options import DEBUG, JSON, PlainCall
 from cli.pages import Page
-from sae_forge.config.model import ModelConfig
 
 if TYPE_CHECKING:
     from cli.screen import Screen
@@ -19,14 +17,6 @@ sae-forge saes --model google/gemma-2-2b --layer 12
 sae-forge saes "gemma-scope 16k" --site mlp_out
 sae-forge saes qwen --json
 """
-
-
-@dataclass(frozen=True, kw_only=True)
-class _DirectoryCall(Call):
-    """A call about what others released: no run and no config."""
-
-    def _configs(self, values: Given) -> list[Any]:
-        return [values]
 
 
 def register(app: typer.Typer) -> None:
@@ -42,9 +32,7 @@ def register(app: typer.Typer) -> None:
         debug: DEBUG = False,
     ) -> None:
         """List released SAEs that --sae opens by name, and why it does not open the rest; needs SAELens installed."""
-        call = _DirectoryCall(
-            name="saes", body=_saes, kind=ModelConfig, extra={}, reads_run=False, each_model=None, file=None
-        )
+        call = PlainCall(name="saes", body=_saes)
         call.run({"words": words, "model": model, "layer": layer, "site": site}, machine=json, debug=debug)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from sae_forge.errors import UnsupportedModelError
+from sae_forge.hookpoint import Site
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,11 @@ class Family:
     """Setting of the model's config that counts the uppermost layers which read the keys and values of lower ones."""
     cache_argument: str = "past_key_values"
     """What a layer calls the cache it is given."""
+
+    def adds_as_given(self, site: Site) -> bool:
+        """Whether what the module of attention or of the MLP gives is what is added, neither normed nor multiplied."""
+        names = self.attn_out if site == "attn_out" else self.mlp_out
+        return self.multiplier is None and not any("norm" in name for name in names)
 
 
 _LLAMA = Family(

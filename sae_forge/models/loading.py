@@ -271,10 +271,8 @@ def _tokenizer(source: str, name: str, common: dict[str, Any]) -> PreTrainedToke
     )
 
 
-def norms_take_mean(name: str, *, revision: str | None = None) -> bool:
-    """Whether the norms of the model take the mean over the width off, as LayerNorm does and RMSNorm does not.
-
-    Only its configuration is read.
+def config_of(name: str, *, revision: str | None = None) -> PretrainedConfig:
+    """The configuration of a model, without its weights.
 
     Raises:
         UnsupportedModelError: no such folder.
@@ -282,8 +280,7 @@ def norms_take_mean(name: str, *, revision: str | None = None) -> bool:
     """
     folder = _local_folder(name)
     with one_line(name, local=folder is not None, revision=revision):
-        config = AutoConfig.from_pretrained(str(folder or name), **_common(revision))
-    return not hasattr(config.get_text_config(), "rms_norm_eps")
+        return AutoConfig.from_pretrained(str(folder or name), **_common(revision))
 
 
 # ---- where it is and where it goes --------------------------------------------------------------

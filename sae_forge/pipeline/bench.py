@@ -20,8 +20,9 @@ from sae_forge.config.train import TrainConfig
 from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.described import norms_take_mean
 from sae_forge.models.hooks import unreached
-from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, norms_take_mean, shown_name
+from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, shown_name
 from sae_forge.models.opening import Opening
 from sae_forge.models.tokens import control_strings
 from sae_forge.pipeline.known import ConfigT, as_collected
@@ -103,6 +104,7 @@ class Bench:
             self.run,
             model=shown_name(self.config.model),
             asked=asked,
+            site=self.config.site if "site" in self.config.spelled else None,
             spelled=self.config.spelled,
             norms_take_mean=lambda: norms_take_mean(self.config.model, revision=self.config.revision),
             device=device_of(self.config.sae_device),
@@ -125,8 +127,7 @@ class Bench:
             CheckpointError: it is of another width, or has other weights, or the SAE reads a module whose output the
                 model norms or multiplies before it is added.
         """
-        family = self.lm.family
-        if named.module and (family.multiplier or named.module not in (*family.attn_out, *family.mlp_out)):
+        if named.module and not self.lm.family.adds_as_given(named.point.site):
             raise CheckpointError(
                 f"{named.name} reads what the module {named.module} gives, and {self.config.model} norms or multiplies "
                 f"that before it is added; {named.point} is what is added, so it is another place"

@@ -14,14 +14,14 @@ from torch import nn
 
 from sae_forge.config.model import expanded
 from sae_forge.errors import CheckpointError, ConfigError
-from sae_forge.hookpoint import HookPoint
+from sae_forge.hookpoint import HookPoint, Site
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae import directory
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.formats import build, table
 from sae_forge.sae.formats.format import Described, Found, Hints
 from sae_forge.sae.formats.gemma_scope import GEMMA_SCOPE
-from sae_forge.sae.formats.saelens import CFG, WEIGHTS, settings
+from sae_forge.sae.formats.saelens import CFG, SAELENS, WEIGHTS, settings
 from sae_forge.sae.released import Reference, fetch, in_cache, is_tuned_form_of, same_model
 from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.store import files, records
@@ -55,13 +55,14 @@ def load_dictionary(
     *,
     model: str,
     asked: HookPoint | None = None,
+    site: Site | None = None,
     spelled: Collection[str] = ("layer", "site"),
     device: str = "cpu",
     allow_pickle: bool = False,
     norms_take_mean: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
 ) -> NamedSAE:
-    """The SAE that ``source`` names, checked, on ``device``.
+    """The SAE that ``source`` names, checked, on ``device``; one that was made elsewhere leaves a pointer in the run.
 
     Args:
         source: A run's SAE folder; a folder or file of any format of ``formats.table``; or ``owner/name:path`` on the
@@ -69,6 +70,7 @@ def load_dictionary(
         model: Name of the model it is to be used with. Where the SAE knows its model by no more than a name, another is
             said and not refused: a model has many names, and an SAE of a base model is commonly used on the tuned one.
         asked: Where it reads, if it does not say so itself.
+        site: The site that was asked for where no layer was.
         spelled: What of ``asked`` it may not contradict: ``layer``, ``site`` or both.
         allow_pickle: Read a weights file that is a pickle, in a limited process (``formats.pickled``).
         norms_take_mean: Whether the norms of the model take the mean over the width off; asked only for an SAE that
@@ -80,7 +82,7 @@ def load_dictionary(
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
     path = expanded(source)
-    wanted = _Wanted(run, model, asked, frozenset(spelled), allow_pickle, norms_take_mean, progress)
+    wanted = _Wanted(run, model, asked, site, frozenset(spelled), allow_pickle, norms_take_mean, progress)
     if (path / POINTER).is_file():
         named = _pointed(path, wanted)
     elif run.holds(path):
@@ -93,6 +95,29 @@ def load_dictionary(
         practice = _practice(trained_on, model)
         progress.say(f"{named.folder.name} was trained on {trained_on} and is used on {model}, {practice}")
     return named
+
+
+def read_dictionary(
+    source: str | Path,
+    *,
+    model: str = "",
+    asked: HookPoint | None = None,
+    site: Site | None = None,
+    allow_pickle: bool = False,
+    norms_take_mean: Callable[[], bool] = lambda: False,
+    progress: Progress = SILENT,
+) -> NamedSAE:
+    """The SAE that ``source`` names, as ``load_dictionary`` reads it, and nothing is written anywhere.
+
+    Raises:
+        CheckpointError, ConfigError, RemoteError: as ``load_dictionary``.
+    """
+    path, nowhere = expanded(source), Run(Path())
+    wanted = _Wanted(nowhere, model, asked, site, frozenset({"layer", "site"}), allow_pickle, norms_take_mean, progress)
+    if (path / POINTER).is_file():
+        return _pointed(path, wanted)
+    found, told = _told(_located(path, str(source), wanted))
+    return _described(found.folder, found, told, wanted.place(told, found.where), wanted)
 
 
 def _practice(trained_on: str, model: str) -> str:
@@ -109,26 +134,31 @@ class _Wanted:
     run: Run
     model: str
     asked: HookPoint | None
+    site: Site | None
     spelled: frozenset[str]
     allow_pickle: bool
     norms_take_mean: Callable[[], bool]
     progress: Progress
 
-    def place(self, stated: HookPoint | None, shown: str) -> HookPoint:
+    def place(self, told: Described, shown: str) -> HookPoint:
         """Where an SAE reads: as it says itself, which what was asked for may not contradict.
 
         Raises:
             ConfigError: it does.
             CheckpointError: neither says it.
         """
-        if stated is None and self.asked is None:
-            raise CheckpointError(f"{shown} does not say which layer it reads; name it with --layer")
-        if stated is None or self.asked is None:
-            return stated or self.asked  # pyright: ignore[reportReturnType]
-        differs = {"layer": stated.layer != self.asked.layer, "site": stated.site != self.asked.site}
-        if any(differs[name] for name in self.spelled if name in differs):  # a config spells other settings too
+        if (stated := told.point) is None:
+            if self.asked is None:
+                raise CheckpointError(f"{shown} does not say which layer it reads; name it with --layer")
+            return self.asked
+        asked = self.asked or HookPoint(stated.layer, self.site or stated.site)
+        named = {*self.spelled, *(["site"] if self.site else [])}
+        if told.site_assumed and "site" in named:
+            stated = replace(stated, site=asked.site)
+        differs = {"layer": stated.layer != asked.layer, "site": stated.site != asked.site}
+        if any(differs[name] for name in named if name in differs):  # a config spells other settings too
             site = f" --site {stated.site}" if differs["site"] else ""
-            raise ConfigError(f"--sae {shown} reads {stated}, not {self.asked}; give --layer {stated.layer}{site}")
+            raise ConfigError(f"--sae {shown} reads {stated}, not {asked}; give --layer {stated.layer}{site}")
         return stated
 
 
@@ -141,8 +171,9 @@ def _is_ours(folder: Path) -> bool:
 
 
 def _trained(folder: Path, wanted: _Wanted) -> NamedSAE:
+    _, told = _told(_Origin(Found(SAELENS, folder, folder / WEIGHTS, str(folder)), folder.name))
+    point = wanted.place(told, str(folder))
     sae, provenance = load_sae(folder, norms_take_mean=wanted.norms_take_mean)
-    point = wanted.place(_parsed(folder, provenance.hook_point), str(folder))
     name = folder.resolve().relative_to((wanted.run.folder / "saes").resolve()).as_posix()
     return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name, origin=folder)
 
@@ -223,11 +254,14 @@ def _local(found: Found) -> _Origin:
     return _Origin(found, f"{readable}-{files.file_sha256(found.weights)[:8]}")
 
 
+def _told(origin: _Origin) -> tuple[Found, Described]:
+    return origin.found, origin.found.format.describe(origin.found, origin.hints)
+
+
 def _adopted(origin: _Origin, wanted: _Wanted) -> NamedSAE:
     """An SAE made elsewhere, and the pointer to it in the run."""
-    found = origin.found
-    told = found.format.describe(found, origin.hints)
-    point = wanted.place(told.point, found.where)
+    found, told = _told(origin)
+    point = wanted.place(told, found.where)
     folder = wanted.run.folder / "saes" / str(point) / origin.name
     named = _described(folder, found, told, point, wanted)
     if (folder / POINTER).exists():
@@ -268,8 +302,8 @@ def _pointed(folder: Path, wanted: _Wanted) -> NamedSAE:
         found = table.on_disk(weights)
         assert found is not None
     told = found.format.describe(found, pointer.hints)
-    point = wanted.place(_parsed(folder, pointer.hook_point), str(folder))
-    named = _described(folder, found, replace(told, model=pointer.model), point, wanted)
+    told = replace(told, model=pointer.model, point=_parsed(folder, pointer.hook_point), site_assumed=False)
+    named = _described(folder, found, told, wanted.place(told, str(folder)), wanted)
     _require_weights(named, pointer.weights)
     return named
 

@@ -16,7 +16,8 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.architectures.architecture import Built
 from sae_forge.sae.formats import build, table
 from sae_forge.sae.formats.format import Hints
-from sae_forge.sae.formats.saelens import CFG, SAELENS, WEIGHTS, settings
+from sae_forge.sae.formats.saelens import CFG, SAELENS, WEIGHTS, settings, worded
+from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files, records
 from sae_forge.store.tensors import publish_tensors
@@ -52,10 +53,9 @@ class Provenance:
         return asdict(self) | {"datasets": list(self.datasets), "shards": list(self.shards)}
 
 
-def save_sae(folder: Path, sae: TopKSAE, provenance: Provenance) -> None:
+def save_sae(folder: Path, sae: TopKSAE | JumpReLUSAE, provenance: Provenance) -> None:
     """Write the SAE so that sae_forge and SAELens load it as it is, in fp32."""
-    names = ("W_enc", "W_dec", "b_enc", "b_dec")
-    publish_tensors(folder / WEIGHTS, {name: getattr(sae, name).detach().float() for name in names})
+    publish_tensors(folder / WEIGHTS, {name: weights.detach().float() for name, weights in sae.named_parameters()})
     files.publish_json(folder / CFG, _cfg(sae, provenance, files.file_sha256(folder / WEIGHTS)))
 
 
@@ -72,7 +72,7 @@ def load_sae(
     It is for use: its weights ask for no gradient. What SAELens wrote loads too, its conventions folded into ours.
 
     Args:
-        norms_take_mean: Whether the norms of the model take the mean over the width off (``models.loading``); asked
+        norms_take_mean: Whether the norms of the model take the mean over the width off (``models.described``); asked
             only for an SAE that was trained on activations without it where they do, and needed for one.
 
     Raises:
@@ -122,32 +122,25 @@ def load_sae(
 # ---- writing ------------------------------------------------------------------------------------
 
 
-def _cfg(sae: TopKSAE, provenance: Provenance, weights_sha256: str) -> dict[str, Any]:
-    return {
-        "architecture": "topk",
-        "d_in": sae.d_in,
-        "d_sae": sae.d_sae,
-        "k": sae.k,
-        "dtype": "float32",
-        "device": "cpu",
-        "apply_b_dec_to_input": True,
-        "normalize_activations": "none",
-        "reshape_activations": "none",
-        "rescale_acts_by_decoder_norm": False,
-        "metadata": {
-            "sae_lens_version": "6.0.0",  # below 6 SAELens guesses defaults
-            "sae_lens_training_version": None,
-            "model_name": provenance.model,
-            "hook_name": provenance.hook_point,
-            "hf_hook_name": provenance.hf_hook_name,
-            "model_class_name": "AutoModelForCausalLM",
-            "prepend_bos": provenance.bos != "none",
-            "context_size": provenance.ctx_len,
-            "dataset_path": ", ".join(provenance.datasets),
-            "exclude_special_tokens": True,
-        },
-        "sae_forge": {"format": FORMAT, "provenance": provenance.to_json(), "weights_sha256": weights_sha256},
+def _cfg(sae: TopKSAE | JumpReLUSAE, provenance: Provenance, weights_sha256: str) -> dict[str, Any]:
+    cfg = worded(
+        "topk" if isinstance(sae, TopKSAE) else "jumprelu",
+        d_in=sae.d_in,
+        d_sae=sae.d_sae,
+        k=sae.k if isinstance(sae, TopKSAE) else None,
+        takes_off_b_dec=isinstance(sae, TopKSAE),
+        model=provenance.model,
+        hook_name=provenance.hook_point,
+    )
+    cfg["metadata"] |= {
+        "hf_hook_name": provenance.hf_hook_name,
+        "prepend_bos": provenance.bos != "none",
+        "context_size": provenance.ctx_len,
+        "dataset_path": ", ".join(provenance.datasets),
+        "exclude_special_tokens": True,
     }
+    ours = {"format": FORMAT, "provenance": provenance.to_json(), "weights_sha256": weights_sha256}
+    return cfg | {"sae_forge": ours}
 
 
 def _provenance(folder: Path, cfg: dict[str, Any], ours: dict[str, Any]) -> Provenance:

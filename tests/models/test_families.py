@@ -20,9 +20,10 @@ from sae_forge.errors import ConfigError, DataError, UnsupportedModelError
 from sae_forge.hookpoint import SITES, HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
+from sae_forge.models.described import norms_take_mean
 from sae_forge.models.families import FAMILIES, REFUSED, family_of
 from sae_forge.models.hooks import capture, splice, unreached
-from sae_forge.models.loading import LanguageModel, load_model, norms_take_mean
+from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.projections import projections, written_through
 from sae_forge.models.tape import Tape
 from sae_forge.models.tokens import max_input

@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.errors import CheckpointError, ConfigError, ForgeError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.families import FAMILIES
 from sae_forge.pipeline.bench import Bench
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.formats import build, table
@@ -407,6 +408,18 @@ def test_a_dictionary_learning_sae_computes_what_its_class_does(kind, tmp_path):
     found = opened(learned_folder(tmp_path / "ae", kind, tensors), tmp_path, model="some/model")
     assert (found.point, found.provenance.model) == (HookPoint(3), "some/model")
     agree(found.sae, *defined(rule, X, centred=centred))
+
+
+def test_a_dictionary_learning_sae_of_a_module_says_so(tmp_path):
+    for number, (word, module) in enumerate((("mlp_out", "mlp"), ("attention_out", "self_attn"), ("resid_post", ""))):
+        tensors = LEARNED["AutoEncoder"][0]
+        folder = learned_folder(tmp_path / str(number), "AutoEncoder", tensors, submodule_name=f"{word}_layer_3")
+        found = table.on_disk(folder)
+        assert found is not None
+        assert found.format.describe(found, Hints()).module == module
+    assert not FAMILIES["gemma2"].adds_as_given("mlp_out"), "so Bench refuses it there"
+    assert not FAMILIES["granite"].adds_as_given("attn_out")
+    assert FAMILIES["gpt_neox"].adds_as_given("attn_out")
 
 
 def test_a_class_without_an_equal_is_refused_by_name(tmp_path):

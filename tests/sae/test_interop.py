@@ -16,8 +16,10 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
+from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.formats import build, table
 from sae_forge.sae.formats.format import Found, Hints
+from sae_forge.sae.formats.written import given, write
 from tests.sae.test_formats import (
     D_IN,
     D_SAE,
@@ -36,6 +38,7 @@ from tests.sae.test_formats import (
     single_pickle,
     sparsify_folder,
 )
+from tests.sae.test_written import PAIRS, made
 
 pytestmark = pytest.mark.interop
 
@@ -184,3 +187,64 @@ def _nothing() -> ModuleType:
     module: Any = ModuleType("nnsight")
     module.LanguageModel = object
     return module
+
+
+# ---- what is written here ------------------------------------------------------------------------
+
+
+def their_saelens(folder: Path) -> tuple[Tensor, Tensor]:
+    theirs = pytest.importorskip("sae_lens").SAE.load_from_disk(folder)
+    return (acts := theirs.encode(X)), theirs.decode(acts)
+
+
+def their_gemma_scope(folder: Path) -> tuple[Tensor, Tensor]:
+    with pytest.MonkeyPatch.context() as patched:
+        release = f"google/{folder.parent.name}"
+        theirs = saelens_from(release, folder.name, folder.parent, patched, "gemma_2")
+    return (acts := theirs.encode(X)), theirs.decode(acts)
+
+
+def their_gemma_scope_2(folder: Path) -> tuple[Tensor, Tensor]:
+    place = "resid_post/layer_3_width_16k_l0_small"  # its release is asked for by these names
+    folder.parent.joinpath("resid_post").mkdir()
+    folder.rename(folder.parent / place)
+    with pytest.MonkeyPatch.context() as patched:
+        theirs = saelens_from("google/gemma-scope-2-1b-pt", place, folder.parent, patched, "gemma_3")
+    (folder.parent / place).rename(folder)
+    return (acts := theirs.encode(X)), theirs.decode(acts)
+
+
+def their_sparsify(folder: Path) -> tuple[Tensor, Tensor]:
+    theirs = pytest.importorskip("sparsify").SparseCoder.load_from_disk(folder)
+    top, indices, _ = theirs.encode(X)
+    acts = torch.zeros(len(X), theirs.num_latents).scatter_(1, indices, top)
+    return acts, acts @ theirs.W_dec + theirs.b_dec
+
+
+def their_dictionary_learning(folder: Path) -> tuple[Tensor, Tensor]:
+    for unneeded in ("nnsight", "zstandard"):  # to make activations and to read texts
+        sys.modules.setdefault(unneeded, _nothing())
+    pytest.importorskip("dictionary_learning")
+    from dictionary_learning.utils import load_dictionary
+
+    theirs, _ = load_dictionary(str(folder), "cpu")
+    return (acts := theirs.encode(X)), theirs.decode(acts)
+
+
+READERS = {
+    "SAELens": their_saelens,
+    "Gemma Scope": their_gemma_scope,
+    "Gemma Scope 2": their_gemma_scope_2,
+    "sparsify": their_sparsify,
+    "dictionary_learning": their_dictionary_learning,
+}
+
+
+@pytest.mark.parametrize(("entry", "kind"), PAIRS, ids=lambda each: getattr(each, "name", each))
+def test_what_is_written_here_is_the_same_in_the_tool_it_is_written_for(entry, kind, tmp_path):
+    told = given(made(kind, tmp_path), HookPoint(3), model="google/gemma-2-2b", module=lambda: "layers.3")
+    folder = write(tmp_path / "out", entry, told)
+    with torch.no_grad():
+        acts, output = READERS[entry.name](folder)
+    acts = acts[:, :D_SAE] - acts[:, D_SAE:] if acts.shape[1] == 2 * D_SAE else acts
+    compared(f"{entry.name} {kind}, written here", folder, acts, output)

@@ -103,17 +103,17 @@ def _folded(parts: Parts, recipe: Recipe, architecture: Architecture, *, centre:
     if recipe.takes_off_b_dec == architecture.takes_off_b_dec and not centre:
         return Parts(encoders, b_enc, W_dec, b_dec, threshold)
     if recipe.takes_off_b_dec:
-        b_enc = b_enc - _answers(encoders, b_dec)
+        b_enc = b_enc - answers(encoders, b_dec)
     if centre:  # W_enc less the mean of each column answers to x as W_enc does to x less its mean
         for rows in encoders.split(_rows(encoders)):
             rows.copy_(rows.double() - rows.double().mean(dim=1, keepdim=True))
     if architecture.takes_off_b_dec:
-        b_enc = b_enc + _answers(encoders, b_dec)
+        b_enc = b_enc + answers(encoders, b_dec)
     return Parts(encoders, b_enc, W_dec, b_dec, threshold)
 
 
-def _answers(encoders: Tensor, x: Tensor) -> Tensor:
-    """``x @ W_enc`` in float64."""
+def answers(encoders: Tensor, x: Tensor) -> Tensor:
+    """``x @ W_enc`` in float64, of one ``x`` [d_in] and encoders [d_sae, d_in]."""
     return torch.cat([rows.double() @ x for rows in encoders.split(_rows(encoders))])
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint, Site
 from sae_forge.sae.formats.checked import positive
-from sae_forge.sae.formats.format import Described, Format, Found, Hints, Recipe
+from sae_forge.sae.formats.format import Described, Format, Found, Given, Hints, Recipe, Said, Writer
 from sae_forge.store import files
 
 CONFIG = "config.json"
@@ -42,8 +42,15 @@ _CLASSES: dict[str, Recipe] = {
     ),
     "JumpReluAutoEncoder": Recipe(architecture="jumprelu", names=_ITSELF, takes_off_b_dec=False),
 }  # fmt: skip
-_PLACE = re.compile(r"(resid_pre|resid_post|mlp_out|attn_out|attention_out)_layer_(\d{1,6})(?!\d)")
-_SITES: dict[str, Site] = {"resid_pre": "resid_pre", "resid_post": "resid_post", "mlp_out": "mlp_out"}
+_SITES: dict[str, tuple[Site, str]] = {
+    "resid_pre": ("resid_pre", ""),
+    "resid_post": ("resid_post", ""),
+    "mlp_out": ("mlp_out", "mlp"),
+    "attn_out": ("attn_out", "self_attn"),
+    "attention_out": ("attn_out", "self_attn"),
+}
+"""Its word for a place: the site, and the module of a layer whose own output that is."""
+_PLACE = re.compile(rf"({'|'.join(_SITES)})_layer_(\d{{1,6}})(?!\d)")
 
 
 def describe(found: Found, hints: Hints) -> Described:
@@ -69,12 +76,45 @@ def describe(found: Found, hints: Hints) -> Described:
             "dictionary_learning multiplies them by the norm of the row when it loads",
         )
     place = _PLACE.search(str(trainer.get("submodule_name"))[:200]) or _PLACE.search(found.where)
+    site, module = _SITES[place[1]] if place else ("resid_post", "")
     return Described(
         recipe=Recipe(**{**vars(recipe), **sizes}),
-        point=HookPoint(int(place[2]), _SITES.get(place[1], "attn_out")) if place else None,
+        point=HookPoint(int(place[2]), site) if place else None,
+        module=module,
         model=str(trainer.get("lm_name") or "")[:200],
         said=said,
     )
 
 
-DICTIONARY_LEARNING = Format(name="dictionary_learning", weights="ae.pt", beside=(CONFIG,), describe=describe)
+def say(given: Given) -> Said:
+    """One as its trainers save it; a threshold of 0 makes its JumpReLU a ReLU.
+
+    Raises:
+        ConfigError: it reads what no module gives.
+    """
+    from torch import int32, tensor  # torch loads here, not for the command line
+
+    kind = "AutoEncoderTopK" if given.k is not None else "JumpReluAutoEncoder"
+    word = next(word for word, (site, _) in _SITES.items() if site == given.point.site)
+    if _SITES[word][1]:
+        given.module()  # refused where what is added is not what the module gives
+    trainer = {
+        "dict_class": kind,
+        "activation_dim": given.d_in,
+        "dict_size": given.d_sae,
+        **({} if given.k is None else {"k": given.k}),
+        "layer": given.point.layer,
+        "lm_name": given.model,
+        "submodule_name": f"{word}_layer_{given.point.layer}",
+    }
+    numbers = {} if given.k is None else {"k": tensor(given.k, dtype=int32), "threshold": tensor(_UNSET)}
+    return Said(recipe=_CLASSES[kind], settings={CONFIG: {"trainer": trainer}}, numbers=numbers)
+
+
+DICTIONARY_LEARNING = Format(
+    name="dictionary_learning", weights="ae.pt", beside=(CONFIG,), describe=describe,
+    writer=Writer(
+        architectures=("topk", "jumprelu", "standard"), sites=("resid_pre", "resid_post", "attn_out", "mlp_out"),
+        say=say,
+    ),
+)  # fmt: skip

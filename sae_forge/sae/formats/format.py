@@ -1,10 +1,14 @@
-"""What a reader of a format says: which files are its own, and how what is in them becomes a dictionary."""
+"""What a format says of itself: which files are its own, how they become a dictionary, and how one is written in it."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
-from sae_forge.hookpoint import HookPoint
+from sae_forge.hookpoint import HookPoint, Site
+
+if TYPE_CHECKING:  # the command line names formats, and loads no torch for it
+    from torch import Tensor
 
 TRANSCODER = "rebuilds other activations than it reads, so it is no SAE"
 """What is said of every kind of transcoder."""
@@ -64,6 +68,8 @@ class Described:
     """Empty when none is named."""
     centred: bool = False
     """Trained on activations less their mean over the width, where the norms of the model take it off anyhow."""
+    site_assumed: bool = False
+    """Whether only its layer is said: the site is then the usual one, and another that is asked for takes its place."""
     said: tuple[str, ...] = ()
     """What a user should know, a line each."""
 
@@ -78,6 +84,50 @@ class Found:
     weights: Path
     where: str
     """The reference or path that may say its layer, site and model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """A dictionary that is to be written, and what is known of it."""
+
+    architecture: str
+    """What it computes, whatever it was trained as: ``topk``, ``jumprelu``, ``standard`` or ``groupmax``."""
+    tensors: "Mapping[str, Tensor]"
+    """Under our names, in our orientation, fp32, on the CPU."""
+    takes_off_b_dec: bool
+    """Whether its encoder reads ``x - b_dec``."""
+    d_in: int
+    d_sae: int
+    k: int | None
+    point: HookPoint
+    model: str
+    """Empty when nobody names one."""
+    module: Callable[[], str]
+    """The module whose output it reads, from the base model on (``layers.3.mlp``); raises ConfigError where none is."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Said:
+    """An SAE in the words of a format; nothing is on disk yet."""
+
+    recipe: Recipe
+    """As the format's reader will find it."""
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Its JSON files by name."""
+    inside: str = ""
+    """Folder it lies in under the one that was asked for, where it is a folder's name that says the place."""
+    numbers: "Mapping[str, Tensor]" = field(default_factory=dict)
+    """Tensors of one number that are kept beside its weights."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Writer:
+    """What a format can say, and how."""
+
+    architectures: tuple[str, ...]
+    sites: tuple[Site, ...]
+    say: Callable[[Given], Said]
+    """Raises ConfigError, by name, for what it cannot say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +149,8 @@ class Format:
     """What the names of Hub repositories match that hold nothing else, as a regular expression."""
     describe: Callable[[Found, Hints], Described]
     """What is known of one before its weights are read; raises CheckpointError, by name, for what cannot be used."""
+    writer: Writer | None = None
+    """None: it is read and not written."""
 
     @property
     def depth(self) -> int:

@@ -4,7 +4,17 @@ import re
 
 from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint, Site
-from sae_forge.sae.formats.format import TRANSCODER, Described, Format, Found, Hints, Recipe
+from sae_forge.sae.formats.format import (
+    TRANSCODER,
+    Described,
+    Format,
+    Found,
+    Given,
+    Hints,
+    Recipe,
+    Said,
+    Writer,
+)
 from sae_forge.store import files
 
 CONFIG = "config.json"
@@ -19,6 +29,7 @@ _MODULES: dict[str, Site] = {
 }
 _HOOK = re.compile(r"(?:\w+\.)*layers\.(\d{1,6})\.([\w.]+)")
 _NAMES = {"W_enc": "w_enc", "b_enc": "b_enc", "W_dec": "w_dec", "b_dec": "b_dec", "threshold": "threshold"}
+_RECIPE = Recipe(architecture="jumprelu", names=_NAMES, takes_off_b_dec=False)
 
 
 def describe(found: Found, hints: Hints) -> Described:
@@ -43,10 +54,8 @@ def describe(found: Found, hints: Hints) -> Described:
             raise CheckpointError(f"{path} says that it reads {hook[:60]!r}, which is no place that can be edited here")
         if said and told and said != told:
             raise CheckpointError(f"{path} says that it reads {said}, and its folder {told}; one of them is wrong")
-        named = str(config.get("model_name") or "")[:200].replace("-v3", "-3")
-        model = model or (named if "/" in named or not named else f"google/{named}")
-    recipe = Recipe(architecture="jumprelu", names=_NAMES, takes_off_b_dec=False)
-    return Described(recipe=recipe, point=said or told, model=model)
+        model = model or re.sub("^gemma-v?3-", "google/gemma-3-", str(config.get("model_name") or "")[:200])
+    return Described(recipe=_RECIPE, point=said or told, model=model)
 
 
 def model_of(text: str) -> str:
@@ -71,8 +80,22 @@ def point_of(text: str) -> HookPoint | None:
     return HookPoint(int(match["layer"]), site)
 
 
+def say(given: Given) -> Said:
+    """One with the settings that Gemma Scope 2 keeps beside it."""
+    module = next(name for name, site in _MODULES.items() if site == given.point.site)
+    config = {
+        "architecture": "jump_relu",
+        "model_name": re.sub("^google/gemma-3-", "gemma-v3-", given.model),
+        "hf_hook_point_in": f"model.layers.{given.point.layer}.{module}",
+        "width": given.d_sae,
+        "type": "sae",
+    }
+    return Said(recipe=_RECIPE, settings={CONFIG: config})
+
+
 GEMMA_SCOPE_2 = Format(
     name="Gemma Scope 2", weights="params.safetensors", perhaps=(CONFIG,),
     repository=r"/gemma-scope-2-(270m|1b|4b|12b|27b)-",
     describe=describe,
+    writer=Writer(architectures=("jumprelu", "standard"), sites=tuple(_SITES.values()), say=say),
 )  # fmt: skip

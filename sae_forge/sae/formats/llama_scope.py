@@ -27,6 +27,7 @@ def describe(found: Found, hints: Hints) -> Described:
     Raises:
         CheckpointError: a transcoder, no JumpReLU, or without the norm its weights stand on.
     """
+    del hints
     path, told = _settings(found, HYPERPARAMS)
     d_in, norm = positive(told, "d_model", path), _norm(told)
     if norm is None:
@@ -38,7 +39,7 @@ def describe(found: Found, hints: Hints) -> Described:
     return Described(
         recipe=Recipe(
             architecture="jumprelu", names=_NAMES, turned=_TURNED, takes_off_b_dec=False, d_in=d_in,
-            d_sae=positive(told, "d_sae", path), scale=hints.scale or scale, threshold=threshold * scale,
+            d_sae=positive(told, "d_sae", path), scale=scale, threshold=threshold * scale,
         ),
         point=place_of(str(told.get("hook_point_in") or ""), told=str(path)),
         model=_MODEL,

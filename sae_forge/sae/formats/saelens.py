@@ -8,9 +8,18 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge.errors import CheckpointError
-from sae_forge.sae.architectures.table import ARCHITECTURES
 from sae_forge.sae.formats.checked import positive
-from sae_forge.sae.formats.format import TRANSCODER, Described, Format, Found, Hints, Recipe
+from sae_forge.sae.formats.format import (
+    TRANSCODER,
+    Described,
+    Format,
+    Found,
+    Given,
+    Hints,
+    Recipe,
+    Said,
+    Writer,
+)
 from sae_forge.sae.formats.places import module_of, place_of
 from sae_forge.store import files
 
@@ -79,6 +88,8 @@ def recipe(path: Path, cfg: Mapping[str, Any], *, scale: float = 1.0) -> Recipe:
     Raises:
         CheckpointError: of an architecture that is not known, or of impossible sizes.
     """
+    from sae_forge.sae.architectures.table import ARCHITECTURES  # torch loads here, not for the command line
+
     kind = str(cfg["architecture"])
     if (architecture := ARCHITECTURES.get(kind)) is None:
         raise CheckpointError(f"{path} describes a {kind[:40]!r} SAE; usable are {', '.join(ARCHITECTURES)}")
@@ -115,4 +126,43 @@ def _refuse_what_cannot_be_folded(path: Path, cfg: Mapping[str, Any], hook: str,
         raise CheckpointError(f"{path} asks for a finetuning_scaling_factor, which is not read")
 
 
-SAELENS = Format(name="SAELens", weights=WEIGHTS, beside=(CFG,), hinted=True, describe=describe)
+def worded(
+    architecture: str, *, d_in: int, d_sae: int, k: int | None, takes_off_b_dec: bool, model: str, hook_name: str
+) -> dict[str, Any]:
+    """The ``cfg.json`` of SAELens 6 for an SAE of these facts."""
+    return {
+        "architecture": architecture,
+        "d_in": d_in,
+        "d_sae": d_sae,
+        **({} if k is None else {"k": k, "rescale_acts_by_decoder_norm": False}),
+        "dtype": "float32",
+        "device": "cpu",
+        "apply_b_dec_to_input": takes_off_b_dec,
+        "normalize_activations": "none",
+        "reshape_activations": "none",
+        "metadata": {
+            "sae_lens_version": "6.0.0",  # below 6 SAELens guesses defaults
+            "sae_lens_training_version": None,
+            "model_name": model,
+            "hook_name": hook_name,
+            "model_class_name": "AutoModelForCausalLM",
+        },
+    }
+
+
+def say(given: Given) -> Said:
+    """One as SAELens 6 saves it."""
+    cfg = worded(
+        given.architecture, d_in=given.d_in, d_sae=given.d_sae, k=given.k, takes_off_b_dec=given.takes_off_b_dec,
+        model=given.model, hook_name=str(given.point),
+    )  # fmt: skip
+    return Said(recipe=recipe(Path(CFG), cfg), settings={CFG: cfg})
+
+
+SAELENS = Format(
+    name="SAELens", weights=WEIGHTS, beside=(CFG,), hinted=True, describe=describe,
+    writer=Writer(
+        architectures=("topk", "jumprelu", "standard"), sites=("resid_pre", "resid_post", "attn_out", "mlp_out"),
+        say=say,
+    ),
+)  # fmt: skip

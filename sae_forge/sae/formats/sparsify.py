@@ -1,13 +1,16 @@
 """sparsify: ``cfg.json`` and ``sae.safetensors`` in a folder named after the module they read, ``layers.10.mlp``."""
 
+from dataclasses import replace
+
 from sae_forge.errors import CheckpointError
 from sae_forge.sae.formats.checked import positive
-from sae_forge.sae.formats.format import Described, Format, Found, Hints, Recipe
+from sae_forge.sae.formats.format import Described, Format, Found, Given, Hints, Recipe, Said, Writer
 from sae_forge.sae.formats.places import module_of, place_of
 from sae_forge.store import files
 
 CFG = "cfg.json"
 _NAMES = {"W_enc": "encoder.weight", "b_enc": "encoder.bias", "W_dec": "W_dec", "b_dec": "b_dec"}
+_RECIPE = Recipe(architecture="topk", names=_NAMES, turned=frozenset({"W_enc"}), takes_off_b_dec=True)
 _DEFAULT_EXPANSION = 32
 _ACTIVATIONS = ("topk", "groupmax")
 
@@ -45,13 +48,33 @@ def describe(found: Found, hints: Hints) -> Described:
     if module == "embed_tokens":
         raise CheckpointError(f"{found.folder} reads the embeddings, which is no place that can be edited here")
     return Described(
-        recipe=Recipe(
-            architecture=activation, names=_NAMES, turned=frozenset({"W_enc"}), takes_off_b_dec=True,
-            d_in=d_in, d_sae=d_sae, k=k,
-        ),
+        recipe=replace(_RECIPE, architecture=activation, d_in=d_in, d_sae=d_sae, k=k),
         point=place_of(named, told=f"the name of {found.folder}"),
         module=module_of(named),
-    )  # fmt: skip
+    )
 
 
-SPARSIFY = Format(name="sparsify", weights="sae.safetensors", beside=(CFG,), describe=describe)
+def say(given: Given) -> Said:
+    """One in a folder named after the module it reads.
+
+    Raises:
+        ConfigError: it reads what no module gives.
+    """
+    cfg = {
+        "activation": given.architecture,
+        "d_in": given.d_in,
+        "expansion_factor": max(1, given.d_sae // given.d_in),
+        "normalize_decoder": False,
+        "num_latents": given.d_sae,
+        "k": given.k,
+        "multi_topk": False,
+        "skip_connection": False,
+        "transcode": False,
+    }
+    return Said(recipe=replace(_RECIPE, architecture=given.architecture), settings={CFG: cfg}, inside=given.module())
+
+
+SPARSIFY = Format(
+    name="sparsify", weights="sae.safetensors", beside=(CFG,), describe=describe,
+    writer=Writer(architectures=_ACTIVATIONS, sites=("resid_post", "attn_out", "mlp_out"), say=say),
+)  # fmt: skip

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
 
-from sae_forge.errors import CheckpointError
+from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.sae.formats.dictionary_learning import DICTIONARY_LEARNING
 from sae_forge.sae.formats.format import Format, Found
 from sae_forge.sae.formats.gemma_scope import GEMMA_SCOPE
@@ -19,6 +19,9 @@ FORMATS: tuple[Format, ...] = (
     SAELENS, GEMMA_SCOPE, GEMMA_SCOPE_2, SPARSIFY, DICTIONARY_LEARNING, LLAMA_SCOPE, LLAMA_SCOPE_R1, QWEN_SCOPE,
     GOODFIRE, DEEPSEEK_R1, INLP,
 )  # fmt: skip
+
+WRITTEN: tuple[Format, ...] = tuple(entry for entry in FORMATS if entry.writer is not None)
+"""Those that are written too."""
 
 BY_NAME: dict[str, Format] = {entry.name: entry for entry in (*FORMATS, *REFUSED)}
 
@@ -61,6 +64,28 @@ def _folder_of(name: str, entry: Format) -> str | None:
 def known() -> str:
     """The formats that are read, for a message."""
     return ", ".join(entry.name for entry in FORMATS)
+
+
+def written(name: str) -> Format:
+    """The format that is written under this name, however it is spelled: ``gemma-scope`` is ``Gemma Scope``.
+
+    Raises:
+        ConfigError: none is.
+    """
+    for entry in WRITTEN:
+        if spelled(entry.name) == spelled(name):
+            return entry
+    raise ConfigError(f"--to {name} is no format that is written; choose one of {', '.join(map(flag, WRITTEN))}")
+
+
+def flag(entry: Format) -> str:
+    """Its name as a flag takes it."""
+    return spelled(entry.name)
+
+
+def spelled(name: str) -> str:
+    """A name without case or spaces."""
+    return name.strip().lower().replace(" ", "-").replace("_", "-")
 
 
 def the_one(
