@@ -13,7 +13,7 @@ import typer
 
 import sae_forge
 from sae_forge.errors import ForgeError
-from sae_forge.study.settings import catalogue, eval_config, features_config, run_config
+from sae_forge.study.settings import catalogue, eval_config, features_config, generate_config, run_config
 
 VERBS = {
     "run": "run", "collect": "collect", "train": "train", "features": "features", "eval": "evaluate", "push": "push",
@@ -21,7 +21,7 @@ VERBS = {
     "convert": "convert",
 }  # fmt: skip
 """The file of each command. Only that of the one at work is imported, since every file brings its config."""
-COMPOSED = {"run": run_config, "features": features_config, "eval": eval_config}
+COMPOSED = {"run": run_config, "features": features_config, "eval": eval_config, "generate": generate_config}
 """Commands whose settings are those of tasks, methods and selections too."""
 
 

@@ -106,7 +106,7 @@ class Call:
             from cli.launch import as_rank
             from cli.screen import Screen
 
-            with as_rank(self.name, work[0]) as first, Screen(silent=not first) as screen:
+            with as_rank(self.name, work[0]) as first, Screen(silent=not first, machine=machine) as screen:
                 outcome = self.body(work if self.each_model else work[0], screen, **self.extra)
                 if first:
                     outcome.log(self.name, time.monotonic() - started)

@@ -5,14 +5,19 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from sae_forge.outcome import Outcome
 from sae_forge.progress import SILENT, Task
 from sae_forge.show.terminal import table
+
+if TYPE_CHECKING:
+    from sae_forge.live.session import Token
+    from sae_forge.pipeline.generate import Watch
 
 LOG_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
@@ -51,11 +56,40 @@ class _LineTask:
         )
 
 
+class Writing:
+    """Continuations printed while they are written, a heading for each; what an edit changed stands out.
+
+    After a token that was edited stand its latents, strongest first.
+    """
+
+    def __init__(self, console: Console) -> None:
+        self._console = console
+        self._heading: tuple[str, str] | None = None
+        self.texts: dict[str, str] = {}
+        """What was written so far, by what it was written under."""
+
+    def take(self, prompt: str, title: str, token: "Token") -> None:
+        """Print a token, if the model wrote it."""
+        from sae_forge.pipeline.generate import marks
+
+        if (prompt, title) != self._heading:
+            self._heading = (prompt, title)
+            self._console.print(Text.assemble("\n", (title, "bold cyan"), "\n", (prompt, "dim")), end="")
+        if token.written:
+            self.texts[title] = self.texts.get(title, "") + token.piece
+            latents = marks(token)
+            shown = Text(token.piece, style="reverse" if latents else "")
+            self._console.print(shown + Text(f"[{latents}]" if latents else "", style="dim"), end="")
+            self._console.file.flush()
+
+
 class Screen:
     """The command line's Progress; of several ranks all but the first are silent."""
 
-    def __init__(self, *, silent: bool = False) -> None:
+    def __init__(self, *, silent: bool = False, machine: bool = False) -> None:
         self._silent = silent
+        self.machine = machine
+        """Whether stdout is one JSON object."""
         self._console = Console(stderr=True, highlight=False, soft_wrap=True, quiet=silent)
         self._bars = Progress(
             SpinnerColumn(),
@@ -98,6 +132,13 @@ class Screen:
             lines = _LineTask(title, total, unit)
             yield lines
             lines.speak()
+
+    def writer(self) -> "Watch | None":
+        """What prints continuations while they are written, where a person is watching stdout; else None."""
+        if not sys.stdout.isatty() or self._silent or self.machine:
+            return None
+        self._bars.stop()  # two things that write to one terminal at once
+        return Writing(Console(highlight=False, soft_wrap=True)).take
 
     def show(self, outcome: Outcome) -> None:
         """Print a result for a person: its tables, its summary, and the command to try next."""

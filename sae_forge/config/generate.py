@@ -1,4 +1,4 @@
-"""``generate``: one prompt with and without an edit."""
+"""``generate``: prompts with and without edits."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -10,10 +10,18 @@ from sae_forge.config.sampling import SamplingConfig
 
 @dataclass(frozen=True, kw_only=True)
 class GenerateConfig(SamplingConfig, SelectedConfig):
-    """One prompt continued with and without an edit."""
+    """Prompts continued with and without edits."""
 
     heading: ClassVar[str] = "Generation"
 
+    methods: Annotated[
+        tuple[str, ...],
+        "Methods to write under, at the settings the newest report measured, else their own; all: every edit it has. "
+        "Unset: --ablation_scale on --num_features.",
+        Setting(heading="Edits"),
+    ] = ()
+    prompts: Annotated[tuple[str, ...], "Files of more prompts, as {prompt} records.", Setting(names_items=True)] = ()
+    chat: Annotated[bool, "Put each prompt into the model's chat template, as a user's turn."] = False
     compare: Annotated[bool, "Show the baseline beside the edit."] = True
     temperature: Annotated[
         float,

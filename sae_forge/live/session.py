@@ -4,13 +4,14 @@ A session knows no method: it takes a model and the log of whatever edits are in
 will do, or none. It draws as ``tasks.engines.generation`` draws, and writes the same text for the same seed.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from sae_forge.interventions.apply import EditLog
 from sae_forge.live.pieces import Pieces
+from sae_forge.models.chat import Rendered
 from sae_forge.models.loading import LanguageModel
 from sae_forge.tasks.engines.generation import Sampling, Step, steps
 
@@ -52,17 +53,22 @@ class Session:
     log: EditLog | None = None
     """Of the edits in force, as ``attached`` yields it; None: there are none."""
 
-    def stream(self, prompts: Sequence[str], sampling: Sampling) -> Iterator[Token]:
+    def stream(
+        self, prompts: Sequence[str | Rendered], sampling: Sampling, *, first: int = 0
+    ) -> Generator[Token, None, None]:
         """The tokens of the prompts, then those written after each, as soon as the model has read them.
 
         All prompts go through the model together, with its cache; tokens of one text come in their order.
+
+        Args:
+            first: Place of the first of them among all prompts that are drawn for.
 
         Raises:
             NumericalError: the model gave logits that are not numbers.
         """
         pieces = [Pieces(self.lm) for _ in prompts]
         unread: dict[int, int] = {}
-        passes = steps(self.lm, prompts, sampling, sampling.draws(len(prompts))) if prompts else ()
+        passes = steps(self.lm, prompts, sampling, sampling.draws(first + len(prompts))[first:]) if prompts else ()
         for number, step in enumerate(passes):
             watched = self._watched(step)
             for row, attended in enumerate(step.attended.tolist()):

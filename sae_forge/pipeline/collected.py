@@ -15,7 +15,9 @@ from sae_forge.config.fields import described
 from sae_forge.data.shards import Fingerprint, ShardReader, complete, find_shards
 from sae_forge.data.texts.sources import corpus_identity
 from sae_forge.errors import ShardError
+from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.methods.materials import Shards
 from sae_forge.pipeline.bench import Bench
 from sae_forge.store import files, weights
 from sae_forge.store.runs import Run
@@ -40,6 +42,15 @@ def readers(run: Run, point: HookPoint) -> list[ShardReader]:
         folders = [place / name / str(point) for name in names]
         return [ShardReader(folder) for folder in folders if complete(folder)]
     return [ShardReader(folder) for folder in find_shards(run.folder, str(point), shards=place)]
+
+
+def shards_of(selection: Selection, run: Run, point: HookPoint) -> Shards | None:
+    """The activations that the selection was made from, if the run folder still holds them all."""
+    by_manifest = {reader.manifest.sha256: reader for reader in readers(run, point)}
+    forget = by_manifest.get(selection.forget_corpus.manifest)
+    retain = {name: by_manifest.get(corpus.manifest) for name, corpus in selection.retain_corpora.items()}
+    kept = {name: reader for name, reader in retain.items() if reader is not None}
+    return None if forget is None or len(kept) < len(retain) else Shards(forget, kept)
 
 
 def note(run: Run, shards: Sequence[ShardReader]) -> None:

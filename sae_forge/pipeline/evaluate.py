@@ -11,11 +11,10 @@ from sae_forge.errors import ConfigError
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.steering_csv import read_steering_csv, steering_table, write_steering_csv
-from sae_forge.methods.materials import Shards
 from sae_forge.methods.method import Wrapper
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.collected import readers
+from sae_forge.pipeline.collected import shards_of
 from sae_forge.results.claims import headlines
 from sae_forge.results.report import load_report
 from sae_forge.results.sheets import overview
@@ -46,7 +45,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         bench.progress.say(bench.lm.opening.sentence())
         measured = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
-            collected=_collected(bench, named, selection), also=also,
+            collected=shards_of(selection, bench.run, named.point), also=also,
             rivals=rivals, folder=folder, table=catalogue_of(config).methods,
         )  # fmt: skip
         report = measured.report
@@ -65,15 +64,6 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         tables=(overview(report),),
         then=bench.next("report"),
     )
-
-
-def _collected(bench: Bench, named: NamedSAE, selection: Selection) -> Shards | None:
-    """The activations that the selection was made from, if the run folder still holds them."""
-    by_manifest = {reader.manifest.sha256: reader for reader in readers(bench.run, named.point)}
-    forget = by_manifest.get(selection.forget_corpus.manifest)
-    retain = {name: by_manifest.get(corpus.manifest) for name, corpus in selection.retain_corpora.items()}
-    kept = {name: reader for name, reader in retain.items() if reader is not None}
-    return None if forget is None or len(kept) < len(retain) else Shards(forget, kept)
 
 
 def _rivals(config: EvalConfig, bench: Bench, named: NamedSAE) -> list[Selection]:

@@ -31,6 +31,7 @@ from sae_forge.tasks.task import Task
 if TYPE_CHECKING:
     from sae_forge.config.evaluate import EvalConfig
     from sae_forge.config.features import FeaturesConfig
+    from sae_forge.config.generate import GenerateConfig
     from sae_forge.config.run import RunConfig
     from sae_forge.features.methods.method import SelectionMethod
 
@@ -124,6 +125,14 @@ def features_config(known: Catalogue | None = None) -> "type[FeaturesConfig]":
     known = known or catalogue()
     choices = _choice(FeaturesConfig, "method", (*_names(known.selections), "all"))
     return _composed(FeaturesConfig, known.selections, [choices], known)
+
+
+@cache
+def generate_config(known: Catalogue | None = None) -> "type[GenerateConfig]":
+    """``GenerateConfig``, which has no settings of methods but knows them by name."""
+    from sae_forge.config.generate import GenerateConfig  # each command imports its own alone
+
+    return _composed(GenerateConfig, [], [], known or catalogue())
 
 
 @cache
