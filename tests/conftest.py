@@ -19,20 +19,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
-from beartype import BeartypeConf, beartype
+from checked_types import install
 from interpreted import pytest_pyfunc_call as pytest_pyfunc_call
-from jaxtyping import install_import_hook
 
 if TYPE_CHECKING:
     from tiny_run import TinyRun
 
     from sae_forge.models.loading import LanguageModel
 
-check_types = beartype(conf=BeartypeConf(is_pep484_tower=True))  # an int will do for a float, as for pyright
-
-# Types and shapes are checked in tests, and only there; not in kernels, whose Triton functions compile from source.
+# Types and shapes are checked; not in kernels, whose Triton functions compile from source.
 _ROOMS = [room.name for room in pkgutil.iter_modules([str(Path(__file__).parents[1] / "sae_forge")])]
-install_import_hook([f"sae_forge.{room}" for room in _ROOMS if room != "kernels"], "conftest.check_types")
+install([f"sae_forge.{room}" for room in _ROOMS if room != "kernels"])
 
 # A library that is first imported while a command is run in this process logs to that command's stderr ever after.
 logging.raiseExceptions = False
