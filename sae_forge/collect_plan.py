@@ -192,10 +192,10 @@ def _holds_all(folder: AnyPath, fingerprint: Fingerprint) -> bool:
     """
     if not complete(folder):
         return False
-    found = Manifest.read(folder).fingerprint
-    if fingerprint.extends(found):
+    stored = Manifest.read(folder).fingerprint
+    if fingerprint.extends(stored):
         return False
-    require_match(folder, fingerprint, found)
+    require_match(folder, fingerprint, stored)
     return True
 
 
@@ -255,5 +255,5 @@ def _expected_tokens(config: CollectConfig, lm: LanguageModel, source: str, tall
         if config.max_tokens is not None and characters * rate > config.max_tokens:
             tally.judge()
             return config.max_tokens
-    found = round(characters * rate)
-    return found if config.max_tokens is None else min(found, config.max_tokens)
+    expected = round(characters * rate)
+    return expected if config.max_tokens is None else min(expected, config.max_tokens)

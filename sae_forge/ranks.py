@@ -121,10 +121,10 @@ class Ranks:
         """The tensor of every rank, by rank; all have one shape."""
         if self.world == 1:
             return [tensor]
-        found = [torch.empty_like(tensor) for _ in range(self.world)]
+        gathered = [torch.empty_like(tensor) for _ in range(self.world)]
         with self._named():
-            dist.all_gather(found, tensor.contiguous())
-        return found
+            dist.all_gather(gathered, tensor.contiguous())
+        return gathered
 
     def largest(self, number: int, device: torch.device) -> int:
         """The greatest of the numbers the ranks give."""
@@ -253,8 +253,8 @@ class _Listener:
         while not self._stopped.wait(BEAT):
             try:
                 self._beat()
-                if found := self._ended():
-                    self._quit(*found)
+                if ending := self._ended():
+                    self._quit(*ending)
                 elif (gone := self._gone()) is not None:
                     self._quit(*self._say(*gone))
                 self._answered = time.monotonic()

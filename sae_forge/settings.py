@@ -32,11 +32,11 @@ _THOUSANDS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "b": 10**9}
 @cache
 def presets() -> dict[str, Preset]:
     """Every preset that ships, by name: its ``models``, ``settings``, files it ``needs``, what was ``published``."""
-    found = {}
+    shipped = {}
     for entry in resources.files("sae_forge.presets").iterdir():
         if entry.name.endswith(".toml"):
-            found[entry.name.removesuffix(".toml")] = tomllib.loads(entry.read_text())
-    return dict(sorted(found.items()))
+            shipped[entry.name.removesuffix(".toml")] = tomllib.loads(entry.read_text())
+    return dict(sorted(shipped.items()))
 
 
 def preset_of(model: str) -> Preset | None:
@@ -133,7 +133,7 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
     if int in (wanted, *get_args(wanted), *(each for part in get_args(wanted) for each in get_args(part))):
         value = _counted(name, value)
     try:
-        found = TypeAdapter(wanted).validate_python(value)
+        parsed = TypeAdapter(wanted).validate_python(value)
     except ValidationError as error:
         first = error.errors()[0]
         bad = (
@@ -142,12 +142,12 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
         said = first["msg"].lower().replace("'", "")  # of a choice the possible ones, which are our own
         near = did_you_mean(str(bad), choices(wanted)) if first["type"] == "literal_error" else ""
         raise ConfigError(f"--{name} {_start(bad)}{near}: {said[:240]}") from error
-    for part in found if isinstance(found, tuple) else (found,):
+    for part in parsed if isinstance(parsed, tuple) else (parsed,):
         if isinstance(part, int) and abs(part) > MAX_INTEGER:
             raise ConfigError(f"--{name} {_start(raw)}: give a number between -{MAX_INTEGER} and {MAX_INTEGER}")
         if isinstance(part, str | Path) and "\0" in str(part):
             raise ConfigError(f"--{name} {_start(raw)}: give text without a null character")
-    return found
+    return parsed
 
 
 def _places(raw: str) -> list[str]:

@@ -107,14 +107,14 @@ def described(config: type) -> Mapping[str, Described]:
     What a setting leaves unsaid is taken from the class that declares it: its ``heading`` and its ``decides``.
     """
     hints = get_type_hints(config, include_extras=True)
-    found = {}
+    settings = {}
     for field in fields(config):
         kind, *notes = get_args(hints[field.name]) if hasattr(hints[field.name], "__metadata__") else (None,)
         if not notes:
             continue
         owner: Any = next(each for each in config.__mro__ if field.name in get_annotations(each))
         setting = next((note for note in notes if isinstance(note, Setting)), Setting())
-        found[field.name] = Described(
+        settings[field.name] = Described(
             name=field.name,
             kind=kind,
             help=next(note for note in notes if isinstance(note, str)),
@@ -124,4 +124,4 @@ def described(config: type) -> Mapping[str, Described]:
             setting=setting,
             aliases=tuple(note.name for note in notes if isinstance(note, Alias)),
         )
-    return MappingProxyType(found)
+    return MappingProxyType(settings)

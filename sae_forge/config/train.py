@@ -138,11 +138,11 @@ class TrainConfig(CollectConfig, HeldOutConfig):
             ConfigError: a k exceeds a d_sae.
         """
         sizes = self.d_sae or tuple(factor * d_in for factor in self.expansion_factor)
-        found = tuple(SaeShape(*each) for each in product(self.k, sizes, self.sae_seeds or (self.seed,)))
-        for shape in found:
+        shapes = tuple(SaeShape(*each) for each in product(self.k, sizes, self.sae_seeds or (self.seed,)))
+        for shape in shapes:
             if shape.k > shape.d_sae:
                 raise ConfigError(f"k={shape.k} latents per token, but the SAE has only d_sae={shape.d_sae}")
-        return found
+        return shapes
 
 
 class SaeShape(NamedTuple):

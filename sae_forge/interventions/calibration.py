@@ -60,8 +60,8 @@ def rate_percentile(retain_rates: Mapping[str, Sequence[float]], percentile: flo
     Raises:
         ConfigError: no corpus has a rate, or a percentile out of range.
     """
-    found = [rates for rates in retain_rates.values() if rates]
-    return max(_percentile(rates, percentile) for rates in found or [()])
+    known = [rates for rates in retain_rates.values() if rates]
+    return max(_percentile(rates, percentile) for rates in known or [()])
 
 
 def _percentile(statistics: Sequence[float], percentile: float) -> float:

@@ -80,10 +80,10 @@ class _Projection:
         del acts  # a projection asks no encoder
         lengths = self.rows.norm(dim=-1)
         units = self.rows / torch.where(lengths > 0, lengths, 1.0)[:, None]
-        rest, found = x - self.b_dec, []
+        rest, along = x - self.b_dec, []
         for unit in units:
-            found.append(rest @ unit)
-            rest = rest - found[-1][..., None] * unit
-        removed = torch.stack(found, dim=-1)
+            along.append(rest @ unit)
+            rest = rest - along[-1][..., None] * unit
+        removed = torch.stack(along, dim=-1)
         wanted = 0.0 if self.value is None else spread("value", self.value, removed)
         return torch.where(lengths > 0, (wanted - self.strength * removed) / lengths, 0.0)

@@ -104,13 +104,13 @@ def topk(pre_acts: Float[Tensor, "tokens d_sae"], k: int) -> tuple[Float[Tensor,
     best = torch.topk(pre_acts.view(tokens, GROUP, groups).amax(dim=1), k + 1, dim=1, sorted=False)
     bound = best.values.amin(dim=1, keepdim=True)
     columns = (best.indices.unsqueeze(1) + torch.arange(0, d_sae, groups).view(1, GROUP, 1)).view(tokens, -1)
-    found = pre_acts.gather(1, columns)
-    row, slot = torch.nonzero(found > bound, as_tuple=True)  # a number equal to the bound may also lie elsewhere
+    reached = pre_acts.gather(1, columns)
+    row, slot = torch.nonzero(reached > bound, as_tuple=True)  # a number equal to the bound may also lie elsewhere
     counts = torch.bincount(row, minlength=tokens)
     width = max(k, int(counts.max()))
     rank = torch.arange(len(row)) - (counts.cumsum(0) - counts)[row]
     place = torch.full((tokens, width), 0).index_put_((row, rank), slot)
-    held = found.gather(1, place).masked_fill_(torch.arange(width) >= counts.unsqueeze(1), -torch.inf)
+    held = reached.gather(1, place).masked_fill_(torch.arange(width) >= counts.unsqueeze(1), -torch.inf)
     top = torch.topk(held, k, dim=1, sorted=False)
     least = top.values.amin(dim=1, keepdim=True)
     certain = (counts >= k) & ((held >= least).sum(dim=1) == k)
@@ -149,10 +149,10 @@ def decode_loss(
     dots = torch.empty_like(values)
     rows = _wide(W_dec)
     for piece in _pieces(*target.shape):
-        found = _decode(values[piece], indices[piece], rows).sub_(target[piece])
-        squares[piece] = torch.linalg.vecdot(found, found)
-        dots[piece] = value_grad(found, indices[piece], rows)
-        residual[piece] = found
+        difference = _decode(values[piece], indices[piece], rows).sub_(target[piece])
+        squares[piece] = torch.linalg.vecdot(difference, difference)
+        dots[piece] = value_grad(difference, indices[piece], rows)
+        residual[piece] = difference
     return DecodeLoss(residual, squares, dots)
 
 
@@ -160,8 +160,8 @@ def row_gradients(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | N
     """Gradients of what the latents own; that of a row of ``W_dec`` is orthogonal to it."""
     whole = RowGradients(*(torch.empty_like(slot.weight) for slot in rows))
     for piece, part in _gradients_by_piece(slopes, table, rows, extra):
-        for held, found in zip(whole, part, strict=True):
-            held[piece] = found
+        for held, computed in zip(whole, part, strict=True):
+            held[piece] = computed
     return whole
 
 

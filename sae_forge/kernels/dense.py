@@ -70,18 +70,18 @@ def decode_loss(
 
 def row_gradients(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | None) -> RowGradients:
     """Gradients of what the latents own; that of a row of ``W_dec`` is orthogonal to it."""
-    found = RowGradients(
+    gradients = RowGradients(
         weight_grad(slopes.target, slopes.pre_acts, slopes.indices, table),
         weight_grad(slopes.residual, slopes.values, slopes.indices, table),
         latent_sums(slopes.pre_acts, slopes.indices, table),
     )
     if extra is not None:
-        named = (extra.row_of >= 0).to(found.b_enc.dtype)
+        named = (extra.row_of >= 0).to(gradients.b_enc.dtype)
         place = extra.row_of.clamp_min(0).long()
-        for held, more in zip(found, extra[1:], strict=True):
+        for held, more in zip(gradients, extra[1:], strict=True):
             held += more[place] * named.view(-1, *[1] * (more.dim() - 1))
-    remove_parallel_(found.W_dec, rows.W_dec.weight)
-    return found
+    remove_parallel_(gradients.W_dec, rows.W_dec.weight)
+    return gradients
 
 
 def rows_adam(slopes: Slopes, table: Transpose, rows: Rows, rates: Rates, extra: Extra | None) -> None:

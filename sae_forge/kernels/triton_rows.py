@@ -330,15 +330,15 @@ def row_gradients(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | N
     """Gradients of what the latents own; that of a row of ``W_dec`` is orthogonal to it."""
     sums = Sums.of(table, slopes.values, slopes.pre_acts)
     whole = slopes.target.shape[1] <= triton_tuning.MAX_ROW
-    found = RowGradients(*(torch.empty_like(slot.weight) for slot in rows))
+    gradients = RowGradients(*(torch.empty_like(slot.weight) for slot in rows))
     held = (rows.W_dec.weight, *STATELESS[1:])
     row_of, for_enc, for_dec, for_bias = _contiguous(extra)
-    sums.rows(slopes.residual, sums.weights, found.W_dec, held, (row_of, for_dec), unit=whole)
-    sums.rows(slopes.target, sums.others, found.W_enc, STATELESS, (row_of, for_enc))
-    _numbers(slopes.pre_acts, table, found.b_enc, STATELESS, (row_of, for_bias))
+    sums.rows(slopes.residual, sums.weights, gradients.W_dec, held, (row_of, for_dec), unit=whole)
+    sums.rows(slopes.target, sums.others, gradients.W_enc, STATELESS, (row_of, for_enc))
+    _numbers(slopes.pre_acts, table, gradients.b_enc, STATELESS, (row_of, for_bias))
     if not whole:
-        remove_parallel_(found.W_dec, rows.W_dec.weight)
-    return found
+        remove_parallel_(gradients.W_dec, rows.W_dec.weight)
+    return gradients
 
 
 def rows_adam(slopes: Slopes, table: Transpose, rows: Rows, rates: Rates, extra: Extra | None) -> None:

@@ -83,7 +83,7 @@ def places_of(above, equal, above_before, equal_before, above_in_all):
 def list_reaching(row, kept_lanes, kept_columns, lanes_kept, bound, D_SAE, BLOCK, CANDIDATES, CHUNK: tl.constexpr):
     """Write the columns that reach ``bound``, strip by strip and lane by lane, which is column order; how many."""
     to_see = lanes_kept * tl.cdiv(D_SAE, BLOCK)
-    found = 0
+    listed = 0
     for start in range(0, to_see, CHUNK):
         slots = start + tl.arange(0, CHUNK)
         strips = slots // lanes_kept
@@ -91,10 +91,10 @@ def list_reaching(row, kept_lanes, kept_columns, lanes_kept, bound, D_SAE, BLOCK
         columns = strips * BLOCK + lanes
         inside = (slots < to_see) & (columns < D_SAE)
         reaching = inside & (order(tl.load(row + columns, mask=inside, other=0)) >= bound)
-        places = found + tl.cumsum(reaching.to(tl.int32), axis=0) - 1
+        places = listed + tl.cumsum(reaching.to(tl.int32), axis=0) - 1
         tl.store(kept_columns + places, columns, mask=reaching & (places < CANDIDATES))
-        found += tl.sum(reaching.to(tl.int32), axis=0)
-    return found
+        listed += tl.sum(reaching.to(tl.int32), axis=0)
+    return listed
 
 
 @triton.jit
@@ -163,14 +163,14 @@ def topk_kernel(
 
     reaching = used & (best >= low)
     places = tl.cumsum(reaching.to(tl.int32), axis=0) - 1
-    found = tl.sum(reaching.to(tl.int32), axis=0)
+    count = tl.sum(reaching.to(tl.int32), axis=0)
     tl.store(kept_lanes + places, lanes, mask=reaching & (places < CANDIDATES))
     tl.debug_barrier()
-    if found <= CANDIDATES:
-        found = list_reaching(row, kept_lanes, kept_columns, found, low, D_SAE, BLOCK, CANDIDATES, CHUNK)
+    if count <= CANDIDATES:
+        count = list_reaching(row, kept_lanes, kept_columns, count, low, D_SAE, BLOCK, CANDIDATES, CHUNK)
         tl.debug_barrier()
-    if found <= CANDIDATES:
-        choose_from_list(row, kept_columns, found, values + token * K, indices + token * K, low, high, K, CANDIDATES)
+    if count <= CANDIDATES:
+        choose_from_list(row, kept_columns, count, values + token * K, indices + token * K, low, high, K, CANDIDATES)
     else:
         choose_from_row(row, values + token * K, indices + token * K, low, high, D_SAE, K, CHUNK)
 

@@ -42,10 +42,10 @@ def target(device: torch.device) -> Target:
     """The device that a launch goes to; one without a GPU is the interpreter's."""
     if device.type != "cuda":
         return Target()
-    found = torch.cuda.get_device_properties(device)
+    gpu = torch.cuda.get_device_properties(device)
     if torch.version.hip:
-        return Target(found.warp_size)
-    return Target(alone=4 if found.major >= 10 else 8, beside_tail=4 if (found.major, found.minor) == (8, 9) else 8)
+        return Target(gpu.warp_size)
+    return Target(alone=4 if gpu.major >= 10 else 8, beside_tail=4 if (gpu.major, gpu.minor) == (8, 9) else 8)
 
 
 def topk(d_sae: int, k: int) -> Launch:

@@ -116,11 +116,11 @@ def _read(
 ) -> dict[HookPoint, Tensor]:
     check_points(lm, points)
     wanted = dict.fromkeys(points)
-    found: dict[HookPoint, Tensor] = {}
+    seen: dict[HookPoint, Tensor] = {}
 
     def read(point: HookPoint, x: Tensor) -> Tensor:
-        found[point] = x
-        if len(found) == len(wanted):
+        seen[point] = x
+        if len(seen) == len(wanted):
             raise _AllRead
         return x
 
@@ -135,7 +135,7 @@ def _read(
             position_ids=(attention_mask.cumsum(-1) - 1).clamp(min=0),
             use_cache=False,
         )
-    return {point: found[point] for point in points}
+    return {point: seen[point] for point in points}
 
 
 @dataclass(frozen=True, eq=False)
@@ -260,15 +260,15 @@ def differentiable(lm: AnyModel, point: HookPoint) -> Iterator[list[Float[Tensor
     """
     lm = language_model(lm)
     check_points(lm, [point])
-    found: list[Tensor] = []
+    leaves: list[Tensor] = []
 
     def cut(x: Tensor) -> Tensor:
-        found.append(x.detach().requires_grad_())
-        return found[-1]
+        leaves.append(x.detach().requires_grad_())
+        return leaves[-1]
 
     with ExitStack() as handles:
         handles.callback(_tap(lm, point, cut).remove)
-        yield found
+        yield leaves
 
 
 def _tokens_of(

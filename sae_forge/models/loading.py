@@ -126,8 +126,8 @@ class LanguageModel:
     @cached_property
     def special_strings(self) -> tuple[str, ...]:
         """How the tokens are spelled that control the model, the longest first."""
-        found = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        return tuple(sorted(found, key=lambda text: (-len(text), text)))
+        strings = {token.content for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        return tuple(sorted(strings, key=lambda text: (-len(text), text)))
 
     @property
     def pad_id(self) -> int:
@@ -158,8 +158,8 @@ class LanguageModel:
     @cached_property
     def _digest(self) -> str:
         folder = self.folder or _cached_folder(self.name, self.revision)
-        found = None if folder is None else digest_of_folder(folder, self.model.state_dict().keys())
-        return found or digest_of_tensors(self.model.state_dict())
+        of_files = None if folder is None else digest_of_folder(folder, self.model.state_dict().keys())
+        return of_files or digest_of_tensors(self.model.state_dict())
 
     def weights_as(self, record: str) -> str:
         """What these weights are known by in the way of a record, which may be older than digests; else empty.
@@ -176,11 +176,11 @@ class LanguageModel:
 def submodule_of(layer: nn.Module, paths: Sequence[str]) -> nn.Module:
     """The first of these sub-modules that the layer has; one that is set to None counts as none."""
     for path in paths:
-        found: Any = layer
+        module: Any = layer
         for name in path.split("."):
-            found = getattr(found, name, None)
-        if found is not None:
-            return found
+            module = getattr(module, name, None)
+        if module is not None:
+            return module
     raise AssertionError(f"a layer has none of {paths}")
 
 
@@ -369,8 +369,8 @@ def _token_id(tokenizer: PreTrainedTokenizerBase, role: str) -> int | None:
 
 def _cached_folder(name: str, revision: str | None) -> Path | None:
     """Where the Hub's client keeps the files of a model that was loaded from there."""
-    found = try_to_load_from_cache(name, "config.json", revision=revision)
-    return Path(found).parent if isinstance(found, str) else None
+    cached = try_to_load_from_cache(name, "config.json", revision=revision)
+    return Path(cached).parent if isinstance(cached, str) else None
 
 
 def _weights_sha256(folder: Path) -> str:

@@ -17,8 +17,8 @@ _FOLLOWING = ("longrope", "dynamic")
 
 def boundary(model: nn.Module) -> int | None:
     """Tokens a text may have; None for models whose frequencies follow nothing."""
-    found = [limit for module in model.modules() if (limit := _boundary(module)) is not None]
-    return min(found, default=None)
+    limits = [limit for module in model.modules() if (limit := _boundary(module)) is not None]
+    return min(limits, default=None)
 
 
 def keep_within(model: nn.Module, name: str) -> None:

@@ -67,10 +67,10 @@ def named(text: str) -> Entry | None:
     release, colon, identity = text.partition(":")
     if not colon or not identity or "/" in release:
         return None
-    found = _releases().get(release)
-    if found is not None:
-        if (entry := next((each for each in _entries(release, found) if each.id == identity), None)) is None:
-            known = ", ".join(str(each["id"]) for each in found["saes"][:3])
+    facts = _releases().get(release)
+    if facts is not None:
+        if (entry := next((each for each in _entries(release, facts) if each.id == identity), None)) is None:
+            known = ", ".join(str(each["id"]) for each in facts["saes"][:3])
             raise CheckpointError(f"--sae {text}: {release} has no SAE of that id; it has {known} …")
     elif (match := _SHORT.fullmatch(release)) is not None:
         folder = f"{_SHORT_SITES[match['site']]}_all"[: None if match["all"] else -4] + "/" if match["site"] else ""
@@ -90,9 +90,9 @@ def named(text: str) -> Entry | None:
 
 def hints_for(reference: Reference) -> Hints:
     """What the directory says of an SAE that was named by its place on the Hub."""
-    for release, found in _releases().items():
-        if found["repo_id"] == reference.repo:
-            for entry in _entries(release, found):
+    for release, facts in _releases().items():
+        if facts["repo_id"] == reference.repo:
+            for entry in _entries(release, facts):
                 if entry.reference.path == reference.path:
                     return entry.hints
     return Hints()
@@ -100,8 +100,8 @@ def hints_for(reference: Reference) -> Hints:
 
 def entries() -> Iterator[Entry]:
     """Every SAE of the directory; none where SAELens is not installed."""
-    for release, found in _releases().items():
-        yield from _entries(release, found)
+    for release, facts in _releases().items():
+        yield from _entries(release, facts)
 
 
 def is_installed() -> bool:
@@ -164,8 +164,8 @@ def _place(loader: str, identity: str, where: str) -> HookPoint | None:
 
 @cache
 def _path() -> Path | None:
-    found = importlib.util.find_spec("sae_lens")
-    path = Path(found.origin).parent / YAML if found is not None and found.origin else None
+    spec = importlib.util.find_spec("sae_lens")
+    path = Path(spec.origin).parent / YAML if spec is not None and spec.origin else None
     return path if path is not None and path.is_file() else None
 
 
@@ -177,7 +177,7 @@ def _releases() -> Mapping[str, Mapping[str, Any]]:
     import yaml
 
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    found = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 (a safe loader)
-    if not isinstance(found, dict):
+    releases = yaml.load(path.read_bytes(), Loader=loader)  # noqa: S506 (a safe loader)
+    if not isinstance(releases, dict):
         raise CheckpointError(f"{path} is not a directory of SAEs")
-    return {name: each for name, each in found.items() if {"repo_id", "model", "saes"} <= set(each)}
+    return {name: each for name, each in releases.items() if {"repo_id", "model", "saes"} <= set(each)}

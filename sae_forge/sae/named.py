@@ -231,8 +231,8 @@ def _located(path: Path, source: str, wanted: _Wanted) -> _Origin:
         CheckpointError: there are none.
     """
     layer = wanted.asked.layer if wanted.asked else None
-    if (found := table.on_disk(path, layer)) is not None:
-        return _local(found)
+    if (on_disk := table.on_disk(path, layer)) is not None:
+        return _local(on_disk)
     entry = None if path.exists() else directory.named(source)
     reference = None if path.exists() else entry.reference if entry else Reference.parse(source)
     if reference is None:
@@ -241,9 +241,9 @@ def _located(path: Path, source: str, wanted: _Wanted) -> _Origin:
             f"SAELens' directory (sae-forge saes lists them), or make one with: sae-forge train --model {wanted.model}"
         )
     wanted.progress.say(f"SAE: {reference}")
-    found, commit = fetch(reference)
-    hints = entry.hints if entry else directory.hints_for(reference) if found.format.hinted else Hints()
-    return _Origin(found, reference.name, hints, pinned=reference.at(commit) if commit else reference)
+    on_disk, commit = fetch(reference)
+    hints = entry.hints if entry else directory.hints_for(reference) if on_disk.format.hinted else Hints()
+    return _Origin(on_disk, reference.name, hints, pinned=reference.at(commit) if commit else reference)
 
 
 def _local(found: Found) -> _Origin:
@@ -260,23 +260,23 @@ def _told(origin: _Origin) -> tuple[Found, Described]:
 
 def _adopted(origin: _Origin, wanted: _Wanted) -> NamedSAE:
     """An SAE made elsewhere, and the pointer to it in the run."""
-    found, told = _told(origin)
-    point = wanted.place(told, found.where)
+    on_disk, told = _told(origin)
+    point = wanted.place(told, on_disk.where)
     folder = wanted.run.folder / "saes" / str(point) / origin.name
-    named = _described(folder, found, told, point, wanted)
+    named = _described(folder, on_disk, told, point, wanted)
     if (folder / POINTER).exists():
         _require_weights(named, _pointer(folder).weights)
         wanted.run.note(folder)
         return named
     pinned = origin.pinned
     pointer = _Pointer(
-        source=str(pinned) if pinned else os.path.relpath(_unlinked(found.weights), folder.resolve()),
+        source=str(pinned) if pinned else os.path.relpath(_unlinked(on_disk.weights), folder.resolve()),
         on_hub=pinned is not None,
         weights=named.weights,
         hook_point=str(point),
         model=named.provenance.model,
-        format=found.format.name,
-        file=in_cache(found.weights)[1] if pinned else "",
+        format=on_disk.format.name,
+        file=in_cache(on_disk.weights)[1] if pinned else "",
         **asdict(origin.hints),
     )
     files.publish_json(folder / POINTER, asdict(pointer))
@@ -294,16 +294,16 @@ def _pointed(folder: Path, wanted: _Wanted) -> NamedSAE:
     pointer = _pointer(folder)
     reference = Reference.parse(pointer.source) if pointer.on_hub else None
     if reference is not None:
-        found, _ = fetch(replace(reference, format=pointer.format, file=pointer.file))
+        on_disk, _ = fetch(replace(reference, format=pointer.format, file=pointer.file))
     else:
         weights = folder.resolve() / pointer.source
         if not weights.is_file():
             raise CheckpointError(f"{folder / POINTER} points to {pointer.source}, which is gone; name it with --sae")
-        found = table.on_disk(weights)
-        assert found is not None
-    told = found.format.describe(found, pointer.hints)
+        on_disk = table.on_disk(weights)
+        assert on_disk is not None
+    told = on_disk.format.describe(on_disk, pointer.hints)
     told = replace(told, model=pointer.model, point=_parsed(folder, pointer.hook_point), site_assumed=False)
-    named = _described(folder, found, told, wanted.place(told, str(folder)), wanted)
+    named = _described(folder, on_disk, told, wanted.place(told, str(folder)), wanted)
     _require_weights(named, pointer.weights)
     return named
 

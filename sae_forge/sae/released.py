@@ -122,8 +122,8 @@ def _looked_up(reference: Reference) -> tuple[Format, str, str]:
     is_file = reference.path in names
     if not is_file:
         names = [name for name in names if name.startswith(f"{reference.path}/")]
-    found = table.matching(names, reference.path if is_file else None)
-    return table.the_one(found, str(reference), names)
+    recognised = table.matching(names, reference.path if is_file else None)
+    return table.the_one(recognised, str(reference), names)
 
 
 def _downloaded(reference: Reference, entry: Format, folder: str, weights: str) -> tuple[Found, str | None]:

@@ -81,8 +81,8 @@ def load_sae(
     """
     path = folder / CFG
     if not path.exists():
-        if (found := table.on_disk(folder)) is not None:
-            raise CheckpointError(f"{folder} holds an SAE of {found.format.name}; name it with --sae")
+        if (foreign := table.on_disk(folder)) is not None:
+            raise CheckpointError(f"{folder} holds an SAE of {foreign.format.name}; name it with --sae")
         where = f" --model {expect_model}" if expect_model else ""
         where += f" --layer {expect_point.layer} --site {expect_point.site}" if expect_point else ""
         raise CheckpointError(f"no SAE at {folder}; make one with: sae-forge train{where}")

@@ -113,8 +113,8 @@ class TopKSAE(nn.Module):
         place = latents.new_full((self.d_sae,), len(latents))  # the last column gathers what was not asked for
         place[latents] = torch.arange(len(latents), device=latents.device, dtype=latents.dtype)
         columns = place[acts.indices].long()
-        found = acts.values.new_zeros(*acts.values.shape[:-1], len(latents) + 1)
-        return found.scatter_add(-1, columns, acts.values)[..., :-1]
+        dense = acts.values.new_zeros(*acts.values.shape[:-1], len(latents) + 1)
+        return dense.scatter_add(-1, columns, acts.values)[..., :-1]
 
     def folded(self, scale: float) -> "TopKSAE":
         """The SAE that does to ``x`` what this one does to ``scale * x``, with acts and output in the units of ``x``.

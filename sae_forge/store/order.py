@@ -80,7 +80,7 @@ def _noted(run: Path) -> list[str]:
 
 def _logged(run: Path) -> dict[str, None]:
     """What the log says was made, oldest first, wherever the run lay at that time."""
-    found: dict[str, None] = {}
+    names: dict[str, None] = {}
     for line in _commands(run):
         made = line.get("outputs") if line.get("command") in _MAKERS else None
         if not isinstance(made, dict):
@@ -89,9 +89,9 @@ def _logged(run: Path) -> dict[str, None]:
             parts = Path(str(path)).parts
             begin = max((at for at, part in enumerate(parts) if part in ("saes", "features", "eval")), default=0)
             name = "/".join(parts[begin:])
-            found.pop(name, None)
-            found[name] = None
-    return found
+            names.pop(name, None)
+            names[name] = None
+    return names
 
 
 def _commands(run: Path) -> Iterator[dict[str, Any]]:

@@ -61,10 +61,10 @@ def open_folder(
 def _require_longer(folder: Path, differences: list[tuple[str, Any, Any]]) -> None:
     """Refuse all but more steps, and with them other tokens of the same texts."""
     advice = "start over with --fresh or choose another --run_dir"
-    for name, found, expected in differences:
+    for name, stored, expected in differences:
         if name not in _MAY_GROW:
             raise CheckpointError(
-                f"{folder} is trained under other settings: {name} expected {expected}, found {found}; {advice}"
+                f"{folder} is trained under other settings: {name} expected {expected}, found {stored}; {advice}"
             )
     steps = next(((was, now) for name, was, now in differences if name == "steps"), None)
     if steps is None:

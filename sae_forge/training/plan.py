@@ -129,14 +129,14 @@ def stored_settings(folder: Path) -> dict[str, Any] | None:
 
 def settings_differ(stored: dict[str, Any], wanted: dict[str, Any]) -> list[tuple[str, Any, Any]]:
     """Each setting whose value is not the stored one, as (name, stored, wanted); nested ones last, by dotted name."""
-    found: list[tuple[str, Any, Any]] = []
+    differences: list[tuple[str, Any, Any]] = []
     for name in sorted({*stored, *wanted}, key=lambda name: (isinstance(stored.get(name), dict), name)):
         before, now = stored.get(name), wanted.get(name)
         if isinstance(before, dict) and isinstance(now, dict):
-            found += [(f"{name}.{inner}", old, new) for inner, old, new in settings_differ(before, now)]
+            differences += [(f"{name}.{inner}", old, new) for inner, old, new in settings_differ(before, now)]
         elif before != now:
-            found.append((name, before, now))
-    return found
+            differences.append((name, before, now))
+    return differences
 
 
 def _require_shareable(config: TrainConfig, shape: SaeShape, team: Ranks) -> None:

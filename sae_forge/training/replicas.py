@@ -38,9 +38,9 @@ def require_same_weights(state: TrainState, plan: Plan) -> None:
     if plan.team.world == 1:
         return
     slots = [state.b_dec] if plan.shards_latents else list(state.slots.values())
-    found = plan.team.tell([_bits(tensor) for slot in slots for tensor in _kept(slot)])
-    for rank, theirs in enumerate(found):
-        if theirs != found[0]:
+    bits = plan.team.tell([_bits(tensor) for slot in slots for tensor in _kept(slot)])
+    for rank, theirs in enumerate(bits):
+        if theirs != bits[0]:
             raise PeerError(
                 f"rank {rank} does not hold the weights of rank 0 at step {state.step}: a fault of memory or of a "
                 "driver; run the same command again to go on from the last checkpoint"

@@ -324,8 +324,8 @@ def _begin(
             for folder in folders if first else ():
                 drop_damaged(folder, progress)
     sae = _new_sae(plan).to(plan.device)
-    found = (load_checkpoint(folder, sae, progress, plan.share) for folder in folders)
-    state = next((state for state in found if state is not None), None)
+    states = (load_checkpoint(folder, sae, progress, plan.share) for folder in folders)
+    state = next((state for state in states if state is not None), None)
     team.agree("checkpoints", {"step": state and state.step})
     if state is not None:
         progress.say(f"going on from step {state.step} of {plan.steps}")

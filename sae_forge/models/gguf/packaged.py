@@ -83,11 +83,11 @@ def parts_of(name: str) -> list[Path]:
     """
     model = MODELS[name]
     try:
-        found = version(model.package)
+        installed = version(model.package)
     except PackageNotFoundError:
         raise UnsupportedModelError(f"{name} is not installed: {model.install}") from None
-    if found != model.version:
-        raise UnsupportedModelError(f"{name} is {model.package} {model.version}, found {found}: {model.install}")
+    if installed != model.version:
+        raise UnsupportedModelError(f"{name} is {model.package} {model.version}, found {installed}: {model.install}")
     paths = []
     for module, file in model.parts:
         spec = importlib.util.find_spec(module)

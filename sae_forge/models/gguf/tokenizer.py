@@ -126,14 +126,14 @@ def _bpe(vocab: Mapping[str, int], merges: Sequence[Sequence[str]]) -> dict[str,
 
 def _merges(vocab: Mapping[str, int], scores: np.ndarray) -> Iterator[tuple[str, str]]:
     """SentencePiece joins the pair whose whole scores highest: every pair of pieces that makes a piece, best first."""
-    found = []
+    merges = []
     for whole, index in vocab.items():
         for cut in range(1, len(whole)):
             left, right = whole[:cut], whole[cut:]
             if left in vocab and right in vocab:
-                found.append((float(scores[index]), len(left), len(right), left, right))
-    found.sort(key=lambda one: one[:3], reverse=True)
-    return ((left, right) for *_, left, right in found)
+                merges.append((float(scores[index]), len(left), len(right), left, right))
+    merges.sort(key=lambda one: one[:3], reverse=True)
+    return ((left, right) for *_, left, right in merges)
 
 
 def _added(index: int, token: str, *, special: bool, marked: bool) -> dict[str, Any]:

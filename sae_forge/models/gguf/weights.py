@@ -86,12 +86,12 @@ def architecture_of(header: Header) -> Architecture:
     Raises:
         UnsupportedModelError: its architecture has no entry; lists those there are.
     """
-    if (found := ARCHITECTURES.get(header.architecture)) is None:
+    if (architecture := ARCHITECTURES.get(header.architecture)) is None:
         raise UnsupportedModelError(
             f"{header.path} holds a model of architecture {header.architecture[:60]!r}; "
             f"of GGUF files these can be read: {', '.join(ARCHITECTURES)}"
         )
-    return found
+    return architecture
 
 
 def config_of(header: Header) -> PretrainedConfig:

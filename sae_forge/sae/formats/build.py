@@ -60,9 +60,9 @@ def _sized(stored: Stored, recipe: Recipe) -> Recipe:
     for name, theirs in sorted(names.items(), key=lambda each: each[0] not in ("W_enc", "W_dec")):
         wanted = tuple(sizes[axis] for axis in axes.get(name, ("d_sae",)))
         wanted = wanted[::-1] if name in recipe.turned else wanted
-        found = stored.shapes[theirs]
-        if found != wanted and not (name == "threshold" and found == ()):
-            raise CheckpointError(f"{stored.path}: expected {theirs} of shape {list(wanted)}, found {list(found)[:8]}")
+        given = stored.shapes[theirs]
+        if given != wanted and not (name == "threshold" and given == ()):
+            raise CheckpointError(f"{stored.path}: expected {theirs} of shape {list(wanted)}, found {list(given)[:8]}")
     return replace(recipe, names=names, **sizes)
 
 

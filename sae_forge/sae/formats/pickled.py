@@ -79,15 +79,15 @@ def _convert(path: Path, out: Path) -> None:
     _limit(resource.RLIMIT_AS, _mapped() + MEMORY + 4 * size)
     _limit(resource.RLIMIT_CPU, _seconds(path))
     _limit(resource.RLIMIT_FSIZE, size + 2**20)
-    found = _state(torch.load(path, map_location="cpu", weights_only=True))
-    for name, tensor in found.items():
+    state = _state(torch.load(path, map_location="cpu", weights_only=True))
+    for name, tensor in state.items():
         held = tensor.untyped_storage().nbytes()
         if tensor.layout != torch.strided or tensor.nbytes > held:
             raise ValueError(f"tensor {name[:40]!r} claims {tensor.nbytes} bytes and holds {held}")
-    if (claimed := sum(tensor.nbytes for tensor in found.values())) > size:
+    if (claimed := sum(tensor.nbytes for tensor in state.values())) > size:
         raise ValueError(f"its tensors claim {claimed} bytes in a file of {size}")
     save_file(
-        {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in found.items()}, out
+        {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in state.items()}, out
     )
 
 
@@ -98,10 +98,10 @@ def _state(value: Any) -> dict[str, Tensor]:
             kept, value = _arguments(value.get("args")), value[name]
     if not isinstance(value, Mapping):
         raise TypeError(f"it holds a {type(value).__name__[:40]}, not a state dict")
-    found = {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
-    if not 1 <= len(found) <= MAX_TENSORS:
-        raise ValueError(f"it names {len(found)} tensors; a state dict has 1 to {MAX_TENSORS}")
-    return found | kept
+    tensors = {name: tensor for name, tensor in value.items() if isinstance(name, str) and isinstance(tensor, Tensor)}
+    if not 1 <= len(tensors) <= MAX_TENSORS:
+        raise ValueError(f"it names {len(tensors)} tensors; a state dict has 1 to {MAX_TENSORS}")
+    return tensors | kept
 
 
 def _arguments(args: Any) -> dict[str, Tensor]:

@@ -32,8 +32,8 @@ def place_of(text: str, *, told: str) -> HookPoint | None:
     """
     if not text:
         return None
-    if (found := _split(text)) is not None:
-        layer, rest = found
+    if (parts := _split(text)) is not None:
+        layer, rest = parts
         if rest in _HOOKS:
             return HookPoint(layer, _HOOKS[rest])
         if rest in _MODULES and not text.startswith("blocks"):
@@ -46,8 +46,8 @@ def module_of(text: str) -> str:
 
     What it gives is not what is added to the residual stream in families that norm or multiply it first.
     """
-    found = _split(text)
-    return found[1] if found is not None and found[1] in _MODULES and not text.startswith("blocks") else ""
+    parts = _split(text)
+    return parts[1] if parts is not None and parts[1] in _MODULES and not text.startswith("blocks") else ""
 
 
 def _split(text: str) -> tuple[int, str] | None:

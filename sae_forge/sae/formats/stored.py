@@ -114,14 +114,14 @@ def matrix(stored: Stored, name: str, *, turned: bool) -> Tensor:
     rows, columns = stored.shapes[name]
     if stored.columnwise(name):
         rows, columns, turned = columns, rows, not turned
-    found = torch.empty((columns, rows) if turned else (rows, columns))
+    values = torch.empty((columns, rows) if turned else (rows, columns))
     at_once = max(1, AT_ONCE // (4 * columns))
     for first in range(0, rows, at_once):
         count = min(at_once, rows - first)
         piece = stored.elements(name, first * columns, count * columns).view(count, columns)
-        place = found[:, first : first + count].T if turned else found[first : first + count]
+        place = values[:, first : first + count].T if turned else values[first : first + count]
         place.copy_(_floats(stored, name, piece))
-    return found
+    return values
 
 
 def lines(stored: Stored, name: str, wanted: Sequence[int], *, turned: bool) -> Tensor:
@@ -137,21 +137,21 @@ def lines(stored: Stored, name: str, wanted: Sequence[int], *, turned: bool) -> 
         rows, columns, turned = columns, rows, not turned
     if not turned:
         return torch.stack([_floats(stored, name, stored.elements(name, row * columns, columns)) for row in wanted])
-    found, at_once = torch.empty(len(wanted), rows), max(1, AT_ONCE // (4 * columns))
+    values, at_once = torch.empty(len(wanted), rows), max(1, AT_ONCE // (4 * columns))
     for first in range(0, rows, at_once):
         count = min(at_once, rows - first)
         piece = stored.elements(name, first * columns, count * columns).view(count, columns)
-        found[:, first : first + count] = _floats(stored, name, piece[:, list(wanted)]).T
-    return found
+        values[:, first : first + count] = _floats(stored, name, piece[:, list(wanted)]).T
+    return values
 
 
 def _floats(stored: Stored, name: str, piece: Tensor) -> Tensor:
     if not piece.is_floating_point():
         raise CheckpointError(f"{stored.path}: {name} holds {piece.dtype}, not floats")
-    found = piece.float()
-    if not bool(torch.isfinite(found).all()):
+    values = piece.float()
+    if not bool(torch.isfinite(values).all()):
         raise CheckpointError(f"{stored.path} is damaged: {name} holds numbers that are not finite")
-    return found
+    return values
 
 
 # ---- safetensors --------------------------------------------------------------------------------
@@ -186,11 +186,11 @@ def _safetensors(path: Path, file: BinaryIO, shown: Path, what: str) -> Stored:
 
 
 def _read(file: BinaryIO, start: int, count: int, dtype: torch.dtype) -> Tensor:
-    found = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
+    buffer = torch.empty(count * dtype.itemsize, dtype=torch.uint8)
     file.seek(start)
-    if file.readinto(found.numpy().data) != len(found):  # pyright: ignore[reportAttributeAccessIssue]
+    if file.readinto(buffer.numpy().data) != len(buffer):  # pyright: ignore[reportAttributeAccessIssue]
         raise ValueError("it ends before its tensors do")
-    return found.view(dtype)
+    return buffer.view(dtype)
 
 
 # ---- npz ----------------------------------------------------------------------------------------
@@ -227,14 +227,14 @@ class _Npz:
     def elements(self, name: str, first: int, count: int) -> Tensor:
         array = self.arrays[name]
         size = array.dtype.itemsize
-        found = _read(self.file, array.start + first * size, count, array.dtype)
+        values = _read(self.file, array.start + first * size, count, array.dtype)
         read, crc = self.crcs.get(name, (0, array.head))
         if read == first * size:
-            read, crc = read + count * size, zlib.crc32(found.view(torch.uint8).numpy().data, crc)
+            read, crc = read + count * size, zlib.crc32(values.view(torch.uint8).numpy().data, crc)
             self.crcs[name] = (read, crc)
             if read == math.prod(array.shape) * size and crc != array.crc:
                 raise ValueError(f"{name} is damaged: its CRC is not the one in the archive")
-        return found
+        return values
 
 
 _NPY = {"<f2": torch.float16, "<f4": torch.float32, "<f8": torch.float64}

@@ -39,7 +39,7 @@ def matching(names: Iterable[str], only: str | None = None) -> dict[str, tuple[F
     """
     listed = set(names)
     for entry in (*FORMATS, *REFUSED):
-        found: dict[str, tuple[Format, str]] = {}
+        recognised: dict[str, tuple[Format, str]] = {}
         for name in sorted(listed) if only is None else [only]:
             if (folder := _folder_of(name, entry)) is None:
                 continue
@@ -47,9 +47,9 @@ def matching(names: Iterable[str], only: str | None = None) -> dict[str, tuple[F
                 {str(PurePosixPath(folder, each)) for each in kind} for kind in (entry.beside, entry.not_beside)
             )
             if beside <= listed and not other & listed:
-                found[name] = entry, folder
-        if found:
-            return found
+                recognised[name] = entry, folder
+        if recognised:
+            return recognised
     return {}
 
 
@@ -123,20 +123,20 @@ def on_disk(path: Path, layer: int | None = None) -> Found | None:
     """
     if path.is_dir():
         start, names = path, _names(path, path)
-        found = matching(names)
-        found = {name: each for name, each in found.items() if each[1] == "."} or found
+        recognised = matching(names)
+        recognised = {name: each for name, each in recognised.items() if each[1] == "."} or recognised
     elif path.exists():
         start = path.parent.parent  # of a file in a folder of its own, as checkpoints/final.safetensors
         only = path.relative_to(start).as_posix()
-        found = matching([*_names(path.parent, start), *_names(start, start), only], only)
-        if not found and path.suffix == ".npz":
+        recognised = matching([*_names(path.parent, start), *_names(start, start), only], only)
+        if not recognised and path.suffix == ".npz":
             return Found(GEMMA_SCOPE, path.parent, path, str(path.parent.resolve() / path.stem))
         names = [path.name]
     else:
         return None
-    if not found and not any(name.endswith(TENSORS) for name in names):
+    if not recognised and not any(name.endswith(TENSORS) for name in names):
         return None
-    entry, folder, name = the_one(found, str(path), names, layer)
+    entry, folder, name = the_one(recognised, str(path), names, layer)
     weights = start / name
     where = weights.parent.resolve() / weights.name if "*" in entry.weights else (start / folder).resolve()
     return Found(entry, start / folder, weights, str(where))
@@ -149,5 +149,5 @@ def _digits(name: str) -> int | None:
 
 def _names(folder: Path, start: Path) -> list[str]:
     """Files in a folder and one level below it, by their path from ``start``."""
-    found = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file()]
-    return [path.relative_to(start).as_posix() for path in found[:_MAX_LISTED]]
+    paths = [path for pattern in ("*", "*/*") for path in folder.glob(pattern) if path.is_file()]
+    return [path.relative_to(start).as_posix() for path in paths[:_MAX_LISTED]]
