@@ -94,26 +94,27 @@ def bound(function: FunctionType) -> tuple[Callable[..., Any], bool]:
     """The function with its check, and whether shapes are among what is checked."""
     if function.__code__.co_flags & GENERATES:  # beartype would look at the arguments when the first value is asked for
         return jaxtyped(annotated(function), typechecker=check), False
-    checking, shapes = compiled(function.__code__, function)
+    # by identity: the code of two dataclasses with the same names of fields is equal, and what they check is not
+    if (known := id(function.__code__)) not in _COMPILED:
+        _COMPILED[known] = compiled(function)
+    _, checking, shapes = _COMPILED[known]
     if checking is None:
         return function, False
     # what beartype made calls its argument of this name: a closure that is made anew is not compiled anew
-    made = copied(checking, checking.__kwdefaults__ | {"__beartype_func": function})
-    return made, shapes
+    return copied(checking, checking.__kwdefaults__ | {"__beartype_func": function}), shapes
 
 
-_COMPILED: dict[CodeType, tuple[FunctionType | None, bool]] = {}
+_COMPILED: dict[int, tuple[CodeType, FunctionType | None, bool]] = {}
+"""The check of all functions of one code, which is kept lest another takes its identity."""
 
 
-def compiled(code: CodeType, function: FunctionType) -> tuple[FunctionType | None, bool]:
-    """The check of all functions of this code, of which this is one; None where every hint allows anything."""
-    if code not in _COMPILED:
-        plain = annotated(function)
-        checking = check(plain)
-        assert checking is plain or "__beartype_func" in checking.__kwdefaults__
-        shapes = any("jaxtyping." in repr(hint) for hint in plain.__annotations__.values())
-        _COMPILED[code] = None if checking is plain else checking, shapes
-    return _COMPILED[code]
+def compiled(function: FunctionType) -> tuple[CodeType, FunctionType | None, bool]:
+    """The code of the function, its check (None: every hint allows anything), and whether that looks at shapes."""
+    plain = annotated(function)
+    checking = check(plain)
+    assert checking is plain or "__beartype_func" in checking.__kwdefaults__
+    shapes = any("jaxtyping." in repr(hint) for hint in plain.__annotations__.values())
+    return function.__code__, None if checking is plain else checking, shapes
 
 
 def annotated(function: FunctionType) -> FunctionType:

@@ -35,6 +35,11 @@ class Point:
     def at(cls, x: int) -> Point:
         return cls(x)
 
+@dataclass(frozen=True)
+class Named:
+    x: str
+    names: tuple[int, ...] = field(default_factory=tuple)
+
 def joined(a: Float[np.ndarray, "rows width"], b: Float[np.ndarray, "width"]) -> Float[np.ndarray, "rows"]:
     return a @ b if len(a) > 1 else b
 
@@ -68,6 +73,7 @@ def test_what_is_right_comes_through(module: ModuleType) -> None:
     np = module.np
     assert module.Point.at(1) == module.Point(1.0)
     assert module.joined(np.ones((3, 2)), np.ones(2)).tolist() == [2.0, 2.0, 2.0]
+    assert module.Named("a", (1,)).names == (1,)
     assert [module.added(number)(1) for number in (1, 2)] == [2, 3]
     assert list(module.counted(3, "anything")) == [0, 1, 2]
     assert module.bare("x") == "x"
@@ -79,6 +85,7 @@ def test_what_is_right_comes_through(module: ModuleType) -> None:
     [
         lambda m: m.Point("one"),
         lambda m: m.Point(1.0, (2,)),
+        lambda m: (m.Point(1.0), m.Named(1.0)),
         lambda m: m.Point(1.0).label,
         lambda m: m.Point.at("one"),
         lambda m: m.counted("three"),
@@ -88,7 +95,19 @@ def test_what_is_right_comes_through(module: ModuleType) -> None:
         lambda m: [add("x") for add in (m.added(1), m.added(2))],
         lambda m: (m.added(1)(1), m.added(2)(0)),
     ],
-    ids=["value", "item", "property", "class", "generator", "dtype", "two shapes", "result", "closure", "its result"],
+    ids=[
+        "value",
+        "item",
+        "twin",
+        "property",
+        "class",
+        "generator",
+        "dtype",
+        "two shapes",
+        "result",
+        "closure",
+        "its result",
+    ],
 )
 def test_what_is_wrong_is_refused(module: ModuleType, wrong) -> None:
     with pytest.raises((BeartypeCallHintViolation, TypeCheckError)):
