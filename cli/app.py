@@ -13,15 +13,28 @@ import typer
 
 import sae_forge
 from sae_forge.errors import ForgeError
-from sae_forge.study.settings import catalogue, eval_config, features_config, generate_config, run_config
+from sae_forge.study.settings import (
+    catalogue,
+    demo_config,
+    eval_config,
+    features_config,
+    generate_config,
+    run_config,
+)
 
 VERBS = {
     "run": "run", "collect": "collect", "train": "train", "features": "features", "eval": "evaluate", "push": "push",
-    "generate": "generate", "report": "report", "verify": "verify", "doctor": "doctor", "saes": "saes",
+    "generate": "generate", "demo": "demo", "report": "report", "verify": "verify", "doctor": "doctor", "saes": "saes",
     "convert": "convert",
 }  # fmt: skip
 """The file of each command. Only that of the one at work is imported, since every file brings its config."""
-COMPOSED = {"run": run_config, "features": features_config, "eval": eval_config, "generate": generate_config}
+COMPOSED = {
+    "run": run_config,
+    "features": features_config,
+    "eval": eval_config,
+    "generate": generate_config,
+    "demo": demo_config,
+}
 """Commands whose settings are those of tasks, methods and selections too."""
 
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 import typer
 
 from cli.pages import Page
+from sae_forge import builtin
 from sae_forge.config.fields import Described, described
 from sae_forge.config.model import ModelConfig, shown
 from sae_forge.errors import ForgeError, ResourceError
@@ -46,6 +47,7 @@ def verb(
     examples: str,
     name: str | None = None,
     reads_run: bool = False,
+    makes_run: bool = False,
     each_model: Callable[[Given, str | None], list[str]] | None = None,
 ) -> Callable[[Callable[..., "Outcome"]], Callable[..., "Outcome"]]:
     """Register a function ``body(config, screen, **own)`` as a command whose flags are the fields of ``kind``.
@@ -54,6 +56,7 @@ def verb(
 
     Args:
         reads_run: Without ``--model`` the command is about ``--run_dir``, else about the newest run folder.
+        makes_run: And where there is none, about one of the first built-in model, which it makes.
         each_model: Names the models to do the work for, from the flags and the preset; ``body`` then gets a list.
     """
 
@@ -70,6 +73,7 @@ def verb(
                 kind=kind,
                 extra=extra,
                 reads_run=reads_run,
+                makes_run=makes_run,
                 each_model=each_model,
                 file=file,
             )
@@ -92,6 +96,7 @@ class Call:
     kind: type[ModelConfig]
     extra: dict[str, Any]
     reads_run: bool
+    makes_run: bool
     each_model: Callable[[Given, str | None], list[str]] | None
     file: Path | None
 
@@ -136,11 +141,14 @@ class Call:
         given = {**(read_config_file(self.file, self.kind) if self.file else {}), **spelled}
         preset = self.extra.get("preset")
         if self.reads_run and "model" not in given:
-            from sae_forge.store.runs import Run, newest_run
+            from sae_forge.store.runs import CHECKPOINTS, Run, newest_run
 
-            run = Run(given["run_dir"]) if "run_dir" in given else newest_run()
-            given |= {"model": run.model, "run_dir": run.folder}
-            typer.echo(f"run folder: {run.folder} ({run.model})", err=True)
+            if self.makes_run and "run_dir" not in given and not any(CHECKPOINTS.glob("*/run.json")):
+                given |= {"model": builtin.MODELS[0]}
+            else:
+                run = Run(given["run_dir"]) if "run_dir" in given else newest_run()
+                given |= {"model": run.model, "run_dir": run.folder}
+                typer.echo(f"run folder: {run.folder} ({run.model})", err=True)
         works = [given]
         if self.each_model:
             works = [{**given, "model": model} for model in self.each_model(given, preset)]

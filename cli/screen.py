@@ -113,6 +113,10 @@ class Screen:
         del kind, error, at
         self._bars.stop()
 
+    def stop(self) -> None:
+        """Draw no more bars: the terminal is somebody else's from here on."""
+        self._bars.stop()
+
     def say(self, line: str) -> None:
         self._console.print(line, markup=False)
 
@@ -137,7 +141,7 @@ class Screen:
         """What prints continuations while they are written, where a person is watching stdout; else None."""
         if not sys.stdout.isatty() or self._silent or self.machine:
             return None
-        self._bars.stop()  # two things that write to one terminal at once
+        self.stop()  # two things that write to one terminal at once
         return Writing(Console(highlight=False, soft_wrap=True)).take
 
     def show(self, outcome: Outcome) -> None:

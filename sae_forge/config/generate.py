@@ -1,4 +1,4 @@
-"""``generate``: prompts with and without edits."""
+"""``generate`` and ``demo``: text written with and without edits."""
 
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -9,8 +9,8 @@ from sae_forge.config.sampling import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class GenerateConfig(SamplingConfig, SelectedConfig):
-    """Prompts continued with and without edits."""
+class WritingConfig(SamplingConfig, SelectedConfig):
+    """Which edits text is written under, and how."""
 
     heading: ClassVar[str] = "Generation"
 
@@ -20,11 +20,22 @@ class GenerateConfig(SamplingConfig, SelectedConfig):
         "Unset: --ablation_scale on --num_features.",
         Setting(heading="Edits"),
     ] = ()
-    prompts: Annotated[tuple[str, ...], "Files of more prompts, as {prompt} records.", Setting(names_items=True)] = ()
-    chat: Annotated[bool, "Put each prompt into the model's chat template, as a user's turn."] = False
-    compare: Annotated[bool, "Show the baseline beside the edit."] = True
+    chat: Annotated[bool, "Put what is asked into the model's chat template, as a user's turn."] = False
     temperature: Annotated[
         float,
         "Sampling temperature; 0 is greedy.",
         Setting(at_least=0, finite=True, wanted="give 0 (greedy) or more"),
     ] = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class GenerateConfig(WritingConfig):
+    """Prompts continued with and without edits."""
+
+    prompts: Annotated[tuple[str, ...], "Files of more prompts, as {prompt} records.", Setting(names_items=True)] = ()
+    compare: Annotated[bool, "Show the baseline beside the edit."] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoConfig(WritingConfig):
+    """A conversation on a terminal, the edit switched and changed while it goes on."""

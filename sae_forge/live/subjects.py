@@ -46,11 +46,18 @@ class Subjects:
         edit = Edit(materials.point, materials.sae, scale(tuple(dict.fromkeys(latents)), factor))
         return {f"scale {factor:g} on {latents_in_words({'num_features': len(edit.latents)})}": Edited((edit,))}
 
+    def edits(self) -> list[str]:
+        """Methods that edit the running model and can be made here; of a report those that it has."""
+        hooks = [one for one in self.table if isinstance(one, Method) and one.kind == "hook"]
+        measured = {row.name for row in self.report.rows} if self.report else None
+        possible = [one.name for one in hooks if one.needs(self.materials) is None]
+        return [name for name in possible if measured is None or name in measured]
+
     def _of(self, name: str) -> Mapping[str, Subject]:
         if name == BASELINE:
             return {BASELINE: AsItIs()}
         if name == ALL:
-            return self.named(self._edits())
+            return self.named(self.edits())
         known = [one for one in self.table if isinstance(one, Method)]
         # a wrapped method is named by its parts: rmu+relearned
         method = next((one for one in (*known, *self._wrapped(name)) if one.name == name), None)
@@ -77,10 +84,3 @@ class Subjects:
             return measured
         size = min(max(self.materials.config.num_features), len(self.materials.selection.indices))
         return method.from_flags(size, self.materials)
-
-    def _edits(self) -> list[str]:
-        """Methods that edit the running model and can be made here."""
-        hooks = [one for one in self.table if isinstance(one, Method) and one.kind == "hook"]
-        measured = {row.name for row in self.report.rows} if self.report else None
-        possible = [one.name for one in hooks if one.needs(self.materials) is None]
-        return [name for name in possible if measured is None or name in measured]

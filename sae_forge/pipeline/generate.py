@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge.config.fields import described
-from sae_forge.config.generate import GenerateConfig
+from sae_forge.config.generate import GenerateConfig, WritingConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.live.session import Session, Token
@@ -48,7 +48,7 @@ class Opened:
     selection: Path
 
 
-def opened(config: GenerateConfig, bench: Bench, *, any_method: bool = False) -> Opened:
+def opened(config: WritingConfig, bench: Bench, *, any_method: bool = False) -> Opened:
     """The model, the SAE, the selection and the methods that the config names; a report's settings where one is there.
 
     Args:
@@ -88,11 +88,11 @@ def opened(config: GenerateConfig, bench: Bench, *, any_method: bool = False) ->
     return Opened(subjects, {title: one for title, one in chosen.items() if title != BASELINE}, path)
 
 
-def _measured_under(config: GenerateConfig, folder: Path | None) -> Any:
+def _measured_under(config: WritingConfig, folder: Path | None) -> Any:
     """The settings of the report, gate and units among them, but for what was spelled out here; else the defaults."""
     kind = eval_config(catalogue_of(config))
     known = described(kind)
-    own = {name: getattr(config, name) for name in described(GenerateConfig) if name in known and name != "methods"}
+    own = {name: getattr(config, name) for name in described(WritingConfig) if name in known and name != "methods"}
     if folder is None:
         return kind(**own)
     record = files.read_json(folder / "config.json", kind=DataError, what="the settings of a report")
@@ -142,7 +142,7 @@ def generate(config: GenerateConfig, bench: Bench, prompts: Sequence[str], watch
     )
 
 
-def sampling_of(config: GenerateConfig) -> Sampling:
+def sampling_of(config: WritingConfig) -> Sampling:
     """How the config has text drawn."""
     return Sampling(
         max_new_tokens=config.max_new_tokens, temperature=config.temperature, top_p=config.top_p, seed=config.seed

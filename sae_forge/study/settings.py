@@ -31,7 +31,7 @@ from sae_forge.tasks.task import Task
 if TYPE_CHECKING:
     from sae_forge.config.evaluate import EvalConfig
     from sae_forge.config.features import FeaturesConfig
-    from sae_forge.config.generate import GenerateConfig
+    from sae_forge.config.generate import DemoConfig, GenerateConfig
     from sae_forge.config.run import RunConfig
     from sae_forge.features.methods.method import SelectionMethod
 
@@ -133,6 +133,14 @@ def generate_config(known: Catalogue | None = None) -> "type[GenerateConfig]":
     from sae_forge.config.generate import GenerateConfig  # each command imports its own alone
 
     return _composed(GenerateConfig, [], [], known or catalogue())
+
+
+@cache
+def demo_config(known: Catalogue | None = None) -> "type[DemoConfig]":
+    """``DemoConfig``, as :func:`generate_config`."""
+    from sae_forge.config.generate import DemoConfig  # each command imports its own alone
+
+    return _composed(DemoConfig, [], [], known or catalogue())
 
 
 @cache

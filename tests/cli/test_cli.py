@@ -23,7 +23,7 @@ from sae_forge.errors import ConfigError
 from sae_forge.settings import parse_value, presets, resolve
 from sae_forge.study.settings import eval_config, features_config, run_config
 
-COMMANDS = ("run", "collect", "train", "features", "eval", "push", "generate", "report", "verify", "convert")
+COMMANDS = ("run", "collect", "train", "features", "eval", "push", "generate", "demo", "report", "verify", "convert")
 FLAGS = Path(__file__).parent / "flags.txt"
 
 
