@@ -77,8 +77,8 @@ def texts_of(run: Run) -> list[Text]:
         readable = builtin.is_builtin(identity) or content == identity
         found[name] = Text(str(record.get("role", "")), identity, (content,) if readable else ())
     for name, noted in run.texts.items():
-        places = [str(run.logs.resolve() / place) if place.startswith("..") else place for place in noted["places"]]
-        text = Text(noted["role"], noted["identity"], tuple(map(_short, places)))
+        places = [str(run.logs.resolve() / place) if place.startswith("..") else place for place in noted.places]
+        text = Text(noted.role, noted.identity, tuple(map(_short, places)))
         if found.get(name, text).identity == text.identity:
             found[name] = text
     return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]

@@ -45,34 +45,22 @@ def publish(path: AnyPath) -> Iterator[Path]:
         ResourceError: the disk is full or the folder cannot be written.
         RemoteError: the store did not take it.
     """
-    if isinstance(path, RemotePath):
-        with _uploaded(path) as part:
-            yield part
-        return
-    _make_folder(path.parent)
-    part = path.with_name(f".{path.name}.part")
+    here = beside(path)
+    # in the same folder, as a rename cannot cross file systems; one name for all tries, so a killed one leaves one file
+    part = here.with_name(f".{here.name}.part")
+    _make_folder(here.parent)
     try:
         yield part
-        _sync_file(part)
-        part.replace(path)
-        _sync_folder(path.parent)
+        if isinstance(path, RemotePath):
+            path.put(part)
+        else:
+            # the content must be durable before its name is: some file systems write a rename first, and a power cut
+            # would leave the name over nothing; the name itself is durable once its folder is
+            _sync_file(part)
+            part.replace(here)
+            _sync_folder(here.parent)
     except OSError as error:
-        part.unlink(missing_ok=True)
-        raise _resource_error(path, error) from error
-    except BaseException:
-        part.unlink(missing_ok=True)
-        raise
-
-
-@contextmanager
-def _uploaded(path: RemotePath) -> Iterator[Path]:
-    part = path.local.with_name(f".{path.name}.part")
-    _make_folder(part.parent)
-    try:
-        yield part
-        path.put(part)
-    except OSError as error:
-        raise _resource_error(part, error) from error
+        raise _resource_error(here, error) from error
     finally:
         part.unlink(missing_ok=True)
 
@@ -95,11 +83,10 @@ def publish_folder(path: Path) -> Iterator[Path]:
         _sync_folder(part)
         part.rename(path)
         _sync_folder(path.parent)
-    except OSError as error:
+    except BaseException as error:
         shutil.rmtree(part, ignore_errors=True)
-        raise _resource_error(path, error) from error
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
+        if isinstance(error, OSError):
+            raise _resource_error(path, error) from error
         raise
 
 
@@ -115,7 +102,7 @@ def discard_folder(path: Path) -> None:
         ResourceError: the system did not do it.
     """
     part = scratch_of(path)
-    discard_rest(part)
+    discard_rest(part)  # a rename onto a folder that holds something fails
     try:
         if path.exists():
             path.rename(part)
@@ -151,7 +138,7 @@ def publish_json(path: AnyPath, value: Any) -> None:
 
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, each durable in the one above."""
-    missing = [one for one in (folder, *folder.parents) if not one.exists()]
+    missing = [one for one in (folder, *folder.parents) if not one.exists()]  # the deepest first
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for made in reversed(missing):
@@ -164,8 +151,10 @@ def _sync_file(path: Path) -> None:
     with _READING_UMASK:  # it can only be read by setting it: two threads at once would leave the other's
         os.umask(mask := os.umask(0o022))
     with path.open("rb") as file:
-        os.fsync(file.fileno())
+        # what writes parts for us may have made them 0600, as safetensors and tempfile do: who may read a folder may
+        # read every file in it
         os.fchmod(file.fileno(), 0o666 & ~mask)
+        os.fsync(file.fileno())
 
 
 def _sync_folder(path: Path) -> None:
@@ -198,7 +187,7 @@ def read_json(path: AnyPath, *, kind: type[ForgeError], what: str, proven: bool 
     if proven:
         require_plain(path, kind=kind, what=what)
     try:
-        status = path.stat()
+        status = path.stat()  # before it is opened: opening a pipe would wait for ever
         if not stat.S_ISREG(status.st_mode):
             raise kind(f"{path} is not a regular file, so it cannot be {what}")
         if status.st_size > MAX_JSON_BYTES:
@@ -227,6 +216,7 @@ def parse_json(content: bytes) -> Any:
     """
     if len(content) > MAX_JSON_BYTES:
         raise ValueError(f"it is larger than {MAX_JSON_BYTES} bytes")
+    # counted before anything is built; marks inside texts count too, which only makes the caps stricter
     containers, values = (sum(map(content.count, marks)) for marks in ((b"[", b"{"), (b",", b":")))
     if containers > MAX_JSON_CONTAINERS or values > MAX_JSON_VALUES:
         raise ValueError(f"it holds more than {MAX_JSON_CONTAINERS} lists and objects, or {MAX_JSON_VALUES} values")
@@ -268,12 +258,8 @@ def _refuse_constant(name: str) -> float:
 def _check_depth(value: Any, depth: int = 0) -> None:
     if depth > MAX_JSON_DEPTH:
         raise ValueError(f"nested deeper than {MAX_JSON_DEPTH} levels")
-    if isinstance(value, dict):
-        for child in value.values():
-            _check_depth(child, depth + 1)
-    elif isinstance(value, list):
-        for child in value:
-            _check_depth(child, depth + 1)
+    for child in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        _check_depth(child, depth + 1)
 
 
 # ---- hashes -------------------------------------------------------------------------------------
@@ -281,6 +267,7 @@ def _check_depth(value: Any, depth: int = 0) -> None:
 
 def canonical(value: Any) -> bytes:
     """The one byte string that stands for a JSON value, to be hashed."""
+    # names of artefacts and hashes in manifests hang on every blank of it: another form would orphan what is on disk
     return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
 
 
@@ -320,6 +307,7 @@ def locked(place: AnyPath, *, wait: bool = False) -> Iterator[None]:
     folder = beside(place)
     _make_folder(folder)
     try:
+        # flock and no lock file alone: the kernel drops it with its holder, so none is ever stale
         handle = os.open(folder / ".lock", os.O_CREAT | os.O_RDWR, 0o666)
     except OSError as error:
         raise _resource_error(folder, error) from error
@@ -343,7 +331,7 @@ def require_disk(folder: Path, need: int) -> None:
     Raises:
         ResourceError: names the folder, the bytes needed and the bytes free.
     """
-    standing = folder
+    standing = folder  # the disk is asked of a folder that is there; this one may not be yet
     while not standing.exists():
         standing = standing.parent
     free = shutil.disk_usage(standing).free

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sae_forge.errors import DataError
-from sae_forge.store import files
+from sae_forge.store import files, records
 
 FILE = "order.json"
 COMMANDS = "commands.jsonl"
@@ -72,10 +72,8 @@ def _noted(run: Path) -> list[str]:
     path = run / FILE
     if not path.exists():
         return list(_logged(run))
-    names = files.read_json(path, kind=DataError, what="the order of a run's artefacts")
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise DataError(f"{path} is not the order of a run's artefacts; delete it and name them with flags")
-    return names
+    what, hint = "the order of a run's artefacts", "delete it and name them with flags"
+    return records.read(list[str], path, error=DataError, what=what, hint=hint)
 
 
 def _logged(run: Path) -> dict[str, None]:

@@ -61,6 +61,7 @@ def check_url(text: str, flag: str) -> None:
     """
     scheme, _, rest = text.partition("://")
     netloc, path = rest.partition("/")[::2]
+    # held against the text with its %xx spelled out as well: an implementation will decode what looks harmless here
     wrong = {
         "a password (user:…@)": re.search(":.*@", plain := unquote(rest), re.DOTALL) is not None,
         "a colon that no port follows": re.search(r":(?!\d+$)", unquote(netloc)) is not None,
@@ -181,7 +182,9 @@ class RemotePath:
         """What lies in this folder; nothing when there is no such folder."""
 
         def once() -> list[dict[str, Any]]:
-            self._fs.invalidate_cache(self._path)
+            self._fs.invalidate_cache(
+                self._path
+            )  # fsspec would answer from what it listed before, and others write too
             answer = self._call("ls", self._path, detail=True)
             entries = [entry for entry in answer if isinstance(entry, dict)] if isinstance(answer, list) else []
             named = all(isinstance(entry.get("name"), str) for entry in entries)
@@ -224,11 +227,12 @@ class RemotePath:
         paths = [self._path] * len(asked)
 
         def once() -> list[bytes]:
-            seconds = _seconds(sum(ends) - sum(begins))
+            seconds = _SECONDS + (sum(ends) - sum(begins)) / _SLOWEST
             answers = self._call("cat_ranges", paths, begins, ends, on_error="raise", seconds=seconds)
             parts = []
             for answer, (begin, end) in zip(answers, asked, strict=True):
                 parts.append(content := _content(answer)[: end - begin])
+                # short at the end of the file is right, short before it is a connection that broke without an error
                 if begin + len(content) < end <= (size := self._look()["size"]):
                     raise OSError(f"{len(content)} bytes came of {end - begin} at {begin}, in a file of {size}")
             return parts
@@ -261,10 +265,18 @@ class RemotePath:
             )
 
         def once() -> None:
-            if not getattr(self._fs, "async_impl", False):  # file systems; to make a folder of a bucket is to make it
+            if not getattr(self._fs, "async_impl", False):  # file systems; of an object store it would make a bucket
                 self._fs.makedirs(self._path.rpartition("/")[0], exist_ok=True)
-            self._call("put_file", str(file), self._path, seconds=_seconds(size))
-            self._require_arrived(file, size)
+            self._call("put_file", str(file), self._path, seconds=_SECONDS + size / _SLOWEST)
+            # some stores answer a put that was cut short as a good one, so what lies there is looked at
+            if (arrived := self._look()["size"]) != size:
+                raise OSError(f"{arrived} bytes arrived of {size}")
+            with file.open("rb") as handle:
+                for begin, end in ((0, min(size, _ENDS)), (max(0, size - _ENDS), size)):
+                    handle.seek(begin)
+                    stored = b"" if begin == end else _content(self._call("cat_file", self._path, start=begin, end=end))
+                    if handle.read(end - begin) != stored:
+                        raise OSError(f"what arrived differs between bytes {begin} and {end}")
 
         try:
             self._ask("written", once)
@@ -279,20 +291,10 @@ class RemotePath:
             if not missing_ok:
                 raise
 
-    def _require_arrived(self, file: Path, size: int) -> None:
-        if (arrived := self._look()["size"]) != size:
-            raise OSError(f"{arrived} bytes arrived of {size}")
-        with file.open("rb") as handle:
-            for begin, end in ((0, min(size, _ENDS)), (max(0, size - _ENDS), size)):
-                handle.seek(begin)
-                stored = b"" if begin == end else _content(self._call("cat_file", self._path, start=begin, end=end))
-                if handle.read(end - begin) != stored:
-                    raise OSError(f"what arrived differs between bytes {begin} and {end}")
-
     # ---- requests -------------------------------------------------------------------------------
 
     def _look(self) -> dict[str, Any]:
-        for listed in (self._path, self._path.rpartition("/")[0]):  # others write there too
+        for listed in (self._path, self._path.rpartition("/")[0]):  # its own entry, and that in its folder's listing
             self._fs.invalidate_cache(listed)
         if (is_link := getattr(self._fs, "islink", None)) is not None and is_link(self._path):
             return {"type": "link", "size": 0}  # of one that leads nowhere, info says that nothing is there
@@ -303,6 +305,7 @@ class RemotePath:
 
     def _call(self, name: str, *args: Any, seconds: float = _SECONDS, **settings: Any) -> Any:
         """One request, broken off after so many seconds by an implementation that can be."""
+        # fsspec's synchronous methods take no time limit; the coroutine behind one, run on its loop, does
         if getattr(self._fs, "async_impl", False) and hasattr(self._fs, f"_{name}"):
             from fsspec.asyn import sync
 
@@ -316,7 +319,7 @@ class RemotePath:
             FileNotFoundError: nothing has this name, or what should be a folder above it is none.
             RemoteError: any other failure.
         """
-        until = time.monotonic() + _DEADLINE
+        until = time.monotonic() + _DEADLINE  # from now, not from the first failure: a request may hang for minutes
         patience = Patience(tries=TRIES, first=_PAUSE, longest=_DEADLINE, seconds=_DEADLINE, until=until)
         wait: float | None = 0.0
         said, advice = "", "check the network and the credentials of its store"
@@ -382,10 +385,6 @@ class _Raw(io.RawIOBase):
         buffer[: len(content)] = content
         self._at += len(content)
         return len(content)
-
-
-def _seconds(size: int) -> float:
-    return _SECONDS + size / _SLOWEST
 
 
 def _told(error: Exception) -> str:

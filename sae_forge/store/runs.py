@@ -10,7 +10,7 @@ from typing import Any
 
 from sae_forge.errors import CheckpointError, ConfigError, DataError, RemoteError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
-from sae_forge.store import files, order
+from sae_forge.store import files, order, records
 from sae_forge.store.remote import AnyPath, connect, is_url
 
 CHECKPOINTS = Path("checkpoints")
@@ -22,6 +22,27 @@ TEXTS = "texts.json"
 """In ``logs/``, since no path of this machine stands outside: where the text of each corpus lies."""
 BEGUN = "begun.json"
 """Stands beside it and lists the folders at that place in which this run found nothing: the only ones it may empty."""
+
+
+@dataclass(frozen=True)
+class _Place:
+    """What ``place.json`` holds."""
+
+    shards_dir: str
+
+    def __post_init__(self) -> None:
+        if "\0" in self.shards_dir:
+            raise ValueError("it names no place that can be")
+
+
+@dataclass(frozen=True)
+class NotedText:
+    """Where the text of a corpus lies."""
+
+    role: str
+    identity: str
+    places: tuple[str, ...]
+    """One that begins with ``..`` is seen from ``logs/``, in case all of it was moved."""
 
 
 @dataclass(frozen=True)
@@ -86,12 +107,8 @@ class Run:
         path = self.folder / "shards" / PLACE
         if not path.exists():
             return None
-        value = files.read_json(path, kind=ShardError, what="a pointer to a run's shards")
-        if not isinstance(value, dict) or set(value) != {"shards_dir"} or not isinstance(value["shards_dir"], str):
-            raise ShardError(f"{path} does not say where the shards are; delete it and repeat --shards_dir")
-        named = value["shards_dir"]
-        if "\0" in named:
-            raise ShardError(f"{path} names no place that can be; delete it and repeat --shards_dir")
+        what, hint = "a pointer to a run's shards", "delete it and repeat --shards_dir"
+        named = records.read(_Place, path, error=ShardError, what=what, hint=hint).shards_dir
         return self._place(named if is_url(named) else str(path.parent.resolve() / named))
 
     def _place(self, named: str) -> AnyPath:
@@ -112,22 +129,13 @@ class Run:
             files.publish_json(self.folder / "shards" / "corpora.json", planned)
 
     @property
-    def texts(self) -> dict[str, dict[str, Any]]:
-        """Of each corpus its ``role``, its ``identity``, and the ``places`` where its text may lie.
-
-        A place that begins with ``..`` is seen from ``logs/``, in case all of it was moved.
-        """
-        path = self.logs / TEXTS
-        noted = files.read_json(path, kind=ShardError, what="the places of a run's texts") if path.exists() else {}
-        whole = isinstance(noted, dict) and all(
-            isinstance(one, dict)
-            and set(one) == {"role", "identity", "places"}
-            and all(isinstance(text, str) for text in (one["role"], one["identity"], *one["places"]))
-            for one in noted.values()
-        )
-        if not whole:
-            raise ShardError(f"{path} does not say where texts are; delete it and name them again")
-        return noted
+    def texts(self) -> dict[str, NotedText]:
+        """What is noted of the text of each corpus, by the corpus's folder."""
+        path, kind = self.logs / TEXTS, dict[str, NotedText]
+        if not path.exists():
+            return {}
+        hint = "delete it and name them again"
+        return records.read(kind, path, error=ShardError, what="the places of a run's texts", hint=hint)
 
     def note_texts(self, corpora: Mapping[str, tuple[str, str, str, str]]) -> None:
         """Keep of each corpus, by its folder, role and identity of its text, its place and what of that is meant."""
@@ -135,12 +143,12 @@ class Run:
             before = self.texts
             now = {**before}
             for name, (role, identity, place, meant) in corpora.items():
-                places = [place]
+                places = (place,)
                 if Path(place).is_absolute():
-                    places = [place + meant, os.path.relpath(place, self.logs.resolve()) + meant]
-                now[name] = {"role": role, "identity": identity, "places": places}
+                    places = (place + meant, os.path.relpath(place, self.logs.resolve()) + meant)
+                now[name] = NotedText(role, identity, places)
             if now != before:
-                files.publish_json(self.logs / TEXTS, now)
+                files.publish_json(self.logs / TEXTS, records.encode(now))
 
     @property
     def begun(self) -> list[str]:
@@ -152,12 +160,12 @@ class Run:
         path = self.folder / "shards" / file
         if not path.exists():
             return []
-        names = files.read_json(path, kind=ShardError, what=what)
-        if not isinstance(names, list) or not all(
-            isinstance(name, str) and name.isprintable() and not {"", ".", ".."}.intersection(name.split("/"))
-            for name in names
-        ):
-            raise ShardError(f"{path} is not {what}: it holds other things than names; restore it or delete it")
+        hint = "restore it or delete it"
+        names = records.read(list[str], path, error=ShardError, what=what, hint=hint)
+        for name in names:
+            # they are joined to the place of the shards, where --fresh deletes
+            if not name.isprintable() or {"", ".", ".."}.intersection(name.split("/")):
+                raise ShardError(f"{path} is not {what}: it holds {name[:60]!r}, which is no folder's name; {hint}")
         return names
 
     def begin(self, names: Collection[str], *, fresh: bool) -> None:
