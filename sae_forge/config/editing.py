@@ -8,10 +8,26 @@ from sae_forge.config.model import ModelConfig
 
 GatePolicy = Literal["prompt", "streaming", "per_token"]
 ValueUnits = Literal["absolute", "relative"]
+Tokens = Literal["real", "attended", "all_but_first"]
+"""``real``: text alone, no special token and no padding. ``attended``: all but padding. ``all_but_first``: all of these
+but the first of a text, which is BOS where there is one."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class EditingConfig(ModelConfig):
+class TouchingConfig(ModelConfig):
+    """Which tokens an edit may touch."""
+
+    heading: ClassVar[str] = "Edits"
+
+    tokens: Annotated[
+        Tokens,
+        "Tokens an edit may touch. real: text; attended: BOS, EOS and turn tokens too; all_but_first: these but BOS.",
+        Setting(younger=True),
+    ] = "real"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditingConfig(TouchingConfig):
     """What holds for every edit of a report, and is therefore repeated in its protocol."""
 
     heading: ClassVar[str] = "Edits"
@@ -25,6 +41,11 @@ class EditingConfig(ModelConfig):
         "Sequence gates open above this percentile of the retain sequences.",
         Setting(at_least=0, at_most=100, wanted="give a percentile between 0 and 100"),
     ] = 95.0
+    gate_tokens: Annotated[
+        Tokens,
+        "Tokens that sequence gates count; beyond real, one that the edit may not touch counts as silent.",
+        Setting(younger=True),
+    ] = "real"
     theta: Annotated[
         float,
         "conditional_clamp, refusal_clamp, --gate: what an act must exceed to fire.",

@@ -49,6 +49,9 @@ class Setting:
     """Whether each value of several must be another."""
     most: int | None = None
     """How many values there may be."""
+    younger: bool = False
+    """Whether it decides a report only where it is not at its default: so those made before there was the setting are
+    found again."""
     tuned: Callable[[Any], bool] = lambda config: False  # noqa: ARG005
     """Whether a sweep under this config tries values of its own in its place, so that to name one means nothing."""
     wanted: str = ""

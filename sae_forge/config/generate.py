@@ -3,13 +3,14 @@
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
 
+from sae_forge.config.editing import TouchingConfig
 from sae_forge.config.fields import Setting
 from sae_forge.config.sae import SelectedConfig
 from sae_forge.config.sampling import SamplingConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class WritingConfig(SamplingConfig, SelectedConfig):
+class WritingConfig(SamplingConfig, TouchingConfig, SelectedConfig):
     """Which edits text is written under, and how."""
 
     heading: ClassVar[str] = "Generation"

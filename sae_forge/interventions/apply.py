@@ -20,7 +20,7 @@ from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.controls import Control, RandomDirections
 from sae_forge.interventions.edit import Edit
-from sae_forge.interventions.intervention import Intervention
+from sae_forge.interventions.intervention import Intervention, chosen_tokens
 from sae_forge.interventions.protocol import LatentEdit, ResidualEdit, RowEdit
 from sae_forge.models.from_transformers import AnyModel, language_model
 from sae_forge.models.hooks import Call, Carried, CarryingRewrite, splice_carrying
@@ -166,8 +166,8 @@ def _rewriting(lm: LanguageModel, edit: Edit, log: EditLog, joined: Callable[[],
 
     def rewrite(x: Tensor, call: Call) -> tuple[Tensor, Carried]:
         texts, *before = call.carried or (log.begin(len(x)), None, None)
-        editable = bound.editable(call.real, call.attended)
-        moved = bound.moved(x, call.real, editable, (before[0], before[1]))
+        counted, editable = bound.meant(call.real, call.attended, begins=not call.held)
+        moved = bound.moved(x, counted, editable, (before[0], before[1]))
         if call.held and call.carried is None and any(moved.after):
             raise ConfigError(
                 f"{edit.intervention.name} remembers what it has seen of a text, and the cache holds {call.held} "
@@ -204,14 +204,15 @@ def delta(
     """The difference the intervention makes to whole texts, in fp32 or better; exactly zero where it makes none.
 
     Args:
-        attended: Tokens that are no padding, for an intervention that edits all of them; None: the real ones.
+        attended: Tokens that are no padding, for an intervention that edits or counts more than text; None: the real
+            ones.
 
     Raises:
         ConfigError: a latent lies beyond the SAE.
     """
     bound = _bind(sae, intervention)
-    editable = bound.editable(real, real if attended is None else attended)
-    return bound.moved(x, real, editable, (None, None)).difference
+    counted, editable = bound.meant(real, real if attended is None else attended)
+    return bound.moved(x, counted, editable, (None, None)).difference
 
 
 def _add(x: Tensor, difference: Tensor) -> Tensor:
@@ -246,15 +247,23 @@ class _Bound:
     edit: ResidualEdit
     control: Control | None
 
-    def editable(self, real: Tensor, attended: Tensor) -> Tensor:
-        return real if self.intervention.tokens == "real" else attended
+    def meant(self, real: Tensor, attended: Tensor, *, begins: bool = True) -> tuple[Tensor, Tensor]:
+        """The tokens that the gate counts, and those that may be edited."""
+        what = self.intervention
+        return (
+            chosen_tokens(what.counted, real, attended, begins=begins),
+            chosen_tokens(what.tokens, real, attended, begins=begins),
+        )
 
-    def moved(self, x: Tensor, real: Tensor, editable: Tensor, before: Carried) -> _Moved:
+    def moved(self, x: Tensor, counted: Tensor, editable: Tensor, before: Carried) -> _Moved:
         weights = self.sae.W_dec
         inside = x.to(weights.device, torch.promote_types(x.dtype, weights.dtype))
-        real, editable = real.to(weights.device), editable.to(weights.device)
+        counted, editable = counted.to(weights.device), editable.to(weights.device)
         acts = self.acts(x, inside) if len(self.latents) else inside[..., :0]
-        opened, gate_after = self.intervention.gate.decide(acts[..., self.watched], real, before[0])
+        seen = acts[..., self.watched]
+        if self.intervention.counted != "real":  # a token that is spared counts, but not as a hit
+            seen = torch.where(editable[..., None], seen, 0.0)
+        opened, gate_after = self.intervention.gate.decide(seen, counted, before[0])
         opened = opened & editable
         given = acts[..., self.given]
         difference = torch.where(opened[..., None], self.edit.delta(inside, given), 0.0)

@@ -64,9 +64,10 @@ class Edit:
         where = f" on {count} latent{'s' * (count != 1)}" if count else ""
         where += "" if what.written == what.targets else f", writing {len(what.written)}"
         where += "" if what.gate == ALWAYS else f" behind {_words(what.gate)}"
-        rest = ("" if what.tokens == "real" else ", special tokens too") + (
-            "" if what.keep_error else ", error dropped"
-        )
+        touched = {"attended": ", special tokens too", "all_but_first": ", all tokens but the first"}
+        rest = touched.get(what.tokens, "")
+        rest += "" if what.counted == "real" else f", counting {what.counted} tokens"
+        rest += "" if what.keep_error else ", error dropped"
         return f"{_words(what.edit, what.name)}{where} at {self.point}{rest}"
 
     def __repr__(self) -> str:

@@ -1,14 +1,16 @@
 """An intervention: which latents are watched, which are written, what is written, and where."""
 
 from dataclasses import KW_ONLY, dataclass
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, get_args
 
+from sae_forge.config.editing import Tokens
 from sae_forge.errors import ConfigError
 from sae_forge.interventions.controls import RandomDirections
 from sae_forge.interventions.gates.none import ALWAYS
 from sae_forge.interventions.protocol import Gate, LatentEdit, ResidualEdit, RowEdit
 
-Tokens = Literal["real", "attended"]
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -26,14 +28,18 @@ class Intervention:
     """Distinct latents that are written, in the order of any list of values in ``edit``; None: the targets."""
     gate: Gate = ALWAYS
     tokens: Tokens = "real"
-    """``real``: special tokens and padding are never edited. ``attended``: padding alone is not."""
+    """Those it may touch."""
+    counted: Tokens = "real"
+    """Those that a gate's statistic of the text counts; beyond the real ones, a token that may not be touched counts as
+    one on which nothing fires."""
     keep_error: bool = True
     """Off, the SAE's reconstruction replaces every token that may be edited, gate or no gate: an ablation that shows
     what dropping its error costs."""
 
     def __post_init__(self) -> None:
-        if self.tokens not in get_args(Tokens):
-            raise ConfigError(f"tokens={self.tokens!r} is unknown; choose one of {', '.join(get_args(Tokens))}")
+        for name, chosen in (("tokens", self.tokens), ("counted", self.counted)):
+            if chosen not in get_args(Tokens):
+                raise ConfigError(f"{name}={chosen!r} is unknown; choose one of {', '.join(get_args(Tokens))}")
         if not self.written and self._needs_latents:
             raise ConfigError(f"{self.name} needs distinct latents of 0 or more, at least one; got ()")
         for latents in (self.targets, self.written):
@@ -54,3 +60,14 @@ class Intervention:
     def _needs_latents(self) -> bool:
         edit = self.edit.edit if isinstance(self.edit, RandomDirections) else self.edit
         return isinstance(edit, LatentEdit | RowEdit)
+
+
+def chosen_tokens(which: Tokens, real: "Tensor", attended: "Tensor", *, begins: bool = True) -> "Tensor":
+    """The mask ``[batch, seq]`` of the tokens that are meant.
+
+    Args:
+        begins: Whether texts begin in this call, so that the first attended token of each row is its first of all.
+    """
+    if which == "real":
+        return real
+    return attended & (attended.long().cumsum(-1) > 1) if which == "all_but_first" and begins else attended

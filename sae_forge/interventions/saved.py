@@ -6,7 +6,7 @@ looked up by a name that a file gives but in the table below.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_type_hints
 
@@ -128,7 +128,8 @@ def _decoded(value: Any, named: Mapping[str, type[Any]]) -> Any:
         case _:
             raise ValueError(f"{str(value)[:60]!r} is of no known kind; name a class of your own in kinds")
     declared = get_type_hints(kind, localns={"Gate": Gate})  # gates load no torch, so they name it in quotes
-    if set(given) != (names := {field.name for field in fields(kind)}):
+    names, needed = ({one.name for one in fields(kind) if every or one.default is MISSING} for every in (True, False))
+    if not needed <= set(given) <= names:  # what was saved before a field was there lacks it
         raise ValueError(f"a {name} has the fields {', '.join(sorted(names))}, and no others")
     values: dict[str, Any] = {}
     for field, item in given.items():

@@ -10,11 +10,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from sae_forge.config.editing import Tokens
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.interventions.clamping import ClampFiring, SetTo
 from sae_forge.interventions.gates.any import AnyFires
 from sae_forge.interventions.gates.none import ALWAYS
-from sae_forge.interventions.intervention import Intervention, Tokens
+from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.steering import AddConstant, SetProjection
 from sae_forge.interventions.values import Value
 
@@ -53,11 +54,11 @@ class SteeringTable:
     dialect: Dialect
     rows: tuple[SteeringRow, ...]
 
-    def intervention(self, tokens: Tokens = "real") -> Intervention:
+    def intervention(self, tokens: Tokens = "attended") -> Intervention:
         """The edit that the rows make together.
 
         Args:
-            tokens: The tools these files come from edit special tokens as well: ``attended``.
+            tokens: Those it may touch: as the tools these files come from, all but padding.
 
         Raises:
             DataError: the rows make no one edit: their actions, thresholds or refusal latents differ, or a latent comes

@@ -4,7 +4,7 @@ One bench for a prompt, for many, and for a conversation in which the edit is sw
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sae_forge.errors import ConfigError, did_you_mean
 from sae_forge.interventions.edit import Edit
@@ -43,7 +43,8 @@ class Subjects:
         materials = self.materials
         if outside := [latent for latent in latents if not 0 <= latent < materials.selection.d_sae]:
             raise ConfigError(f"latent {outside[0]} is outside an SAE of {materials.selection.d_sae} latents")
-        edit = Edit(materials.point, materials.sae, scale(tuple(dict.fromkeys(latents)), factor))
+        scaled = replace(scale(tuple(dict.fromkeys(latents)), factor), tokens=materials.config.tokens)
+        edit = Edit(materials.point, materials.sae, scaled)
         return {f"scale {factor:g} on {latents_in_words({'num_features': len(edit.latents)})}": Edited((edit,))}
 
     def edits(self) -> list[str]:

@@ -18,15 +18,20 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import traces
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
+from sae_forge.interventions.intervention import chosen_tokens
 from sae_forge.interventions.values import median_norm, relative_to_norm
 from sae_forge.methods.weights.texts import Texts, load_texts
+from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
+from sae_forge.models.tokens import real_token_mask
 from sae_forge.sae.dictionary import Dictionary
 
 Flags = TypeVar("Flags")
 Made = TypeVar("Made")
 SAMPLE_ROWS = 8192
 """Tokens of a corpus that norms are measured on."""
+READ_AT_ONCE = 8
+"""Sequences that the model reads at once, where a gate counts tokens that shards do not hold."""
 TRACED = 512
 """Sequences of each retain corpus that gates are calibrated on; a 95th percentile is then good to about one point."""
 
@@ -113,10 +118,28 @@ class Materials:
     def _traces(self) -> dict[str, tuple[Tensor, ...]]:
         latents = torch.tensor(self.selection.indices)
         retain = self.shards.retain.items()
+        if self.config.gate_tokens != "real":
+            return {name: self._counted(load_texts(self.lm, [reader]), latents) for name, reader in retain}
         return {name: traces(reader, self.sae, latents, TRACED) for name, reader in retain}
 
+    def _counted(self, texts: Texts, latents: Tensor) -> tuple[Tensor, ...]:
+        """Acts on the tokens that a gate counts; shards hold no special ones, so the model reads the texts again."""
+        latents, found = latents.to(self.sae.W_dec.device), []
+        for rows in torch.arange(0, len(texts), -(-len(texts) // TRACED)).split(READ_AT_ONCE):
+            batch = texts.rows(rows)
+            attended, real = batch.attention_mask, real_token_mask(*batch, self.lm.special_ids)
+            x = capture(self.lm, [self.point], *batch)[self.point].to(latents.device)
+            with torch.no_grad():
+                acts = self.sae.latent_acts(x.to(self.sae.W_dec.dtype), latents).float().cpu()
+            touched, counted = (
+                chosen_tokens(which, real, attended) for which in (self.config.tokens, self.config.gate_tokens)
+            )
+            acts = torch.where(touched[..., None], acts, 0.0)
+            found += [row[kept] for row, kept in zip(acts, counted, strict=True)]
+        return tuple(found)
+
     def traces(self, latents: tuple[int, ...]) -> dict[str, tuple[Float[Tensor, "_ n"], ...]]:
-        """Acts of the latents on the sequences of each retain corpus."""
+        """Acts of the latents on the sequences of each retain corpus, on the tokens that a gate counts."""
         # traces hold a column for each selected latent, read once for all methods
         place = {latent: number for number, latent in enumerate(self.selection.indices)}
         columns = torch.tensor([place[latent] for latent in latents])

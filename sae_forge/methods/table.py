@@ -17,7 +17,7 @@ from sae_forge.methods.edits import (
     zero,
 )
 from sae_forge.methods.method import Method, Wrapper
-from sae_forge.methods.weights import crisp, grad_diff, gradient_ascent, npo, rmu, simnpo
+from sae_forge.methods.weights import crisp, grad_diff, gradient_ascent, npo, rmu, simnpo, suppress
 from sae_forge.methods.wrappers import quantised, relearned, stacked
 
 METHODS: tuple[Method | Wrapper, ...] = (
@@ -38,6 +38,7 @@ METHODS: tuple[Method | Wrapper, ...] = (
     npo.METHOD,
     simnpo.METHOD,
     crisp.METHOD,
+    suppress.METHOD,
     relearned.METHOD,
     quantised.METHOD,
     stacked.METHOD,

@@ -15,6 +15,7 @@ from sae_forge.methods.method import Wrapper
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import shards_of
+from sae_forge.progress import Progress
 from sae_forge.results.claims import headlines
 from sae_forge.results.report import load_report
 from sae_forge.results.sheets import overview
@@ -34,7 +35,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     config = bench.settle(config)
     named = bench.sae(config.sae)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
-    rivals, also = _rivals(config, bench, named), _steered(config, named)
+    rivals, also = _rivals(config, bench, named), _steered(config, named, bench.progress)
     identity = _identity(config, [selection, *rivals], named.provenance)
     folder = bench.run.evals(named.folder) / files.short_hash(identity)
     if (folder / REPORT_FILE).exists() and not config.starts_over:
@@ -74,12 +75,15 @@ def _rivals(config: EvalConfig, bench: Bench, named: NamedSAE) -> list[Selection
     return [Selection.load(path, weights=named.weights) for path in paths]
 
 
-def _steered(config: EvalConfig, named: NamedSAE) -> list[Edit]:
+def _steered(config: EvalConfig, named: NamedSAE, progress: Progress) -> list[Edit]:
     """The edit that a steering CSV says, if one was given."""
     if config.steering is None:
         return []
     table = read_steering_csv(config.steering)
     table.require_sae(named.name)
+    if "tokens" in config.spelled:
+        return [Edit(named.point, named.sae, table.intervention(config.tokens))]
+    progress.say(f"{config.steering} edits special tokens too, as the tool it is from; --tokens real spares them")
     return [Edit(named.point, named.sae, table.intervention())]
 
 
@@ -117,19 +121,24 @@ def _deciding(config: EvalConfig) -> dict[str, Any]:
     known, idle, counted = catalogue_of(config), set(), set(described(EvalConfig))
     for one in (*known.methods, *known.tasks):
         if (part := one.settings) is not None:
-            is_idle = one.name not in config.methods if isinstance(one, Wrapper) else _unnamed(part, config)
+            is_idle = one.name not in config.methods if isinstance(one, Wrapper) else _unnamed(one.name, part, config)
             (idle if is_idle else counted).update(described(part))
-    return {name: value for name, value in config.deciding("report").items() if name not in idle - counted}
+    said = described(type(config))
+    idle -= counted
+    idle |= {name for name, one in said.items() if one.setting.younger and getattr(config, name) == one.default}
+    return {name: value for name, value in config.deciding("report").items() if name not in idle}
 
 
-def _unnamed(part: type, config: EvalConfig) -> bool:
-    """Whether a task's settings decide only where they name something, or ``--tasks`` does, and nothing is named."""
-    items = [name for name, said in described(part).items() if said.setting.names_items]
+def _unnamed(name: str, part: type, config: EvalConfig) -> bool:
+    """Whether settings decide only where they, ``--tasks`` or ``--methods`` name something, and nothing is named."""
+    items = [setting for setting, said in described(part).items() if said.setting.names_items]
     match getattr(part, "decides_when", "always"):
         case "named":
-            return not any(getattr(config, name) for name in items)
+            return not any(getattr(config, setting) for setting in items)
         case "chosen":
             return not config.tasks
+        case "method":
+            return not {name, "all"} & set(config.methods)
         case _:
             return False
 

@@ -4,10 +4,12 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from sae_forge.config.model import ModelConfig, plain, shown
 from sae_forge.results.pooled import Pooled, pool, pooled
 from sae_forge.results.report import Cell, Change, Report, Row
 from sae_forge.results.sheets import Sheet
 from sae_forge.results.words import interval, label, spaced
+from sae_forge.settings import Preset, settings_for
 from sae_forge.statistics.estimate import Estimate
 
 COLUMNS = ("method", "measure", "published", "measured here")
@@ -27,6 +29,29 @@ def published_beside(preset: Mapping[str, Any], report: Report) -> Sheet:
     measured = pooled(report)
     rows = tuple(row for entry in published.get("rows", ()) for row in _rows(entry, measured))
     return Sheet(f"published beside measured: {published.get('source', 'no source')}", COLUMNS, rows)
+
+
+def as_published(name: str, preset: Preset, config: ModelConfig) -> Sheet:
+    """What a run under a preset does as the paper's released code, and what it does otherwise.
+
+    A setting that the user changed is among the latter, and so are the preset's own admissions.
+    """
+    says: Mapping[str, str] = preset.get("as_published", {})
+    set_by = settings_for(preset, config.model)
+    kept = {setting: plain(getattr(config, setting)) == value for setting, value in set_by.items()}
+    rows = [(f"--{setting} {shown(getattr(config, setting))}", says[setting]) for setting in says if kept[setting]]
+    changed = [setting for setting in set_by if not kept[setting] and setting in config.spelled]
+    rows = [("as published", f"{flag}: {why}") for flag, why in rows]
+    rows += [
+        ("differs", f"--{name} {shown(getattr(config, name))}, where the preset has {_brief(set_by[name])}")
+        for name in changed
+    ]
+    rows += [("differs", words) for words in preset.get("differs", ())]
+    return Sheet(f"{name}: what is done as published, and what differs", ("", "what"), tuple(rows))
+
+
+def _brief(value: Any) -> str:
+    return ",".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _rows(entry: Mapping[str, Any], measured: Sequence[Pooled]) -> Iterator[tuple[str, ...]]:

@@ -16,7 +16,7 @@ from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.evaluate import evaluate
 from sae_forge.pipeline.features import features
 from sae_forge.pipeline.known import texts_of
-from sae_forge.pipeline.published import published_beside
+from sae_forge.pipeline.published import as_published, published_beside
 from sae_forge.pipeline.report import report
 from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
@@ -41,6 +41,11 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
     chosen = presets()[preset] if preset else {}
     for config in configs:
         _require_files(config, preset, chosen.get("needs", {}))
+    said = {config.model: as_published(preset, chosen, config) for config in configs} if preset else {}
+    for sheet in said.values():
+        progress.say(sheet.title)
+        for kind, words in sheet.rows:
+            progress.say(f"  {kind}: {words}")
     outcomes = {config.model: _run_one(config, progress) for config in configs}
     last = Bench(configs[-1], progress)
     return Outcome(
@@ -58,6 +63,7 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
             for table in (
                 *stages["eval"].tables,
                 published_beside(chosen, load_report(stages["eval"].outputs["report"])),
+                *((said[model],) if model in said else ()),
             )
             if table.rows
         ),

@@ -138,6 +138,9 @@ def _of_all(report: Report, edits: list[Row]) -> Iterator[str]:
         yield f"The latents are those of the selection {how['selection']}, in its order."
     if how.get("gate", "own") != "own":
         yield f"Every edit is in force only where the gate {how['gate']} is open ({how['gate_policy']})."
+    if (touched := how.get("tokens", "real")) != "real":
+        but = "" if touched == "attended" else " but a text's first"
+        yield f"Edits touch special tokens as well{but} (--tokens {touched}), as released code does."
     if not how.get("keep_error", True):
         yield "The SAE's error is dropped (--no_keep_error): part of every change comes from that alone."
 

@@ -169,7 +169,8 @@ class TunedMethod:
     """Those that no other dominates."""
     best_at: Mapping[str, Point | None]
     """The lowest forget accuracy above each floor, if any point is."""
-    saebench_score: float
+    saebench_score: float | None
+    """The unlearning score where SAEBench defines it: on questions that a filter left, which the base has right."""
     hypervolume: float
     best_alignment: float
     chosen: Point
@@ -177,6 +178,8 @@ class TunedMethod:
     """Which rule chose it."""
     end: str | None
     """``gentlest`` or ``roughest`` where the chosen strength is the end of those tried."""
+    unlearning_score: float | None = None
+    """1 minus the lowest forget accuracy at 99 % of the base's utility, 0 where no point has that; None: not told."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,13 @@ FLOORS = {
     "neighbours_99": "lowest forget at 99 % of retain and neighbours",
 }
 """What a sweep's best points keep, as heads of columns."""
-SCORES = {"saebench_score": "SAEBench score (dev)", "hypervolume": "hypervolume", "best_alignment": "best alignment"}
+SCORES = {
+    "saebench_score": "SAEBench score (dev)",
+    "unlearning_score": "unlearning score (dev)",
+    "hypervolume": "hypervolume",
+    "best_alignment": "best alignment",
+}
+"""Single numbers of a sweep that papers quote, as heads of columns."""
 
 Column = tuple[str, Callable[[Pooled], str]]
 """A head, and the cell under it of one method."""
@@ -68,6 +74,9 @@ def overview(report: Report) -> Sheet:
     titles.append("share of tokens edited")
     if precision := report.protocol.get("precision"):
         titles.append(f"a model of {precision} weights")
+    computed = report.protocol.get("computed_in", {})
+    if computed and computed["model"] != computed["sae"]:
+        titles.append(f"the model computes in {computed['model']}, the SAE in {computed['sae']}")
     return _sheet("; ".join(titles), columns, methods(report) if report.sweep else pooled(report))
 
 
@@ -160,7 +169,11 @@ def _sheet(title: str, columns: Sequence[Column], several: Sequence[Pooled]) -> 
 
 def _swept(sweep: Sweep, unsaid: Sequence[str]) -> Sheet:
     """What the sweep tried and chose, a row a method."""
-    heads = ("method", "settings tried", "chosen", "by rule", "forget", "retain", *FLOORS.values(), *SCORES.values())
+    told = [score for score in SCORES if any(getattr(one, score) is not None for one in sweep.methods.values())]
+    if "saebench_score" in told:  # the same number by its own name
+        told.remove("unlearning_score")
+    scores = [SCORES[score] for score in told]
+    heads = ("method", "settings tried", "chosen", "by rule", "forget", "retain", *FLOORS.values(), *scores)
     rows = (
         (
             name,
@@ -170,7 +183,7 @@ def _swept(sweep: Sweep, unsaid: Sequence[str]) -> Sheet:
             number(one.chosen.forget),
             number(one.chosen.utility),
             *(_lowest(one.best_at, floor) for floor in FLOORS),
-            *(number(getattr(one, score)) for score in SCORES),
+            *(number(getattr(one, score)) for score in told),
         )
         for name, one in sweep.methods.items()
     )

@@ -69,6 +69,15 @@ class JumpReLUSAE(nn.Module):
         """The reconstruction of each token, in fp32."""
         return self.decode(self.encode(x))
 
+    def pre_acts(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """What every latent answers before its threshold; d_sae numbers a token, so for few tokens at a time."""
+        self._require_width(x)
+        return x.to(self.W_enc.dtype) @ self.W_enc + self.b_enc
+
+    def activated(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """The dense acts: pre-acts above threshold and 0, and 0 elsewhere."""
+        return _jump(pre_acts, self.threshold)
+
     def latent_acts(self, x: Float[Tensor, "*batch d_in"], latents: Int[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
         """Acts of the chosen latents alone, in the order given; the other latents' weights are not read."""
         self._require_width(x)

@@ -100,6 +100,11 @@ class TopKSAE(nn.Module):
         """What every latent answers before TopK; d_sae numbers a token, so for few tokens at a time."""
         return (x.to(self.W_enc.dtype) - self.b_dec) @ self.W_enc + self.b_enc
 
+    def activated(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """The dense acts: the k largest pre-acts of each token where above 0, and 0 elsewhere."""
+        values, places = pre_acts.relu().topk(self.k, dim=-1)
+        return torch.zeros_like(pre_acts).scatter(-1, places, values)
+
     def latent_acts(self, x: Float[Tensor, "*batch d_in"], latents: Int[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
         """Acts of the chosen latents, zero where one is not among the token's top k.
 

@@ -127,7 +127,7 @@ def evaluate(
         domains=described_domains(asked, tasks),
         rows=tuple(rows),
         controls=tuple(_controls(headings, plans, rows, measurements, bootstrap)),
-        protocol=_protocol(asked, measurements[0], selection, config, point) | _model(lm),
+        protocol=_protocol(asked, measurements[0], selection, config, point) | _precisions(lm, sae),
         left_out=left_out,
         rough=tuple(dict.fromkeys(name for method in methods for name in method.rough)),
         unsaid=tuple(dict.fromkeys(name for method in methods for name in method.unsaid)),
@@ -242,9 +242,14 @@ def _of_editing(config: EvalConfig) -> set[str]:
     return {name for part in parts for name in described(part)} - set(described(ModelConfig))
 
 
-def _model(lm: LanguageModel) -> dict[str, Any]:
-    """What the numbers owe to how the model was read."""
-    return {"opening": lm.opening.told(), "precision": lm.precision}
+def _precisions(lm: LanguageModel, sae: Dictionary) -> dict[str, Any]:
+    """What the numbers owe to how the model and the SAE were read."""
+    computed = {"model": lm.model.dtype, "sae": sae.W_dec.dtype}
+    return {
+        "opening": lm.opening.told(),
+        "precision": lm.precision,
+        "computed_in": {whose: str(dtype).removeprefix("torch.") for whose, dtype in computed.items()},
+    }
 
 
 def _protocol(

@@ -134,7 +134,8 @@ def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, f
                 points.append(known)
             chosen, rule = pareto.choose(points, base.utility, guessing["forget"])
             end = ends(method, materials)[points.index(chosen)]
-            tuned[method.name] = _tuned(points, base, chosen, rule, end, guessing["retain"])
+            filtered = getattr(materials.config, "question_filter", "none") != "none"
+            tuned[method.name] = _tuned(points, base, chosen, rule, end, guessing["retain"], filtered=filtered)
     return Sweep(
         half=HALF,
         measure=pools["forget"].measure.name,
@@ -146,11 +147,12 @@ def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, f
 
 
 def _tuned(
-    points: Sequence[Point], base: Point, chosen: Point, rule: str, end: str | None, chance: float
+    points: Sequence[Point], base: Point, chosen: Point, rule: str, end: str | None, chance: float, *, filtered: bool
 ) -> TunedMethod:
     """One method's part of the report, with the single numbers that papers quote."""
     best = {name: pareto.best_at(points, floor) for name, floor in pareto.floors(base.utility).items()}
     at_99 = best["utility_99"]
+    score = 0.0 if at_99 is None else 1 - at_99.forget
     if base.neighbour is not None:
         both = (pareto.UTILITY_SHARE * base.utility, pareto.UTILITY_SHARE * base.neighbour)
         best["neighbours_99"] = pareto.best_at(points, *both)
@@ -159,12 +161,13 @@ def _tuned(
         points=tuple(points),
         front=tuple(pareto.front(points)),
         best_at=best,
-        saebench_score=0.0 if at_99 is None else 1 - at_99.forget,
+        saebench_score=score if filtered else None,
         hypervolume=pareto.hypervolume(points, base.forget, chance),
         best_alignment=max(one.alignment for one in points),
         chosen=chosen,
         rule=rule,
         end=end,
+        unlearning_score=score,
     )
 
 

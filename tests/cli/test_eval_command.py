@@ -121,7 +121,7 @@ def test_exported_tables_read_back_to_the_same_edit(run: TinyRun, exported: dict
     for path in folder.iterdir():
         name = path.stem.rpartition("-")[0]
         edit = made(name, rows[name], run.materials(theta=0.5))
-        assert read_steering_csv(path, sae_id=run.named.name).intervention() == edit.intervention
+        assert read_steering_csv(path, sae_id=run.named.name).intervention("real") == edit.intervention
 
 
 @pytest.mark.parametrize("name", SAID)
@@ -200,5 +200,5 @@ def test_a_table_that_cannot_be_meant_is_one_line(
 def test_names_of_edits_do_not_matter_to_what_they_are(run: TinyRun):
     """A published name on a threshold of zero is exported as the plain clamp it then is."""
     edit = made("conditional_clamp", {"num_features": 3, "value": -1.0, "theta": 0.0}, run.materials())
-    again = steering_table(edit.intervention).intervention()
+    again = steering_table(edit.intervention).intervention("real")
     assert again == replace(edit.intervention, name="clamp")

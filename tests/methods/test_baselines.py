@@ -40,15 +40,18 @@ from sae_forge.methods.edits.diff_means import (
     matching_strength,
     retain_threshold,
 )
-from sae_forge.methods.weights import crisp
-from sae_forge.methods.weights.crisp import CRISP, Suppressed
+from sae_forge.methods.weights import suppress
+from sae_forge.methods.weights.adapters import Suppressed
+from sae_forge.methods.weights.crisp import CRISP
 from sae_forge.methods.weights.grad_diff import GradDiff
 from sae_forge.methods.weights.gradient_ascent import GradientAscent
 from sae_forge.methods.weights.npo import NPO
 from sae_forge.methods.weights.objectives import nats_per_token
 from sae_forge.methods.weights.recipe import Recipe
 from sae_forge.methods.weights.rmu import RMU
+from sae_forge.methods.weights.sentences import Writing
 from sae_forge.methods.weights.simnpo import SimNPO
+from sae_forge.methods.weights.suppress import Suppress
 from sae_forge.methods.weights.texts import TextBatch, Texts, iter_batches, load_texts
 from sae_forge.methods.weights.training import unlearn
 from sae_forge.models.hooks import capture
@@ -132,7 +135,8 @@ def recipes(sae: TopKSAE, steps: int = 2) -> list[Recipe]:
         NPO(**common),
         NPO(retain="kl", **common),
         SimNPO(**common),
-        CRISP(suppressed=(Suppressed(POINT, sae, tuple(range(40))),), sentences=2, sentence_tokens=4, **common),
+        Suppress(suppressed=(Suppressed(POINT, sae, tuple(range(40))),), writing=Writing(2, new_tokens=4), **common),
+        CRISP(suppressed=(Suppressed(POINT, sae, tuple(range(40))),), writing=Writing(2, new_tokens=4), **common),
     ]
 
 
@@ -295,19 +299,19 @@ def squared(x: Tensor, target: Tensor, texts: Texts, padding: bool, special: fro
     return total / (count * x.shape[-1])
 
 
-@pytest.mark.parametrize("include_padding", [False, True])
-def test_one_rmu_step_is_its_formula(tiny_model, include_padding):
+@pytest.mark.parametrize("mean", ["real", "positions"])
+def test_one_rmu_step_is_its_formula(tiny_model, mean):
     """The gradient lies on three output projections alone; AdamW's first step is sign-like, so it is compared by it."""
     forget, retain = ragged(tiny_model, [TEXT[0], "an owl"]), ragged(tiny_model, [TEXT[2], "mica, mica!"])
-    recipe = RMU(layer=2, coefficient=30.0, alpha=7.0, steps=1, lr=1e-3, batch_size=2, include_padding=include_padding)
+    recipe = RMU(layer=2, coefficient=30.0, alpha=7.0, steps=1, lr=1e-3, batch_size=2, mean=mean)
     target = recipe.direction(D_IN, seed=3)
     assert float(target.norm()) == pytest.approx(30)
     assert (target >= 0).all()
     slow = copy.deepcopy(tiny_model.model).requires_grad_(True)
     before = hidden(tiny_model.model, retain, 2)
     special = tiny_model.special_ids
-    value = squared(hidden(slow, forget, 2), target.double(), forget, include_padding, special)
-    value = value + 7.0 * squared(hidden(slow, retain, 2), before, retain, include_padding, special)
+    value = squared(hidden(slow, forget, 2), target.double(), forget, mean == "positions", special)
+    value = value + 7.0 * squared(hidden(slow, retain, 2), before, retain, mean == "positions", special)
     value.backward()
     fast = recipe.loss(tiny_model, tiny_model, retain, 3)(whole(forget), whole(retain))
     assert float(fast) == pytest.approx(value.item(), rel=1e-5)
@@ -326,12 +330,12 @@ def test_one_rmu_step_is_its_formula(tiny_model, include_padding):
         torch.testing.assert_close(moved.double()[clear], expected[clear], rtol=0, atol=2e-2 * recipe.lr)
 
 
-def test_crisp_losses_are_their_formulas(tiny_model, sae):
+def test_suppression_is_its_formula(tiny_model, sae):
     """Acts by sorting every pre-act; a pair counts where it fires in the given model."""
     changed = other(tiny_model)
     texts = ragged(tiny_model, [TEXT[0], TEXT[1][:30], "owl"])
     chosen = tuple(range(0, D_SAE, 2))
-    recipe = CRISP(suppressed=(Suppressed(POINT, sae, chosen),), alpha=3.0)
+    recipe = Suppress(suppressed=(Suppressed(POINT, sae, chosen),), alpha=3.0)
     x, y = (hidden(lm.model, texts, POINT.layer) for lm in (tiny_model, changed))
 
     def dense(h: Tensor) -> Tensor:
@@ -346,9 +350,9 @@ def test_crisp_losses_are_their_formulas(tiny_model, sae):
         pulled += [abs(after[j] + abs(3.0 * z.mean())) for j in chosen if z[j] > 0]
         drifts.append(((x[row, place] - y[row, place]) ** 2).mean())
     assert len(pulled) > 20
-    found = crisp.suppression(changed, tiny_model, recipe, whole(texts))
+    found = suppress.suppression(changed, tiny_model, recipe, whole(texts))
     assert float(found) == pytest.approx(float(torch.stack(pulled).mean()), rel=1e-4)
-    found = crisp.drift(changed, tiny_model, recipe, whole(texts))
+    found = suppress.drift(changed, tiny_model, recipe, whole(texts))
     assert float(found) == pytest.approx(float(torch.stack(drifts).mean()), rel=1e-4)
 
 
@@ -356,7 +360,7 @@ def test_crisp_losses_are_their_formulas(tiny_model, sae):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", range(7))
+@pytest.mark.parametrize("number", range(8))
 def test_the_given_model_keeps_every_bit(tiny_model, sae, forget, retain, number):
     recipe = recipes(sae)[number]
     weights, before, hooks = fingerprint(tiny_model), logits(tiny_model, forget), hook_count(tiny_model)
@@ -486,7 +490,7 @@ def test_rmu_moves_forget_text_to_its_target_and_holds_retain_text(world):
 
 
 @pytest.mark.slow
-def test_crisp_silences_its_latents(world):
+def test_suppress_silences_its_latents(world):
     lm, forget, retain, _ = world
     point = HookPoint(1)
     sae = TopKSAE(lm.d_model, 200, 12, seed=2).requires_grad_(False)
@@ -502,7 +506,7 @@ def test_crisp_silences_its_latents(world):
     acts = sae.latent_acts(capture(lm, [point], *batch)[point][real_token_mask(*batch, lm.special_ids)], every)
     chosen = (acts > 0).sum(0).topk(6).indices
     suppressed = (Suppressed(point, sae, tuple(chosen.tolist())),)
-    recipe = CRISP(suppressed=suppressed, steps=20, lr=5e-3, batch_size=4, sentences=4)
+    recipe = Suppress(suppressed=suppressed, steps=20, lr=5e-3, batch_size=4, writing=Writing(4))
     after = unlearn(lm, recipe, forget, retain)
     fired = {name: count(model, forget, chosen) for name, model in (("before", lm), ("after", after))}
     assert fired["before"] > 100
@@ -617,7 +621,11 @@ def test_a_loss_that_is_not_finite_ends_the_training_before_the_step(tiny_llama,
         (lambda sae: CRISP(suppressed=()), ConfigError, "needs latents"),
         (lambda sae: CRISP(suppressed=(Suppressed(HookPoint(8), sae, (1,)),)), ConfigError, "layer=8 is beyond"),
         (lambda sae: CRISP(suppressed=(Suppressed(POINT, TopKSAE(40, 80, 4), (1,)),)), CheckpointError, "40 wide"),
-        (lambda sae: CRISP(suppressed=(Suppressed(POINT, sae, (1,)),), prompt_tokens=999), DataError, "prompt_tokens"),
+        (
+            lambda sae: CRISP(suppressed=(Suppressed(POINT, sae, (1,)),), writing=Writing(prompt_tokens=999)),
+            DataError,
+            "prompt_tokens",
+        ),
     ],
 )
 def test_recipes_that_cannot_work_are_refused(tiny_llama, sae, forget, retain, build: Callable, kind, says):

@@ -17,8 +17,10 @@ from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.errors import BackendError, ConfigError, DataError
 from sae_forge.interventions.apply import applied, delta
+from sae_forge.interventions.calibration import calibrated
 from sae_forge.interventions.clamping import MeanAblation
 from sae_forge.interventions.gates.any import AnyFires
+from sae_forge.interventions.gates.mean import MeanRate
 from sae_forge.interventions.gates.sequence import SequenceGate
 from sae_forge.methods.method import ends, grid
 from sae_forge.methods.subjects import Edited, Retrained, Subject
@@ -392,6 +394,21 @@ def test_a_gate_that_replaces_a_methods_own_leaves_nothing_of_it_to_tune(run: Ti
 
 
 @pytest.mark.slow
+def test_a_gate_that_counts_special_tokens_is_calibrated_on_them(run):
+    """Thresholds of DSG's own share, from the model's reading of the retain rows, special tokens too."""
+    materials = run.materials(gate_tokens="attended", tokens="all_but_first", methods=("dsg",))
+    latents = materials.selection.indices[:4]
+    plain = run.materials().traces(latents)
+    for name, traces in materials.traces(latents).items():
+        assert sum(map(len, traces)) > sum(map(len, plain[name])), "BOS is there as well"
+        assert not any(trace[0].any() for trace in traces), "and never a hit"
+        rates = [float((trace > 0).any(-1).float().mean()) for trace in traces]
+        gate = calibrated(MeanRate(0.0), traces, 50.0)
+        assert gate.limit == pytest.approx(float(torch.tensor(rates).double().quantile(0.5)), abs=1e-6)
+        hits = {len(one) - len(other) for one, other in zip(traces, plain[name], strict=True)}
+        assert min(hits) >= 1
+
+
 @pytest.mark.parametrize("changed", [{"gate": "all"}, {"keep_error": False}])
 def test_diff_means_takes_no_gate_and_has_no_error_to_drop(run: TinyRun, changed: dict[str, Any]):
     with pytest.raises(ConfigError, match="diff_means reads no SAE"):

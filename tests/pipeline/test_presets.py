@@ -22,7 +22,7 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.loading import load_model
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.published import COLUMNS, NOT_MEASURED, published_beside
+from sae_forge.pipeline.published import COLUMNS, NOT_MEASURED, as_published, published_beside
 from sae_forge.pipeline.run import run
 from sae_forge.progress import SILENT
 from sae_forge.results.report import Report
@@ -429,3 +429,36 @@ def test_a_published_number_stands_beside_its_own_measurement() -> None:
         ("rmu note their best", "accuracy forget", "0.500", NOT_MEASURED),
     )
     assert published_beside({}, filled({"methods": [edit]})).rows == ()
+
+
+@pytest.mark.parametrize("name", PAPERS)
+def test_a_preset_says_what_it_does_as_published_and_what_differs(name: str) -> None:
+    preset = presets()[name]
+    sheet = as_published(name, preset, resolve(run_config(), {}, preset=name))
+    assert set(preset["as_published"]) <= set(preset["settings"]), "only what it sets is done as published"
+    done = [words for kind, words in sheet.rows if kind == "as published"]
+    assert len(done) == len(preset["as_published"]) >= 3
+    assert done[0].startswith(f"--tokens {preset['settings']['tokens']}: ")
+    assert [words for kind, words in sheet.rows if kind == "differs"] == preset["differs"]
+    assert len(preset["differs"]) >= 2
+    changed = as_published(name, preset, resolve(run_config(), {"tokens": "real"}, preset=name))
+    assert ("differs", f"--tokens real, where the preset has {preset['settings']['tokens']}") in changed.rows
+    assert len(changed.rows) == len(sheet.rows), "what was as published differs now"
+
+
+@pytest.mark.parametrize(
+    ("name", "touched", "counted"),
+    [
+        ("farrell-gemma2-2b", "attended", "real"),
+        ("dsg-bio", "all_but_first", "attended"),
+        ("dsg-cyber", "all_but_first", "attended"),
+        ("dsg-muse-news", "all_but_first", "attended"),
+        ("dsg-muse-books", "all_but_first", "attended"),
+        ("condclamp-prime", "attended", "real"),
+        ("condclamp-refusal", "attended", "real"),
+        ("inlp-llama2-7b", "attended", "real"),
+    ],
+)
+def test_a_preset_touches_the_tokens_that_its_paper_touches(name: str, touched: str, counted: str) -> None:
+    config = resolve(run_config(), {}, preset=name)
+    assert (config.tokens, config.gate_tokens) == (touched, counted)

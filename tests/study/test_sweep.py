@@ -169,7 +169,7 @@ def test_the_shape_of_a_sweep(metrics: dict[str, Any]):
     for one in found["methods"].values():
         assert set(one) == {
             "configurations", "points", "front", "best_at", "saebench_score", "hypervolume", "best_alignment",
-            "chosen", "rule", "end",
+            "chosen", "rule", "end", "unlearning_score",
         }  # fmt: skip
         assert all(set(entry) == coordinates for entry in (*one["points"], *one["front"], one["chosen"]))
         assert set(one["best_at"]) == {"utility_99", "utility_1pt", "neighbours_99"}
@@ -204,7 +204,8 @@ def test_the_chosen_settings_are_those_that_the_rule_takes(metrics: dict[str, An
             best = one["best_at"][name]
             assert (None if best is None else best["forget"]) == min(allowed, default=None)
         at_99 = one["best_at"]["utility_99"]
-        assert one["saebench_score"] == (0.0 if at_99 is None else 1 - at_99["forget"])
+        assert one["unlearning_score"] == (0.0 if at_99 is None else 1 - at_99["forget"])
+        assert one["saebench_score"] is None, "SAEBench defines it on filtered questions alone"
         for entry in points:
             assert entry.alignment == alignment(entry.utility, base.utility, entry.forget, base.forget)
 

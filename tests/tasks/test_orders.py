@@ -265,7 +265,8 @@ def test_classes_by_hand() -> None:
         ("Both A and B", True), ("A and C", True), ("B & D", True), ("both A & C are correct", True),
         ("A, B and C", True), ("All of the above", True), ("all of the above.", True), ("(A) and (B)", True),
         ("Vitamins A and D", False), ("Bel and Corvo", False), ("A and Beta", False), ("Both owls", False),
-        ("Alpha and Beta", False), ("A", False), ("above all", False),
+        ("Alpha and Beta", False), ("A", False), ("above all", False), ("A and B chains of the protein", False),
+        ("A and B only", True), ("All of the above.", True), ("A, B, and C", True), ("B & C rays", False),
     ],
 )  # fmt: skip
 def test_tricks(option: str, expected: bool) -> None:

@@ -144,7 +144,8 @@ def _build(settings: Settings, materials: "Materials") -> "Edited":
         direction = direction.gated(materials.once(_threshold))
     mean_norm = settings["budget"] * materials.once(_budget)
     strength = matching_strength(direction, [materials.shards.forget], mean_norm=mean_norm)
-    return Edited((Edit(materials.point, direction, Intervention("diff_means", (0,), RemoveShare(strength))),))
+    edit = Intervention("diff_means", (0,), RemoveShare(strength), tokens=materials.config.tokens)
+    return Edited((Edit(materials.point, direction, edit),))
 
 
 def _needs(materials: "Materials") -> ForgeError | None:

@@ -137,12 +137,13 @@ def needs(name: str, *, own_gate: bool = False, writes: bool = False) -> Callabl
 
 
 def gated(chosen: "Intervention", materials: "Materials") -> "Edited":
-    """The intervention behind the gate that the config asks for, and with or without the SAE's error."""
+    """The intervention behind the gate that the config asks for, on its tokens, with or without the SAE's error."""
     from sae_forge.interventions.edit import Edit
     from sae_forge.methods.subjects import Edited
 
     # a gate that the flags name takes the place of the method's own; `own` names none
-    kept = replace(chosen, keep_error=materials.config.keep_error)
-    gate = gate_of(materials.config, lambda: materials.traces(kept.targets))
+    config = materials.config
+    kept = replace(chosen, keep_error=config.keep_error, tokens=config.tokens, counted=config.gate_tokens)
+    gate = gate_of(config, lambda: materials.traces(kept.targets))
     kept = kept if gate is None else replace(kept, gate=gate)
     return Edited((Edit(materials.point, materials.sae, kept),))

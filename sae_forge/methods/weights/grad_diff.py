@@ -21,6 +21,9 @@ class GradDiff(Pace):
     gamma: float = 1.0
     alpha: float = 1.0
 
+    eos: bool = False
+    """Whether EOS after a text is a token to predict, too."""
+
     name: ClassVar[str] = "grad_diff"
     changed = every_weight
 
@@ -30,7 +33,9 @@ class GradDiff(Pace):
         del frozen, retain, seed
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
-            return held(-self.gamma * nats_per_token(lm, forget_batch), lm, retain_batch, self.alpha)
+            return held(
+                -self.gamma * nats_per_token(lm, forget_batch, eos=self.eos), lm, retain_batch, self.alpha, eos=self.eos
+            )
 
         return of
 

@@ -16,6 +16,9 @@ if TYPE_CHECKING:
 class GradientAscent(Pace):
     """``-nll(forget)``, where ``nll`` is the mean over a batch's real tokens."""
 
+    eos: bool = False
+    """Whether EOS after a text is a token to predict, too."""
+
     name: ClassVar[str] = "gradient_ascent"
     changed = every_weight
 
@@ -23,7 +26,7 @@ class GradientAscent(Pace):
         from sae_forge.methods.weights.objectives import nats_per_token
 
         del frozen, retain, seed
-        return lambda forget_batch, _: -nats_per_token(lm, forget_batch)
+        return lambda forget_batch, _: -nats_per_token(lm, forget_batch, eos=self.eos)
 
 
 METHOD = retraining(GradientAscent, axes=lambda *_: ({"passes": [0.5, 1.0]}, Strength("rate", 0.05, 1.0)))

@@ -31,6 +31,9 @@ class NPO(Pace):
     retain: RetainLoss = "nll"
     """``kl``: stay near the given model's next-token distributions."""
 
+    eos: bool = False
+    """Whether EOS after a text is a token to predict, too."""
+
     name: ClassVar[str] = "npo"
     changed = every_weight
 
@@ -50,13 +53,13 @@ class NPO(Pace):
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
             with torch.no_grad():
-                before = target_logprobs(frozen, forget_batch)[0].sum(-1)
+                before = target_logprobs(frozen, forget_batch, eos=self.eos)[0].sum(-1)
             # log p(y) - log p_reference(y), [batch]; sums over tokens, so long sequences are pulled harder
-            ratio = target_logprobs(lm, forget_batch)[0].sum(-1) - before
+            ratio = target_logprobs(lm, forget_batch, eos=self.eos)[0].sum(-1) - before
             pull = -2 / self.beta * logsigmoid(-self.beta * ratio).mean()
             if self.retain == "kl":
-                return pull + self.alpha * divergence(lm, frozen, retain_batch)
-            return held(pull, lm, retain_batch, self.alpha)
+                return pull + self.alpha * divergence(lm, frozen, retain_batch, eos=self.eos)
+            return held(pull, lm, retain_batch, self.alpha, eos=self.eos)
 
         return of
 

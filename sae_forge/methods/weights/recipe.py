@@ -45,6 +45,21 @@ class PaceSettings(ModelConfig):
         "Retrained baselines: sequences a step takes of each side. Unset: the paper's.",
         Setting(at_least=1, wanted="give at least 1 sequence"),
     ] = None
+    baseline_weight_decay: Annotated[
+        float | None,
+        "Retrained baselines: AdamW's weight decay. Unset: 0.01, as torch.",
+        Setting(at_least=0, finite=True, younger=True, wanted="give 0 or more"),
+    ] = None
+    baseline_eps: Annotated[
+        float | None,
+        "Retrained baselines: AdamW's eps. Unset: 1e-8, as torch; AdamW of transformers 4 has 1e-6.",
+        Setting(above=0, finite=True, younger=True, wanted="give a value above 0"),
+    ] = None
+    eos_targets: Annotated[
+        bool,
+        "Retrained baselines: EOS between texts is a token to predict too, as in training on question and answer.",
+        Setting(younger=True),
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +71,8 @@ class Pace:
     batch_size: int = 8
     """Sequences a step takes of each side."""
     weight_decay: float = 0.01
+    eps: float = 1e-8
+    """Added to AdamW's denominator."""
     amsgrad: bool = False
 
 
@@ -73,6 +90,8 @@ class Recipe(Protocol):
     def batch_size(self) -> int: ...
     @property
     def weight_decay(self) -> float: ...
+    @property
+    def eps(self) -> float: ...
     @property
     def amsgrad(self) -> bool: ...
 
@@ -119,6 +138,7 @@ def retraining(
     finished: Callable[[Settings, "Materials"], Settings] | None = None,
     needs: Callable[["Materials"], ForgeError | None] = lambda materials: None,  # noqa: ARG005
     build: Callable[[Settings, "Materials"], Recipe] | None = None,
+    settings: type[PaceSettings] = PaceSettings,
 ) -> Method:
     """A method that trains by a recipe, a subclass of :class:`Pace` with a ``name``.
 
@@ -127,6 +147,7 @@ def retraining(
     Args:
         rough: The settings that say how rough it is.
         build: The recipe at these settings, where more than they goes into it.
+        settings: The config class of its flags, where it has more than those of pace.
     """
     name = recipe.name
 
@@ -158,16 +179,23 @@ def retraining(
         least=least,
         needs=possible,
         build=built,
-        settings=PaceSettings,
+        settings=settings,
     )
 
 
 def paced(recipe: type[Pace], materials: "Materials", *, rate: float = 1.0, passes: float = 1.0) -> Settings:
-    """How long and how fast a recipe trains: ``rate`` and ``passes`` times what was asked for, or its own defaults."""
+    """How long and how fast a recipe trains: ``rate`` and ``passes`` times what was asked for, or its own defaults.
+
+    What else the flags name of the optimizer and of the targets stands there only where they name it.
+    """
     # `or`: unset is None, and bounds refuse 0
     config = materials.setting(PaceSettings)
+    named = {"weight_decay": config.baseline_weight_decay, "eps": config.baseline_eps}
+    if hasattr(recipe, "eos"):  # of its losses next tokens are a part
+        named["eos"] = config.eos_targets or None
     return {
         "lr": short(rate * (config.baseline_lr or recipe.lr)),
         "steps": max(1, round(passes * (config.baseline_steps or recipe.steps))),
         "batch_size": config.baseline_batch or recipe.batch_size,
+        **{name: value for name, value in named.items() if value is not None},
     }

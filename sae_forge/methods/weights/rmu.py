@@ -5,12 +5,13 @@ through the MLP output projections of that layer and the two below it.
 """
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, get_args
 
+from sae_forge.config.fields import Setting
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.methods.method import Settings, Strength, short
-from sae_forge.methods.weights.recipe import Pace, paced, retraining
+from sae_forge.methods.weights.recipe import Pace, PaceSettings, paced, retraining
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -20,10 +21,38 @@ if TYPE_CHECKING:
     from sae_forge.methods.weights.texts import TextBatch, Texts
     from sae_forge.models.loading import LanguageModel
 
+Mean = Literal["real", "attended", "positions", "texts", "open_unlearning"]
+"""``real``: all tokens of text alike. ``attended``: BOS and EOS too. ``positions``: padding too, as the reference
+implementation. ``texts``: a text's mean first, then that of all, the paper's formula. ``open_unlearning``: the mean of
+the texts' sums times the mean of their inverse lengths, as that library's code has it; for texts of one length the
+same."""
 TRAINED_LAYERS = 3
 """The layer of the loss and those right below it."""
 LEAST = 12
 """Settings that RMU needs at least: an under-tuned one makes every rival look good."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RMUSettings(PaceSettings):
+    """RMU's target, its weights, and what it averages over."""
+
+    heading: ClassVar[str] = "Retraining"
+
+    rmu_coefficient: Annotated[
+        float | None,
+        "RMU: length of the target. Unset: twice the norm of a retain activation.",
+        Setting(above=0, finite=True, younger=True, tuned=lambda _: True, wanted="give a length above 0"),
+    ] = None
+    rmu_alpha: Annotated[
+        float,
+        "RMU: weight of the retain term.",
+        Setting(at_least=0, finite=True, younger=True, tuned=lambda _: True, wanted="give 0 or more"),
+    ] = 100.0
+    rmu_mean: Annotated[
+        Mean,
+        "RMU averages over real tokens, attended ones, all positions (its code), texts (its paper) or as that library.",
+        Setting(younger=True),
+    ] = "real"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +68,8 @@ class RMU(Pace):
     steps: int = 150
     lr: float = 5e-5
     batch_size: int = 4
-    include_padding: bool = False
-    """Average over every position, padding, BOS and EOS too, as the reference implementation does."""
+    mean: Mean = "real"
+    """What both squared distances are averaged over."""
 
     name: ClassVar[str] = "rmu"
 
@@ -50,6 +79,8 @@ class RMU(Pace):
                 f"RMU(layer={self.layer}, coefficient={self.coefficient}, alpha={self.alpha}) cannot be trained; "
                 "give a layer of 0 or more, a coefficient above 0 and alpha of 0 or more"
             )
+        if self.mean not in get_args(Mean):
+            raise ConfigError(f"mean={self.mean!r} is unknown; choose one of {', '.join(get_args(Mean))}")
 
     def changed(self, lm: "LanguageModel") -> list[str]:
         """The MLP output projections at the layer and the two below it."""
@@ -72,34 +103,48 @@ class RMU(Pace):
 
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
         """No layer above the recipe's runs."""
-        import torch
-
-        from sae_forge.methods.weights.objectives import mean_squared, real_tokens
+        from sae_forge.methods.weights.objectives import real_tokens, squared_mean
         from sae_forge.models.hooks import capture, capture_with_gradients
 
         del retain
         point, target = HookPoint(self.layer), self.direction(frozen.d_model, seed)
 
-        def counted(batch: "TextBatch") -> "Tensor":
-            return torch.ones_like(batch.attention_mask) if self.include_padding else real_tokens(frozen, batch)
+        def distance(x: "Tensor", aim: "Tensor", batch: "TextBatch") -> "Tensor":
+            counted = real_tokens(frozen, batch)
+            if self.mean in ("attended", "positions"):
+                counted = batch.attention_mask | (self.mean == "positions")
+            return squared_mean(x, aim.to(x.device), counted, self.mean)
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
             pushed = capture_with_gradients(lm, [point], *forget_batch)[point]
-            forget_loss = mean_squared(pushed, target.to(pushed.device), counted(forget_batch))
+            forget_loss = distance(pushed, target, forget_batch)
             if self.alpha == 0:
                 return forget_loss
             # h(x_r) and h_frozen(x_r) of the same batch, [batch, seq, d_model] at the output of the layer
             held = capture_with_gradients(lm, [point], *retain_batch)[point]
             before = capture(frozen, [point], *retain_batch)[point]
-            return forget_loss + self.alpha * mean_squared(held, before, counted(retain_batch))
+            return forget_loss + self.alpha * distance(held, before, retain_batch)
 
         return of
+
+
+def _from_flags(size: int, materials: "Materials") -> list[Settings]:
+    del size
+    config = materials.setting(RMUSettings)
+    if config.rmu_coefficient is None:
+        return [_aimed(2.0, config.rmu_alpha, 1.0, materials)]
+    return [{"coefficient": config.rmu_coefficient, "alpha": config.rmu_alpha} | _trained(1.0, materials)]
 
 
 def _aimed(times: float, alpha: float, rate: float, materials: "Materials") -> Settings:
     """RMU's target is as long as ``times`` the activation of a retain token."""
     coefficient = {"coefficient": short(times * materials.retain_norm), "relative": times, "alpha": alpha}
-    return coefficient | paced(RMU, materials, rate=rate)
+    return coefficient | _trained(rate, materials)
+
+
+def _trained(rate: float, materials: "Materials") -> Settings:
+    mean = materials.setting(RMUSettings).rmu_mean
+    return paced(RMU, materials, rate=rate) | ({} if mean == "real" else {"mean": mean})
 
 
 METHOD = retraining(
@@ -107,9 +152,10 @@ METHOD = retraining(
     axes=lambda *_: ({"alpha": [10.0, 100.0], "rate": [1.0, 3.0]}, Strength("times", 2.0, 16.0)),
     rough=("coefficient", "lr"),
     least=LEAST,
-    from_flags=lambda _, materials: [_aimed(2.0, RMU.alpha, 1.0, materials)],
+    from_flags=_from_flags,
     finished=lambda point, materials: _aimed(point["times"], point["alpha"], point["rate"], materials),
     build=lambda settings, materials: RMU(
         layer=materials.point.layer, **{name: value for name, value in settings.items() if name != "relative"}
     ),
+    settings=RMUSettings,
 )

@@ -28,6 +28,9 @@ class SimNPO(Pace):
     gamma: float = 0.125
     alpha: float = 1.0
 
+    eos: bool = False
+    """Whether EOS after a text is a token to predict, too."""
+
     name: ClassVar[str] = "simnpo"
     changed = every_weight
 
@@ -43,11 +46,11 @@ class SimNPO(Pace):
         del frozen, retain, seed
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
-            logprobs, wanted = target_logprobs(lm, forget_batch)
+            logprobs, wanted = target_logprobs(lm, forget_batch, eos=self.eos)
             # per token: a sequence that holds no real token is counted as one of length 1, and pulls nothing
             length = wanted.sum(-1).clamp(min=1)
             pull = -2 / self.beta * logsigmoid(self.beta * (-logprobs.sum(-1) / length - self.delta)).mean()
-            return held(self.gamma * pull, lm, retain_batch, self.alpha)
+            return held(self.gamma * pull, lm, retain_batch, self.alpha, eos=self.eos)
 
         return of
 

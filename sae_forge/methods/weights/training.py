@@ -134,7 +134,7 @@ class _Optimizer:
             for weight in weights
         ]
         self._adamw = torch.optim.AdamW(
-            self._masters, lr=recipe.lr, weight_decay=recipe.weight_decay, amsgrad=recipe.amsgrad
+            self._masters, lr=recipe.lr, weight_decay=recipe.weight_decay, eps=recipe.eps, amsgrad=recipe.amsgrad
         )
 
     def step(self, gradients: Sequence[Tensor | None]) -> None:

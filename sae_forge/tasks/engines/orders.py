@@ -34,6 +34,7 @@ ALL_ORDERS_OF = 4
 """Options up to which every order is asked."""
 
 _ALL = re.compile(r"\ball of the above\b", re.IGNORECASE)
+_OF_OPTIONS = "only|alone|together|above|are|both|all|correct|incorrect|right|wrong|true|false|valid|of|these|the"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +103,9 @@ class Orders:
 
     def restricted(self, questions: Sequence[Question]) -> "Orders":
         """The answers to these questions alone, in their order."""
-        return replace(self, results={item.id: self.results[item.id] for item in questions})
+        # tricks are told by the text alone, so they are told anew: kept answers may be older than the rule
+        kept = {item.id: replace(self.results[item.id], tricky=tricky(item)) for item in questions}
+        return replace(self, results=kept)
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: the answers, the ids of each class, and what a person looks at first."""
@@ -224,16 +227,18 @@ def reordered(question: Question, order: Sequence[int]) -> Question:
 
 
 def tricky(question: Question) -> bool:
-    """Whether an option is of the form "(Both) A and B" or "All of the above"."""
+    """Whether an option says "(Both) A and B", and no more than that of them, or "All of the above"."""
     points = _points(LETTERS[: len(question.choices)])
-    return any(points.match(option) or _ALL.search(option) for option in question.choices)
+    return any(points.fullmatch(option) or _ALL.search(option) for option in question.choices)
 
 
 @cache
 def _points(letters: str) -> re.Pattern[str]:
     """Two or more of these letters, as an option names others."""
     letter = rf"\(?[{letters}]\)?"
-    return re.compile(rf"\W*(?i:both\s+)?{letter}(?:\s*,\s*{letter})*\s*,?\s*(?:and\b|&)\s*{letter}(?!\w)")
+    several = rf"{letter}(?:\s*,\s*{letter})*\s*,?\s*(?:and\b|&)\s*{letter}(?!\w)"
+    # "A and B only", but not "A and B chains of the protein": what follows must speak of options too
+    return re.compile(rf"\W*(?i:both\s+)?{several}(?i:\s+(?:{_OF_OPTIONS}))*\W*")
 
 
 @cache

@@ -1,0 +1,115 @@
+"""Low-rank adapters on a model's projections: trained in the place of its weights, then merged into them."""
+
+import importlib
+import importlib.util
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sae_forge.errors import BackendError, CheckpointError, ConfigError
+from sae_forge.hookpoint import HookPoint
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from sae_forge.models.loading import LanguageModel
+    from sae_forge.models.projections import Projection
+    from sae_forge.sae.dictionary import Dictionary
+
+
+@dataclass(frozen=True, eq=False)
+class Suppressed:
+    """Latents that are to stop firing."""
+
+    point: HookPoint
+    sae: "Dictionary"
+    latents: tuple[int, ...]
+    """Distinct, at least one."""
+
+
+def points_of(suppressed: Sequence[Suppressed]) -> list[HookPoint]:
+    """Where latents are read."""
+    return list(dict.fromkeys(entry.point for entry in suppressed))
+
+
+def require_adaptable(suppressed: Sequence[Suppressed], rank: int, dropout: float) -> None:
+    """Raise ConfigError where there is nothing to suppress, or an adapter could not be made."""
+    if not suppressed or not all(entry.latents for entry in suppressed):
+        raise ConfigError("CRISP needs latents to suppress; select at least one at each hook point")
+    if rank < 1 or not 0 <= dropout < 1:
+        raise ConfigError(f"rank={rank}, dropout={dropout}: give a rank from 1 and a dropout in [0, 1)")
+
+
+def adapted(
+    lm: "LanguageModel", suppressed: Sequence[Suppressed], layers: tuple[int, ...] | None
+) -> "list[Projection]":
+    """Every projection of the layers; None: of all up to the highest hook point.
+
+    Raises:
+        ConfigError: a hook point or layer lies beyond the model.
+        CheckpointError: an SAE is of another width than the model.
+    """
+    from sae_forge.models.hooks import check_points
+    from sae_forge.models.projections import projections
+
+    points = points_of(suppressed)
+    check_points(lm, points)
+    for entry in suppressed:
+        if entry.sae.d_in != lm.d_model:
+            raise CheckpointError(
+                f"the SAE reads activations {entry.sae.d_in} wide, but {lm.name} is {lm.d_model} wide; "
+                "use one trained on it"
+            )
+    layers = layers or tuple(range(max(point.layer for point in points) + 1))
+    check_points(lm, [HookPoint(layer) for layer in layers])
+    return [projection for layer in layers for projection in projections(lm, layer)]
+
+
+@contextmanager
+def adapting(
+    lm: "LanguageModel", projections: "Sequence[Projection]", rank: int, dropout: float
+) -> Iterator["list[nn.Parameter]"]:
+    """Inside the block ``lm`` has adapters, whose weights are given; after it they are merged into its own.
+
+    Draws from torch's own random numbers: seed them first.
+
+    Raises:
+        BackendError: peft is not installed.
+    """
+    from transformers.pytorch_utils import Conv1D
+
+    if error := without_peft():
+        raise error
+    peft = importlib.import_module("peft")
+    linear = [projection.module for projection in projections if projection.module]
+    experts = [projection.weight for projection in projections if not projection.module]
+    config = peft.LoraConfig(
+        r=rank,
+        lora_alpha=2 * rank,
+        lora_dropout=0.0 if experts else dropout,
+        target_modules=linear,
+        target_parameters=experts or None,
+        fan_in_fan_out=isinstance(lm.model.get_submodule(linear[0]), Conv1D),
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft 0.21 asks transformers 5.23 for a name it renamed
+        wrapped = peft.get_peft_model(lm.model, config)
+    # the model itself stays in eval mode; of the adapters only dropout trains
+    for name, module in lm.model.named_modules():
+        if name.endswith("lora_dropout.default"):
+            module.train()
+    try:
+        yield [weight for weight in lm.model.parameters() if weight.requires_grad]
+    finally:
+        wrapped.merge_and_unload()
+        if hasattr(lm.model, "peft_config"):
+            del lm.model.peft_config
+
+
+def without_peft() -> BackendError | None:
+    """The error to raise where peft is not installed."""
+    if importlib.util.find_spec("peft") is not None:
+        return None
+    return BackendError("crisp and suppress need peft, which is not installed: pip install 'sae-forge[baselines]'")
