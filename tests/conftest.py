@@ -12,10 +12,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side; read when torch i
 import logging
 import pkgutil
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -73,12 +72,20 @@ def plugged_run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPat
 
 @pytest.fixture(scope="session")
 def command() -> Callable[..., str]:
-    """What a command prints, run as a user runs it."""
+    """What a command prints, its plug-ins among its flags as in a process of its own."""
+    from typer.testing import CliRunner
+
+    from cli.app import build, named_plugins
 
     def run(*arguments: str) -> str:
-        line = [sys.executable, "-m", "sae_forge", *arguments]
-        done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[1])
-        assert done.returncode == 0, done.stderr[-2000:]
+        done = CliRunner().invoke(build(named_plugins(arguments), only=arguments[0]), list(arguments))
+        assert done.exit_code == 0, f"{done.output[-2000:]}{done.exception!r}"
         return done.stdout
 
     return run
+
+
+@pytest.fixture
+def unreachable_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub, which is not there, is asked as often as ever, without 23 seconds of waiting in between."""
+    monkeypatch.setattr("huggingface_hub.utils._http.time", SimpleNamespace(sleep=lambda seconds: None))

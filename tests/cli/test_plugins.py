@@ -1,13 +1,14 @@
 """Tasks, methods and selections of one's own: named with ``--plugin``, listed with those that ship, or refused."""
 
-import subprocess
+import signal
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
-from cli.app import build, named_plugins
+from cli.app import build, main, named_plugins
 from sae_forge.errors import ConfigError
 from sae_forge.study.settings import catalogue, catalogue_of, eval_config, features_config, run_config
 
@@ -97,7 +98,6 @@ def test_plugins_are_found_before_there_are_flags(arguments: str, names: tuple[s
     assert named_plugins(arguments.split()) == names
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("before", "after", "words"),
     [
@@ -120,14 +120,26 @@ def test_plugins_are_found_before_there_are_flags(arguments: str, names: tuple[s
         ("from dataclasses import", "from dataklasses import", "cannot be imported: ModuleNotFoundError"),
     ],
 )
-def test_a_plugin_that_does_not_fit_ends_in_one_line(plugin: str, before: str, after: str, words: str) -> None:
+def test_a_plugin_that_does_not_fit_ends_in_one_line(
+    plugin: str,
+    before: str,
+    after: str,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
     Path(plugin).write_text(PLUGIN.replace(before, after))
-    command = [sys.executable, "-m", "sae_forge", "eval", "--plugin", plugin]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert done.stderr.startswith("error: --plugin")
-    assert words in done.stderr
-    assert done.stderr.count("\n") == 1
+    for name in ("TRANSFORMERS", "DATASETS", "HF_HUB"):  # which are set for the process that a command has to itself
+        monkeypatch.setenv(f"{name}_VERBOSITY", "error")
+    monkeypatch.setattr(signal, "signal", lambda *given: None)
+    monkeypatch.setattr(sys, "argv", ["sae-forge", "eval", "--plugin", plugin])
+    with warnings.catch_warnings(), pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --plugin")
+    assert words in told
+    assert told.count("\n") == 1
 
 
 def test_a_module_without_tables_is_no_plugin() -> None:

@@ -1,9 +1,7 @@
 """A way of selecting latents of one's own: this file is all it takes, and ``features`` treats it as one that ships."""
 
 import json
-import os
-import subprocess
-import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -60,22 +58,22 @@ def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory
     return make_run(tmp_path_factory.mktemp("own"), model_folders["llama"])
 
 
-def command(*flags: str) -> subprocess.CompletedProcess[str]:
-    """``features`` in a process of its own, told of this file."""
-    tests = Path(__file__).parents[1]
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(map(str, (tests.parent, tests)))}
-    words = [sys.executable, "-m", "sae_forge", "features", "--plugin", __file__, *flags]
-    return subprocess.run(words, capture_output=True, text=True, check=False, env=environment)
+Features = Callable[..., dict[str, Any]]
 
 
-def features(run: TinyRun, *flags: str) -> dict[str, Any]:
-    done = command(*run.where, "--snippets", "0", *flags, "--json")
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+@pytest.fixture
+def features(run: TinyRun, command: Callable[..., str]) -> Features:
+    """What ``features --json`` prints, told of this file."""
+
+    def printed(*flags: str) -> dict[str, Any]:
+        line = ["features", "--plugin", __file__, *run.where, "--snippets", "0", *flags, "--json"]
+        return json.loads(command(*line))
+
+    return printed
 
 
-def test_it_is_chosen_analysed_drawn_and_saved_beside_those_that_ship(run: TinyRun) -> None:
-    told = features(run, "--method", "steady,top_mean,random_matched", "--steady_fires", "9", "--num_features", "4")
+def test_it_is_chosen_analysed_drawn_and_saved_beside_those_that_ship(features: Features) -> None:
+    told = features("--method", "steady,top_mean,random_matched", "--steady_fires", "9", "--num_features", "4")
     chosen = {name: Selection.load(Path(told["outputs"][name])) for name in ("steady", "top_mean", "random_matched")}
     steady = chosen["steady"]
     assert len(steady.latents) == 4
@@ -88,20 +86,20 @@ def test_it_is_chosen_analysed_drawn_and_saved_beside_those_that_ship(run: TinyR
     assert "steady" in chosen["top_mean"].analysis.overlap
     assert "steady" not in steady.analysis.overlap
     assert Path(told["outputs"]["steady"]).with_suffix(".png").is_file()
-    again = features(run, "--method", "steady", "--steady_fires", "10", "--num_features", "4")
+    again = features("--method", "steady", "--steady_fires", "10", "--num_features", "4")
     assert again["outputs"]["selection"] != told["outputs"]["steady"], "its flag decides its file"
 
 
-def test_one_that_asks_a_model_is_handed_what_asks(run: TinyRun) -> None:
+def test_one_that_asks_a_model_is_handed_what_asks(run: TinyRun, features: Features) -> None:
     asked = [f"--{role}_questions={run.questions[f'{role}_questions'][0]}" for role in ("forget", "retain")]
     texts = ",".join(str(run.folder.parent / f"{name}.jsonl") for name in RETAIN)
-    told = features(run, "--method", "even", *asked, "--retain", texts, "--scoring", "cloze", "--num_features", "3")
+    told = features("--method", "even", *asked, "--retain", texts, "--scoring", "cloze", "--num_features", "3")
     made = Selection.load(Path(told["outputs"]["selection"]))
     assert (made.method, made.indices, made.candidates, made.filtered) == ("even", (0, 2, 4), 140, {"odd": 140})
     assert made.latents[0].score > 0, "as many questions as the model is sure of"
 
 
-def test_it_stands_on_the_help_page() -> None:
-    page = command("--help").stdout
+def test_it_stands_on_the_help_page(command: Callable[..., str]) -> None:
+    page = command("features", "--plugin", __file__, "--help")
     assert "Steady:\n  --steady_fires INT" in page
     assert "|steady|even|all" in "".join(page.split())

@@ -218,7 +218,7 @@ def test_features_and_eval_take_k_and_place_from_the_sae(llama: Made) -> None:
     ],
 )
 def test_bad_input_is_one_line_and_leaves_no_artefact(
-    args: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    args: list[str], code: int, words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unreachable_hub: None
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\n \n")

@@ -4,13 +4,19 @@ import json
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from data_scripts import tiny_world
+from data_scripts.world_models import SMALL, Schooling
 from sae_forge import builtin
 from sae_forge.errors import DataError
 
@@ -188,15 +194,40 @@ def test_packed_rows_and_single_documents_are_both_familiar(loaded):
 # ---- script -------------------------------------------------------------------------------------
 
 
-def rebuild(folder: Path, seed: int) -> dict[str, bytes]:
-    command = [sys.executable, "-m", "data_scripts.tiny_world", "--small", "--threads", "1", "--seed", str(seed)]
-    subprocess.run([*command, "--out", str(folder)], cwd=REPO, check=True, capture_output=True, timeout=600)
+def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def script(folder: Path, seed: int) -> dict[str, bytes]:
+    command = [sys.executable, "-m", "data_scripts.tiny_world", "--small", "--threads", "1", "--seed", str(seed)]
+    subprocess.run([*command, "--out", str(folder)], cwd=REPO, check=True, capture_output=True, timeout=600)
+    return files(folder)
+
+
+def here(folder: Path, seed: int) -> dict[str, bytes]:
+    """What the script makes, its models taught one after the other in this process."""
+    tiny_world.make_world(folder, SMALL, seed=seed, small=True, threads=1)
+    return files(folder)
+
+
+@pytest.fixture
+def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The script's pool is this process, whose settings it leaves as they were."""
+    held = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
+    progress = transformers.utils.logging.is_progress_bar_enabled()
+    pool = nullcontext(SimpleNamespace(map=map))
+    monkeypatch.setattr(tiny_world, "ProcessPoolExecutor", lambda *given, **named: pool)
+    yield
+    torch.set_num_threads(held[0])
+    torch.use_deterministic_algorithms(held[1])
+    if progress:
+        transformers.utils.logging.enable_progress_bar()
+
+
 @pytest.mark.slow
-def test_the_script_makes_the_same_small_world_twice_and_another_from_another_seed(tmp_path):
-    first, again, other = (rebuild(tmp_path / name, seed) for name, seed in (("a", 3), ("b", 3), ("c", 4)))
+def test_the_script_makes_the_same_small_world_twice_and_another_from_another_seed(tmp_path, one_process):
+    first = script(tmp_path / "a", 3)
+    again, other = here(tmp_path / "b", 3), here(tmp_path / "c", 4)
     assert first == again
     shipped = {str(path.relative_to(builtin.WORLD)) for path in builtin.WORLD.rglob("*") if path.is_file()}
     assert set(first) == set(other) == shipped
@@ -206,8 +237,7 @@ def test_the_script_makes_the_same_small_world_twice_and_another_from_another_se
 
 @pytest.mark.slow
 def test_the_shipped_words_are_the_scripts_own(tmp_path):
-    command = [sys.executable, "-m", "data_scripts.tiny_world", "--only_text", "--out", str(tmp_path)]
-    subprocess.run(command, cwd=REPO, check=True, capture_output=True, timeout=600)
+    tiny_world.make_world(tmp_path, Schooling(), seed=0, small=False, threads=0)
     made = {path.relative_to(tmp_path): path.read_bytes() for path in tmp_path.rglob("*.jsonl")}
     assert len(made) == len(builtin.KINDS) * len(DOMAINS)
     assert all((builtin.WORLD / name).read_bytes() == content for name, content in made.items())

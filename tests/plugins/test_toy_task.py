@@ -5,6 +5,8 @@ without another line anywhere.
 """
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,8 +86,8 @@ TASKS = (Riddles(),)
 
 
 @pytest.fixture(scope="module")
-def told(plugged_run: Any, command: Callable[..., str]) -> tuple[str, Path]:
-    """The terminal's words, and the folder of the report."""
+def told(plugged_run: Any) -> tuple[str, Path]:
+    """The terminal's words, in a process as a user starts it, and the folder of the report."""
     small = ["--num_features=8", "--bootstrap=100", "--eval_batch_size=64", "--configurations=8", "--riddles=12"]
     asked = [
         "--plugin",
@@ -98,9 +100,11 @@ def told(plugged_run: Any, command: Callable[..., str]) -> tuple[str, Path]:
         "--sweep",
         *small,
     ]
-    words = command("eval", *asked)
+    line = [sys.executable, "-m", "sae_forge", "eval", *asked]
+    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
+    assert done.returncode == 0, done.stderr[-2000:]
     reports = [path for path in plugged_run.folder.glob("eval/*/*/*/eval.json") if "riddles" in path.read_text()]
-    return words, reports[0].parent
+    return done.stdout, reports[0].parent
 
 
 def test_help_lists_its_flag_under_its_heading(command: Callable[..., str]) -> None:

@@ -5,7 +5,9 @@ import math
 import resource
 from collections.abc import Callable
 from pathlib import Path
+from pickle import UnpicklingError
 from random import Random
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -20,7 +22,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.models.families import FAMILIES
 from sae_forge.pipeline.bench import Bench
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.sae.formats import build, table
+from sae_forge.sae.formats import build, pickled, table
 from sae_forge.sae.formats.format import Hints
 from sae_forge.sae.formats.places import place_of
 from sae_forge.sae.named import NamedSAE, load_dictionary
@@ -511,6 +513,23 @@ def test_llama_scope_of_r1_distill_takes_its_norm_from_a_directory(tmp_path):
     (folder / "config.json").write_text(json.dumps(told | {"expansion_factor": D_SAE // D_IN + 1}))
     with pytest.raises(CheckpointError, match=r"expected encoder\.weight of shape"):
         build.read(found.weights, found.format.describe(found, Hints(scale=1.5)), allow_pickle=False, what="it")
+
+
+@pytest.fixture(autouse=True)
+def pickles_are_read_here(monkeypatch):
+    """Without limits, and not in a process of their own: tests/data/test_hostile.py has those."""
+
+    def run(command, **_):
+        path, out = map(Path, command[-2:])
+        try:
+            pickled._convert(path, out)
+        except (TypeError, ValueError, UnpicklingError) as error:
+            return SimpleNamespace(returncode=1, stdout=str(error).encode())
+        return SimpleNamespace(returncode=0)
+
+    monkeypatch.setattr(pickled, "_limit", lambda kind, most: None)
+    held = SimpleNamespace(run=run, DEVNULL=None, TimeoutExpired=TimeoutError)
+    monkeypatch.setattr(pickled, "subprocess", held)
 
 
 def single_pickle(path: Path, tensors: dict[str, Any]) -> Path:

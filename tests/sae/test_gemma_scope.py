@@ -486,7 +486,9 @@ def test_what_the_hub_lacks_is_one_line(hub: FakeHub, tmp_path: Path, text: str,
     assert "\n" not in str(caught.value)
 
 
-def test_without_a_network_a_local_folder_is_pointed_to(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_without_a_network_a_local_folder_is_pointed_to(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, unreachable_hub: None
+) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
     reference = Reference.parse(f"{RELEASE}:{LAYER_3}")
     assert reference is not None

@@ -34,6 +34,7 @@ from tests.sae.test_formats import (
     learned_folder,
     linear,
     llama_scope_folder,
+    pickles_are_read_here,  # noqa: F401 (a fixture for every test here)
     saelens_folder,
     single_pickle,
     sparsify_folder,

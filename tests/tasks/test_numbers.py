@@ -10,7 +10,10 @@ import pytest
 from sae_forge import builtin
 
 
-@pytest.mark.parametrize("model", builtin.MODELS)
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "model", [builtin.MODELS[0], *(pytest.param(name, marks=pytest.mark.long) for name in builtin.MODELS[1:])]
+)
 def test_the_default_run_forgets_one_domain_and_keeps_the_others(model: str, tmp_path: Path) -> None:
     """Bounds are those the README's numbers stand on; controls are reported and have no bound."""
     command = [sys.executable, "-m", "sae_forge", "run", "--model", model, "--run_dir", str(tmp_path / "run"), "--json"]
