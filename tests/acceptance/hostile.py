@@ -487,6 +487,8 @@ _PICKLED, _FILES = "sae_forge/sae/formats/pickled.py", "sae_forge/store/files.py
 _CHECKSUMS = "sae_forge/pipeline/verify.py"
 _STORED = "sae_forge/sae/formats/stored.py"
 """Reads a zip in which nothing is compressed, and refuses any other."""
+_WRITTEN = "sae_forge/sae/formats/written.py"
+"""Writes a pickle of tensors where the tool that reads it opens nothing else."""
 _DIRECTORY = "sae_forge/sae/directory.py"
 """Reads the YAML of an installed package, which can run code as it is."""
 _TEXTS, _RECORDS = "sae_forge/data/texts/formats.py", "sae_forge/data/texts/records.py"
@@ -501,10 +503,10 @@ BANNED_MODULES: dict[str, tuple[str, ...]] = {
 }  # fmt: skip
 """Modules that nothing may import, and who alone may."""
 BANNED_CALLS: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(("torch.save", "np.load", "numpy.load", "eval", "exec", "__import__"), ()),
+    **dict.fromkeys(("np.load", "numpy.load", "eval", "exec", "__import__"), ()),
     **dict.fromkeys(("os.system", "os.popen", "shutil.move"), ()),
     "np.memmap": ("sae_forge/models/digest.py", "sae_forge/models/gguf/weights.py"),
-    "torch.load": (_PICKLED,), "os.rename": (_FILES,), "os.replace": (_FILES,),
+    "torch.load": (_PICKLED,), "torch.save": (_WRITTEN,), "os.rename": (_FILES,), "os.replace": (_FILES,),
 }  # fmt: skip
 BANNED_WORDS = ("trust_remote_code", "allow_pickle", "shell")
 """Keyword arguments that may not be given as True."""
