@@ -19,6 +19,7 @@ from sae_forge.progress import Progress
 from sae_forge.results.claims import headlines
 from sae_forge.results.report import load_report
 from sae_forge.results.sheets import overview
+from sae_forge.results.verdict import verdict_sheet
 from sae_forge.sae.named import NamedSAE
 from sae_forge.sae.store import Provenance
 from sae_forge.show import gallery
@@ -62,7 +63,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         outputs={"report": folder / REPORT_FILE, "folder": folder},
         metrics=report.to_json(),
         summary="\n".join(headlines(report)[0]) + f"\n{folder}",
-        tables=(overview(report),),
+        tables=(overview(report), verdict_sheet(report)),
         then=bench.next("report"),
     )
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from sae_forge.results.claims import headlines
 from sae_forge.results.report import Report
 from sae_forge.results.sheets import notes, sheets
+from sae_forge.results.verdict import QUESTIONS, Verdict, verdicts
 from sae_forge.results.words import number, share, spaced
 from sae_forge.show.style import CSS
 from sae_forge.store import files
@@ -69,6 +70,8 @@ def page(model: str, sections: Sequence[Section]) -> str:
 def _section(section: Section, several: bool) -> Iterable[str]:
     if several:
         yield f"<h2>{escape(section.title)}</h2>"
+    if section.report and (told := verdicts(section.report)):
+        yield _verdict(told)
     yield '<section class="claims" aria-label="What may be claimed">'
     first, rest = headlines(section.report) if section.report else (list(UNMEASURED), [])
     yield from map(_sentence, first)
@@ -90,6 +93,25 @@ def _section(section: Section, several: bool) -> Iterable[str]:
         yield _pairs({spaced(name): number(value) for name, value in section.train.items()})
     for verb, settings in section.settings.items():
         yield f"<details><summary>Settings of {escape(verb)}</summary>{_pairs(settings)}</details>"
+
+
+def _verdict(told: Sequence[Verdict]) -> str:
+    """The questions one asks first, and below each mark the numbers it stands on."""
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("method", *QUESTIONS))
+    lines = []
+    for one in told:
+        cells = "".join(
+            f'<td><div class="mark {answer.mark.replace(" ", "-")}">{escape(str(answer))}</div>'
+            f'<div class="snippet">{escape(answer.words)}</div></td>'
+            for answer in one.answers
+        )
+        lines.append(f'<tr><th scope="row">{escape(one.title)}</th>{cells}</tr>')
+    return (
+        '<div class="table verdict" role="region" aria-label="The verdict" tabindex="0"><table>'
+        "<caption>The verdict, as far as the intervals allow one</caption>"
+        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
+        "</div>"
+    )
 
 
 def _sentence(text: str) -> str:

@@ -26,6 +26,9 @@ tbody th { font-weight: 500; white-space: nowrap; }
 thead th { color: var(--soft); font-weight: 600; position: sticky; top: 0; background: var(--paper); }
 .snippet { margin-bottom: .3rem; overflow-wrap: anywhere; }
 mark { background: var(--mark); color: var(--mark-ink); border-radius: 2px; padding: 0 .15em; }
+.verdict .mark { font-weight: 600; white-space: nowrap; }
+.verdict td:has(.snippet) { min-width: 11rem; }
+.verdict .snippet { color: var(--soft); }
 figure { margin: 1.8rem 0; }
 figure img { max-width: 100%; height: auto; background: #ffffff; border-radius: 6px; padding: .5rem;
   border: 1px solid var(--line); }

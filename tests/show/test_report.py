@@ -207,11 +207,12 @@ def test_the_page_needs_nothing_from_elsewhere():
     assert not re.search(r"https?:|@import|url\(|<link|<script|/tmp|/home", text)
 
 
-def test_the_page_opens_with_the_claims_and_that_the_hook_can_be_removed():
+def test_the_page_opens_with_the_verdict_the_claims_and_that_the_hook_can_be_removed():
     words = "".join(parsed(page("tiny-llama", [section()])).text)
     first = words.index("forget questions fell.")
     assert (
         words.index("Unlearning report: tiny-llama")
+        < words.index("Forgotten?")
         < first
         < words.index(REVERSIBLE)
         < words.index("Question accuracy")
