@@ -139,7 +139,7 @@ def collect(
         if first:
             run.begin([name for job in jobs for name in job.folder_names], fresh=config.starts_over)
             _require_own(run, jobs)
-            run.open(config.model, lm.fingerprint()["weights"], opening=lm.opening.to_json())
+            run.open(config.model, lm.weights, opening=lm.opening.to_json())
             run.plan_corpora(job.name for job in jobs)
             run.note_texts({job.name: job.text for job in jobs})
     done = [_collect_corpus(config, lm, job, progress) for job in jobs]
@@ -347,11 +347,11 @@ def _note_settings(config: CollectConfig, lm: LanguageModel, fingerprint: Finger
     if files.is_there(path) and not config.starts_over:
         noted = files.read_json(path, kind=ShardError, what="the settings of a shard folder")
         recorded = noted.get("model") if isinstance(noted, dict) else None
-        for name in ("dtype", "quantize"):
+        for name in ("dtype", "quantize", "family"):
             was = recorded.get(name) if isinstance(recorded, dict) else None
-            if was != model[name]:
+            if was != (now := model.get(name)):
                 raise ShardError(
-                    f"{folder} was collected under other settings: {name} expected {model[name]!r}, found {was!r}. "
+                    f"{folder} was collected under other settings: {name} expected {now!r}, found {was!r}. "
                     "Repeat those settings, choose another --run_dir or --shards_dir, or start over with --fresh"
                 )
         settings = noted.get("settings") if isinstance(noted, dict) else None

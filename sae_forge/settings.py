@@ -82,12 +82,7 @@ def settings_for(preset: Preset, model: str | None) -> Preset:
 
 def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
     """Field values from a TOML file, refused when one is not a setting of this verb."""
-    try:
-        values = tomllib.loads(_read_small(path).decode())
-    except OSError as error:
-        raise ConfigError(f"--config {path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:  # numbers of a thousand digits and bad UTF-8 are ValueErrors too
-        raise ConfigError(f"--config {path} is not TOML: {str(error)[:120]}") from error
+    values = read_toml(path, "--config")
     names = described(kind)
     if unknown := sorted(set(values) - set(names)):
         near = get_close_matches(unknown[0], names, n=3, cutoff=0.5)
@@ -100,6 +95,23 @@ def read_config_file(path: Path, kind: type[ModelConfig]) -> dict[str, Any]:
         return {name: parse_value(kind, name, value) for name, value in values.items()}
     except ConfigError as error:
         raise ConfigError(f"--config {path} sets {error}") from None
+
+
+def read_toml(path: Path, flag: str) -> dict[str, Any]:
+    """What a small TOML file says.
+
+    Args:
+        flag: Which the file was given with, for the message.
+
+    Raises:
+        ConfigError: it cannot be read, or is no TOML.
+    """
+    try:
+        return tomllib.loads(_read_small(path).decode())
+    except OSError as error:
+        raise ConfigError(f"{flag} {path} cannot be read: {error.strerror or error}") from error
+    except (ValueError, RecursionError) as error:  # numbers of a thousand digits and bad UTF-8 are ValueErrors too
+        raise ConfigError(f"{flag} {path} is not TOML: {str(error)[:120]}") from error
 
 
 def _read_small(path: Path) -> bytes:

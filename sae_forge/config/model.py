@@ -52,6 +52,9 @@ class ModelConfig:
     model_device: Annotated[str, "Device of the model: auto, cpu, cuda, cuda:1 …", HERE] = "auto"
     device_map: Annotated[str | None, "Spread the model over devices: auto, balanced, sequential.", HERE] = None
     quantize: Annotated[Quantize, "Load the model's weights in 4 or 8 bits (needs bitsandbytes).", COMPUTED] = "none"
+    family: Annotated[
+        Path | None, "TOML file that describes the model's family, where the table lacks it.", Setting(decides=())
+    ] = None
     sae_device: Annotated[str, "Device of the SAE: auto, cpu, cuda …", HERE] = "auto"
     spelled: frozenset[str] = field(default=frozenset(), repr=False, compare=False)
     """Settings the user named, by flag or file; the others came from a preset or are defaults. No setting itself."""
@@ -59,8 +62,6 @@ class ModelConfig:
     def __post_init__(self) -> None:
         for name, said in described(type(self)).items():
             self.require(**{name: (said.setting.allows(getattr(self, name)), said.setting.advice())})
-        if self.quantize != "none" and self.dtype == "fp32":
-            raise ConfigError(f"--quantize {self.quantize} computes in 16 bits; drop --dtype fp32")
         if self.layer is not None and (not self.layer or len(set(self.layer)) < len(self.layer)):
             raise ConfigError(f"--layer {','.join(map(str, self.layer))} must name each layer once")
         _ = self.hook_points  # a negative layer or an unknown site is refused here

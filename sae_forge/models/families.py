@@ -4,11 +4,14 @@ Most families build their layers as Llama does, so an entry says where it depart
 transformers does was checked family by family: ``tests/models/test_families.py`` holds every entry to the same list.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
-from sae_forge.errors import UnsupportedModelError
+from sae_forge.errors import ConfigError, UnsupportedModelError, did_you_mean
 from sae_forge.hookpoint import Site
+from sae_forge.settings import read_toml
+from sae_forge.store import records
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,6 +177,27 @@ def family_of(model_type: str, name: str) -> Family:
         raise UnsupportedModelError(f"model {name} is of type {model_type!r}, which is not supported: {reason}")
     raise UnsupportedModelError(
         f"model {name} is of type {model_type!r}; supported: {', '.join(FAMILIES)} "
-        "(another is one entry in sae_forge/models/families.py of a checkout; from Python, without a change to the "
-        "package, load_model(name, family=Family(...)); docs/families.md says what an entry holds)"
+        "(another is a TOML file, --family FILE.toml, or from Python load_model(name, family=Family(...)); "
+        "docs/families.md says what it holds)"
     )
+
+
+def read_family(path: Path) -> Family:
+    """The family that a TOML file describes: each key a field of :class:`Family`; ``like`` names the entry of which it
+    takes what it does not say.
+
+    Raises:
+        ConfigError: it cannot be read, or holds another key, lacks one, or has one of another type.
+    """
+    said = read_toml(path, "--family")
+    like = said.pop("like", None)
+    if like is not None and like not in FAMILIES:
+        known = ", ".join(FAMILIES)
+        raise ConfigError(f"--family {path} is like {like!r}{did_you_mean(str(like), FAMILIES)}; there are {known}")
+    if isinstance(name := said.get("name"), str):
+        said.setdefault("model_types", [name])
+    try:
+        return records.decode(Family, (asdict(FAMILIES[like]) if like else {}) | said)
+    except ValueError as flaw:
+        possible = ", ".join(["like", *(field.name for field in fields(Family))])
+        raise ConfigError(f"--family {path} describes no family: {flaw}; possible: {possible}") from None

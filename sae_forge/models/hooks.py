@@ -22,7 +22,8 @@ from torch.utils.hooks import RemovableHandle
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.from_transformers import AnyModel, language_model
-from sae_forge.models.loading import LanguageModel, submodule_of
+from sae_forge.models.loading import LanguageModel
+from sae_forge.models.places import submodule_of
 from sae_forge.models.tokens import embeddable, real_token_mask
 
 Rewrite = Callable[[Float[Tensor, "batch seq d_in"], Bool[Tensor, "batch seq"]], Float[Tensor, "batch seq d_in"]]

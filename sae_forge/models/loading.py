@@ -5,9 +5,9 @@ Only safetensors weights and only transformers' own classes are loaded: no pickl
 
 import importlib.util
 import json
+import logging
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -31,9 +31,10 @@ from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.digest import MARK, digest_of_folder, digest_of_tensors
 from sae_forge.models.failures import USE_BUILT_IN, one_line, slip
-from sae_forge.models.families import Family, family_of
+from sae_forge.models.families import FAMILIES, Family, family_of
 from sae_forge.models.gguf.cache import converted
 from sae_forge.models.opening import Opening
+from sae_forge.models.places import require_places, submodule_of
 from sae_forge.models.rotary import keep_within
 from sae_forge.store import files
 from sae_forge.store.tensors import DTYPES
@@ -140,11 +141,12 @@ class LanguageModel:
         return {
             "name": self.name,
             "revision": self.revision,
-            "weights": self._digest,
+            "weights": self.weights,
             "tokenizer": _tokenizer_sha256(self.tokenizer),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "quantize": self.quantize,
             **({"stored": self.stored} if self.stored else {}),
+            **({} if self.family in FAMILIES.values() else {"family": files.short_hash(asdict(self.family))}),
         }
 
     def fingerprint(self) -> dict[str, Any]:
@@ -156,7 +158,8 @@ class LanguageModel:
         return dict(self._fingerprint)
 
     @cached_property
-    def _digest(self) -> str:
+    def weights(self) -> str:
+        """What the weights are known by: a digest of their tensors, without that of the tokenizer."""
         folder = self.folder or _cached_folder(self.name, self.revision)
         of_files = None if folder is None else digest_of_folder(folder, self.model.state_dict().keys())
         return of_files or digest_of_tensors(self.model.state_dict())
@@ -167,21 +170,10 @@ class LanguageModel:
         It is equal to ``record`` if that is of these weights.
         """
         if record.startswith(MARK) or not record:
-            return self._digest
+            return self.weights
         if self.folder is not None:
             return _weights_sha256(self.folder) if len(record) == SHA256 else ""
         return self.revision or ""
-
-
-def submodule_of(layer: nn.Module, paths: Sequence[str]) -> nn.Module:
-    """The first of these sub-modules that the layer has; one that is set to None counts as none."""
-    for path in paths:
-        module: Any = layer
-        for name in path.split("."):
-            module = getattr(module, name, None)
-        if module is not None:
-            return module
-    raise AssertionError(f"a layer has none of {paths}")
 
 
 def load_model(
@@ -213,16 +205,18 @@ def load_model(
     gguf = converted(name)
     folder = gguf.folder if gguf else _local_folder(name)
     source = str(folder or name)
-    placed, quantization = _placement(device, device_map), _quantization(quantize, dtype)
+    placed = _placement(device, device_map)
+    computed = _dtype(dtype, placed)
+    quantization = _quantization(quantize, computed)
     common = _common(revision)
     with one_line(name, local=folder is not None, revision=revision):
         config = AutoConfig.from_pretrained(source, **common)
-        family = family or family_of(config.model_type, name)
+        entry = family or family_of(config.model_type, name)
         tokenizer = _tokenizer(source, name, common)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,
-            dtype=_dtype(dtype, placed),
+            dtype=computed,
             device_map=placed,
             quantization_config=quantization,
             use_safetensors=True,
@@ -234,9 +228,11 @@ def load_model(
         raise UnsupportedModelError(f"{name} lacks {len(missing)} weights its config.json asks for, as {missing[0]}")
     model.eval().requires_grad_(False)  # norms and embeddings too, which quantising leaves trainable
     keep_within(model, name)
+    if family:
+        require_places(model, family, name)
     commit = None if folder else getattr(config, "_commit_hash", None) or common["revision"]
     return LanguageModel(
-        model, tokenizer, family, shown_name(name), commit, folder, quantize, stored=gguf.stored if gguf else ""
+        model, tokenizer, entry, shown_name(name), commit, folder, quantize, stored=gguf.stored if gguf else ""
     )
 
 
@@ -341,13 +337,14 @@ def _dtype(dtype: ModelDtype, placed: str | dict[str, str]) -> torch.dtype | str
     return torch.float32 if on_cpu else "auto"
 
 
-def _quantization(quantize: Quantize, dtype: ModelDtype) -> BitsAndBytesConfig | None:
+def _quantization(quantize: Quantize, computed: torch.dtype | str) -> BitsAndBytesConfig | None:
     if quantize == "none":
         return None
     if importlib.util.find_spec("bitsandbytes") is None:
         raise BackendError(
             f"--quantize {quantize} needs bitsandbytes, which is not installed: pip install sae-forge[quant]"
         )
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # in 8 bits it warns of every product of the model
     if quantize == "8bit":
         # Above bitsandbytes' own threshold of 6 it takes columns out for all tokens of a call at once, so that a row's
         # numbers hang on its neighbours (0.1 on logits of 4.5); at 0 a row is the same alone and in any batch.
@@ -355,7 +352,7 @@ def _quantization(quantize: Quantize, dtype: ModelDtype) -> BitsAndBytesConfig |
     return BitsAndBytesConfig(
         load_in_4bit=True,
         bnb_4bit_quant_type="nf4",
-        bnb_4bit_compute_dtype=torch.bfloat16 if dtype == "auto" else DTYPES[dtype],
+        bnb_4bit_compute_dtype=torch.bfloat16 if computed == "auto" else computed,
     )
 
 

@@ -21,6 +21,7 @@ from sae_forge.errors import CheckpointError, ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.described import norms_take_mean
+from sae_forge.models.families import read_family
 from sae_forge.models.hooks import unreached
 from sae_forge.models.loading import LanguageModel, load_model, load_tokenizer, shown_name
 from sae_forge.models.opening import Opening
@@ -66,6 +67,7 @@ class Bench:
             device=config.model_device,
             device_map=config.device_map,
             quantize=config.quantize,
+            family=None if config.family is None else read_family(config.family),
         )
         if unread := control_strings(lm):
             self.progress.say(
@@ -82,6 +84,8 @@ class Bench:
     @cached_property
     def tokenizer(self) -> PreTrainedTokenizerBase:
         """The model's tokenizer; the weights are not loaded for it."""
+        if "lm" in self.__dict__:
+            return self.lm.tokenizer
         return load_tokenizer(self.config.model, revision=self.config.revision)
 
     def decode(self, token_ids: list[int]) -> str:
@@ -151,7 +155,7 @@ class Bench:
 
     def open_run(self) -> None:
         """Make the folder a run of this model, or see that it is one."""
-        self.run.open(self.config.model, self.lm.fingerprint()["weights"], opening=self.lm.opening.to_json())
+        self.run.open(self.config.model, self.lm.weights, opening=self.lm.opening.to_json())
 
     @property
     def public_model(self) -> str:

@@ -4,9 +4,10 @@ Sums, cut passes and untouched splices hold to the bit or to rounding; how much 
 cached is stated by family, because libraries round differently there.
 """
 
+import json
 import re
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import pytest
@@ -16,17 +17,19 @@ from tiny_models import save_model
 from tiny_tokenizer import TEXT
 from torch import Tensor
 
+from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, DataError, UnsupportedModelError
 from sae_forge.hookpoint import SITES, HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.described import norms_take_mean
-from sae_forge.models.families import FAMILIES, REFUSED, family_of
+from sae_forge.models.families import FAMILIES, REFUSED, family_of, read_family
 from sae_forge.models.hooks import capture, splice, unreached
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.projections import projections, written_through
 from sae_forge.models.tape import Tape
 from sae_forge.models.tokens import max_input
+from sae_forge.pipeline.bench import Bench
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.tasks.engines.continuations import encode, forward, pad, score
 
@@ -282,16 +285,66 @@ def test_a_compiled_model_heeds_edits_that_come_and_go(tmp_path):
             assert (again.tokens, again.edited) == (log.tokens, log.edited)
 
 
+OLMO = replace(FAMILIES["llama"], name="olmo", model_types=("olmo",), needs_bos=False)
+
+
 def test_a_family_that_the_table_lacks_can_be_brought_along(tmp_path):
     folder = save_model(tmp_path / "olmo", "olmo")
-    with pytest.raises(UnsupportedModelError, match=r"supported: llama, .*load_model\(name, family=Family\(\.\.\.\)\)"):
+    with pytest.raises(UnsupportedModelError, match=r"supported: llama, .*--family FILE\.toml.*family=Family\("):
         load_model(str(folder))
-    own = replace(FAMILIES["llama"], name="olmo", model_types=("olmo",), needs_bos=False)
-    lm = load_model(str(folder), device="cpu", family=own)
+    (tmp_path / "olmo.toml").write_text('like = "llama"\nname = "olmo"\nneeds_bos = false\n')
+    config = ModelConfig(model=str(folder), family=tmp_path / "olmo.toml", model_device="cpu")
+    lm = (bench := Bench(config)).lm
+    assert lm.family == OLMO
+    assert bench.tokenizer is lm.tokenizer, "read once"
     token_ids, mask = tokens(lm)
     taken = capture(lm, [HookPoint(1, site) for site in SITES], token_ids, mask)
     parts = [taken[HookPoint(1, site)] for site in ("resid_pre", "attn_out", "mlp_out")]
     torch.testing.assert_close(sum(parts), taken[HookPoint(1)], rtol=1e-5, atol=1e-5)
+    elsewhere = replace(lm, family=replace(OLMO, mlp_out=("post_attention_layernorm",)))
+    assert elsewhere.fingerprint()["family"] != lm.fingerprint()["family"], "activations of other places"
+    assert "family" not in replace(lm, family=FAMILIES["llama"]).fingerprint()
+
+
+def test_a_file_says_a_whole_family_or_where_one_departs_from_another(tmp_path):
+    for family in (*FAMILIES.values(), OLMO):
+        lines = [f"{key} = {json.dumps(value)}" for key, value in asdict(family).items() if value is not None]
+        (tmp_path / "whole.toml").write_text("\n".join(lines))
+        assert read_family(tmp_path / "whole.toml") == family
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ('like = "lama"', r"is like 'lama' \(did you mean llama\?\); there are llama, gemma, "),
+        ('like = "llama"\nlayer = "x"', "layer: there is no such key; possible: like, name, model_types, layers, "),
+        ('name = "olmo"', "layers: it is missing; possible: like, "),
+        ('like = "llama"\nneeds_bos = "no"', "needs_bos: it should be a valid boolean, not 'no'; possible: "),
+        ("like =", "is not TOML: "),
+    ],
+)
+def test_a_file_that_describes_no_family_is_one_line_with_what_it_may_hold(tmp_path, said, told):
+    (tmp_path / "own.toml").write_text(said)
+    with pytest.raises(ConfigError, match=told) as refused:
+        read_family(tmp_path / "own.toml")
+    assert str(refused.value).startswith(f"--family {tmp_path / 'own.toml'} ")
+    assert (refused.value.exit_code, "\n" in str(refused.value)) == (2, False)
+
+
+@pytest.mark.parametrize(
+    ("differing", "told"),
+    [
+        ({"layers": "model.blocks"}, "has no model.blocks, which family own names as its layers"),
+        ({"final_norm": "norm"}, "has no norm, which family own names as its final_norm"),
+        ({"mlp_out": ("ffn", "moe")}, "layer 0 of .* has none of ffn, moe, .* as its mlp_out; it has self_attn, "),
+        ({"down_proj": ("mlp.w2",)}, "has none of mlp.w2, .* as its down_proj; it has .*, mlp.down_proj, "),
+        ({"multiplier": "branch_scale"}, "has no branch_scale, family own's multiplier"),
+    ],
+)
+def test_a_family_of_ones_own_that_does_not_fit_the_model_is_one_line(model_folders, differing, told):
+    own = replace(FAMILIES["llama"], name="own", **differing)
+    with pytest.raises(UnsupportedModelError, match=told):
+        load_model(str(model_folders["llama"]), device="cpu", family=own)
 
 
 def test_gemma_3n_is_refused_with_the_reason():

@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sae_forge.errors import UnsupportedModelError
 from sae_forge.models.gguf import cache, packaged
-from sae_forge.models.gguf.header import read_header
+from sae_forge.models.gguf.header import _Reader, read_header
 from sae_forge.models.gguf.tokenizer import tokenizer_of
 from sae_forge.models.gguf.weights import config_of
 from sae_forge.models.loading import load_model
@@ -154,6 +154,19 @@ def test_an_unknown_architecture_is_named_and_the_known_ones_listed(file):
     file.write_bytes(gguf_bytes(tiny_metadata() | {"general.architecture": "rwkv9"}, {}))
     assert "architecture 'rwkv9'" in (said := refusal(file))
     assert "llama, qwen2" in said
+
+
+def test_an_unknown_architecture_is_named_before_what_follows_is_read_or_taken_into_memory(file, monkeypatch):
+    """Metadata before it are passed over, what comes after may be as large and as broken as it likes."""
+    before = {"a.text": "words", "a.list": ["x"] * 9, "a.numbers": [1.5] * 9, "a.flag": True}
+    head = gguf_bytes({**before, "general.architecture": "rwkv9", "rwkv9.block_count": 3}, {})
+    file.write_bytes(head[:-8])  # cut within what follows
+    monkeypatch.setattr(cache, "read_header", lambda path: pytest.fail("its whole header was read"))
+    monkeypatch.setattr(cache, "_xxh3", lambda path: pytest.fail("it was hashed"))
+    monkeypatch.setattr(_Reader, "value", lambda reader: (reader.number("<I"), reader.text())[1])  # nothing but a text
+    assert "architecture 'rwkv9'" in refusal(file)
+    file.write_bytes(head[: head.index(b"general.arch")])
+    assert "cut short" in refusal(file)
 
 
 @pytest.mark.parametrize(
@@ -357,12 +370,33 @@ def test_a_conversion_that_is_stopped_leaves_nothing_and_is_done_again(file, tmp
         (lambda tensors: tensors.pop("blk.1.ffn_up.weight"), "lacks 1 weights, as blk.1.ffn_up.weight"),
         (lambda tensors: tensors.update({"rope_freqs.weight": (F32, (8,), bytes(32))}), "has no place for, as rope_f"),
         (lambda tensors: tensors.update({"output_norm.weight": (99, (64,), bytes(256))}), "unknown type, 99"),
+        (
+            lambda tensors: tensors.update({"blk.2.ffn_up.weight": (F32, (64, 96), bytes(4 * 64 * 96))}),
+            "gives blk.2.ffn_up.weight the shape [64, 96]; its settings make it [96, 64]",
+        ),
     ],
 )
-def test_weights_that_do_not_fit_are_named(file, model, change, said):
+def test_weights_that_do_not_fit_are_named_and_leave_nothing_in_the_cache(file, tmp_path, model, change, said):
     change(tensors := tiny_tensors(model))
     file.write_bytes(gguf_bytes(tiny_metadata(), tensors))
     assert said in refusal(file)
+    assert [path.name for path in (tmp_path / "cache" / "gguf").glob("[!.]*")] == []
+
+
+@needs_gguf
+@pytest.mark.real
+def test_each_file_is_hashed_once_by_a_process_until_it_changes(file, monkeypatch):
+    load_model(str(file), device="cpu")
+    cache._xxh3_of.cache_clear()
+    hashed = []
+    monkeypatch.setattr(cache.xxhash, "xxh3_128", lambda real=cache.xxhash.xxh3_128: hashed.append(1) or real())
+    for _ in range(3):
+        lm = load_model(str(file), device="cpu")
+    assert lm.folder is not None
+    assert len(hashed) == 1 + len(list(lm.folder.iterdir())) - 1  # the file itself, and what its record lists
+    file.write_bytes(file.read_bytes())
+    load_model(str(file), device="cpu")
+    assert len(hashed) == 1 + len(list(lm.folder.iterdir()))
 
 
 @needs_gguf

@@ -11,6 +11,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from itertools import islice
 from pathlib import Path
 
@@ -23,9 +24,9 @@ from transformers import GenerationConfig
 from sae_forge.config.model import expanded
 from sae_forge.errors import UnsupportedModelError
 from sae_forge.models.gguf import packaged
-from sae_forge.models.gguf.header import is_gguf, read_header
+from sae_forge.models.gguf.header import architecture_in, is_gguf, read_header
 from sae_forge.models.gguf.tokenizer import tokenizer_of
-from sae_forge.models.gguf.weights import architecture_of, config_of, names_of, require_whole, stored_as, tensors_of
+from sae_forge.models.gguf.weights import architecture_called, config_of, names_of, require_whole, stored_as, tensors_of
 from sae_forge.store import files
 
 CONVERSION = 1
@@ -83,10 +84,8 @@ def converted(name: str) -> Converted | None:
         return _checked(folder, name)
     if not is_gguf(path):
         return None
-    header = read_header(path)
-    architecture_of(header)  # named before anything is read or hashed
+    architecture_called(architecture_in(path), path)  # named before anything is hashed, or taken into memory
     _require_gguf(name)
-    require_whole(header)
     folder = _place(_xxh3(path))
     with _alone(folder) as absent:
         if absent:
@@ -175,6 +174,14 @@ def _checked(folder: Path, name: str) -> Converted:
 
 
 def _xxh3(path: Path) -> str:
+    """A file's content, read once by this process while nothing writes to it."""
+    said = path.stat()
+    return _xxh3_of(path.resolve(), said.st_ino, said.st_size, said.st_mtime_ns, said.st_ctime_ns)
+
+
+@cache
+def _xxh3_of(path: Path, *state: int) -> str:
+    del state  # another state is another content
     seen = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(2**22):

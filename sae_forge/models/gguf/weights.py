@@ -7,6 +7,7 @@ are stored with one added. Nothing else is touched, so each tensor is ``gguf.deq
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -80,15 +81,15 @@ _SIZES = ("num_hidden_layers", "hidden_size", "num_attention_heads", "intermedia
 _ENDS = {"bos_token_id": "bos", "eos_token_id": "eos", "pad_token_id": "padding"}
 
 
-def architecture_of(header: Header) -> Architecture:
-    """How to read this file's model.
+def architecture_called(name: str, path: Path) -> Architecture:
+    """How to read a file's model.
 
     Raises:
         UnsupportedModelError: its architecture has no entry; lists those there are.
     """
-    if (architecture := ARCHITECTURES.get(header.architecture)) is None:
+    if (architecture := ARCHITECTURES.get(name)) is None:
         raise UnsupportedModelError(
-            f"{header.path} holds a model of architecture {header.architecture[:60]!r}; "
+            f"{path} holds a model of architecture {name[:60]!r}; "
             f"of GGUF files these can be read: {', '.join(ARCHITECTURES)}"
         )
     return architecture
@@ -100,7 +101,7 @@ def config_of(header: Header) -> PretrainedConfig:
     Raises:
         UnsupportedModelError: an unknown architecture, or a setting that is missing or has no counterpart.
     """
-    kind = architecture_of(header)
+    kind = architecture_called(header.architecture, header.path)
     if (scaling := header.of_model("rope.scaling.type", "none")) != "none":
         raise UnsupportedModelError(f"{header.path} scales its positions ({scaling}), which is not read from GGUF here")
     given = {name: header.of_model(key) for name, key in _SETTINGS.items()}
@@ -146,7 +147,7 @@ def names_of(header: Header, config: PretrainedConfig) -> dict[str, str]:
     """The GGUF name of every weight of the model, by transformers' name.
 
     Raises:
-        UnsupportedModelError: a weight is missing, or the file holds one that the model has no place for.
+        UnsupportedModelError: a weight is missing or of another shape, or there is one that the model has no place for.
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
@@ -154,15 +155,21 @@ def names_of(header: Header, config: PretrainedConfig) -> dict[str, str]:
     known = get_tensor_name_map(arch, config.num_hidden_layers)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)
-    names = {name: str(known.get_name(name, (".weight", ".bias"))) for name in model.state_dict()}
+    shapes = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
     if config.tie_word_embeddings:
-        names.pop("lm_head.weight", None)
+        shapes.pop("lm_head.weight", None)
+    names = {name: str(known.get_name(name, (".weight", ".bias"))) for name in shapes}
     if missing := sorted(set(names.values()) - set(header.tensors)):
         raise UnsupportedModelError(f"{header.path} lacks {len(missing)} weights, as {missing[0]}")
     if more := sorted(set(header.tensors) - set(names.values())):
         raise UnsupportedModelError(
             f"{header.path} holds {len(more)} weights that {config.model_type} has no place for, as {more[0]}"
         )
+    for name, stored in names.items():
+        if (shape := header.tensors[stored].shape) != shapes[name]:
+            raise UnsupportedModelError(
+                f"{header.path} gives {stored} the shape {list(shape)}; its settings make it {list(shapes[name])}"
+            )
     return names
 
 
@@ -199,7 +206,7 @@ def tensors_of(header: Header, names: Mapping[str, str]) -> Iterator[tuple[str, 
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
-    undo = architecture_of(header).undo
+    undo = architecture_called(header.architecture, header.path).undo
     content = np.memmap(header.path, np.uint8, "r")
     for name, stored in names.items():
         info = header.tensors[stored]
