@@ -32,6 +32,7 @@ from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter, complete
 from sae_forge.data.texts.corpus import Tally, iter_texts
 from sae_forge.data.texts.packing import PackedBatch, iter_packed
+from sae_forge.data.texts.plain import form_of
 from sae_forge.errors import ConfigError, ResourceError, ShardError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.documents import DocumentTokenizer
@@ -201,7 +202,7 @@ def forward_batches(
     Args:
         tally: Counts its documents from the first on, those before ``start`` among them.
     """
-    tokenizer = DocumentTokenizer(lm, tally)
+    tokenizer = DocumentTokenizer(lm, tally, form=form_of(config.normalize_text))
     batches = iter_packed(
         iter_texts(source, text_field=config.text_field, split=config.split, converse=tokenizer.converse, tally=tally),
         tokenizer,

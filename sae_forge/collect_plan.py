@@ -11,6 +11,7 @@ from sae_forge.config.collect import CollectConfig
 from sae_forge.data.manifest import require_match
 from sae_forge.data.shards import MAX_SHARDS, Fingerprint, Manifest, buffer_bytes, complete, row_bytes
 from sae_forge.data.texts.corpus import Tally, iter_texts
+from sae_forge.data.texts.plain import form_of
 from sae_forge.data.texts.sources import corpus_identity, named, told_apart
 from sae_forge.errors import ConfigError, ShardError
 from sae_forge.hookpoint import HookPoint
@@ -235,12 +236,13 @@ def _fingerprint(
         role=role,
         split=config.split,
         text_field=config.text_field,
+        normalize_text=config.normalize_text,
     )
 
 
 def _expected_tokens(config: CollectConfig, lm: LanguageModel, source: str, tally: Tally) -> int | None:
     """Tokens a corpus will give: its characters over those a token takes in a sample; of a Hub dataset, the cap."""
-    tokenizer = DocumentTokenizer(lm)
+    tokenizer = DocumentTokenizer(lm, form=form_of(config.normalize_text))
     texts = iter_texts(
         source, text_field=config.text_field, split=config.split, converse=tokenizer.converse, tally=tally
     )

@@ -130,7 +130,7 @@ def make_run(folder: Path, model: Path) -> TinyRun:
     place = run.folder / "saes" / str(POINT) / "k6-d280-s4"
     provenance = Provenance(model=model.name, hook_point=str(POINT), weights=lm.fingerprint()["weights"])
     save_sae(place, TopKSAE(lm.d_model, 280, 6, seed=4), provenance)
-    (place / "report.json").write_text('{"steps": 0}')
+    (place / "report.json").write_text('{"steps": 0, "tokens": 0, "fvu": 1.0, "l0": 0.0, "dead_share": 0.0}')
     chosen = ["--num_features", str(LATENTS), "--snippets", "0", "--min_target_fires", "1", "--max_freq", "1"]
     chosen += ["--max_neutral_freq", "0.03", "--min_ratio", "1"]
     refusal = ["--refusal", _texts(folder / "refusals.jsonl", REFUSAL)]

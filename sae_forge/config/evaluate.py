@@ -9,14 +9,14 @@ from sae_forge.config.fields import Alias, Setting, described
 from sae_forge.config.questions import Half, QuestionsConfig
 from sae_forge.config.sae import SelectedConfig
 from sae_forge.config.sampling import SamplingConfig
-from sae_forge.config.text import HeldOutConfig
+from sae_forge.config.text import HeldOutConfig, SinksConfig
 from sae_forge.errors import ConfigError
 
 ControlKind = Literal["latents", "isotropic", "places", "direction"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, SelectedConfig):
+class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, SelectedConfig, SinksConfig):
     """An SAE and a selection to a report of forgetting and side effects beside their controls."""
 
     heading: ClassVar[str] = "Evaluation"

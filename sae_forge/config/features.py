@@ -7,11 +7,12 @@ from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import Artefact, Setting
 from sae_forge.config.questions import QuestionsConfig
 from sae_forge.config.sae import SaeConfig
+from sae_forge.config.text import SinksConfig
 from sae_forge.errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True)
-class FeaturesConfig(CollectConfig, QuestionsConfig, SaeConfig):
+class FeaturesConfig(CollectConfig, QuestionsConfig, SaeConfig, SinksConfig):
     """Shards and an SAE to a ranked selection of latents.
 
     ``study.settings`` adds the flags of every method there is, and the ``catalogue`` that they come from.
@@ -36,6 +37,10 @@ class FeaturesConfig(CollectConfig, QuestionsConfig, SaeConfig):
         "Take these latents instead of scoring.",
         Setting(decides=(), at_least=0, wanted="give indices of 0 or more"),
     ] = None
+    keep_form: Annotated[
+        bool,
+        "Take latents too that mark the form of a text: quotes and dashes, spellings, line ends.",
+    ] = False
     refusal: Annotated[
         str | None,
         "Text where the model refuses: the latent that fires on most of it is noted.",

@@ -20,6 +20,9 @@ class TextConfig(ModelConfig):
     text_field: Annotated[
         str | None, "Column that holds the text where the source names none. Unset: text, else the only one."
     ] = None
+    normalize_text: Annotated[
+        bool, "Bring all text to one form first: straight quotes, plain dashes, a paragraph a line, no mark-up."
+    ] = False
     split: Annotated[str, "Split of a dataset, or of a folder whose files name several."] = "train"
     ctx_len: Annotated[int, "Tokens a packed sequence holds.", Setting(at_least=2, wanted="give at least 2 tokens")] = (
         1024
@@ -27,6 +30,18 @@ class TextConfig(ModelConfig):
     bos: Annotated[
         BosPolicy, "Put BOS before each packed row, each document, or nowhere. auto: row where the tokenizer adds BOS."
     ] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinksConfig(ModelConfig):
+    """What becomes of tokens whose activation dwarfs all others."""
+
+    heading: ClassVar[str] = "Text"
+    decides: ClassVar[tuple[Artefact, ...]] = ("selection", "report")
+
+    keep_sinks: Annotated[
+        bool, "Train on, select by, and edit sinks too: tokens whose activation is over 5 times as long as the median."
+    ] = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from typing import Annotated, ClassVar, Literal, NamedTuple
 
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import Artefact, Setting
-from sae_forge.config.text import HeldOutConfig
+from sae_forge.config.text import HeldOutConfig, SinksConfig
 from sae_forge.errors import ConfigError
 
 Backend = Literal["auto", "reference", "cpu", "dense", "triton"]
@@ -18,7 +18,7 @@ GIGABYTES = Setting(above=0, at_most=MAX_GB, wanted=f"give more than 0 and at mo
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(CollectConfig, HeldOutConfig):
+class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
     """Shards to a TopK SAE."""
 
     heading: ClassVar[str] = "Training"
@@ -62,7 +62,7 @@ class TrainConfig(CollectConfig, HeldOutConfig):
     ] = 2.0
     lr: Annotated[
         float | None,
-        "Peak learning rate of Adam. Unset: 2e-4 / sqrt(d_sae / 16384).",
+        "Peak learning rate of Adam. Unset: 2e-4 / sqrt(d_sae / 16384), times sqrt(32000 / steps) below so many steps.",
         Setting(decides=(), above=0, wanted="give a rate above 0"),
     ] = None
     lr_warmup: Annotated[

@@ -61,6 +61,8 @@ class Fingerprint:
     """Split of a ``datasets`` source."""
     text_field: str | None = None
     """Column asked for; None: the default one."""
+    normalize_text: bool = False
+    """Whether the text was brought to one form first."""
     first_batch: int = 0
     """Forward batches of the corpus before the first of these: above 0 in a window of a corpus too large to keep."""
     end_batch: int | None = None
@@ -135,7 +137,7 @@ class Sidecar:
 
     def publish(self, folder: AnyPath) -> None:
         """Write it; from here on the shard counts as whole."""
-        files.publish_json(sidecar_path(folder, self.shard.file), asdict(self))
+        files.publish_json(sidecar_path(folder, self.shard.file), _as_written(self))
 
     @classmethod
     def read(cls, folder: AnyPath, index: int) -> "Sidecar":
@@ -153,7 +155,7 @@ class Sidecar:
                 raise ValueError(f"{sidecar.shard.rows} rows need the hashes of {blocks} blocks")
             if sidecar.shard.file != shard_name(index) or sidecar.shard.hashes != files.digest(asdict(sidecar.hashes)):
                 raise ValueError(f"it does not belong to {shard_name(index)}")
-            if files.canonical(asdict(sidecar)) != files.canonical(body):  # 1 is no 1.0 on disk
+            if files.canonical(_as_written(sidecar)) != files.canonical(body):  # 1 is no 1.0 on disk
                 raise ValueError("it lacks a field, or a whole number stands for a float")
         except ValueError as error:
             raise ShardError(f"{path} is not {what}: {error}") from error
@@ -228,7 +230,7 @@ class Manifest:
         shards = [asdict(shard) for shard in self.shards]
         odd = {"skipped": self.skipped, "control": self.control}
         return {
-            "fingerprint": asdict(self.fingerprint),
+            "fingerprint": _as_written(self)["fingerprint"],
             "shards": shards,
             "rounding": self.rounding and asdict(self.rounding),
             "rows": self.rows,
@@ -322,6 +324,14 @@ def _why_incomplete(folder: AnyPath) -> str:
             f"{folder} is unfinished ({begun} shards, no {MANIFEST}); run the same collect command again to finish it"
         )
     return f"{folder} holds no shards; make them with: sae-forge collect"
+
+
+def _as_written(proof: "Sidecar | Manifest") -> dict[str, Any]:
+    """All that it holds, JSON-ready, but for what older versions did not know where it is as it was then."""
+    body = asdict(proof)
+    if not proof.fingerprint.normalize_text:
+        del body["fingerprint"]["normalize_text"]
+    return body
 
 
 def _decoded(kind: type[Proof], body: Any, names: Set[str]) -> Proof:

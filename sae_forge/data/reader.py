@@ -1,5 +1,6 @@
 """A complete folder of shards, whose blocks are handed out in any order, each checked as it is read."""
 
+import copy
 import warnings
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -52,6 +53,7 @@ class ShardReader:
         self._shards: list[ShardFile] = []
         if total_rounding(self._open_all()) != self.manifest.rounding:
             raise ShardError(f"{folder / MANIFEST} and the sidecars disagree on rounding; collect again with --fresh")
+        self._blocks: range | None = None
         self._first_blocks = [0]
         for shard in self._shards:
             self._first_blocks.append(self._first_blocks[-1] + shard.block_count)
@@ -64,8 +66,14 @@ class ShardReader:
 
     @property
     def rows(self) -> int:
-        """Activations stored."""
-        return self.manifest.rows
+        """Activations stored, in the blocks that are read."""
+        return self.manifest.rows if self._blocks is None else sum(map(self.block_rows, range(len(self._blocks))))
+
+    def only(self, blocks: range) -> "ShardReader":
+        """The same folder as if it held these blocks and no others; they are numbered anew."""
+        part = copy.copy(self)
+        part._blocks = blocks
+        return part
 
     @property
     def d_in(self) -> int:
@@ -80,7 +88,7 @@ class ShardReader:
     @property
     def block_count(self) -> int:
         """Blocks in the folder; block i of a shard's end may hold fewer rows than the others."""
-        return self._first_blocks[-1]
+        return self._first_blocks[-1] if self._blocks is None else len(self._blocks)
 
     def block_rows(self, block: int) -> int:
         """Rows of one block."""
@@ -134,12 +142,13 @@ class ShardReader:
 
     def iter_blocks(self) -> Iterator[Block]:
         """Every block in the order of the corpus."""
-        for shard in self._shards:
-            yield from shard.iter_blocks(range(shard.block_count))
+        for shard, local in self._by_shard(range(self.block_count)):
+            yield from shard.iter_blocks(local)
 
     def _locate(self, block: int) -> tuple[ShardFile, int]:
         if not 0 <= block < self.block_count:
             raise IndexError(f"block {block} of {self.block_count}")
+        block = block if self._blocks is None else self._blocks[block]
         shard = bisect_right(self._first_blocks, block) - 1
         return self._shards[shard], block - self._first_blocks[shard]
 

@@ -70,6 +70,7 @@ def separations(
     selections: Mapping[str, Int[Tensor, "_"]],
     *,
     sample_tokens: int = SAMPLE_TOKENS,
+    sink_norm: float | None = None,
     progress: Progress = SILENT,
 ) -> dict[str, Separation]:
     """The separation of every selection, from one pass over a sample of each corpus."""
@@ -79,7 +80,7 @@ def separations(
     for corpus, reader in readers.items():
         every = max(1, math.ceil(reader.rows / sample_tokens))
         with progress.task(f"analyse {corpus}", math.ceil(reader.rows / every), "tokens") as task:
-            for acts, _ in iter_acts(reader, sae, union, every=every):
+            for acts, _ in iter_acts(reader, sae, union, every=every, sink_norm=sink_norm):
                 for tracker in trackers.values():
                     tracker.add(corpus, acts)
                 task.advance(len(acts))
@@ -87,7 +88,12 @@ def separations(
 
 
 def traces(
-    reader: ShardReader, sae: Dictionary, latents: Int[Tensor, "n"], limit: int
+    reader: ShardReader,
+    sae: Dictionary,
+    latents: Int[Tensor, "n"],
+    limit: int,
+    *,
+    sink_norm: float | None = None,
 ) -> tuple[Float[Tensor, "_ n"], ...]:
     """The activations of ``latents``, in that order, on each of at most ``limit`` sequences spread evenly.
 
@@ -96,7 +102,7 @@ def traces(
     sequences = int(reader.read_origins(reader.block_count - 1)["seq_ids"][-1]) + 1 if reader.block_count else 0
     every = max(1, math.ceil(sequences / limit))
     found: dict[int, list[Tensor]] = {}
-    for acts, seq_ids in iter_acts(reader, sae, latents, every=every):
+    for acts, seq_ids in iter_acts(reader, sae, latents, every=every, sink_norm=sink_norm):
         runs, lengths = torch.unique_consecutive(seq_ids, return_counts=True)
         for seq_id, part in zip(runs.tolist(), acts.split(lengths.tolist()), strict=True):
             found.setdefault(seq_id, []).append(part)
@@ -104,7 +110,12 @@ def traces(
 
 
 def iter_acts(
-    reader: ShardReader, sae: Dictionary, latents: Int[Tensor, "n"], *, every: int = 1
+    reader: ShardReader,
+    sae: Dictionary,
+    latents: Int[Tensor, "n"],
+    *,
+    every: int = 1,
+    sink_norm: float | None = None,
 ) -> Iterator[tuple[Float[Tensor, "tokens n"], Int[Tensor, "tokens"]]]:
     """Activations of the chosen latents on every ``every``-th sequence, with the sequence of each token.
 
@@ -113,7 +124,7 @@ def iter_acts(
     """
     require_width(reader, sae, reader.fingerprint.corpus)
     chosen = latents.to(sae.W_dec.device)
-    for x, seq_ids, _ in iter_rows(reader, every=every):
+    for x, seq_ids, _ in iter_rows(reader, every=every, sink_norm=sink_norm):
         with torch.no_grad():
             acts = sae.latent_acts(x.to(sae.W_dec.device, sae.W_dec.dtype), chosen)
         yield acts.float().cpu(), seq_ids

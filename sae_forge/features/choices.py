@@ -12,7 +12,7 @@ from torch import Tensor
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.identity import requested
-from sae_forge.features.methods.method import Ask, Found, SelectionMethod, asked_of
+from sae_forge.features.methods.method import Ask, Found, SelectionMethod, asked_of, ranking
 from sae_forge.features.scores import Measured, Selectivity, sieve
 from sae_forge.progress import Progress
 from sae_forge.sae.dictionary import Dictionary
@@ -69,6 +69,7 @@ def choices(
         told = ", ".join(f"{name} removed {count}" for name, count in choice.filtered.items() if count)
         if not choice.candidates:
             way_out = _way_out(method, measured, config, n) if method.rank else ""
+            way_out = "; --keep_form takes those that mark form" if choice.filtered.get("keep_form") else way_out
             refused.append(f"none of the {measured.d_sae} latents is valid for --method {method.name}: {told}{way_out}")
             continue
         made[method.name] = choice
@@ -127,7 +128,7 @@ def _chosen(
         scores[[*found.scores]] = torch.tensor([*found.scores.values()], dtype=torch.double)
         return Choice(latents, scores, len(found.scores), found.removed, len(latents), found.settings)
     assert method.rank is not None
-    ranking = method.rank(measured, config, n)
-    valid, removed = sieve(ranking.filters)
-    told = selectivity.score if method.inlp_score else ranking.by
-    return Choice(ranking.best(n), told, int(valid.sum()), removed, n)
+    ranks = ranking(method, measured, config, n)
+    valid, removed = sieve(ranks.filters)
+    told = selectivity.score if method.inlp_score else ranks.by
+    return Choice(ranks.best(n), told, int(valid.sum()), removed, n)

@@ -15,9 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_forge.config.features import FeaturesConfig
+from sae_forge.features.forms import FORM, KINDS, MOSTLY, Forms
 from sae_forge.features.methods.flags import Formula, ScoreSettings, part_of
 from sae_forge.features.stats import LatentStats
 
+SMOOTHING = 16.0
+"""Fires added to both sides of a ratio in the paper."""
 ACT_RATIO_MAX = 10.0
 """Bound of the corrected ``act_ratio``. It lets that factor of the score vary by 3.5 around a ratio of 1; unbounded, a
 latent that never fires on retain text scores 5 to 10 times too high, for no evidence."""
@@ -30,6 +33,10 @@ class Measured:
     forget: LatentStats
     retain: dict[str, LatentStats]
     refusal: LatentStats | None = None
+    sink_norm: float | None = None
+    """Length beyond which an activation was left out."""
+    forms: Forms | None = None
+    """How the forms of the corpora compare, where their text can be read."""
 
     @property
     def d_sae(self) -> int:
@@ -41,6 +48,17 @@ class Measured:
         """Latents that fire anywhere in the forget and retain corpora."""
         return torch.stack([stats.fires > 0 for stats in (self.forget, *self.retain.values())]).any(0)
 
+    @property
+    def marks(self) -> dict[str, Float[Tensor, "d_sae"]]:
+        """Share of each latent's forget firings on tokens of each kind; empty where no token was marked."""
+        marked = self.forget.marked
+        return {} if marked is None else dict(zip(KINDS, marked / self.forget.fires.clamp(min=1), strict=True))
+
+    @property
+    def only_form(self) -> Bool[Tensor, "d_sae"]:
+        """Latents that fire mostly on tokens that are form and no content."""
+        return (torch.stack([self.marks[kind] for kind in FORM]) >= MOSTLY).any(0)
+
     def worst(self, statistic: Callable[[LatentStats], Tensor]) -> Float[Tensor, "d_sae"]:
         """The highest value of a statistic over the retain corpora."""
         return torch.stack([statistic(stats) for stats in self.retain.values()]).amax(0)
@@ -48,7 +66,7 @@ class Measured:
     def selectivity(self, config: FeaturesConfig) -> "Selectivity":
         """INLP's statistics in the form that ``config`` asks for."""
         form, retain = part_of(config, ScoreSettings), list(self.retain.values())
-        smoothing, eps = form.ratio_smoothing, form.activation_eps
+        smoothing, eps = form.ratio_smoothing or SMOOTHING, form.activation_eps
         return selectivity(self.forget, retain, formula=form.formula, smoothing=smoothing, eps=eps)
 
 

@@ -6,6 +6,7 @@ and the frequency plot, which shows all latents, is drawn from it. A second pass
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from jaxtyping import Bool
@@ -16,9 +17,10 @@ from sae_forge.data.shards import ShardReader
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import Analysis, jaccard, separations
 from sae_forge.features.choices import Choice, answers, choices
+from sae_forge.features.forms import looked_at
 from sae_forge.features.identity import requested, settings
 from sae_forge.features.methods.flags import ClearSettings, part_of
-from sae_forge.features.methods.method import Ask, Found, asked_of, table_of
+from sae_forge.features.methods.method import Ask, Found, adapted, asked_of, ranking, table_of
 from sae_forge.features.scores import Measured, Selectivity
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.features.snippets import Snippet, read_snippets
@@ -44,14 +46,18 @@ def select(
     weights: str,
     refusal: ShardReader | None = None,
     ask: Callable[[], Ask] | None = None,
+    sink_norm: float | None = None,
 ) -> dict[str, Selection]:
     """:func:`answers`, then :func:`measure`, then :func:`choose`.
 
     Args:
         ask: Makes what asks a model, for methods that do.
+        sink_norm: Length beyond which an activation is a sink's and left out.
     """
     found = answers(config, sae, ask, progress)
-    measured = measure(forget, retain, sae, config, progress, refusal=refusal, found=found)
+    measured = measure(
+        forget, retain, sae, config, progress, refusal=refusal, found=found, sink_norm=sink_norm, decode=decode
+    )  # fmt: skip
     return choose(measured, forget, retain, sae, config, decode, progress, name=name, weights=weights, found=found)
 
 
@@ -64,12 +70,16 @@ def measure(
     *,
     refusal: ShardReader | None = None,
     found: Mapping[str, Found] | None = None,
+    sink_norm: float | None = None,
+    decode: Decode | None = None,
 ) -> Measured:
     """Read every corpus once, for all methods asked for.
 
     Args:
         refusal: Text where the model refuses.
         found: What the methods found that ask a model.
+        sink_norm: Length beyond which an activation is a sink's and left out.
+        decode: Token ids to text, to compare the forms of the corpora and mark tokens; None: neither is done.
 
     Raises:
         DataError: there is no retain corpus.
@@ -80,16 +90,18 @@ def measure(
         raise DataError("features compares against text to keep, and no retain corpus is collected; give --retain")
     _check(config, sae.d_sae)
     threshold = part_of(config, ClearSettings).fire_threshold
-    of_forget = survey(
-        forget, sae, title="forget", keep_top=config.snippets, fire_threshold=threshold, progress=progress
-    )
+    how: dict[str, Any] = {"fire_threshold": threshold, "sink_norm": sink_norm, "progress": progress}
+    forms, marks = looked_at(forget, retain, decode) if decode else (None, None)
+    for line in forms.lines() if forms else ():
+        progress.say(line)
+    of_forget = survey(forget, sae, title="forget", keep_top=config.snippets, marks=marks, **how)
+    config = adapted(config, of_forget, _shortest(forget, retain))
     watch = _may_be_chosen(of_forget, config, found or {})
     of_retain = {
-        corpus: survey(reader, sae, title=f"retain {corpus}", watch=watch, fire_threshold=threshold, progress=progress)
-        for corpus, reader in retain.items()
+        corpus: survey(reader, sae, title=f"retain {corpus}", watch=watch, **how) for corpus, reader in retain.items()
     }
-    of_refusal = survey(refusal, sae, title="refusal", fire_threshold=threshold, progress=progress) if refusal else None
-    return Measured(of_forget, of_retain, of_refusal)
+    of_refusal = survey(refusal, sae, title="refusal", **how) if refusal else None
+    return Measured(of_forget, of_retain, of_refusal, sink_norm, forms)
 
 
 def choose(
@@ -119,6 +131,7 @@ def choose(
     Raises:
         DataError: no latent passes the filters of any method; says how many each removed.
     """
+    config = adapted(config, measured.forget, _shortest(forget, retain))
     selectivity = measured.selectivity(config)
     taken = choices(measured, selectivity, config, found or {}, progress)
     refusal = _refusal_latent(measured, config, progress)
@@ -147,9 +160,16 @@ def choose(
             dead=dead,
             refusal_latent=refusal,
             analysis=analyses[method],
+            sink_norm=measured.sink_norm,
+            forms=measured.forms,
         )
         for method, choice in taken.items()
     }
+
+
+def _shortest(forget: ShardReader, retain: Mapping[str, ShardReader]) -> int:
+    """Tokens of the shortest corpus."""
+    return min(reader.rows for reader in (forget, *retain.values()))
 
 
 def _check(config: FeaturesConfig, d_sae: int) -> None:
@@ -214,12 +234,12 @@ def _analyses(
     progress: Progress,
 ) -> dict[str, Analysis]:
     chosen = {method: choice.latents for method, choice in taken.items()}
-    ranks = {method.name: method.rank for method in table_of(config) if method.rank and method.rival}
+    others = [method for method in table_of(config) if method.rank and method.rival]
     rivals = {
-        n: {rival: rank(measured, config, n).best(n) for rival, rank in ranks.items()}
+        n: {rival.name: ranking(rival, measured, config, n).best(n) for rival in others}
         for n in {choice.rivals_take for choice in taken.values()}
     }
-    found = separations(forget, retain, sae, chosen, progress=progress)
+    found = separations(forget, retain, sae, chosen, sink_norm=measured.sink_norm, progress=progress)
     return {
         method: Analysis(
             separation=found[method],
@@ -256,6 +276,7 @@ def _record(
         forget=_stats(measured.forget, latent),
         retain={corpus: _stats(stats, latent) for corpus, stats in measured.retain.items()},
         snippets=snippets,
+        marks={kind: round(float(share[latent]), 4) for kind, share in measured.marks.items()},
     )
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import Analysis
+from sae_forge.features.forms import Forms
 from sae_forge.features.snippets import Snippet
 from sae_forge.store import files, records
 from sae_forge.store.weights import require_same
@@ -50,6 +51,8 @@ class SelectedLatent:
     retain: dict[str, CorpusStats]
     snippets: tuple[Snippet, ...]
     """Where it fires most on the forget corpus, strongest first, a sequence each."""
+    marks: dict[str, float] = field(default_factory=dict)
+    """Share of its forget firings on each kind of token (``forms.KINDS``); empty where none was marked."""
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,10 @@ class Selection:
     """The latent that stands for refusing, where one was asked for."""
     analysis: Analysis | None = None
     """None for a selection that was not made from shards."""
+    sink_norm: float | None = None
+    """Length beyond which an activation is a sink's, left out of all that is counted here; None: none is left out."""
+    forms: Forms | None = None
+    """How the forms of the corpora compare; None where their text was not read."""
     format: int = FORMAT
 
     @property

@@ -9,6 +9,7 @@ def table(selection: Selection) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
     """Heads, and a row for each latent in the selection's order, as text; frequencies in percent of tokens."""
     by = selection.settings.get("sort_by", "score")
     also = () if by in ("score", "ratio") else (by,)
+    marked = bool(selection.latents and selection.latents[0].marks)
     rows = [
         (
             str(latent.index),
@@ -17,11 +18,13 @@ def table(selection: Selection) -> tuple[tuple[str, ...], list[tuple[str, ...]]]
             f"{latent.forget_frequency:.3%}",
             f"{latent.retain_frequency:.3%}",
             f"{latent.ratio:.3g}",
+            *([f"{latent.marks['content']:.0%}", f"{latent.marks['unseen']:.0%}"] if marked else ()),
             latent.snippets[0].text if latent.snippets else "",
         )
         for latent in selection.latents
     ]
-    return ("latent", "score", *also, "forget freq", "retain freq", "ratio", "fires most on"), rows
+    shares = ("on content words", "on words retain lacks") if marked else ()
+    return ("latent", "score", *also, "forget freq", "retain freq", "ratio", *shares, "fires most on"), rows
 
 
 def comparison(selections: Mapping[str, Selection]) -> list[tuple[str, ...]]:

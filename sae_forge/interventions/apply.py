@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_forge.data.sinks import are_sinks
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.controls import Control, RandomDirections
@@ -54,8 +55,8 @@ class EditLog:
     """
 
     tokens: int = 0
-    """Tokens seen that may be edited: the real ones, unless the intervention says otherwise. Under cached generation
-    each is seen once."""
+    """Tokens seen that may be edited: the real ones but sinks, unless the intervention says otherwise. Under cached
+    generation each is seen once."""
     edited: int = 0
     """Those of them whose activation was changed."""
     norms: float = 0.0
@@ -167,6 +168,8 @@ def _rewriting(lm: LanguageModel, edit: Edit, log: EditLog, joined: Callable[[],
     def rewrite(x: Tensor, call: Call) -> tuple[Tensor, Carried]:
         texts, *before = call.carried or (log.begin(len(x)), None, None)
         counted, editable = bound.meant(call.real, call.attended, begins=not call.held)
+        ordinary = ~are_sinks(x, edit.sink_norm).to(editable.device)
+        counted, editable = counted & ordinary, editable & ordinary
         moved = bound.moved(x, counted, editable, (before[0], before[1]))
         if call.held and call.carried is None and any(moved.after):
             raise ConfigError(

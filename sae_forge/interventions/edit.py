@@ -29,6 +29,9 @@ class Edit:
     dictionary: Dictionary | Slice
     """Whole, or the part of one that the intervention needs."""
     intervention: Intervention
+    sink_norm: float | None = None
+    """Tokens whose activation is longer are sinks (``data.sinks``): they are never edited, and no gate sees them. None:
+    all are as any other."""
 
     @property
     def latents(self) -> tuple[int, ...]:
@@ -65,7 +68,8 @@ class Edit:
         where += "" if what.written == what.targets else f", writing {len(what.written)}"
         where += "" if what.gate == ALWAYS else f" behind {_words(what.gate)}"
         touched = {"attended": ", special tokens too", "all_but_first": ", all tokens but the first"}
-        rest = touched.get(what.tokens, "")
+        rest = "" if self.sink_norm is None else ", sinks spared"
+        rest += touched.get(what.tokens, "")
         rest += "" if what.counted == "real" else f", counting {what.counted} tokens"
         rest += "" if what.keep_error else ", error dropped"
         return f"{_words(what.edit, what.name)}{where} at {self.point}{rest}"
@@ -76,7 +80,7 @@ class Edit:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Edit):
             return NotImplemented
-        if (self.point, self.intervention) != (other.point, other.intervention):
+        if (self.point, self.intervention, self.sink_norm) != (other.point, other.intervention, other.sink_norm):
             return False
         return self.dictionary is other.dictionary or _same_numbers(self, other)
 

@@ -41,6 +41,7 @@ class _Entry:
     intervention: Any
     """The name of its class over its fields, and so on within: ``{"Intervention": {"edit": {"SetTo": …}, …}}``."""
     dictionary: SliceFacts
+    sink_norm: float | None = None
 
 
 @dataclass(frozen=True)
@@ -65,11 +66,12 @@ def save_edits(folder: Path, edits: Sequence[Edit], *, kinds: tuple[type, ...] =
     entries, tensors = [], {}
     for number, edit in enumerate(edits):
         facts, weights = taken_apart(edit.sliced().dictionary)
-        tensors |= {f"{number}.{name}": weight for name, weight in weights.items()}
+        tensors |= {f"{number}.{name}": weight.clone() for name, weight in weights.items()}
         entries.append({
             "point": str(edit.point),
             "intervention": _encoded(edit.intervention, (*KINDS, *kinds)),
             "dictionary": asdict(facts),
+            **({} if edit.sink_norm is None else {"sink_norm": edit.sink_norm}),
         })  # fmt: skip
     publish_tensors(folder / TENSORS, tensors)
     record = {"format": FORMAT, "edits": entries, "tensors_sha256": files.file_sha256(folder / TENSORS)}
@@ -96,7 +98,8 @@ def load_edits(folder: Path, *, kinds: tuple[type, ...] = (), device: str = "cpu
             intervention = _decoded(entry.intervention, named)
             if not isinstance(intervention, Intervention):
                 raise ValueError(f"edit {number} has a {type(intervention).__name__} for an intervention")
-            edits.append(Edit(HookPoint.parse(entry.point), dictionary.to(device), intervention))
+            point = HookPoint.parse(entry.point)
+            edits.append(Edit(point, dictionary.to(device), intervention, entry.sink_norm))
             whole(dictionary).places(edits[-1].needed)  # refused here, not once a model is run under it
     except (ValueError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not a saved edit: {error}") from None

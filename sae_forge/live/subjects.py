@@ -44,7 +44,7 @@ class Subjects:
         if outside := [latent for latent in latents if not 0 <= latent < materials.selection.d_sae]:
             raise ConfigError(f"latent {outside[0]} is outside an SAE of {materials.selection.d_sae} latents")
         scaled = replace(scale(tuple(dict.fromkeys(latents)), factor), tokens=materials.config.tokens)
-        edit = Edit(materials.point, materials.sae, scaled)
+        edit = Edit(materials.point, materials.sae, scaled, materials.sink_norm)
         return {f"scale {factor:g} on {latents_in_words({'num_features': len(edit.latents)})}": Edited((edit,))}
 
     def edits(self) -> list[str]:

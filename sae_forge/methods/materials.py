@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.data.shards import ShardReader
+from sae_forge.data.sinks import are_sinks, without_sinks
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.analysis import traces
 from sae_forge.features.selection import Selection
@@ -70,6 +71,11 @@ class Materials:
             )
         return self.collected
 
+    @property
+    def sink_norm(self) -> float | None:
+        """Length beyond which an activation is a sink's and stays as it is; None where sinks are edited too."""
+        return None if self.config.keep_sinks else self.selection.sink_norm
+
     def setting(self, kind: type[Flags]) -> Flags:
         """The config as that part of it which holds the flags of one method.
 
@@ -83,12 +89,12 @@ class Materials:
     @cached_property
     def retain_norm(self) -> float:
         """Median L2 norm of the activation of a retain token."""
-        return median_norm(torch.cat([_sample(reader) for reader in self.shards.retain.values()]))
+        return median_norm(torch.cat([self._sample(reader) for reader in self.shards.retain.values()]))
 
     @cached_property
     def forget_sample(self) -> Float[Tensor, "1 tokens d_in"]:
         """Activations of forget tokens."""
-        return _sample(self.shards.forget)[None]
+        return self._sample(self.shards.forget)[None]
 
     @cached_property
     def forget_texts(self) -> Texts:
@@ -120,7 +126,7 @@ class Materials:
         retain = self.shards.retain.items()
         if self.config.gate_tokens != "real":
             return {name: self._counted(load_texts(self.lm, [reader]), latents) for name, reader in retain}
-        return {name: traces(reader, self.sae, latents, TRACED) for name, reader in retain}
+        return {name: traces(reader, self.sae, latents, TRACED, sink_norm=self.sink_norm) for name, reader in retain}
 
     def _counted(self, texts: Texts, latents: Tensor) -> tuple[Tensor, ...]:
         """Acts on the tokens that a gate counts; shards hold no special ones, so the model reads the texts again."""
@@ -131,8 +137,10 @@ class Materials:
             x = capture(self.lm, [self.point], *batch)[self.point].to(latents.device)
             with torch.no_grad():
                 acts = self.sae.latent_acts(x.to(self.sae.W_dec.dtype), latents).float().cpu()
+            ordinary = ~are_sinks(x, self.sink_norm).to(attended.device)
             touched, counted = (
-                chosen_tokens(which, real, attended) for which in (self.config.tokens, self.config.gate_tokens)
+                chosen_tokens(which, real, attended) & ordinary
+                for which in (self.config.tokens, self.config.gate_tokens)
             )
             acts = torch.where(touched[..., None], acts, 0.0)
             found += [row[kept] for row, kept in zip(acts, counted, strict=True)]
@@ -144,6 +152,9 @@ class Materials:
         place = {latent: number for number, latent in enumerate(self.selection.indices)}
         columns = torch.tensor([place[latent] for latent in latents])
         return {name: tuple(trace[:, columns] for trace in several) for name, several in self._traces.items()}
+
+    def _sample(self, reader: ShardReader) -> Float[Tensor, "tokens d_in"]:
+        return without_sinks(_sample(reader), self.sink_norm)
 
 
 def _sample(reader: ShardReader) -> Float[Tensor, "tokens d_in"]:

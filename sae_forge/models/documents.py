@@ -24,10 +24,13 @@ class DocumentTokenizer:
     """A model's tokenizer as documents see it: nothing that is written in them becomes a control token.
 
     A conversation is written by the model's chat template, without BOS in front and EOS behind, which packing sets.
+
+    Args:
+        form: What is made of a text before it is read.
     """
 
-    def __init__(self, lm: LanguageModel, tally: Counting | None = None) -> None:
-        self._lm, self._tally = lm, tally
+    def __init__(self, lm: LanguageModel, tally: Counting | None = None, *, form: Callable[[str], str] = str) -> None:
+        self._lm, self._tally, self._form = lm, tally, form
         self.bos_token_id: int | None = lm.tokenizer.bos_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.eos_token_id: int | None = lm.tokenizer.eos_token_id  # pyright: ignore[reportAttributeAccessIssue]
         self.pad_token_id: int | None = lm.tokenizer.pad_token_id  # pyright: ignore[reportAttributeAccessIssue]
@@ -40,7 +43,7 @@ class DocumentTokenizer:
     def __call__(self, texts: Sequence[str | Rendered], *, add_special_tokens: bool = False) -> Encoded:
         """``input_ids`` of each document, under the name transformers has for them."""
         del add_special_tokens  # packing sets them
-        plain = text_ids(self._lm, [text for text in texts if isinstance(text, str)])
+        plain = text_ids(self._lm, [self._form(text) for text in texts if isinstance(text, str)])
         if self._tally is not None:
             special = self._lm.special_ids
             self._tally.control += sum(

@@ -29,6 +29,8 @@ from sae_forge.study.run import REPORT_FILE, EvalReport
 from sae_forge.study.run import evaluate as measure
 from sae_forge.study.settings import catalogue_of
 from sae_forge.tasks.choice import choices
+from sae_forge.training.report import load_report as load_training
+from sae_forge.training.verdict import Verdict
 
 
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
@@ -36,7 +38,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     config = bench.settle(config)
     named = bench.sae(config.sae)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
-    rivals, also = _rivals(config, bench, named), _steered(config, named, bench.progress)
+    rivals, also = _rivals(config, bench, named), _steered(config, named, selection, bench.progress)
     identity = _identity(config, [selection, *rivals], named.provenance)
     folder = bench.run.evals(named.folder) / files.short_hash(identity)
     if (folder / REPORT_FILE).exists() and not config.starts_over:
@@ -48,7 +50,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         measured = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
             collected=shards_of(selection, bench.run, named.point), also=also,
-            rivals=rivals, folder=folder, table=catalogue_of(config).methods,
+            rivals=rivals, folder=folder, table=catalogue_of(config).methods, verdict=_verdict(named),
         )  # fmt: skip
         report = measured.report
         files.publish_json(folder / "config.json", config.deciding("report"))
@@ -68,6 +70,12 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     )
 
 
+def _verdict(named: NamedSAE) -> Verdict | None:
+    """Whether an SAE that was trained here is fit to be used."""
+    trained = load_training(named.origin) if named.origin else None
+    return None if trained is None or not trained.steps else trained.verdict
+
+
 def _rivals(config: EvalConfig, bench: Bench, named: NamedSAE) -> list[Selection]:
     """Every selection made for this SAE, if they are to be compared."""
     if not config.compare_selections:
@@ -76,16 +84,17 @@ def _rivals(config: EvalConfig, bench: Bench, named: NamedSAE) -> list[Selection
     return [Selection.load(path, weights=named.weights) for path in paths]
 
 
-def _steered(config: EvalConfig, named: NamedSAE, progress: Progress) -> list[Edit]:
+def _steered(config: EvalConfig, named: NamedSAE, selection: Selection, progress: Progress) -> list[Edit]:
     """The edit that a steering CSV says, if one was given."""
     if config.steering is None:
         return []
     table = read_steering_csv(config.steering)
     table.require_sae(named.name)
+    norm = None if config.keep_sinks else selection.sink_norm
     if "tokens" in config.spelled:
-        return [Edit(named.point, named.sae, table.intervention(config.tokens))]
+        return [Edit(named.point, named.sae, table.intervention(config.tokens), norm)]
     progress.say(f"{config.steering} edits special tokens too, as the tool it is from; --tokens real spares them")
-    return [Edit(named.point, named.sae, table.intervention())]
+    return [Edit(named.point, named.sae, table.intervention(), norm)]
 
 
 def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:

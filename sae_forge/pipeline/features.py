@@ -6,11 +6,12 @@ from pathlib import Path
 
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.shards import ShardReader
+from sae_forge.data.sinks import census
 from sae_forge.data.texts.sources import corpus_identity, told_apart
 from sae_forge.errors import DataError, ShardError
 from sae_forge.features.choices import answers
 from sae_forge.features.identity import file_name, method_names
-from sae_forge.features.methods.method import table_of
+from sae_forge.features.methods.method import adapted, table_of
 from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
 from sae_forge.features.tables import COMPARED, comparison, table
@@ -66,13 +67,22 @@ def _make(
 ) -> dict[str, Selection]:
     """Every selection, saved with its picture; all are chosen from one measurement."""
     answered = answers(config, named.sae, lambda: asking(config, bench, named), bench.progress)
+    norm = None
+    if not config.keep_sinks:
+        found = census([corpora.forget, *corpora.retain.values()], named.provenance.sink_norm)
+        norm = found.norm
+        if found.sinks:
+            bench.progress.say(found.said(bench.decode))
     measured = measure(
-        corpora.forget, corpora.retain, named.sae, config, bench.progress, refusal=corpora.refusal, found=answered
-    )
+        corpora.forget, corpora.retain, named.sae, config, bench.progress,
+        refusal=corpora.refusal, found=answered, sink_norm=norm, decode=bench.decode,
+    )  # fmt: skip
     selections = choose(
         measured, corpora.forget, corpora.retain, named.sae, config, bench.decode, bench.progress,
         name=named.name, weights=named.weights, found=answered,
     )  # fmt: skip
+    shortest = min(reader.rows for reader in (corpora.forget, *corpora.retain.values()))
+    config = adapted(config, measured.forget, shortest)
     thresholds = {method.name: method.thresholds(config) for method in table_of(config)}
     selectivity = measured.selectivity(config)
     for method, selection in selections.items():

@@ -3,11 +3,15 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 
 from sae_forge import ranks
 from sae_forge.config.train import TrainConfig
+from sae_forge.data.held_out import HELD_OUT, held_out
 from sae_forge.data.shards import Fingerprint, ShardReader
+from sae_forge.data.sinks import census
 from sae_forge.data.stream import require_pools
+from sae_forge.data.texts.sources import corpus_identity
 from sae_forge.data.windows import Stream
 from sae_forge.errors import CheckpointError, DataError, RemoteError
 from sae_forge.hookpoint import HookPoint
@@ -94,7 +98,13 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained"
     if not readers:
         raise DataError(f"--no_include_forget leaves no activations at {point}; collect text to keep with --retain")
     shards = {reader.manifest.sha256: reader.fingerprint for reader in readers}
-    return _train_on(training_stream(config, readers), _provenance(shards, bench), point, config, bench)
+    beyond = {} if config.retain_eval else held_out(readers)
+    readers = [reader.only(beyond[reader].blocks) if reader in beyond else reader for reader in readers]
+    unseen = {reader.fingerprint.source: part.sequences for reader, part in beyond.items()}
+    if not config.keep_sinks and (found := census(readers)).sinks:
+        bench.progress.say(found.said(bench.decode))
+    known = replace(_provenance(shards, bench), held_out=HELD_OUT if unseen else None)
+    return _train_on(training_stream(config, readers), known, point, config, bench, unseen)
 
 
 def _train_in_windows(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained":
@@ -108,8 +118,19 @@ _Trained = dict[str, tuple[Path, TrainReport]]
 """Folder and report of each SAE at a hook point, by the point's name and, of several, the SAE's."""
 
 
-def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: TrainConfig, bench: Bench) -> _Trained:
-    """Every SAE asked for, trained and measured."""
+def _train_on(
+    stream: Stream,
+    provenance: Provenance,
+    point: HookPoint,
+    config: TrainConfig,
+    bench: Bench,
+    unseen: Mapping[str, int] = MappingProxyType({}),
+) -> _Trained:
+    """Every SAE asked for, trained and measured.
+
+    Args:
+        unseen: For corpora, by their identity, how many of their sequences come before those held out.
+    """
     places = {}
     for shape in config.saes(stream.d_in):
         folder = bench.run.sae(point, **shape._asdict())
@@ -120,18 +141,22 @@ def _train_on(stream: Stream, provenance: Provenance, point: HookPoint, config: 
             if first:  # what was asked for last is the newest, and an SAE that does not come to its end is none
                 bench.run.note(*(place.folder for place in places.values()))
 
-    texts = _texts(config, bench) if any(_unmeasured(place.folder, config) for place in places.values()) else []
+    texts = _texts(config, bench, unseen) if any(_unmeasured(place.folder, config) for place in places.values()) else []
     reports = train_saes(stream, config, places, provenance, progress=bench.progress, opened=note)
     trained = {}
     for shape, report in reports.items():
         folder = places[shape].folder
         with ranks.here().led() as first:
             if first and report.ce_recovered is None:  # also of an SAE that was measured and is trained further now
-                texts = texts or _texts(config, bench)
+                texts = texts or _texts(config, bench, unseen)
             if first and report.ce_recovered is None and texts:
-                sae, _ = load_sae(folder, device=device_of(config.sae_device))
-                live = ce_recovered(bench.lm, sae, point, texts)
-                report = replace(report, fvu=live.fvu, fvu_stored=report.fvu, ce_recovered=live.share)
+                sae, known = load_sae(folder, device=device_of(config.sae_device))
+                live = ce_recovered(bench.lm, sae, point, texts, known.sink_norm)
+                report = replace(
+                    report, fvu=live.fvu, fvu_stored=report.fvu, l0=live.l0, fvu_pca=live.fvu_pca,
+                    fvu_with_sinks=live.fvu_with_sinks, ce_recovered=live.share,
+                    ce_recovered_with_sinks=live.share_with_sinks,
+                )  # fmt: skip
                 save_report(folder, report)
         trained[str(point) if len(reports) == 1 else f"{point}/{folder.name}"] = (folder, report)
     return trained
@@ -177,14 +202,18 @@ def _unmeasured(folder: Path, config: TrainConfig) -> bool:
     return report is None or report.ce_recovered is None
 
 
-def _texts(config: TrainConfig, bench: Bench) -> list[Corpus]:
+def _texts(config: TrainConfig, bench: Bench, unseen: Mapping[str, int]) -> list[Corpus]:
     """Text for the loss with an SAE spliced in, opened before hours of training; what nobody named may be missing."""
     texts = []
+    sources = config.retain_eval or [each for each in config.retain if corpus_identity(each) in unseen] or config.retain
     if not config.retain_eval:
-        bench.progress.say("no --retain_eval: FVU and spliced loss are measured on text the SAE was trained on")
-    for source in config.retain_eval or config.retain:
+        where = f"the last {HELD_OUT:.0%} of the retain text, which is held out"
+        where = where if unseen else "text the SAE was trained on, since there is too little to hold some out"
+        bench.progress.say(f"no --retain_eval: FVU and spliced loss are measured on {where}")
+    for source in sources:
         try:
-            texts.append(load_corpus(bench.lm, source, "retain", config))
+            beyond = 0 if config.retain_eval else unseen.get(corpus_identity(source), 0)
+            texts.append(load_corpus(bench.lm, source, "retain", config, beyond=beyond))
         except (DataError, RemoteError) as error:
             if config.retain_eval or "retain" in config.spelled:
                 raise

@@ -34,7 +34,8 @@ def claims(report: Report) -> list[str]:
     rows = report.rows[1:]
     edits = [row for row in rows if row.edits and "selection" not in row.settings]
     trained = [row for row in rows if row.kind == "weights"]
-    lines = [f"The model is broken under {'; and under '.join(broken)}."] if (broken := list(_broken(rows))) else []
+    lines = _of_sae(report)
+    lines += [f"The model is broken under {'; and under '.join(broken)}."] if (broken := list(_broken(rows))) else []
     lines += _of_sweep(report) if report.sweep else ()
     lines += _of_edit(report, edits[0]) if edits and not report.sweep else ()
     lines += _of_all(report, edits)
@@ -49,6 +50,12 @@ def claims(report: Report) -> list[str]:
             "the dev half and reports on the test half."
         )
     return lines
+
+
+def _of_sae(report: Report) -> list[str]:
+    """What the SAE is good for, where that was measured."""
+    verdict = report.protocol.get("sae_verdict")
+    return [f"As an SAE it is {verdict}."] if verdict else []
 
 
 def headlines(report: Report) -> tuple[list[str], list[str]]:
@@ -136,6 +143,7 @@ def _of_all(report: Report, edits: list[Row]) -> Iterator[str]:
         )
     elif edits and "selection" in how:
         yield f"The latents are those of the selection {how['selection']}, in its order."
+    yield from (f"{capital(line)}." for line in how.get("forms", ()))
     if how.get("gate", "own") != "own":
         yield f"Every edit is in force only where the gate {how['gate']} is open ({how['gate_policy']})."
     if (touched := how.get("tokens", "real")) != "real":

@@ -36,6 +36,13 @@ class FvuMeter:
         self._squares += wide.square().sum()
         self._fires += (values > 0).sum()
 
+    def __add__(self, other: "FvuMeter") -> "FvuMeter":
+        both = FvuMeter(len(self._total), self._total.device)
+        both.tokens = self.tokens + other.tokens
+        for name in ("_total", "_residual", "_squares", "_fires"):
+            setattr(both, name, getattr(self, name) + getattr(other, name))
+        return both
+
     @property
     def fvu(self) -> float:
         """Fraction of variance unexplained over every token added."""

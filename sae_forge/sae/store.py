@@ -47,6 +47,11 @@ class Provenance:
     """sha256 or revision of the model's weights."""
     shards: tuple[str, ...] = ()
     """sha256 of each shard manifest."""
+    sink_norm: float | None = None
+    """Length beyond which an activation is a sink's, which it has not learned; None where it has, or nobody knows."""
+
+    held_out: float | None = None
+    """Share of each retain corpus's sequences, its last, that it has not seen."""
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready fields."""

@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_forge.data.sinks import are_sinks
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import splice
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.architectures.architecture import Built
-from sae_forge.sae.losses import FvuMeter
 from sae_forge.tasks.engines.losses import Corpus, sequence_losses
+from sae_forge.training.explained import Explained
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,15 @@ class Recovered:
     zero: float
     """The site's real tokens replaced by zero."""
     fvu: float
-    """Fraction of variance that the SAE leaves unexplained, of the real tokens' activations."""
+    """Fraction of variance that the SAE leaves unexplained, of the activations of real tokens that are no sinks."""
+    l0: float
+    """Latents that fire on such a token, on average."""
+    fvu_pca: float | None
+    """What a PCA of as many directions as the SAE has latents a token leaves unexplained of them; None: it has no k."""
+    fvu_with_sinks: float | None
+    """``fvu`` with sinks; None where there is none."""
+    share_with_sinks: float | None
+    """``share`` with sinks rebuilt and silenced too; None where there is none."""
 
     @property
     def share(self) -> float:
@@ -39,28 +48,50 @@ class Recovered:
         return (self.zero - self.sae) / (self.zero - self.base)
 
 
-def ce_recovered(lm: LanguageModel, sae: Built, point: HookPoint, corpora: Sequence[Corpus]) -> Recovered:
+def ce_recovered(
+    lm: LanguageModel, sae: Built, point: HookPoint, corpora: Sequence[Corpus], sink_norm: float | None = None
+) -> Recovered:
     """Losses on ``corpora`` with the SAE in the model, beside the model itself and the whole site at zero; and its FVU.
 
-    Special tokens stay as they are in all three: the SAE has never seen one.
+    Special tokens stay as they are in all three, and so do sinks: the SAE has never seen one. Where there are sinks the
+    losses are taken once more with them rebuilt and silenced too.
+
+    Args:
+        sink_norm: Length beyond which an activation is a sink's.
     """
+    meter = Explained(sae.d_in, sae.W_dec.device, sink_norm)
+    base = _loss(lm, corpora, nullcontext())
 
-    meter = FvuMeter(sae.d_in, sae.W_dec.device)
+    def losses(norm: float | None, meter: Explained | None) -> tuple[float, float]:
+        def rebuild(x: Tensor, real: Tensor) -> Tensor:
+            given, kept = x.to(sae.W_dec.device, torch.float32), real.to(sae.W_dec.device)
+            acts = sae.encode(given)
+            x_hat = sae.decode(acts)
+            if meter is not None:
+                meter.add(given[kept], x_hat[kept], acts.values[kept])
+            return _written(x, x_hat.to(x.device), real & ~are_sinks(x, norm))
 
-    def rebuild(x: Tensor, real: Tensor) -> Tensor:
-        given, kept = x.to(sae.W_dec.device, torch.float32), real.to(sae.W_dec.device)
-        acts = sae.encode(given)
-        x_hat = sae.decode(acts)
-        meter.add(given[kept], x_hat[kept], acts.values[kept])
-        return _written(x, x_hat.to(x.device), real)
+        def silence(x: Tensor, real: Tensor) -> Tensor:
+            return _written(x, torch.zeros_like(x), real & ~are_sinks(x, norm))
 
-    def silence(x: Tensor, real: Tensor) -> Tensor:
-        return _written(x, torch.zeros_like(x), real)
+        rebuilt, silent = (_loss(lm, corpora, splice(lm, point, edit)) for edit in (rebuild, silence))
+        return rebuilt, silent
 
-    base, rebuilt, silent = (
-        _loss(lm, corpora, edit) for edit in (nullcontext(), splice(lm, point, rebuild), splice(lm, point, silence))
+    rebuilt, silent = losses(sink_norm, meter)
+    with_sinks = None
+    if meter.sinks:
+        every, nothing = losses(None, None)
+        with_sinks = (nothing - every) / (nothing - base)
+    return Recovered(
+        base=base,
+        sae=rebuilt,
+        zero=silent,
+        fvu=meter.ordinary.fvu,
+        l0=meter.ordinary.l0,
+        fvu_pca=meter.fvu_pca(k) if (k := getattr(sae, "k", None)) else None,
+        fvu_with_sinks=meter.fvu_with_sinks,
+        share_with_sinks=with_sinks,
     )
-    return Recovered(base=base, sae=rebuilt, zero=silent, fvu=meter.fvu)
 
 
 def _written(

@@ -45,6 +45,7 @@ from sae_forge.study.selections import compared, label_of
 from sae_forge.study.settings import catalogue_of
 from sae_forge.study.sweep import sweep
 from sae_forge.tasks.task import Asked
+from sae_forge.training.verdict import Verdict
 
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 
@@ -92,6 +93,7 @@ def evaluate(
     rivals: Sequence[Selection] = (),
     folder: Path | None = None,
     table: Sequence[Method | Wrapper] | None = None,
+    verdict: Verdict | None = None,
 ) -> EvalReport:
     """Measure the model as it is, then under every method and control that the config names.
 
@@ -103,6 +105,7 @@ def evaluate(
         rivals: Other selections of the same SAE, to measure one and the same edit under.
         folder: The report's own, where it keeps what it has measured in case it is stopped.
         table: The methods that the config's names are those of. None: those it was composed of.
+        verdict: Whether the SAE is fit to be used, where that was measured.
 
     Raises:
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
@@ -127,7 +130,7 @@ def evaluate(
         domains=described_domains(asked, tasks),
         rows=tuple(rows),
         controls=tuple(_controls(headings, plans, rows, measurements, bootstrap)),
-        protocol=_protocol(asked, measurements[0], selection, config, point) | _precisions(lm, sae),
+        protocol=_protocol(asked, measurements[0], selection, config, point) | _precisions(lm, sae) | _fitness(verdict),
         left_out=left_out,
         rough=tuple(dict.fromkeys(name for method in methods for name in method.rough)),
         unsaid=tuple(dict.fromkeys(name for method in methods for name in method.unsaid)),
@@ -242,6 +245,11 @@ def _of_editing(config: EvalConfig) -> set[str]:
     return {name for part in parts for name in described(part)} - set(described(ModelConfig))
 
 
+def _fitness(verdict: Verdict | None) -> dict[str, Any]:
+    """What is known of the SAE itself."""
+    return {} if verdict is None else {"sae_fit": verdict.fit, "sae_verdict": verdict.said}
+
+
 def _precisions(lm: LanguageModel, sae: Dictionary) -> dict[str, Any]:
     """What the numbers owe to how the model and the SAE were read."""
     computed = {"model": lm.model.dtype, "sae": sae.W_dec.dtype}
@@ -262,6 +270,8 @@ def _protocol(
         "sae_weights": selection.weights,
         "selection": selection.method,
         "latents": list(selection.indices),
+        "forms": [] if selection.forms is None else selection.forms.lines(),
+        "sinks_spared": selection.sink_norm is not None and not config.keep_sinks,
         "half": config.half,
         **{name: getattr(config, name) for name in _of_editing(config)},
         "chance": chance_of(base),

@@ -38,6 +38,10 @@ def open_folder(
         shutil.rmtree(folder, ignore_errors=True)
     stored = stored_settings(folder)
     differences = [] if stored is None else settings_differ(stored, settings)
+    follows = {"lr"} if config.lr is None else set()  # the steps, where nobody asked for a rate
+    if load_report(folder) is not None:
+        follows.add("data.held_out")  # whether text was held out is no reason to train again what is finished
+    differences = [each for each in differences if each[0] not in follows]
     if stored is None or not differences:
         if load_report(folder) is None:
             held.enter_context(files.locked(folder / CHECKPOINTS))
@@ -76,12 +80,18 @@ def _require_longer(folder: Path, differences: list[tuple[str, Any, Any]]) -> No
 def _told(folder: Path, stored: dict[str, Any], settings: dict[str, Any]) -> str:
     """What going on comes to, measured by what training at once would have been."""
     was, now = stored["steps"], settings["steps"]
-    schedule = {"peak": settings["lr"], "warmup": settings["lr_warmup"], "decay": settings["lr_decay"]}
+    schedule = {"warmup": settings["lr_warmup"], "decay": settings["lr_decay"]}
     begun = range(level_until(was, settings["lr_decay"]))
     reasons = []
     if stored["data"].get("shards") != settings["data"].get("shards"):
         reasons.append("its first steps were on other shards")
-    if any(lr_at(step, steps=was, **schedule) != lr_at(step, steps=now, **schedule) for step in begun):
+    if stored["lr"] != settings["lr"]:
+        reasons.append(
+            f"its first steps were at the rate of {was} ({stored['lr']:.3g}, now {settings['lr']:.3g}; --lr)"
+        )
+    elif any(
+        lr_at(step, steps=was, peak=1, **schedule) != lr_at(step, steps=now, peak=1, **schedule) for step in begun
+    ):
         reasons.append(f"its first steps warmed up as for {was} (--lr_warmup is a share of the steps)")
     told = f"{folder} is trained for {was} steps and goes on to {now}"
     if not reasons:

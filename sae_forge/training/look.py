@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_forge.data.sinks import are_sinks
 from sae_forge.kernels.dispatch import decode_loss, topk_encode
 from sae_forge.kernels.rows import Slopes
 from sae_forge.training.plan import Plan
@@ -49,8 +50,16 @@ class Look(NamedTuple):
 
 
 def target_of(state: TrainState, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
-    """What the encoder reads and the decoder has to give: scaled, and less ``b_dec``."""
-    return torch.add(-state.b_dec.weight, batch.float(), alpha=state.scale).to(state.rows.W_dec.product.dtype)
+    """What the encoder reads and the decoder has to give: scaled, and less ``b_dec``.
+
+    A sink's is nothing at all: so every batch keeps its shape, which a recorded step needs, and every rank does the
+    same to each row. What fires on nothing are biases, which that holds down.
+    """
+    rows = batch.float()
+    target = torch.add(-state.b_dec.weight, rows, alpha=state.scale)
+    if state.sink_norm:
+        target.masked_fill_(are_sinks(rows, state.sink_norm)[:, None], 0.0)
+    return target.to(state.rows.W_dec.product.dtype)
 
 
 def look_topk(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan) -> Look:

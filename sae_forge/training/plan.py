@@ -56,12 +56,13 @@ class Plan:
             )
         team = ranks.here()
         _require_shareable(config, shape, team)
+        steps = config.max_steps or config.epochs * stream.batches_per_epoch
         return cls(
             config=config,
             d_in=stream.d_in,
             **shape._asdict(),
-            steps=config.max_steps or config.epochs * stream.batches_per_epoch,
-            lr=config.lr or default_lr(shape.d_sae),
+            steps=steps,
+            lr=config.lr or default_lr(shape.d_sae, steps),
             device=_device(config.sae_device, team),
             team=team,
         )
@@ -109,6 +110,8 @@ class Plan:
     def settings(self, provenance: Provenance) -> dict[str, Any]:
         """What is written as config.json, and held against it on a second run."""
         decided = {name: getattr(self, name) for name in ("d_in", "k", "d_sae", "seed", "steps", "lr")}
+        if self.config.keep_sinks:  # an SAE of before has no word of it
+            decided["keep_sinks"] = True
         return {**self.config.deciding("sae"), **decided, "order_seed": self.config.seed, "data": provenance.to_json()}
 
 

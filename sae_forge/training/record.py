@@ -6,6 +6,8 @@ A step leaves its figures on the device. On a GPU they are fetched for many step
 import json
 import math
 import time
+from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple, TextIO
 
 import torch
@@ -20,6 +22,29 @@ FIGURES: tuple[str, ...] = ("loss", "fvu", "l0", "dead_share", "grad_norm")
 """What a step leaves behind, in this order: ``loss`` is FVU plus weighted AuxK; ``grad_norm`` is before clipping, and 0
 where nothing is clipped, because then no gradient exists as a whole."""
 GPU_FLUSH_STEPS = 20
+_TELLING = 5
+"""Steps whose mean can be told from that of others."""
+
+
+def falling(log: Path | None, steps: int) -> float | None:
+    """Share of the FVU by which a log's steps fell over the last tenth of ``steps``, against the tenth before it.
+
+    None where no log has them, or they are too few to tell.
+    """
+    part = steps // 10
+    if log is None or part < _TELLING or not log.exists():
+        return None
+    wanted = range(steps - 2 * part + 1, steps + 1)
+    found: dict[int, float] = {}
+    with log.open(encoding="utf-8") as lines:
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):  # a line that was being written when the power went
+                if (entry := json.loads(line))["step"] in wanted:
+                    found[entry["step"]] = float(entry["fvu"])
+    if len(found) < 2 * part:
+        return None
+    earlier, later = (sum(found[step] for step in some) / part for some in (wanted[:part], wanted[part:]))
+    return 1 - later / earlier
 
 
 class _Step(NamedTuple):

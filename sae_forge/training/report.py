@@ -1,7 +1,7 @@
 """How good a trained SAE is: measured on a fresh pass with the weights as saved, never on the last minibatch."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +9,14 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from sae_forge.data.sinks import are_sinks
 from sae_forge.errors import CheckpointError
 from sae_forge.progress import Progress
-from sae_forge.sae.losses import FvuMeter
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files, records
+from sae_forge.training.explained import Explained
 from sae_forge.training.sharded import ShardedSAE
+from sae_forge.training.verdict import Verdict, judged
 
 REPORT = "report.json"
 MIN_WINDOW = 262_144
@@ -30,7 +32,8 @@ class TrainReport:
     tokens: int
     """Tokens trained on, repeats counted."""
     fvu: float
-    """Fraction of variance unexplained: of the model's own activations on held-out text, where it was there to run."""
+    """Fraction of variance unexplained: of the model's own activations on held-out text, where it was there to run.
+    Sinks are left out of this and all that follows, unless they were kept."""
     l0: float
     """Mean number of latents that fire on a token."""
     dead_share: float
@@ -40,27 +43,45 @@ class TrainReport:
     fvu_stored: float | None = None
     """Fraction of variance unexplained over the measuring pass, of activations as the shards hold them; None while that
     is what ``fvu`` says."""
+    fvu_pca: float | None = None
+    """What a PCA of rank k leaves unexplained of the same rows."""
+    fvu_with_sinks: float | None = None
+    """``fvu`` with sinks among the rows; None where there is none."""
+    ce_recovered_with_sinks: float | None = None
+    """``ce_recovered`` where sinks are rebuilt, and silenced, as well; None where there is none."""
+    falling: float | None = None
+    """Fall of the training FVU over the last tenth of the steps at the full rate, as a share of it; None: unknown."""
     tokens_per_second: float | None = None
     """Of the training loop in this process, collecting apart; never stored, None for a stored report."""
 
     def summary(self) -> str:
         """One line for a person."""
         recovered = "" if self.ce_recovered is None else f", CE recovered {self.ce_recovered:.3f}"
-        stored = "" if self.fvu_stored is None else f" ({self.fvu_stored:.4f} of what was stored)"
+        stored = "" if self.fvu_stored is None else f" ({self.fvu_stored:.4f} of what it was trained on)"
         speed = "" if self.tokens_per_second is None else f", {self.tokens_per_second:,.0f} tokens/s"
+        sinks = "" if self.fvu_with_sinks is None else f" (with sinks {self.fvu_with_sinks:.4f})"
+        pca = "" if self.fvu_pca is None else f", where a PCA of rank k leaves {self.fvu_pca:.4f}"
         return (
-            f"{self.steps} steps on {self.tokens:,} tokens: FVU {self.fvu:.4f}{stored}, L0 {self.l0:.1f}, "
-            f"{self.dead_share:.1%} dead{recovered}{speed}"
+            f"{self.steps} steps on {self.tokens:,} tokens: FVU {self.fvu:.4f}{stored}{sinks}{pca}, L0 {self.l0:.1f}, "
+            f"{self.dead_share:.1%} dead{recovered}{speed}. As an SAE it is {self.verdict.said}"
         )
+
+    @property
+    def verdict(self) -> Verdict:
+        """Whether it is fit to be used, and what would help."""
+        return judged(
+            fvu=self.fvu, fvu_pca=self.fvu_pca, ce_recovered=self.ce_recovered, dead_share=self.dead_share,
+            falling=self.falling, steps=self.steps, tokens=self.tokens,
+        )  # fmt: skip
 
     def to_json(self) -> dict[str, Any]:
         """The architecture's ``train`` metrics, with the timing."""
-        return asdict(self)
+        return asdict(self) | {"fit": self.verdict.fit, "verdict": self.verdict.said}
 
 
 def save_report(folder: Path, report: TrainReport) -> None:
     """Keep the report beside the SAE, without the timing, so that equal runs give equal bytes."""
-    stored = replace(report, tokens_per_second=None).to_json()
+    stored = asdict(report)
     del stored["tokens_per_second"]
     files.publish_json(folder / REPORT, stored)
 
@@ -84,16 +105,29 @@ def measuring_window(rows_per_epoch: int, dead_after: int) -> int:
 
 @torch.no_grad()
 def measure(
-    sae: TopKSAE | ShardedSAE, batches: Iterator[Float[Tensor, "batch d_in"]], tokens: int, progress: Progress
-) -> tuple[FvuMeter, float]:
-    """FVU and L0 over the next ``tokens`` tokens, and the share of latents that fired on none of them."""
-    meter = FvuMeter(sae.d_in, sae.W_dec.device)
+    sae: TopKSAE | ShardedSAE,
+    batches: Iterator[Float[Tensor, "batch d_in"]],
+    tokens: int,
+    progress: Progress,
+    sink_norm: float = 0.0,
+) -> TrainReport:
+    """What the next ``tokens`` tokens say of an SAE: FVU, L0, and the share of latents that fired on none of them."""
+    meter, seen = Explained(sae.d_in, sae.W_dec.device, sink_norm), 0
     fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
     with progress.task("measure the SAE", tokens, "token") as task:
-        while meter.tokens < tokens:
+        while seen < tokens:
             x = next(batches).to(sae.W_dec.device, torch.float32)
             x_hat, acts = sae.reconstruct(x)
             meter.add(x, x_hat, acts.values)
-            fired[acts.indices[acts.values > 0]] = True
+            fired[acts.indices[(acts.values > 0) & ~are_sinks(x, sink_norm)[:, None]]] = True
+            seen += len(x)
             task.advance(len(x))
-    return meter, 1.0 - float(fired.double().mean())
+    return TrainReport(
+        steps=0,
+        tokens=0,
+        fvu=meter.ordinary.fvu,
+        l0=meter.ordinary.l0,
+        dead_share=1.0 - float(fired.double().mean()),
+        fvu_pca=meter.fvu_pca(min(sae.k, sae.d_in)),
+        fvu_with_sinks=meter.fvu_with_sinks,
+    )

@@ -2,10 +2,20 @@
 
 import math
 
+LONG = 32_000
+"""Steps from which on the rate is that of very long trainings."""
+SHORT = 60
+"""Steps below which it rises no further."""
 
-def default_lr(d_sae: int) -> float:
-    """Peak rate for a dictionary of this size; Gao et al. 2024, as EleutherAI sparsify scales it."""
-    return 2e-4 / math.sqrt(d_sae / 16_384)
+
+def default_lr(d_sae: int, steps: int) -> float:
+    """Peak rate for a dictionary of this size that has so many steps.
+
+    Of long trainings it is that of Gao et al. 2024, as EleutherAI sparsify scales it. Adam moves a weight by about the
+    rate a step and in no steady direction, so how far it gets goes with the root of the steps: a short training that
+    is to get as far takes a higher rate. ``tests/benchmarks/RESULTS.md`` has the sweeps this was held against.
+    """
+    return 2e-4 / math.sqrt(d_sae / 16_384) * max(1.0, math.sqrt(LONG / max(steps, SHORT)))
 
 
 def level_until(steps: int, decay: float) -> int:

@@ -79,6 +79,11 @@ class ShardedSAE(NamedTuple):
         return self.plan.d_sae
 
     @property
+    def k(self) -> int:
+        """Latents of a token."""
+        return self.plan.k
+
+    @property
     def W_dec(self) -> Tensor:
         """This rank's rows."""
         return self.state.rows.W_dec.weight

@@ -38,7 +38,7 @@ STATE, PART = "state.json", "part of a training checkpoint"
 _FILES = ("weights.safetensors", "optim.safetensors")
 _MOST_SHARES = 4096
 _NAME = re.compile(r"step-(\d+)")
-_FACTS = ("step", "tokens", "scale", "aux_places")
+_FACTS = ("step", "tokens", "scale", "aux_places", "sink_norm")
 
 
 class Share(NamedTuple):
@@ -67,6 +67,7 @@ class Facts:
     aux_places: int
     files: dict[str, str]
     shares: int = 1
+    sink_norm: float = 0.0
 
     def __post_init__(self) -> None:
         if not 1 <= self.shares <= _MOST_SHARES:
@@ -98,6 +99,8 @@ class TrainState:
     """Tokens seen."""
     aux_places: int = 0
     """Dead latents that AuxK has room for; a GPU makes room now and then instead of counting at every step."""
+    sink_norm: float = 0.0
+    """Length beyond which an activation is a sink's, as stored; 0 where sinks are kept."""
 
     @classmethod
     def start(cls, sae: TopKSAE, scale: float) -> "TrainState":

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from sae_forge import ranks
 from sae_forge.config.train import SaeShape, TrainConfig
+from sae_forge.data.sinks import sink_norm, without_sinks
 from sae_forge.data.stream import ActivationStream, Part
 from sae_forge.data.windows import Stream
 from sae_forge.errors import ConfigError, NumericalError, ResourceError
@@ -34,7 +35,7 @@ from sae_forge.training.feed import feed
 from sae_forge.training.further import CHECKPOINTS, open_folder
 from sae_forge.training.initialisation import centre, input_scale, take_sample
 from sae_forge.training.plan import Plan
-from sae_forge.training.record import Record
+from sae_forge.training.record import Record, falling
 from sae_forge.training.replay import Stepper
 from sae_forge.training.replicas import (
     LOOK_EVERY,
@@ -165,7 +166,7 @@ def _finish(run: "_Run", stream: Stream, provenance: Provenance, progress: Progr
     report, last = None, stream.part(run.plan.steps - 1)  # asked for by every rank: it may have to be collected again
     with team.led() as first:
         if first:
-            save_sae(folder, _whole_sae(run), provenance)
+            save_sae(folder, _whole_sae(run), replace(provenance, sink_norm=run.state.sink_norm or None))
     if first or plan.shards_latents:
         report = _measure(last, run, progress)
     with team.led():
@@ -331,11 +332,14 @@ def _begin(
         progress.say(f"going on from step {state.step} of {plan.steps}")
         return state
     sample = first_rows().to(plan.device)
+    norm = 0.0 if config.keep_sinks else sink_norm(sample)
+    sample = without_sinks(sample, norm)
     middle = centre(sample, config.b_dec_init)
     scale = input_scale(sample, middle)
     with torch.no_grad():
         sae.b_dec.copy_(middle * scale)
     state = TrainState.start(sae, scale)
+    state.sink_norm = norm
     start_together(state, plan)
     return state
 
@@ -369,8 +373,10 @@ def _measure(part: Part, run: _Run, progress: Progress) -> TrainReport:
     window = measuring_window(epoch * part.stream.batch_size, plan.config.dead_after)
     seen = -(-(plan.steps - part.first) // epoch) * epoch
     with _reading(part.stream, seen, plan.device) as batches:
-        meter, dead_share = measure(sae, batches, window, progress)
-    return TrainReport(steps=run.state.step, tokens=run.state.tokens, fvu=meter.fvu, l0=meter.l0, dead_share=dead_share)
+        found = measure(sae, batches, window, progress, run.state.sink_norm)
+    return replace(
+        found, steps=run.state.step, tokens=run.state.tokens, falling=falling(run.place.log, plan.level_until)
+    )
 
 
 @contextmanager

@@ -14,13 +14,15 @@ from sae_forge.study.settings import eval_config, features_config, run_config
 
 DECIDING: dict[Artefact, str] = {
     "shards": (
-        "bos ctx_len dtype max_tokens model_batch_size quantize revision shard_rows split storage_dtype text_field"
+        "bos ctx_len dtype max_tokens model_batch_size normalize_text quantize revision shard_rows split "
+        "storage_dtype text_field"
     ),
     "sae": (
         "auxk_alpha b_dec_init batch_size dead_after lr_decay lr_warmup max_disk_gb max_grad_norm sae_dtype shuffle_gb"
     ),
     "selection": (
-        "activation_eps fire_threshold formula max_freq max_neutral_freq min_freq min_ratio min_target_fires moment "
+        "activation_eps fire_threshold formula keep_form keep_sinks max_freq max_neutral_freq min_freq min_ratio "
+        "min_target_fires moment "
         "p_ratio ratio_smoothing refusal_latent seed snippets sort_by"
     ),
     "attribution": (
@@ -31,9 +33,10 @@ DECIDING: dict[Artefact, str] = {
         "ablation_scale allow_pickle baseline_batch baseline_eps baseline_lr baseline_steps baseline_weight_decay "
         "bootstrap bos clamp_value compare_selections configurations controls crisp_layers ctx_len dtype eos_targets "
         "eval_batch_size forget_eval forget_prompts forget_questions forget_tasks gate gate_percentile gate_policy "
-        "gate_tokens gate_window generation_prompts half keep_error knowmem_forget knowmem_retain knowmem_shots layer "
-        "limit lm_eval_chat lm_eval_code lm_eval_folder lm_eval_shots loss_tokens max_new_tokens methods model "
-        "neighbour_prompts neighbour_questions num_features privleak_forget privleak_holdout privleak_reference "
+        "gate_tokens gate_window generation_prompts half keep_error keep_sinks knowmem_forget knowmem_retain "
+        "knowmem_shots layer limit lm_eval_chat lm_eval_code lm_eval_folder lm_eval_shots loss_tokens max_new_tokens "
+        "methods model neighbour_prompts neighbour_questions normalize_text num_features privleak_forget "
+        "privleak_holdout privleak_reference "
         "quantise_bits quantize question_filter random_seeds refusal_value relearn_steps retain_eval retain_prompts "
         "retain_questions revision rmu_alpha rmu_coefficient rmu_mean scoring seed site split steering sweep "
         "sweep_limit temperature text_field theta tofu_forget tofu_frame tofu_real_authors tofu_reference tofu_retain "

@@ -180,11 +180,30 @@ def test_several_retain_corpora_count_by_the_one_where_the_latent_is_worst():
     assert torch.equal(compare(forget, two, one).score, both.score)
 
 
+PAPER = {"min_freq": 0.001, "min_target_fires": 64, "max_neutral_freq": 0.005, "max_freq": 0.2}
+"""The bounds of INLP, where a latent fires on one in two thousand tokens."""
+
+
+def test_unset_bounds_follow_how_common_latents_are_and_how_long_the_corpus_is():
+    def passes(forget: LatentStats, retain: LatentStats, **bounds: float) -> list[bool]:
+        return scores.sieve(ranking("inlp", forget, retain, **bounds).filters)[0].tolist()
+
+    # as common as in a paper, k/d_sae = 0.0005, on a long corpus: the paper's bounds
+    rare = [0] * 500
+    forget, retain = (counts(100_000, [*fires, *rare]) for fires in ([200, 63, 20_000], [0, 0, 0]))
+    assert passes(forget, retain)[:3] == passes(forget, retain, **PAPER)[:3] == [True, False, False]
+    # eight times as common, k/d_sae = 0.007, and 9,000 tokens: 9 fires will do, and 1 % of retain text is not much
+    usual = [63] * 100
+    forget, retain = (counts(9000, [*fires, *usual]) for fires in ([9, 8, 200], [0, 0, 80]))
+    assert passes(forget, retain, ratio_smoothing=2.0)[:3] == [True, False, True]
+    assert passes(forget, retain, ratio_smoothing=2.0, **PAPER)[:3] == [False, False, False]
+
+
 def test_every_inlp_bound_is_strict_but_the_fire_count():
     #             kept | 63 fires | p = .001 | p = .2 | retain p = .005 | ratio = 2
     forget = counts(64_000, [128, 63, 64, 12_800, 3200, 128])
     retain = counts(64_000, [0, 0, 0, 0, 320, 56])
-    valid, removed = scores.sieve(ranking("inlp", forget, retain).filters)
+    valid, removed = scores.sieve(ranking("inlp", forget, retain, **PAPER).filters)
     assert valid.tolist() == [True] + [False] * 5
     assert removed == {"min_target_fires": 1, "min_freq": 1, "max_freq": 1, "max_neutral_freq": 1, "min_ratio": 1}
 
@@ -518,18 +537,18 @@ def test_no_valid_latents_names_what_each_filter_removed(corpora):
 
 def test_no_valid_latents_names_the_filter_and_the_value_that_would_admit_as_many(corpora):
     with pytest.raises(DataError, match="would admit") as refused:
-        make(corpora, max_freq=0.01, num_features=(2,))
+        make(corpora, **PAPER | {"max_freq": 0.01}, num_features=(2,))
     name, value, count = re.search(r"--(\w+) (\S+) instead of 0\.01 would admit (\d)", str(refused.value)).groups()
     assert (name, count) == ("max_freq", "2")
-    assert make(corpora, max_freq=float(value), num_features=(2,)).candidates >= 2
+    assert make(corpora, **PAPER | {"max_freq": float(value)}, num_features=(2,)).candidates >= 2
     with pytest.raises(ConfigError, match=r"--min_freq 0\.3 and --max_freq 0\.2 let no latent pass"):
-        FeaturesConfig(min_freq=0.3)
+        FeaturesConfig(min_freq=0.3, max_freq=0.2)
 
 
 def test_the_value_that_would_admit_is_whole_where_the_setting_is(corpora, tmp_path):
     acts = topical(4000, forget=True, seed=9)
     acts[7:] = -1
-    with pytest.raises(DataError, match=r"--min_target_fires 7 instead of 64 would admit 2\b"):
+    with pytest.raises(DataError, match=r"--min_target_fires 7 instead of 8 would admit 2\b"):
         make((write_shards(tmp_path / "few", acts), corpora[1]), min_freq=0.0, min_ratio=0.0)
 
 
@@ -817,7 +836,7 @@ def test_the_table_is_text_with_a_row_for_each_latent(corpora):
     assert [row[0] for row in rows] == ["0", "1"]
     assert all(len(row) == len(heads) and all(isinstance(cell, str) for cell in row) for row in rows)
     assert rows[0][2:4] == ("10.000%", "0.000%")
-    assert "«" in rows[0][5]
+    assert "«" in rows[0][heads.index("fires most on")] and rows[0][heads.index("on content words")].endswith("%")
 
 
 def test_the_order_that_is_said_is_the_order_they_stand_in(corpora):

@@ -27,11 +27,13 @@ from sae_forge.store import files
 from sae_forge.training.auxk import auxk, dead_latents
 from sae_forge.training.initialisation import centre, geometric_median, input_scale, take_sample
 from sae_forge.training.plan import Plan
+from sae_forge.training.record import falling
 from sae_forge.training.replay import Stepper
-from sae_forge.training.schedule import lr_at
+from sae_forge.training.schedule import LONG, default_lr, lr_at
 from sae_forge.training.state import TrainState
 from sae_forge.training.step import rates_of, step, train_step
 from sae_forge.training.trainer import Place, train_sae, train_saes
+from sae_forge.training.verdict import judged
 
 D_IN, D_SAE, K, BATCH, STEPS = 12, 72, 3, 64, 14
 PROVENANCE = Provenance(model="toy", hook_point="blocks.1.hook_resid_post", shards=("a" * 64,))
@@ -314,6 +316,24 @@ def test_what_going_on_comes_to_is_said(stream, tmp_path):
         train_sae(stream, config(max_steps=80, lr_warmup=0.1), tmp_path / "warm", other)
 
 
+def test_a_rate_that_nobody_named_follows_the_steps(stream, tmp_path):
+    def note(**changed: float) -> dict:
+        noted = json.loads((tmp_path / "config.json").read_bytes())
+        (tmp_path / "config.json").write_text(json.dumps(noted | changed))
+        return noted
+
+    train_sae(stream, config(lr=None, max_steps=9), tmp_path, PROVENANCE)
+    assert note(lr=1e-5)["lr"] == default_lr(D_SAE, 9)
+    watcher = Watcher()
+    train_sae(stream, config(lr=None), tmp_path, PROVENANCE, progress=watcher)
+    assert "its first steps were at the rate of 9 (1e-05, now" in watcher.said[0]
+    assert note(lr=1e-5)["lr"] == default_lr(D_SAE, STEPS)  # as a version with another rule left it
+    train_sae(stream, config(lr=None), tmp_path, PROVENANCE, progress=watcher)
+    assert "trained already" in watcher.said[-1]
+    with pytest.raises(CheckpointError, match=r"lr expected 0\.01, found 1e-05"):
+        train_sae(stream, config(), tmp_path, PROVENANCE)
+
+
 def damage_bytes(path: Path) -> None:
     content = bytearray((path / "weights.safetensors").read_bytes())
     content[-3] ^= 4
@@ -522,6 +542,12 @@ def test_the_rate_rises_stays_and_falls_and_is_never_zero():
     )
     assert [lr_at(step, steps=3, peak=1.0, warmup=0.0, decay=0.0) for step in range(3)] == [1.0] * 3
     assert lr_at(0, steps=1, peak=1.0, warmup=0.05, decay=0.2) > 0
+
+
+def test_a_short_training_takes_a_higher_rate_and_a_long_one_that_of_the_papers():
+    assert default_lr(16_384, LONG) == default_lr(16_384, 10 * LONG) == 2e-4
+    assert default_lr(4608, 500) == pytest.approx(8 * 2e-4 / (4608 / 16_384) ** 0.5)
+    assert default_lr(4608, 100) > default_lr(4608, 500) > default_lr(4608, 5000) > default_lr(4608, LONG)
 
 
 # ---- a step against autograd --------------------------------------------------------------------
@@ -758,3 +784,44 @@ def test_one_folder_takes_one_sae(stream, tmp_path):
 def test_progress_of_the_library_is_silent_by_default(stream, tmp_path, capsys):
     train_sae(stream, config(), tmp_path, PROVENANCE, progress=SILENT)
     assert capsys.readouterr() == ("", "")
+
+
+# ---- verdict ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({}, "fit"),
+        (
+            {"fvu": 0.71, "steps": 19},
+            "not fit: FVU 0.71, where a PCA of rank k leaves 0.53. 19 steps on 995,328 tokens are few",
+        ),
+        ({"ce_recovered": 0.9}, "usable, with care: CE recovered 0.90. A larger --k or --expansion_factor would help"),
+        ({"ce_recovered": 0.7}, "not fit: CE recovered 0.70"),
+        ({"dead_share": 0.7}, "usable, with care: 70% of the latents are dead. A smaller --expansion_factor"),
+        (
+            {"falling": 0.05},
+            "fit; the loss was still falling at the end (5.0% over a tenth of the steps). More --epochs",
+        ),
+        ({"ce_recovered": None, "fvu_pca": None}, "fit"),
+    ],
+)
+def test_a_verdict_says_why_and_what_would_help(changed, said):
+    found = {
+        "fvu": 0.15, "fvu_pca": 0.53, "ce_recovered": 0.988, "dead_share": 0.005, "falling": 0.001, "steps": 486,
+        "tokens": 995_328,
+    } | changed  # fmt: skip
+    verdict = judged(**found)
+    assert verdict.said.startswith(said) and verdict.fit is not said.startswith("not fit")
+    assert said != "fit" or verdict.said == "fit"
+
+
+def test_what_the_loss_did_at_the_end_is_read_off_the_log(tmp_path):
+    log = tmp_path / "log.jsonl"
+    lines = [json.dumps({"step": step, "fvu": 1.0 if step <= 90 else 0.9}) for step in range(1, 121)]
+    log.write_text("\n".join([*lines[:95], '{"step": 96, "fv', *lines[90:]]))  # stopped at 95, gone on with from 90
+    assert falling(log, 100) == pytest.approx(0.1)
+    assert falling(log, 80) == 0
+    assert falling(log, 200) is None and falling(log, 20) is None and falling(tmp_path / "none", 100) is None
+    assert falling(None, 100) is None

@@ -24,10 +24,10 @@ class ScoreSettings(ModelConfig):
 
     formula: Annotated[Formula, "corrected: length-corrected, bounded. literal: as the paper's code."] = "corrected"
     ratio_smoothing: Annotated[
-        float,
-        "inlp: fires added to both sides of the ratio.",
+        float | None,
+        "inlp: fires added to both sides of the ratio. Unset: one in 4,000 tokens of the shortest text, 1 to 16.",
         Setting(above=0, wanted="give more than 0 fires"),
-    ] = 16.0
+    ] = None
     activation_eps: Annotated[
         float,
         "inlp literal: added to the retain mean in act_ratio.",

@@ -1,6 +1,6 @@
 """``inlp``: latents far more frequent on forget text than on any retain corpus (``bropal404/INLP_PROJECT``)."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from sae_forge.errors import ConfigError
@@ -21,15 +21,24 @@ class InlpSettings(ScoreSettings):
     """Five bounds, and what ranks within them."""
 
     sort_by: Annotated[SortBy, "Which INLP statistic ranks the valid latents."] = "score"
-    min_freq: Annotated[float, "inlp: least forget frequency."] = 0.001
-    min_target_fires: Annotated[int, "inlp: least number of forget tokens it fires on."] = 64
-    max_neutral_freq: Annotated[float, "inlp: retain frequency must stay below this."] = 0.005
-    max_freq: Annotated[float, "inlp: forget frequency must stay below this."] = 0.2
+    min_freq: Annotated[
+        float | None, "inlp: least forget frequency. Unset: 0.001, or the mean latent's where that is less."
+    ] = None
+    min_target_fires: Annotated[
+        int | None, "inlp: least number of forget tokens it fires on. Unset: a thousandth of them, from 8 to 64."
+    ] = None
+    max_neutral_freq: Annotated[
+        float | None, "inlp: retain frequency must stay below this. Unset: 0.005, or twice the mean latent's."
+    ] = None
+    max_freq: Annotated[
+        float | None,
+        "inlp: forget frequency must stay below this. Unset: 0.2, or 20 times the mean's, to 0.5.",
+    ] = None
     min_ratio: Annotated[float, "inlp: smoothed forget/retain ratio must exceed this."] = 2.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.min_freq >= self.max_freq:
+        if self.min_freq is not None and self.max_freq is not None and self.min_freq >= self.max_freq:
             raise ConfigError(
                 f"--min_freq {self.min_freq:g} and --max_freq {self.max_freq:g} let no latent pass; lower the first"
             )
@@ -38,7 +47,7 @@ class InlpSettings(ScoreSettings):
 def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     """The statistic that ``sort_by`` names, within five bounds; all are strict but ``min_target_fires``."""
     del n
-    statistics = measured.selectivity(config)
+    config, statistics = _whole(measured.forget, config), measured.selectivity(config)
     filters = _forget_filters(measured.forget, config) | {
         "max_neutral_freq": statistics.retain_frequency < config.max_neutral_freq,
         "min_ratio": statistics.ratio > config.min_ratio,
@@ -46,13 +55,30 @@ def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     return Ranking(filters, getattr(statistics, config.sort_by))
 
 
-def _may_be_chosen(forget: "LatentStats", config: InlpSettings) -> "Tensor":
+def _adapted(forget: "LatentStats", config: Any) -> dict[str, Any]:
+    """The paper's bounds, wider where latents are commoner (k/d_sae is 0.0005 there) or the corpus is shorter."""
+    del config
+    mean = float(forget.frequency.mean())
+    return {
+        "min_freq": min(0.001, mean),
+        "min_target_fires": min(64, max(8, forget.tokens // 1000)),
+        "max_neutral_freq": max(0.005, 2 * mean),
+        "max_freq": min(0.5, max(0.2, 20 * mean)),
+    }
+
+
+def _whole(forget: "LatentStats", config: Any) -> Any:
+    unset = {name: value for name, value in _adapted(forget, config).items() if getattr(config, name) is None}
+    return replace(config, **unset) if unset else config
+
+
+def _may_be_chosen(forget: "LatentStats", config: Any) -> "Tensor":
     from sae_forge.features.scores import sieve
 
-    return sieve(_forget_filters(forget, config))[0]
+    return sieve(_forget_filters(forget, _whole(forget, config)))[0]
 
 
-def _forget_filters(forget: "LatentStats", config: InlpSettings) -> "dict[str, Tensor]":
+def _forget_filters(forget: "LatentStats", config: Any) -> "dict[str, Tensor]":
     """The bounds on the forget corpus alone."""
     return {
         "min_target_fires": forget.fires >= config.min_target_fires,
@@ -67,6 +93,11 @@ INLP = SelectionMethod(
     rank=rank,
     settings=InlpSettings,
     may_be_chosen=_may_be_chosen,
-    thresholds=lambda config: {name: getattr(config, name) for name in ("min_freq", "max_freq", "max_neutral_freq")},
+    adapted=_adapted,
+    thresholds=lambda config: {
+        name: value
+        for name in ("min_freq", "max_freq", "max_neutral_freq")
+        if (value := getattr(config, name)) is not None
+    },
     inlp_score=True,
 )

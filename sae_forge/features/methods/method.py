@@ -6,7 +6,7 @@ a method asks of its config beside its own settings are those of ``FeaturesConfi
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from sae_forge.config.model import ModelConfig
@@ -94,6 +94,11 @@ def fires_on_forget(forget: "LatentStats", config: Any) -> "Tensor":
     return forget.fires > 0
 
 
+def _as_it_is(forget: "LatentStats", config: Any) -> dict[str, Any]:
+    del forget, config
+    return {}
+
+
 def _nothing(config: Any) -> dict[str, Any]:
     del config
     return {}
@@ -115,6 +120,8 @@ class SelectionMethod:
     """The config class of its own flags."""
     may_be_chosen: "Callable[[LatentStats, Any], Tensor]" = fires_on_forget
     """Latents ``[d_sae]`` that it may yet take, by what the forget corpus alone says."""
+    adapted: "Callable[[LatentStats, Any], Mapping[str, Any]]" = _as_it_is
+    """Values of its own settings that follow from the forget corpus, for those that nobody set."""
     thresholds: Callable[[Any], Mapping[str, float]] = _nothing
     """Bounds on frequencies, by the setting that moves them: lines of the picture, and part of what decides."""
     decides: Callable[[Any], Mapping[str, Any]] = _nothing
@@ -132,6 +139,27 @@ class SelectionMethod:
 def table_of(config: Any) -> tuple[SelectionMethod, ...]:
     """The methods that a config was composed with."""
     return type(config).catalogue.selections
+
+
+def ranking(method: SelectionMethod, measured: "Measured", config: Any, n: int) -> Ranking:
+    """What a method that ranks makes of the latents; those that mark form alone pass where the config takes them."""
+    assert method.rank is not None
+    found = method.rank(measured, config, n)
+    if config.keep_form or method.draws or measured.forget.marked is None:
+        return found
+    return Ranking({**found.filters, "keep_form": ~measured.only_form}, found.by)
+
+
+def adapted(config: Any, forget: "LatentStats", shortest: int) -> Any:
+    """The config with numbers for all that nobody set, as follow from the length of the corpora and the SAE's L0.
+
+    Args:
+        shortest: Tokens of the shortest corpus.
+    """
+    found: dict[str, Any] = {"ratio_smoothing": min(16.0, max(1.0, shortest / 4000))}
+    for method in table_of(config):
+        found |= method.adapted(forget, config)
+    return replace(config, **{name: value for name, value in found.items() if getattr(config, name, 0) is None})
 
 
 def asked_of(config: Any) -> tuple[SelectionMethod, ...]:

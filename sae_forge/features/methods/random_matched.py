@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from sae_forge.features.methods.flags import ScoreSettings
-from sae_forge.features.methods.method import Ranking, SelectionMethod, reference_of
+from sae_forge.features.methods.method import Ranking, SelectionMethod, ranking, reference_of
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,9 +22,8 @@ def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     from sae_forge.rng import generator
 
     method = reference_of(config)
-    assert method.rank is not None
     fires = measured.forget.fires > 0
-    reference = method.rank(measured, config, n).best(n)
+    reference = ranking(method, measured, config, n).best(n)
     others = fires.clone()
     others[reference] = False
     decile = _deciles(measured.forget.frequency, fires)

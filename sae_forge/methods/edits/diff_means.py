@@ -24,10 +24,12 @@ QUANTILE = 95.0
 """Percentile of the retain tokens' projections beyond which the gated form acts."""
 
 
-def difference_in_means(forget: Sequence["ShardReader"], retain: Sequence["ShardReader"]) -> "Direction":
+def difference_in_means(
+    forget: Sequence["ShardReader"], retain: Sequence["ShardReader"], *, sink_norm: float | None = None
+) -> "Direction":
     """From the mean of the retain tokens to that of the forget tokens, one row a token, in fp32 on the CPU.
 
-    One pass over the shards; sums are in float64.
+    One pass over the shards; sums are in float64. Rows longer than ``sink_norm`` count for neither.
 
     Raises:
         ShardError: the shards are not all of one hook point of one model.
@@ -41,7 +43,7 @@ def difference_in_means(forget: Sequence["ShardReader"], retain: Sequence["Shard
         listed = ", ".join(sorted(f"{model} at {point}" for model, _, point in sites))
         raise ShardError(f"a difference in means needs activations of one site, got {listed}; collect them at one")
     # mu_forget - mu_retain, whose length says nothing: the strength is set apart from it
-    difference = _mean(forget, "forget") - _mean(retain, "retain")
+    difference = _mean(forget, "forget", sink_norm) - _mean(retain, "retain", sink_norm)
     length = difference.norm()
     if not length > 0:
         raise DataError("forget and retain activations have the same mean; they are the same text, or not collected")
@@ -91,17 +93,20 @@ def _projections(direction: "Direction", reader: "ShardReader") -> "np.ndarray":
     return torch.cat([acts.double() @ along for acts in blocks]).numpy()
 
 
-def _mean(readers: Sequence["ShardReader"], role: str) -> "Tensor":
+def _mean(readers: Sequence["ShardReader"], role: str, sink_norm: float | None) -> "Tensor":
     import torch
 
-    rows = sum(reader.rows for reader in readers)
-    if not rows:
+    from sae_forge.data.sinks import without_sinks
+
+    if not sum(reader.rows for reader in readers):
         raise DataError(f"a difference in means needs {role} tokens; collect a {role} corpus")
     # float64, or the millions of rows that are summed leave too few digits to the difference
-    total = torch.zeros(readers[0].d_in, dtype=torch.float64)
+    total, rows = torch.zeros(readers[0].d_in, dtype=torch.float64), 0
     for reader in readers:
         for acts in reader.iter_acts(range(reader.block_count), reader.make_scratch()):
-            total += acts.double().sum(0)
+            ordinary = without_sinks(acts, sink_norm)
+            total += ordinary.double().sum(0)
+            rows += len(ordinary)
     return total / rows
 
 
@@ -110,7 +115,8 @@ def _mean(readers: Sequence["ShardReader"], role: str) -> "Tensor":
 
 def _direction(materials: "Materials") -> "Direction":
     retain = list(materials.shards.retain.values())
-    return difference_in_means([materials.shards.forget], retain).to(materials.sae.W_dec.device)
+    found = difference_in_means([materials.shards.forget], retain, sink_norm=materials.sink_norm)
+    return found.to(materials.sae.W_dec.device)
 
 
 def _threshold(materials: "Materials") -> float:
@@ -145,7 +151,7 @@ def _build(settings: Settings, materials: "Materials") -> "Edited":
     mean_norm = settings["budget"] * materials.once(_budget)
     strength = matching_strength(direction, [materials.shards.forget], mean_norm=mean_norm)
     edit = Intervention("diff_means", (0,), RemoveShare(strength), tokens=materials.config.tokens)
-    return Edited((Edit(materials.point, direction, edit),))
+    return Edited((Edit(materials.point, direction, edit, materials.sink_norm),))
 
 
 def _needs(materials: "Materials") -> ForgeError | None:

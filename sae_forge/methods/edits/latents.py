@@ -146,4 +146,4 @@ def gated(chosen: "Intervention", materials: "Materials") -> "Edited":
     kept = replace(chosen, keep_error=config.keep_error, tokens=config.tokens, counted=config.gate_tokens)
     gate = gate_of(config, lambda: materials.traces(kept.targets))
     kept = kept if gate is None else replace(kept, gate=gate)
-    return Edited((Edit(materials.point, materials.sae, kept),))
+    return Edited((Edit(materials.point, materials.sae, kept, materials.sink_norm),))

@@ -1,6 +1,6 @@
 """How well a model predicts held-out text: nats per real token, sequence by sequence so that they can be resampled."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.nn.functional import cross_entropy
 from sae_forge.config.text import HeldOutConfig
 from sae_forge.data.texts.corpus import Tally, iter_texts
 from sae_forge.data.texts.packing import PackedBatch, iter_packed
+from sae_forge.data.texts.plain import form_of
 from sae_forge.data.texts.sources import corpus_name
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.documents import DocumentTokenizer
@@ -56,14 +57,19 @@ class SequenceLosses:
     tokens: tuple[int, ...]
 
 
-def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig, name: str | None = None) -> Corpus:
-    """The first ``config.loss_tokens`` tokens of a text source.
+def load_corpus(
+    lm: LanguageModel, source: str, role: str, config: HeldOutConfig, name: str | None = None, *, beyond: int = 0
+) -> Corpus:
+    """The first ``config.loss_tokens`` tokens of a text source, about.
+
+    Args:
+        beyond: Packed sequences of it to leave out first.
 
     Raises:
         DataError: the source is missing, empty or holds no text.
     """
     tally = Tally()
-    tokenizer = DocumentTokenizer(lm, tally)
+    tokenizer = DocumentTokenizer(lm, tally, form=form_of(config.normalize_text))
     how: dict[str, Any] = {"split": config.split, "converse": tokenizer.converse, "tally": tally}
     try:
         texts = iter_texts(source, text_field=config.text_field, **how)
@@ -77,15 +83,28 @@ def load_corpus(lm: LanguageModel, source: str, role: str, config: HeldOutConfig
         ctx_len=min(config.ctx_len, max_input(lm)),
         batch_size=config.eval_batch_size,
         bos=packing(lm, config.bos),
-        max_tokens=config.loss_tokens,
+        max_tokens=None if beyond else config.loss_tokens,
+        start=beyond // config.eval_batch_size,
     )
-    batches = tuple(packed)
+    batches = tuple(packed if not beyond else _some(packed, beyond, config.loss_tokens))
     tally.judge()
     predicted = sum(int(_targets(lm, batch).sum()) for batch in batches)
     if not predicted:
         raise DataError(f"{source} holds no token to predict; give held-out text of at least two words")
     name = name or corpus_name(source)
     return Corpus(name, role, batches, predicted, tuple(tally.lines(f"{role}/{name}")))
+
+
+def _some(batches: Iterator[PackedBatch], first: int, tokens: int) -> Iterator[PackedBatch]:
+    """The sequences from this one on, until there are so many tokens."""
+    for batch in batches:
+        kept = batch.seq_ids >= first
+        ids, mask = batch.token_ids[kept], batch.attention_mask[kept]
+        room = mask.sum(dim=1).cumsum(dim=0) - mask.sum(dim=1) < tokens
+        yield PackedBatch(batch.index, ids[room], mask[room], batch.seq_ids[kept][room])
+        tokens -= int(mask.sum())
+        if tokens <= 0:
+            return
 
 
 @torch.inference_mode()

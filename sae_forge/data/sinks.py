@@ -1,0 +1,109 @@
+"""Sinks: tokens whose activation dwarfs all others, wherever they stand and whatever they say.
+
+A **sink** is a real token whose activation at a hook point is longer than ``TIMES`` the median length of the
+activations there. Ordinary rows stay within twice the median; first positions reach 150 times, and some models make
+sinks of commas and quotes, at 10 times. A handful of them holds nearly all the variance, so they are left out of
+training, of FVU and of selections, and no edit touches them, unless ``keep_sinks`` says otherwise.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from sae_forge.data.reader import ShardReader
+
+TIMES = 5.0
+"""Times the median length: between 1.6, the longest of 33 thousand ordinary rows, and 10, the shortest sink seen."""
+CENSUS_ROWS = 32_768
+"""Rows that are looked at to know what is ordinary."""
+
+
+def sink_norm(rows: Float[Tensor, "rows d_in"]) -> float:
+    """The length beyond which an activation is a sink's, by what is ordinary among these rows."""
+    return TIMES * float(_lengths(rows).median())
+
+
+def are_sinks(rows: Float[Tensor, "*rows d_in"], norm: float | None) -> Bool[Tensor, "*rows"]:
+    """Which rows are sinks; none of them where ``norm`` is None or 0."""
+    if not norm:
+        return torch.zeros(rows.shape[:-1], dtype=torch.bool, device=rows.device)
+    lengths = _lengths(rows)
+    return (lengths > norm) & lengths.isfinite()  # a number that is none is no sink: it has to be noticed
+
+
+def without_sinks(rows: Float[Tensor, "rows d_in"], norm: float | None) -> Float[Tensor, "rest d_in"]:
+    """The ordinary rows; the very same tensor where all are."""
+    if not norm or not bool((sinks := are_sinks(rows, norm)).any()):
+        return rows
+    return rows[~sinks]
+
+
+def _lengths(rows: Float[Tensor, "*rows d_in"]) -> Float[Tensor, "*rows"]:
+    return torch.linalg.vector_norm(rows, dim=-1, dtype=torch.promote_types(rows.dtype, torch.float32))
+
+
+@dataclass(frozen=True)
+class Census:
+    """What the sinks among some rows of several corpora are."""
+
+    norm: float
+    """Length beyond which a row is a sink's."""
+    rows: int
+    sinks: int
+    times: float
+    """Length of the longest row, in medians."""
+    channel: int
+    """Where the sinks are largest."""
+    channel_share: float
+    """How much of the sinks' squared length that channel holds."""
+    variance_share: float
+    """How much of all rows' variance the sinks hold."""
+    token_ids: tuple[int, ...]
+    """The tokens that are sinks most often."""
+    first: float
+    """Share of the sinks that stand at the first position of their sequence."""
+
+    def said(self, decode: Callable[[list[int]], str]) -> str:
+        """One line."""
+        tokens = ", ".join(repr(decode([token])) for token in self.token_ids)
+        return (
+            f"sinks: {self.sinks:,} of {self.rows:,} tokens looked at ({self.sinks / self.rows:.2%}) are up to "
+            f"{self.times:.0f} times as long as the median and hold {self.variance_share:.0%} of the variance; "
+            f"{self.first:.0%} of them open a sequence, their tokens are {tokens} …, channel {self.channel} holds "
+            f"{self.channel_share:.0%} of their length. They are left out (--keep_sinks keeps them)"
+        )
+
+
+def census(readers: Sequence[ShardReader], norm: float | None = None) -> Census:
+    """The sinks among about ``CENSUS_ROWS`` rows, spread evenly over the corpora.
+
+    Args:
+        norm: Length beyond which a row is a sink's. None: by these rows themselves.
+    """
+    per_block = max(1, max(reader.block_rows(0) for reader in readers))
+    every = max(1, sum(reader.block_count for reader in readers) * per_block // CENSUS_ROWS)
+    blocks = [reader.read_block(number) for reader in readers for number in range(0, reader.block_count, every)]
+    rows = torch.cat([block.acts.float() for block in blocks])
+    token_ids, positions = (
+        torch.cat([getattr(block, name) for block in blocks]) for name in ("token_ids", "positions")
+    )
+    norm = sink_norm(rows) if norm is None else norm
+    found = are_sinks(rows, norm)
+    energy = rows[found].square().sum(dim=0)
+    variance = (rows - rows.mean(dim=0)).square().sum(dim=1)
+    common = Counter(token_ids[found].tolist()).most_common(3)
+    return Census(
+        norm=norm,
+        rows=len(rows),
+        sinks=int(found.sum()),
+        times=float(_lengths(rows).max() / _lengths(rows).median()),
+        channel=int(energy.argmax()),
+        channel_share=float(energy.max() / energy.sum()) if found.any() else 0.0,
+        variance_share=float(variance[found].sum() / variance.sum()),
+        token_ids=tuple(token for token, _ in common),
+        first=float((positions[found] == 0).float().mean()) if found.any() else 0.0,
+    )
