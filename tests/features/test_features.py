@@ -192,11 +192,11 @@ def test_unset_bounds_follow_how_common_latents_are_and_how_long_the_corpus_is()
     rare = [0] * 500
     forget, retain = (counts(100_000, [*fires, *rare]) for fires in ([200, 63, 20_000], [0, 0, 0]))
     assert passes(forget, retain)[:3] == passes(forget, retain, **PAPER)[:3] == [True, False, False]
-    # eight times as common, k/d_sae = 0.007, and 9,000 tokens: 9 fires will do, and 1 % of retain text is not much
+    # eight times as common, k/d_sae = 0.007, and 9,000 tokens: ten fires will do, and 1 % of retain text is not much
     usual = [63] * 100
-    forget, retain = (counts(9000, [*fires, *usual]) for fires in ([9, 8, 200], [0, 0, 80]))
+    forget, retain = (counts(9000, [*fires, *usual]) for fires in ([10, 8, 200], [0, 0, 80]))
     assert passes(forget, retain, ratio_smoothing=2.0)[:3] == [True, False, True]
-    assert passes(forget, retain, ratio_smoothing=2.0, **PAPER)[:3] == [False, False, False]
+    assert not any(passes(forget, retain, ratio_smoothing=2.0, **PAPER)[:3])
 
 
 def test_every_inlp_bound_is_strict_but_the_fire_count():
