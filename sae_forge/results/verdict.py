@@ -99,8 +99,10 @@ def _forgetting(report: Report, row: Row) -> _Forgetting | None:
     losses, change = row.groups.get("loss", {}), {} if row.change is None else row.change.groups.get("loss", {})
     if "forget" not in losses or "forget" not in change:
         return None
-    of_loss = (report.base.groups["loss"]["forget"], losses["forget"], change["forget"])
-    return _Forgetting("loss on forget text", *(_times(one, -1) for one in of_loss))
+    before = report.base.groups["loss"]["forget"]
+    return _Forgetting(
+        "loss on forget text", _times(before, -1), _times(losses["forget"], -1), _times(change["forget"], -1)
+    )
 
 
 def _times(estimate: Estimate, turn: int) -> Estimate:
@@ -132,9 +134,9 @@ def _kept(row: Row) -> Answer:
     if not told:
         return Answer("not measured", "nothing was asked about what should stay")
     words = "; ".join(said for _, said in told)
-    # the worst of them speaks for all
-    worst: Mark = max((mark for mark, _ in told), key=("yes", "unclear", "partly", "no").index)
-    return Answer(worst, words)
+    worst_first: tuple[Mark, ...] = ("no", "partly", "unclear", "yes")
+    marks = [mark for mark, _ in told]
+    return Answer(next(mark for mark in worst_first if mark in marks), words)
 
 
 def _side_effects(row: Row) -> Iterator[tuple[Mark, str]]:
@@ -151,6 +153,8 @@ def _cost(change: Estimate, times: int, small: float, broken: float) -> Mark:
     value, low, high = change.value * times, change.low * times, change.high * times
     if value < -broken:
         return "no"
+    if low >= -small:  # measured or not, it is too little to count
+        return "yes"
     if high < 0 or value < -small:
         return "partly"
     return "unclear" if low < -broken else "yes"
