@@ -8,7 +8,7 @@ Questions, prompts, held-out and generated text have sentences of their own. Wha
 by what its measures say of themselves.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from itertools import pairwise
 
 from sae_forge.results.measure import Measure
@@ -39,6 +39,7 @@ def claims(report: Report) -> list[str]:
     lines += _of_sweep(report) if report.sweep else ()
     lines += _of_edit(report, edits[0]) if edits and not report.sweep else ()
     lines += _of_all(report, edits)
+    lines += guessing(report.base.roles)
     lines.append(REVERSIBLE)
     lines += [RETRAINED.format(names=", ".join(row.name for row in trained))] if trained else []
     lines += [line for row in edits[0 if report.sweep else 1 :] for line in _of_edit(report, row)]
@@ -56,6 +57,18 @@ def _of_sae(report: Report) -> list[str]:
     """What the SAE is good for, where that was measured."""
     verdict = report.protocol.get("sae_verdict")
     return [f"As an SAE it is {verdict}."] if verdict else []
+
+
+def guessing(roles: Mapping[str, Cell]) -> Iterator[str]:
+    """A warning for each role on whose questions the unedited model is not told apart from guessing."""
+    for role, cell in roles.items():
+        right, away = (cell.estimates.get(name) for name in ("accuracy", "chance_distance"))
+        if right is not None and away is not None and away.low == 0:
+            yield (
+                f"Warning: as it is asked here, the unedited model is not told apart from guessing on the {role} "
+                f"questions ({interval(right)}), so no change of them means anything; ask otherwise (--scoring, "
+                "--shots, --question_template), or a model that knows more."
+            )
 
 
 def headlines(report: Report) -> tuple[list[str], list[str]]:

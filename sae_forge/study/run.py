@@ -21,7 +21,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
 from sae_forge.models.tokens import max_input
 from sae_forge.progress import SILENT, Progress
-from sae_forge.results.claims import claims
+from sae_forge.results.claims import claims, guessing
 from sae_forge.results.report import FORMAT, ControlSummary, Report, Row
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.statistics.bootstrap import Bootstrap
@@ -47,6 +47,8 @@ from sae_forge.study.sweep import sweep
 from sae_forge.tasks.task import Asked
 from sae_forge.training.verdict import Verdict
 
+GLANCE = 500
+"""Resamples behind the warning that is said as soon as the baseline was asked."""
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
 
 
@@ -191,6 +193,9 @@ def _measured(
             with in_force(materials.lm, plan.subject, progress) as (lm, log):
                 how: dict[str, Any] = {"batch_size": size, "tape": tape if lm is materials.lm else None, "kept": kept}
                 measurements.append(measure(lm, questions, log, task, **how, method=plan.name))
+            if plan.kind == "baseline":  # said now: what follows may take hours
+                for line in guessing(describe(measurements[-1], {}, Bootstrap(GLANCE, 0))["roles"]):
+                    progress.say(line)
     return measurements
 
 

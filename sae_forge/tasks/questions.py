@@ -48,6 +48,26 @@ class Settings(QuestionsConfig):
         "Ask only questions the unedited model gets right in all orders of the options (24 of four); "
         "_iff_question: and not without the question; _no_tricks: and no option names other options.",
     ] = "none"
+    question_front: Annotated[
+        str | None,
+        "Text before the first question; {subject} is what they are about. Unset: that of the scoring.",
+        Setting(younger=True),
+    ] = None
+    question_template: Annotated[
+        str | None,
+        "How a question is laid out, of {question}, {options}, {subject}; \\n breaks the line. Unset: as the scoring.",
+        Setting(younger=True),
+    ] = None
+    shot_questions: Annotated[
+        tuple[str, ...],
+        "Question files whose questions stand in front, answered: one for all, or one of each domain's name.",
+        Setting(names_items=True, younger=True),
+    ] = ()
+    shots: Annotated[
+        int | None,
+        "How many of them. Unset: all of the file.",
+        Setting(at_least=0, younger=True, wanted="give 0 or more"),
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +94,7 @@ class Questions:
         """
         from sae_forge.tasks.engines.multiple_choice import encode_questions
         from sae_forge.tasks.engines.orders import filter_questions
+        from sae_forge.tasks.frames import frame_of
         from sae_forge.tasks.records import Domain, choose, load_questions, sources_by_domain
 
         asked = []
@@ -82,14 +103,16 @@ class Questions:
                 whole = Domain(
                     name=name, role=role, questions=choose(load_questions(source, progress), half, None, name)
                 )
+                frame = frame_of(config, name, progress)
                 kept = filter_questions(
                     lm, whole, config.question_filter, config.scoring, batch_size=config.eval_batch_size,
                     folder=config.run_folder, fresh=config.starts_over, progress=progress,
+                    frame=frame,
                 )  # fmt: skip
                 questions = choose(kept, "all", limit, name)
                 said = [replace(item, question=self.wording.said(item.question)) for item in questions]
                 encoded = encode_questions(
-                    lm, said, config.scoring, name, front=self.wording.front, prefix=self.wording.prefix
+                    lm, said, config.scoring, name, front=self.wording.front, prefix=self.wording.prefix, frame=frame
                 )
                 asked.append(
                     Asked.of(
@@ -99,7 +122,10 @@ class Questions:
                         role=role,
                         kind=self.standing.kind,
                         truncated=sum(item.truncated for item in encoded),
-                        protocol={"question_filter": config.question_filter},
+                        protocol={
+                            "question_filter": config.question_filter,
+                            **({"frames": {name: told}} if (told := frame.told()) else {}),
+                        },
                         content=(questions, encoded),
                     )
                 )

@@ -36,11 +36,11 @@ DECIDING: dict[Artefact, str] = {
         "gate_tokens gate_window generation_prompts half keep_error keep_sinks knowmem_forget knowmem_retain "
         "knowmem_shots layer limit lm_eval_chat lm_eval_code lm_eval_folder lm_eval_shots loss_tokens max_new_tokens "
         "methods model neighbour_prompts neighbour_questions normalize_text num_features privleak_forget "
-        "privleak_holdout privleak_reference "
-        "quantise_bits quantize question_filter random_seeds refusal_value relearn_steps retain_eval retain_prompts "
-        "retain_questions revision rmu_alpha rmu_coefficient rmu_mean scoring seed site split steering sweep "
-        "sweep_limit temperature text_field theta tofu_forget tofu_frame tofu_real_authors tofu_reference tofu_retain "
-        "tofu_world_facts tokens top_p value_units verbmem"
+        "privleak_holdout privleak_reference quantise_bits quantize question_filter question_front question_template "
+        "random_seeds refusal_value relearn_steps retain_eval retain_prompts retain_questions revision rmu_alpha "
+        "rmu_coefficient rmu_mean scoring seed shot_questions shots site split steering sweep sweep_limit temperature "
+        "text_field theta tofu_forget tofu_frame tofu_real_authors tofu_reference tofu_retain tofu_world_facts tokens "
+        "top_p value_units verbmem"
     ),
 }
 """Settings that stand in an artefact's identity: another set, and what lies in run folders is not found again."""

@@ -23,6 +23,7 @@ from sae_forge.statistics.answers import LETTERS
 from sae_forge.store import files, records
 from sae_forge.store.weights import same
 from sae_forge.tasks.engines.multiple_choice import Answered, answer, encode_questions, prompt_of
+from sae_forge.tasks.frames import PLAIN, Frame
 from sae_forge.tasks.records import Domain, Question
 
 FORMAT = 1
@@ -147,6 +148,7 @@ def filter_questions(
     folder: Path | None = None,
     fresh: bool = False,
     progress: Progress = SILENT,
+    frame: Frame = PLAIN,
 ) -> tuple[Question, ...]:
     """The questions of a class, as ``lm`` answers them now.
 
@@ -160,7 +162,9 @@ def filter_questions(
     if chosen == "none" or not domain.questions:
         return domain.questions
     path = None if folder is None else orders_file(folder, domain.name, scoring)
-    orders = ask_orders(lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress)
+    orders = ask_orders(
+        lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress, frame=frame
+    )
     progress.say(orders.summary())
     ids = set(orders.ids(chosen))
     if not ids:
@@ -193,6 +197,7 @@ def ask_orders(
     path: Path | None = None,
     fresh: bool = False,
     progress: Progress = SILENT,
+    frame: Frame = PLAIN,
 ) -> Orders:
     """Every question of a domain in every order of its options, read from ``path`` as far as they are there.
 
@@ -204,13 +209,13 @@ def ask_orders(
     """
     model = lm.fingerprint()
     known = {} if path is None or fresh or not path.exists() else load_orders(path, domain.name, scoring, model).results
-    contents = {item.id: _content(lm, item, scoring, domain.name) for item in domain.questions}
+    contents = {item.id: _content(lm, item, scoring, domain.name, frame) for item in domain.questions}
     missing = [item for item in domain.questions if item.id not in known or known[item.id].content != contents[item.id]]
     results = dict(known)
     with progress.task(f"orders of {domain.name}", len(missing), "questions") as task:
         for start in range(0, len(missing), CHUNK):
             chunk = missing[start : start + CHUNK]
-            asked = _ask(lm, chunk, scoring, domain.name, batch_size)
+            asked = _ask(lm, chunk, scoring, domain.name, batch_size, frame)
             for item, result in zip(chunk, asked, strict=True):
                 results[item.id] = replace(result, content=contents[item.id])
             if path is not None:
@@ -259,18 +264,18 @@ def orders_of(scoring: Scoring, options: int) -> tuple[tuple[int, ...], ...]:
     return tuple(permutations(range(options))) if options <= ALL_ORDERS_OF else rotations(options)
 
 
-def _content(lm: LanguageModel, question: Question, scoring: Scoring, domain: str) -> str:
-    return files.short_hash([prompt_of(lm, question, scoring, domain), question.choices, question.answer])
+def _content(lm: LanguageModel, question: Question, scoring: Scoring, domain: str, frame: Frame) -> str:
+    return files.short_hash([prompt_of(lm, question, scoring, domain, frame=frame), question.choices, question.answer])
 
 
 def _ask(
-    lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, batch_size: int
+    lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, batch_size: int, frame: Frame
 ) -> list[Reordered]:
     """The answers to some questions, their contents not yet noted."""
-    seen = _in_orders(lm, questions, scoring, domain, batch_size, blind=False)
+    seen = _in_orders(lm, questions, scoring, domain, batch_size, blind=False, frame=frame)
     sure = [item for item, answers in zip(questions, seen, strict=True) if all(one.correct for one in answers)]
     # without the question only those are asked that were right in every order: the others are out already
-    unseen = _in_orders(lm, sure, scoring, domain, batch_size, blind=True)
+    unseen = _in_orders(lm, sure, scoring, domain, batch_size, blind=True, frame=frame)
     blind = {item.id: sum(one.correct for one in answers) for item, answers in zip(sure, unseen, strict=True)}
     return [
         Reordered(
@@ -287,10 +292,17 @@ def _ask(
 
 
 def _in_orders(
-    lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, batch_size: int, *, blind: bool
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    domain: str,
+    batch_size: int,
+    *,
+    blind: bool,
+    frame: Frame,
 ) -> list[list[Answered]]:
     asked = [reordered(item, order) for item in questions for order in orders_of(scoring, len(item.choices))]
-    encoded = encode_questions(lm, asked, scoring, domain, blind=blind)
+    encoded = encode_questions(lm, asked, scoring, domain, blind=blind, frame=frame)
     answers = iter(answer(lm, asked, encoded, batch_size=batch_size))
     return [[next(answers) for _ in orders_of(scoring, len(item.choices))] for item in questions]
 
