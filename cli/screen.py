@@ -13,12 +13,14 @@ from rich.text import Text
 
 from sae_forge.outcome import Outcome
 from sae_forge.progress import SILENT, Task
-from sae_forge.show.terminal import table
+from sae_forge.show.terminal import tables
 
 if TYPE_CHECKING:
     from sae_forge.live.session import Token
     from sae_forge.pipeline.generate import Watch
 
+PIPE = 80
+"""Columns of tables where stdout is no terminal."""
 LOG_EVERY = 10.0
 """Seconds between progress lines where stderr is no terminal."""
 
@@ -147,10 +149,11 @@ class Screen:
     def show(self, outcome: Outcome) -> None:
         """Print a result for a person: its tables, its summary, and the command to try next."""
         console = Console(
-            highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else 160
+            highlight=False, soft_wrap=not sys.stdout.isatty(), width=None if sys.stdout.isatty() else PIPE
         )
         for sheet in outcome.tables:
-            console.print(table(sheet), markup=False)
+            for part in tables(sheet, console.width):
+                console.print(part, markup=False)
         console.print(outcome.summary, markup=False)
         if outcome.then:
             console.print(f"\nnext: {outcome.then}", markup=False)

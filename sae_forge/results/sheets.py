@@ -48,16 +48,19 @@ class Sheet:
 def overview(report: Report) -> Sheet:
     """A row a method: what matters most of every task, with intervals, and how much was edited.
 
-    Controls have rows of their own, seeds pooled; after a sweep, where they would be three rows of four, a column says
-    what they did to what is forgotten.
+    Roles come first, and the domains of a role that has several come last. Controls have rows of their own, seeds
+    pooled; after a sweep, where they would be three rows of four, a column says what they did to what is forgotten.
     """
     measures = [one for one in report.measures if one.shown == "always"] or report.measures
-    columns, titles = [], []
+    columns, domains, titles = [], [], []
+    of_role = {role: [name for name in report.domain_names if report.domains[name].role == role] for role in ROLES}
     for measure in measures:
-        heads = {name: f"{name} ({report.domains[name].role})" for name in report.domain_names}
         several = f"{measure.words}: " if titles else ""
-        columns += [(several + head, _in_domain(name, measure)) for name, head in heads.items()]
-        titles.append(f"{with_unit(measure.words, measure.unit)} by domain")
+        for role, names in of_role.items():
+            each = [(f"{several}{name} ({role})", _in_domain(name, measure)) for name in names]
+            columns += each if len(each) < 2 else [(f"{several}{role} ({len(each)} domains)", _in_role(role, measure))]
+            domains += each if len(each) > 1 else []
+        titles.append(f"{with_unit(measure.words, measure.unit)} by role and domain")
     if report.sweep is not None:
         tuned_by = report.sweep.measure
         columns.append(("forget (under random controls)", lambda one: _controlled(report, one, tuned_by)))
@@ -77,7 +80,7 @@ def overview(report: Report) -> Sheet:
     computed = report.protocol.get("computed_in", {})
     if computed and computed["model"] != computed["sae"]:
         titles.append(f"the model computes in {computed['model']}, the SAE in {computed['sae']}")
-    return _sheet("; ".join(titles), columns, methods(report) if report.sweep else pooled(report))
+    return _sheet("; ".join(titles), [*columns, *domains], methods(report) if report.sweep else pooled(report))
 
 
 def sheets(report: Report) -> Iterator[Sheet]:
@@ -132,6 +135,10 @@ def _keys(report: Report, group: str) -> Iterable[str]:
     keys = dict.fromkeys(key for row in report.rows for key in row.groups.get(group, {}))
     order = [measure.name for measure in report.groups[group].measures]
     return sorted(keys, key=lambda key: order.index(key) if key in order else len(order))
+
+
+def _in_role(role: str, measure: Measure) -> Callable[[Pooled], str]:
+    return lambda one: interval(one.role(role, measure.name), measure.digits)
 
 
 def _in_domain(name: str, measure: Measure) -> Callable[[Pooled], str]:

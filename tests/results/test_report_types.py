@@ -1,6 +1,8 @@
 """Reports as types: read strictly, written back the same, those of 0.1 too; what any measure says of itself is said."""
 
+import io
 import json
+import re
 import subprocess
 import sys
 from copy import deepcopy
@@ -10,14 +12,17 @@ from typing import Any
 
 import pytest
 from reports import estimate, filled
+from rich.cells import cell_len
+from rich.console import Console
 
 from sae_forge.errors import DataError
 from sae_forge.results.claims import claims
 from sae_forge.results.report import FORMAT, Report, load_report
-from sae_forge.results.sheets import overview, sheets
+from sae_forge.results.sheets import Sheet, overview, sheets
+from sae_forge.results.verdict import verdict_sheet
 from sae_forge.show import gallery
 from sae_forge.show.markdown import cell, titled
-from sae_forge.show.terminal import table
+from sae_forge.show.terminal import tables
 
 OLD = Path(__file__).with_name("report-0.1.json")
 """A report of version 0.1 on tiny-llama: three of its domains, two kinds of its controls, numbers to six digits."""
@@ -81,6 +86,37 @@ def test_a_notebook_shows_the_overview_and_the_claims_and_no_markup_of_others(ol
     shown = replace(old, claims=("<b>all gone</b>",))._repr_html_()
     assert all(f"<td>{row[0]}</td>" in shown for row in overview(old).rows)
     assert "&lt;b&gt;all gone&lt;/b&gt;" in shown and "<b>" not in shown
+
+
+# ---- a narrow terminal --------------------------------------------------------------------------
+
+
+def printed(sheet: Sheet, width: int) -> list[str]:
+    console = Console(width=width, file=io.StringIO())
+    for part in tables(sheet, width):
+        console.print(part, markup=False)
+    return console.file.getvalue().splitlines()
+
+
+@pytest.mark.parametrize("width", [60, 80, 200])
+def test_no_line_of_a_table_is_wider_than_the_terminal_and_no_cell_is_lost(old: Report, width: int):
+    for sheet in (overview(old), *sheets(old), verdict_sheet(old)):
+        lines = printed(sheet, width)
+        assert max(map(cell_len, lines)) <= width, sheet.title
+        words = re.sub(r"[^\w.+-]", "", "".join(lines))
+        for row in sheet.rows:
+            assert all(re.sub(r"[^\w.+-]", "", cell.split(" [")[0]) in words for cell in row[1:]), row
+
+
+def test_roles_stand_before_the_domains_of_those_that_have_several(old: Report):
+    columns = overview(old).columns
+    roles = {
+        role: [name for name in old.domain_names if old.domains[name].role == role] for role in ("forget", "retain")
+    }
+    assert columns[1] == f"{roles['forget'][0]} (forget)" if len(roles["forget"]) == 1 else "forget (2 domains)"
+    for role, names in roles.items():
+        if len(names) > 1:
+            assert columns.index(f"{role} ({len(names)} domains)") < columns.index(f"{names[0]} ({role})")
 
 
 # ---- strictness ---------------------------------------------------------------------------------
@@ -208,8 +244,9 @@ def test_what_is_printed_anywhere_is_one_sheet():
     assert shown.rows[1] == ("hush value 2", "0.90 [0.80, 1.00]", "4.0 [4.0, 4.0]")
     assert [sheet.title for sheet in sheets(report)] == ["Riddles solved", "Poems, x 10"]
     assert "| hush value 2 | 4.0 [4.0, 4.0] |" in titled(list(sheets(report))[1])
-    assert [str(column.header) for column in table(shown).columns] == ["method", "owls\n(forget)", "feet a line"]
-    assert list(table(shown).columns[1].cells)[1] == "0.90\n[0.80, 1.00]"
+    (printed,) = tables(shown, 80)
+    assert [str(column.header) for column in printed.columns] == ["method", "owls\n(forget)", "feet a line"]
+    assert list(printed.columns[1].cells)[1] == "0.90\n[0.80, 1.00]"
 
 
 # ---- gallery and cells --------------------------------------------------------------------------
