@@ -58,6 +58,7 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
     if preset is not None and preset not in presets():
         near = did_you_mean(preset, presets())
         raise ConfigError(f"preset {preset!r} is unknown{near}; choose one of {', '.join(presets())}")
+    # a preset that was named stands for its model too, unless one was given
     base = presets()[preset] if preset else preset_of(chosen.get("model", ModelConfig.model))
     if base and preset and "model" not in chosen:
         chosen["model"] = base["models"][0]
@@ -71,7 +72,9 @@ def resolve(kind: type[ConfigT], given: dict[str, Any], *, preset: str | None = 
         raise ConfigError(
             f"preset {preset} sets --{unknown[0]}, which no task or method here has; use another preset, or put it back"
         )
+    # a preset sets what any verb takes; of that each takes its own
     inherited = {name: parse_value(kind, name, value) for name, value in settings.items() if name in names}
+    # what was given stands last, so it wins; ``spelled`` tells it from what a preset says
     return kind(**{**inherited, **chosen}, spelled=frozenset(given))
 
 
@@ -166,6 +169,7 @@ def _places(raw: str) -> list[str]:
     """Names of texts between commas; a comma that stands in a path on this disk is part of the name."""
     parts, places = raw.split(","), []
     while parts:
+        # the longest first: ``a,b.txt`` is one file where it is there, else two
         joined = [",".join(parts[:count]) for count in range(len(parts), 1, -1)]
         heads = ((place, _UP_TO_COMMA.match(place)) for place in joined)
         place = next((place for place, head in heads if head and _is_there(head[0])), parts[0])
@@ -187,6 +191,7 @@ def _counted(name: str, value: Any) -> Any:
         return [each for part in value for each in _counted_in_list(name, part)]
     if not isinstance(value, str) or (read := _COUNT.fullmatch(value.strip())) is None:
         return value
+    # as floats 1.005k would be 1004.9999999999999, and so no whole number
     number = Decimal(read[1]) * _THOUSANDS[read[2].lower()]
     return int(number) if number == number.to_integral_value() else value
 

@@ -109,12 +109,13 @@ def described(config: type) -> Mapping[str, Described]:
 
     What a setting leaves unsaid is taken from the class that declares it: its ``heading`` and its ``decides``.
     """
-    hints = get_type_hints(config, include_extras=True)
+    hints = get_type_hints(config, include_extras=True)  # extras are the notes of an Annotated
     settings = {}
     for field in fields(config):
         kind, *notes = get_args(hints[field.name]) if hasattr(hints[field.name], "__metadata__") else (None,)
         if not notes:
             continue
+        # a dataclass lists inherited fields as its own; the class that wrote the annotation speaks for it
         owner: Any = next(each for each in config.__mro__ if field.name in get_annotations(each))
         setting = next((note for note in notes if isinstance(note, Setting)), Setting())
         settings[field.name] = Described(

@@ -113,7 +113,8 @@ def one_spelling(named: str) -> str:
     path = expanded(named)
     if not os.path.exists(path):  # noqa: PTH110 (which has no error for a name longer than any file's)
         return named
-    full, here = Path(os.path.normpath(path.absolute())), Path.cwd()  # a link keeps the name that the user knows
+    # normpath and not resolve: a link keeps the name that the user knows
+    full, here = Path(os.path.normpath(path.absolute())), Path.cwd()
     return str(full.relative_to(here) if here in full.parents else full)
 
 

@@ -128,7 +128,7 @@ class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
                 "with --max_disk_gb shards come and go in --run_dir; leave one of the two out",
             ),
         )
-        if self.d_sae is not None:
+        if self.d_sae is not None:  # else d_in decides, which is known once the shards are
             _ = self.saes(1)  # more latents a token than there are is refused here
 
     def saes(self, d_in: int) -> tuple["SaeShape", ...]:

@@ -6,7 +6,6 @@ for the occasion: ``README.md`` and ``config.json``.
 """
 
 import hashlib
-import json
 import os
 import re
 import stat
@@ -20,6 +19,7 @@ from sae_forge import builtin
 from sae_forge.errors import CheckpointError, ConfigError, DataError, ForgeError
 from sae_forge.sae.store import CFG, WEIGHTS
 from sae_forge.store import files, records
+from sae_forge.store.seal import readable_json
 from sae_forge.store.weights import require_same
 
 FEATURES = "features.json"
@@ -53,6 +53,7 @@ class Upload:
     @classmethod
     def of(cls, path: str, content: bytes) -> "Upload":
         """A file held in memory."""
+        # git hashes "blob", a blank, the length in decimal, a null byte, then the content
         blob = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False)
         return cls(path, content, len(content), hashlib.sha256(content).hexdigest(), blob.hexdigest())
 
@@ -80,6 +81,8 @@ def opened(path: Path, kind: type[ForgeError]) -> Iterator[BinaryIO]:
         kind: it is missing, a link, or no regular file.
     """
     try:
+        # O_NOFOLLOW and a look at the open file, since between a check of the name and a read it could be exchanged;
+        # O_NONBLOCK, or opening a pipe would wait for somebody to write into it
         handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
         reason = "a link, and push follows none" if path.is_symlink() else (error.strerror or str(error))
@@ -115,16 +118,14 @@ def sae_files(folder: Path, inside: str, model: str) -> tuple[dict[str, Any], li
     expected = cfg.get("sae_forge", {}).get("weights_sha256")
     if expected is not None and weights.sha256 != expected:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged: its hash is not the one in {CFG}")
-    public = without_paths(cfg)
-    for about, name in ((public.get("metadata"), "model_name"), (_provenance(public), "model")):
+    public = _public(cfg)
+    ours = public.get("sae_forge")
+    provenance = ours.get("provenance") if isinstance(ours, dict) else None
+    for about, name in ((public.get("metadata"), "model_name"), (provenance, "model")):
         if isinstance(about, dict) and name in about:
             about[name] = model
-    return public, [Upload.of(f"{inside}/{CFG}", content if public == cfg else encoded(public)), weights]
-
-
-def _provenance(cfg: dict[str, Any]) -> Any:
-    ours = cfg.get("sae_forge")
-    return ours.get("provenance") if isinstance(ours, dict) else None
+    # byte for byte where nothing is taken out, so that the file's hash stays the one the run knows
+    return public, [Upload.of(f"{inside}/{CFG}", content if public == cfg else readable_json(public)), weights]
 
 
 def selection_file(path: Path, inside: str, weights: str, *, contexts: bool) -> Upload:
@@ -148,8 +149,7 @@ def selection_file(path: Path, inside: str, weights: str, *, contexts: bool) -> 
         kind=DataError,
         advice="make one with: sae-forge features",
     )
-    public = without_paths(record if contexts else _without_snippets(record))
-    return Upload.of(f"{inside}/{FEATURES}", encoded(public))
+    return Upload.of(f"{inside}/{FEATURES}", readable_json(_public(record, contexts=contexts)))
 
 
 def report_files(folder: Path) -> tuple[dict[str, Any], list[Upload]]:
@@ -159,55 +159,35 @@ def report_files(folder: Path) -> tuple[dict[str, Any], list[Upload]]:
         DataError: it is no report.
     """
     record, _ = _record(folder / REPORT, DataError, "a report of eval")
-    public = without_paths(_without_snippets(record))
-    return public, [Upload.of(REPORT, encoded(public)), *_plots(folder)]
-
-
-def refuse_secrets(uploads: list[Upload], token: str | None) -> None:
-    """Raise ConfigError when a file holds something that looks like a Hub token, or is the one in use."""
-    for upload in uploads:
-        if isinstance(upload.content, bytes) and has_secret(upload.content, token):
-            raise ConfigError(f"{upload.path} holds what looks like a Hub token; remove it there and push again")
-
-
-def has_secret(content: bytes, token: str | None) -> bool:
-    """Whether a Hub token stands in these bytes."""
-    return TOKEN.search(content) is not None or (token is not None and token.encode() in content)
-
-
-def encoded(value: Any) -> bytes:
-    """JSON as the rest of a run folder writes it."""
-    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
-
-
-def without_paths(value: Any) -> Any:
-    """The same JSON in which a path of this machine is reduced to its last part."""
-    if isinstance(value, dict):
-        return {key: without_paths(child) for key, child in value.items()}
-    if isinstance(value, list):
-        return [without_paths(child) for child in value]
-    if isinstance(value, str) and value.startswith(("/", "~/", "file:")):
-        return Path(value).name
-    return value
-
-
-def _without_snippets(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: [] if key == "snippets" else _without_snippets(child) for key, child in value.items()}
-    return [_without_snippets(child) for child in value] if isinstance(value, list) else value
-
-
-def _plots(folder: Path) -> list[Upload]:
+    public, uploads = _public(record), {}
     places = [folder] if (folder / "plots").is_symlink() else [folder, folder / "plots"]
-    pictures = sorted(path for place in places for path in place.glob("*.png"))
-    uploads = {}
-    for path in pictures:
+    for path in sorted(path for place in places for path in place.glob("*.png")):
         if _PLOT.fullmatch(path.name) and path.is_file() and not path.is_symlink():
             with opened(path, DataError) as file:
                 content = file.read()
             if content.startswith(_PNG):
                 uploads[path.name] = Upload.of(f"plots/{path.name}", content)
-    return list(uploads.values())
+    return public, [Upload.of(REPORT, readable_json(public)), *uploads.values()]
+
+
+def refuse_secrets(uploads: list[Upload], token: str | None) -> None:
+    """Raise ConfigError when a file holds something that looks like a Hub token, or is the one in use."""
+    for upload in uploads:
+        content = upload.content
+        if isinstance(content, bytes) and (TOKEN.search(content) or (token is not None and token.encode() in content)):
+            raise ConfigError(f"{upload.path} holds what looks like a Hub token; remove it there and push again")
+
+
+def _public(value: Any, *, contexts: bool = False) -> Any:
+    """The same JSON, a path of this machine reduced to its last part, and without snippets unless ``contexts``."""
+    if isinstance(value, dict):
+        hidden = () if contexts else ("snippets",)
+        return {key: [] if key in hidden else _public(child, contexts=contexts) for key, child in value.items()}
+    if isinstance(value, list):
+        return [_public(child, contexts=contexts) for child in value]
+    if isinstance(value, str) and value.startswith(("/", "~/", "file:")):
+        return Path(value).name
+    return value
 
 
 def _record(path: Path, kind: type[ForgeError], what: str) -> tuple[dict[str, Any], bytes]:

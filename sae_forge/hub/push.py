@@ -14,6 +14,7 @@ from sae_forge.hub import plan
 from sae_forge.hub.plan import CARD, MANIFEST, Upload
 from sae_forge.hub.repository import Change, Repository, Snapshot
 from sae_forge.progress import SILENT, Progress
+from sae_forge.store.seal import readable_json
 
 _REPO_ID = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")
 
@@ -74,7 +75,7 @@ class Parcel:
         """All that is uploaded."""
         known = [*self.uploads, Upload.of(CARD, self.card.encode())]
         listed = {"version": __version__, "files": {upload.path: upload.sha256 for upload in known}}
-        return [*known, Upload.of(MANIFEST, plan.encoded({**self.about, "sae_forge": listed}))]
+        return [*known, Upload.of(MANIFEST, readable_json({**self.about, "sae_forge": listed}))]
 
 
 def require_repo_id(repo_id: str) -> None:
@@ -141,25 +142,17 @@ def _stale(repository: Repository, here: Snapshot, uploads: Sequence[Upload]) ->
         RemoteError: the repository holds someone else's files under our names.
     """
     planned = {upload.path for upload in uploads}
-    listed = _listed(repository, here)
-    if listed is None:
+    manifest: Any = repository.read_json(MANIFEST, here.commit) if MANIFEST in here.files else None
+    try:
+        listed = [str(path) for path in manifest["sae_forge"]["files"]]
+    except (KeyError, TypeError):  # no push of ours was ever here; the names are free unless somebody took one
         taken = sorted(planned & set(here.files) - {CARD})
         if taken:
             raise RemoteError(
                 f"{repository.id} holds a {taken[0]} that sae-forge did not write; push to another repository"
-            )
+            ) from None
         return ()
+    # only beside what is uploaded now: other SAEs may lie in the same repository
     folders = {upload.path.rpartition("/")[0] for upload in uploads} | {"", "plots"}
     left = (path for path in listed if path in here.files and path not in planned)
     return tuple(sorted(path for path in left if path.rpartition("/")[0] in folders))
-
-
-def _listed(repository: Repository, here: Snapshot) -> list[str] | None:
-    """The files an earlier push says it wrote; None when there was none."""
-    if MANIFEST not in here.files:
-        return None
-    manifest = repository.read_json(MANIFEST, here.commit)
-    try:
-        return [str(path) for path in manifest["sae_forge"]["files"]]
-    except (KeyError, TypeError):
-        return None

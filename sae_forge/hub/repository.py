@@ -52,23 +52,6 @@ class Change:
     """Files to take away."""
     message: str
 
-    @property
-    def paths(self) -> tuple[str, ...]:
-        """Every file it touches."""
-        return (*(upload.path for upload in self.uploads), *self.stale)
-
-    def operations(self) -> list[CommitOperationAdd | CommitOperationDelete]:
-        """The same in the client's terms; made anew for each try.
-
-        Raises:
-            CheckpointError: a file is no longer what was planned.
-        """
-        adding = [CommitOperationAdd(upload.path, upload.content) for upload in self.uploads]
-        for operation, upload in zip(adding, self.uploads, strict=True):
-            if operation.upload_info.sha256.hex() != upload.sha256:
-                raise CheckpointError(f"{upload.content} changed while it was being published; push again")
-        return [*adding, *(CommitOperationDelete(path) for path in self.stale)]
-
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -160,25 +143,35 @@ class Repository:
                 failure, outdated = TransientError("has a newer commit than was read", wait=0.0), True
             wait = wait_after(failure, left, self._progress)
             time.sleep(wait or 0.0)
+            # read before posting again, also after the last try: a commit may have landed though its answer did not
             if landed := self._find(change, revision=revision, pr=pr):
                 return landed
             if wait is None:
                 raise self._exhausted(failure, left.failed)
             now = self._unclaimed(change, onto, revision)
+            # another's commit to files of theirs is built upon once; who loses that race twice is told
             others += outdated or now.commit != onto.commit
             if others > 1:
                 raise RemoteError(f"someone else keeps committing to {self.id}; nothing was published: push again")
             onto = now
 
     def _post(self, change: Change, *, onto: Snapshot, revision: str, pr: bool) -> Landed:
-        """One try."""
-        operations = change.operations()
+        """One try.
+
+        Raises:
+            CheckpointError: a file is no longer what was planned.
+        """
+        # made anew for each try: the client notes in an operation what it has uploaded
+        adding = [CommitOperationAdd(upload.path, upload.content) for upload in change.uploads]
+        for operation, upload in zip(adding, change.uploads, strict=True):
+            if operation.upload_info.sha256.hex() != upload.sha256:
+                raise CheckpointError(f"{upload.content} changed while it was being published; push again")
         with single_tries(sum(upload.size for upload in change.uploads)), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the server's remarks on a card are no news to who pushes
             try:
                 info = self._api.create_commit(
                     self.id,
-                    operations,
+                    [*adding, *(CommitOperationDelete(path) for path in change.stale)],
                     commit_message=change.message,
                     revision=None if pr else revision,
                     create_pr=pr,
@@ -197,26 +190,23 @@ class Repository:
 
     def _find(self, change: Change, *, revision: str, pr: bool) -> Landed | None:
         """Where the change landed, if it did though we were not told."""
-        for name in self._pull_requests() if pr else [revision]:
+        revisions = [revision]
+        if pr:  # its number is in the answer that was lost, so it is one of the five newest that are open
+            discussions = self._settle(lambda: list(self._api.get_repo_discussions(self.id)))
+            numbers = sorted(one.num for one in discussions if one.is_pull_request and one.status in ("open", "draft"))
+            revisions = [f"refs/pr/{number}" for number in numbers[:-6:-1]]
+        for name in revisions:
             now = self.look(name)
             if now and now.shows(change):
                 return Landed(now.commit, name, self.url(name))
         return None
-
-    def _pull_requests(self) -> list[str]:
-        """Revisions of the newest open pull requests."""
-        discussions = self._settle(lambda: list(self._api.get_repo_discussions(self.id)))
-        numbers = sorted(
-            entry.num for entry in discussions if entry.is_pull_request and entry.status in ("open", "draft")
-        )
-        return [f"refs/pr/{number}" for number in numbers[:-6:-1]]
 
     def _unclaimed(self, change: Change, before: Snapshot, revision: str) -> Snapshot:
         """The revision now, in which nobody else changed a file of ours since ``before``."""
         now = self.look(revision)
         if now is None:
             raise RemoteError(f"{self.id} vanished while pushing to it; nothing was published")
-        for path in change.paths:
+        for path in (*(upload.path for upload in change.uploads), *change.stale):
             if now.files.get(path) != before.files.get(path):
                 raise RemoteError(
                     f"someone else changed {path} in {self.id} meanwhile; nothing was published: push again"

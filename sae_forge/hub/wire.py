@@ -72,17 +72,14 @@ def single_tries(carrying: int = 0) -> Iterator[None]:
             these take at ``SLOWEST``, even when a server sends a byte now and then.
     """
     session: Any = get_session()
-    session.send = _once(session.send, _library(session), SILENCE + carrying / SLOWEST)
+    names = [kind.__module__.partition(".")[0] for kind in type(session).__mro__]
+    library = import_module(next(name for name in names if name in ("httpx2", "httpx", "requests")))
+    session.send = _once(session.send, library, SILENCE + carrying / SLOWEST)
     try:
         with without_bars():
             yield
     finally:
-        del session.send
-
-
-def _library(session: Any) -> Any:
-    names = [kind.__module__.partition(".")[0] for kind in type(session).__mro__]
-    return import_module(next(name for name in names if name in ("httpx2", "httpx", "requests")))
+        del session.send  # set on the instance, so the method of its class is back
 
 
 def _once(send: Callable[..., Any], library: Any, seconds: float) -> Callable[..., Any]:

@@ -50,7 +50,7 @@ def one_line(name: str, *, local: bool, revision: str | None = None) -> Iterator
     except torch.OutOfMemoryError as error:
         raise ResourceError(f"{name} does not fit on its device; try --quantize 4bit or --device_map auto") from error
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, ImportError, SafetensorError) as error:
-        raise (hub_errors.told_as("other", error, asked) if local else hub_errors.told(error, asked)) from error
+        raise hub_errors.told(error, asked, "other" if local else None) from error
     finally:
         if drew_bars:
             transformers_logging.enable_progress_bar()

@@ -8,7 +8,7 @@ Questions, prompts, held-out and generated text have sentences of their own. Wha
 by what its measures say of themselves.
 """
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from sae_forge.results.measure import Measure
@@ -35,13 +35,16 @@ def claims(report: Report) -> list[str]:
     edits = [row for row in rows if row.edits and "selection" not in row.settings]
     trained = [row for row in rows if row.kind == "weights"]
     lines = _of_sae(report)
-    lines += [f"The model is broken under {'; and under '.join(broken)}."] if (broken := list(_broken(rows))) else []
+    # before all effects: under a model that lost what is to be kept nothing was unlearned, whatever it forgot
+    broken = [f"{row.title}: {', '.join(lost)}" for row in rows if not row.is_control and (lost := _lost(row))]
+    lines += [f"The model is broken under {'; and under '.join(broken)}."] if broken else []
     lines += _of_sweep(report) if report.sweep else ()
     lines += _of_edit(report, edits[0]) if edits and not report.sweep else ()
     lines += _of_all(report, edits)
     lines += guessing(report.base.roles)
     lines.append(REVERSIBLE)
     lines += [RETRAINED.format(names=", ".join(row.name for row in trained))] if trained else []
+    # without a sweep the first edit has been said above
     lines += [line for row in edits[0 if report.sweep else 1 :] for line in _of_edit(report, row)]
     lines += [line for row in trained for line in _of_method(report, row)]
     lines += [f"{row.title}: {_forgetting(report, row)}" for row in rows if row.at_rest]
@@ -76,16 +79,10 @@ def headlines(report: Report) -> tuple[list[str], list[str]]:
     every = list(report.claims)
     if report.sweep is None:
         return every, []
+    # ``claims`` ends what it says of all methods with this sentence, and one on other weights where there are any
     first = every.index(REVERSIBLE) + 1
     first += any(row.kind == "weights" for row in report.rows)
     return every[:first], every[first:]
-
-
-def _broken(rows: Iterable[Row]) -> Iterator[str]:
-    """The methods under which what is kept is lost: there nothing was unlearned, whatever is forgotten."""
-    for row in rows:
-        if not row.is_control and (lost := _lost(row)):
-            yield f"{row.title}: {', '.join(lost)}"
 
 
 def _lost(row: Row) -> list[str]:
@@ -112,16 +109,20 @@ def _of_sweep(report: Report) -> Iterator[str]:
     yield f"{said} ({', '.join(once)}: nothing to tune, one setting)." if once else f"{said}."
     chance = _chance(report, report.base.roles["forget"], measure)
     at_chosen = [row for row in report.rows if row.name in tuned and row.settings == tuned[row.name].chosen.settings]
+    # of what is kept the value, as few questions leave no interval within a point, and the sentence says so; of what
+    # is forgotten the interval, or the best of many settings would always seem to forget
     kept = [row for row in at_chosen if not row.at_rest and _change(row, "retain", measure).value >= -1 / POINTS]
     kept = [row for row in kept if _change(row, "forget", measure).high < 0 and not _lost(row)]
     kept.sort(key=lambda row: _standing(row, measure, chance))
+    ends = [row.roles["forget"].estimates[measure] for row in kept]
+    overlapping = any(one.low <= other.high and other.low <= one.high for one, other in pairwise(ends))
     if not kept:
         yield f"None of them forgets measurably and keeps the retain {asked} within one point, by the values measured."
     else:
         yield (
             f"Forget {asked} under those that keep the retain {asked} within one point, by the values measured, "
             f"nearest to guessing ({chance:g}) first; the order itself was seen on the test half"
-            + (", and where intervals overlap it may be chance:" if _overlapping(kept, measure) else ":")
+            + (", and where intervals overlap it may be chance:" if overlapping else ":")
         )
     for row in kept:
         after, before = row.roles["forget"].estimates[measure], report.base.roles["forget"].estimates[measure]
@@ -132,12 +133,6 @@ def _of_sweep(report: Report) -> Iterator[str]:
     for end in ("roughest", "gentlest"):
         if names := [name for name, one in tuned.items() if one.end == end]:
             yield f"Chosen at the {end} strength that was tried, so there may be better beyond: {', '.join(names)}."
-
-
-def _overlapping(rows: list[Row], measure: str) -> bool:
-    """Whether any two that follow one another are not told apart."""
-    after = [row.roles["forget"].estimates[measure] for row in rows]
-    return any(one.low <= other.high and other.low <= one.high for one, other in pairwise(after))
 
 
 def _standing(row: Row, measure: str, chance: float) -> tuple[float, float]:
@@ -211,7 +206,7 @@ def _forgetting(report: Report, row: Row) -> str:
 def _against_chance(report: Report, role: Cell, *, fell: bool) -> str:
     distance = role.estimates["chance_distance"]
     said = f"{distance.value:.2f} from chance"
-    if distance.low == 0:
+    if distance.low == 0:  # the interval of the accuracy spans chance: see ``statistics.answers.chance_distance``
         return f"{said} and not told apart from guessing"
     if role.estimates["accuracy"].value < _chance(report, role, "accuracy") and fell:
         return f"{said} and below it, so knowledge is turned round rather than gone"
@@ -284,6 +279,7 @@ def _of_group(report: Report, row: Row, group: str) -> str:
 
 
 def _controls_of(report: Report, row: Row) -> list[ControlSummary]:
+    # a control's settings are those of its row and its own kind, so more than these
     asked = {"of": row.name, **row.settings}.items()
     return [control for control in report.controls if control.settings.items() >= asked]
 
@@ -328,6 +324,7 @@ def _control_loss(report: Report, control: ControlSummary, row: Row) -> str:
         said += f"; {least:.0%} to {most:.0%} of the edit's rise"
     if (beyond := control.edit_minus_control.get("loss", {}).get("forget")) is None:
         return f"{said}."
+    # a loss rises where an accuracy falls: turned round, the ends of the interval change places
     as_far = spread.max >= row.groups["loss"]["forget"].value
     return f"{said}. {_verdict(Estimate(-beyond.value, -beyond.high, -beyond.low), as_far)}"
 
@@ -338,6 +335,7 @@ def _verdict(beyond: Estimate, as_far: bool) -> str:
     Args:
         as_far: One of the seeds goes as far as the edit.
     """
+    # edit minus control, of something that falls as one forgets: below zero the edit forgets more
     further = f"further by {-beyond.value:.2f} [{-beyond.high:.2f}, {-beyond.low:.2f}]"
     if beyond.high < 0 and as_far:
         return f"The edit goes {further} than their mean, but not than every seed, so it is not told apart from chance."

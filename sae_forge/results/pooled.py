@@ -91,7 +91,8 @@ def pooled(report: Report) -> list[Pooled]:
     """Every method at every setting, in the report's order."""
     alike: dict[str, list[Row]] = {}
     for row in report.rows:
-        # seeds are no setting, so rows that differ in the seed alone come together
+        # seeds are no setting, so rows that differ in the seed alone come together; a setting may be a list, which is
+        # no key, but its text is
         alike.setdefault(repr((row.name, sorted(row.settings.items(), key=str))), []).append(row)
     return [Pooled(tuple(rows), report.rough, report.unsaid) for rows in alike.values()]
 
@@ -108,6 +109,7 @@ def controls(report: Report) -> list[Pooled]:
 
 def controls_of(report: Report, method: Pooled) -> list[Pooled]:
     """The random controls of one method at one setting."""
+    # a control's settings are those of its row and its own kind, so more than these
     asked = {"of": method.name, **method.settings}.items()
     return [control for control in controls(report) if control.settings.items() >= asked]
 
@@ -140,6 +142,7 @@ def pool(estimates: Iterable[Estimate | None]) -> Estimate | None:
     known = [estimate for estimate in estimates if estimate is not None]
     if not known:
         return None
+    # the widest, not their mean: seeds are few, and where they disagree the reader should see it
     return Estimate(
         sum(one.value for one in known) / len(known), min(one.low for one in known), max(one.high for one in known)
     )

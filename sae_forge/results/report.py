@@ -293,6 +293,7 @@ class Report:
     @property
     def domain_names(self) -> list[str]:
         """What is forgotten, then its neighbours, then what is kept."""
+        # sorting is stable: within a role they stay as the report has them
         return sorted(self.domains, key=lambda name: ROLES.index(self.domains[name].role))
 
     @property

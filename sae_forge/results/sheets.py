@@ -71,7 +71,7 @@ def overview(report: Report) -> Sheet:
                 head = measure.words if measure.name == key else f"{measure.words} ({key})"
                 columns.append((head, _in_group(group, key, measure)))
         titles += [with_unit(lowered(task.title), task.measures[0].unit)] if task.measures[0].shown == "always" else []
-    columns += [
+    columns += [  # role=role binds it now: else every cell would be of the last one
         (f"edited ({role})", lambda one, role=role: share(one.edited_share(role), 1)) for role in ("forget", "retain")
     ]
     titles.append("share of tokens edited")
@@ -127,13 +127,20 @@ def _columns(report: Report) -> Iterator[tuple[str, list[Column]]]:
         yield with_unit(task.title, task.measures[0].unit), columns
     roles = dict.fromkeys(role for row in report.rows for role in row.edited_share)
     edited = [(f"{role} tokens edited", lambda one, role=role: share(one.edited_share(role))) for role in roles]
-    yield "how much was edited, and alignment", [*edited, ("alignment", _aligned)]
+    yield (
+        "how much was edited, and alignment",
+        [
+            *edited,
+            ("alignment", lambda one: interval(pool(row.change.alignment if row.change else None for row in one.rows))),
+        ],
+    )
 
 
 def _keys(report: Report, group: str) -> Iterable[str]:
     """What was measured under a heading by any row: measures in their task's order, or places in the report's."""
     keys = dict.fromkeys(key for row in report.rows for key in row.groups.get(group, {}))
     order = [measure.name for measure in report.groups[group].measures]
+    # a key that is no measure's is a place; sorting is stable, so places keep the order in which they were measured
     return sorted(keys, key=lambda key: order.index(key) if key in order else len(order))
 
 
@@ -147,10 +154,6 @@ def _in_domain(name: str, measure: Measure) -> Callable[[Pooled], str]:
 
 def _in_group(group: str, key: str, measure: Measure) -> Callable[[Pooled], str]:
     return lambda one: interval(one.group(group, key), measure.digits)
-
-
-def _aligned(one: Pooled) -> str:
-    return interval(pool(row.change.alignment if row.change else None for row in one.rows))
 
 
 def _controlled(report: Report, method: Pooled, measure: str) -> str:

@@ -60,10 +60,12 @@ def upgraded(value: Mapping[str, Any]) -> dict[str, Any]:
     if not isinstance(rows, list) or not all(isinstance(row, Mapping) for row in rows):
         raise DataError("methods: it should be a list of objects")
     return {
+        # before what the report holds: keys that it may lack
         "controls": [],
         "protocol": {},
         "left_out": {},
         **value,
+        # and after it what is of today's form, whatever stood there
         "format": 2,
         "rough": ROUGH,
         "unsaid": UNSAID,

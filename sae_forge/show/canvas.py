@@ -36,7 +36,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
-    "svg.hashsalt": "sae_forge",
+    "svg.hashsalt": "sae_forge",  # unset, the ids within an SVG are drawn anew for every file
 }  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def figure(width: float, height: float) -> Iterator[tuple["Figure", Any]]:
     except ImportError as error:
         raise BackendError("plots need matplotlib; install it with: pip install sae-forge[plot]") from error
 
+    # no pyplot: it keeps every figure, picks a backend by the display there is, and is not safe among threads
     with matplotlib.rc_context(STYLE):
         drawn = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(drawn)

@@ -88,23 +88,20 @@ class Subject:
 def render(subject: Subject) -> str:
     """The card, front matter and text."""
     sections = [_about(subject), *_forgotten(subject), *_measured(subject), _loading(subject), _limits(subject)]
-    return f"---\n{_front_matter(subject)}\n---\n\n" + "\n\n".join(sections) + "\n"
-
-
-# ---- front matter -------------------------------------------------------------------------------
-
-
-def _front_matter(subject: Subject) -> str:
     results = list(_results(subject.report)) if subject.report else []
-    data = ModelCardData(
+    front_matter = ModelCardData(
         library_name="saelens",
         base_model=subject.base_model,
         license=subject.license,
         tags=list(TAGS),
+        # the Hub's client refuses results without it
         model_name=subject.repo_id.partition("/")[2] if results else None,
         eval_results=results or None,
-    )
-    return data.to_yaml()
+    ).to_yaml()  # which quotes what YAML would read otherwise
+    return f"---\n{front_matter}\n---\n\n" + "\n\n".join(sections) + "\n"
+
+
+# ---- front matter -------------------------------------------------------------------------------
 
 
 def _results(report: Report) -> Iterator[EvalResult]:
@@ -158,13 +155,8 @@ def _forgotten(subject: Subject) -> Iterator[str]:
     if subject.roles:
         yield "\n".join(f"- {role}: {', '.join(map(cell, names))}" for role, names in subject.roles.items())
     rows = (
-        (
-            str(latent.index),
-            number(latent.score),
-            share(latent.forget_frequency, 3),
-            share(latent.retain_frequency, 3),
-        )
-        for latent in chosen.latents[:_SHOWN_LATENTS]
+        (str(one.index), number(one.score), share(one.forget_frequency, 3), share(one.retain_frequency, 3))
+        for one in chosen.latents[:_SHOWN_LATENTS]
     )
     yield table(Sheet("", ("latent", "score", "share of forget tokens", "of retain tokens"), tuple(rows)))
 
@@ -212,6 +204,7 @@ from sae_forge.interventions.apply import applied
 from {module} import {made.partition("(")[0]}
 from sae_forge.models.loading import load_model
 """
+    # code is printed only where it runs as it stands: with latents to edit, at a place that hooks know
     whole = subject.selection is not None and subject.inside.rpartition("hook_")[2] in SITES
     return f"""## How to load it
 

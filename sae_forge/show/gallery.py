@@ -80,17 +80,18 @@ TRAINING = Picture[Steps](
 
 def of_report(report: Report) -> tuple[Picture[Report], ...]:
     """The pictures a report allows, the bars of each measure first."""
-    bars = (_bars(measure) for measure in report.measures if measure.shown != "in the file")
-    return tuple(picture for picture in (*bars, METHODS, SWEEP, TRADE_OFF) if picture.when(report))
-
-
-def _bars(measure: Measure) -> Picture[Report]:
-    return Picture(
-        measure.name,
-        f"{capital(with_unit(measure.words, measure.unit))}, in every domain, before and after, with 95 % intervals.",
-        lambda report: len(headline(report)) <= MOST_BARS,
-        lambda report: plots.domain_bars(report, measure),
+    bars = (
+        Picture[Report](
+            measure.name,
+            f"{capital(with_unit(measure.words, measure.unit))}, by domain, before and after, with 95 % intervals.",
+            lambda report: len(headline(report)) <= MOST_BARS,
+            # measure=measure binds it now: else every picture would be of the last one
+            lambda report, measure=measure: plots.domain_bars(report, measure),
+        )
+        for measure in report.measures
+        if measure.shown != "in the file"
     )
+    return tuple(picture for picture in (*bars, METHODS, SWEEP, TRADE_OFF) if picture.when(report))
 
 
 def _leading(report: Report) -> Measure:

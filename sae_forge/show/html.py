@@ -82,6 +82,7 @@ def _section(section: Section, several: bool) -> Iterable[str]:
         yield from (_table(sheet.title, sheet.columns, sheet.rows) for sheet in sheets(section.report))
         yield from map(_sentence, notes(section.report))
     for caption, image in section.pictures.items():
+        # within the page, which must show them wherever it is sent
         data, words = base64.b64encode(image).decode(), escape(caption)
         yield (
             f'<figure><img src="data:image/png;base64,{data}" alt="{words}"><figcaption>{words}</figcaption></figure>'
@@ -158,19 +159,17 @@ def _table(
 
 
 def _cell(cell: str | Sequence[str]) -> str:
+    """A text, or snippets whose «peak» stands out."""
     if isinstance(cell, str):
         return escape(cell)
-    return "".join(f'<div class="snippet">{_marked(text)}</div>' for text in cell)
-
-
-def _marked(text: str) -> str:
-    """A snippet whose «peak» stands out; more marks than the one pair are the corpus's own."""
-    # the first pair of marks is ours: snippets are written with one
-    before, opened, rest = text.partition("«")
-    peak, closed, after = rest.partition("»")
-    if not (opened and closed):
-        return escape(text)
-    return f"{escape(before)}<mark>{escape(peak)}</mark>{escape(after)}"
+    snippets = []
+    for text in cell:
+        # the first pair of marks is ours, as snippets are written with one; others are the corpus's own
+        before, opened, rest = text.partition("«")
+        peak, closed, after = rest.partition("»")
+        marked = f"{escape(before)}<mark>{escape(peak)}</mark>{escape(after)}" if opened and closed else escape(text)
+        snippets.append(f'<div class="snippet">{marked}</div>')
+    return "".join(snippets)
 
 
 def _pairs(values: Mapping[str, Any]) -> str:

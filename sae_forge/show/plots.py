@@ -52,17 +52,11 @@ def frequency_scatter(
         shown_x, shown_y = np.maximum(x, floor), np.maximum(y, floor)
         alive = (x > 0) | (y > 0)
         others = alive & ~picked
-        others_label = f"other latents ({int(others.sum()):,}; {int((~alive).sum()):,} never fire)"
+        # rasterized: in an SVG every latent would be a path of its own
         axes.scatter(
-            shown_x[others],
-            shown_y[others],
-            s=7,
-            color=GREY,
-            alpha=0.45,
-            linewidths=0,
-            label=others_label,
-            rasterized=True,
-        )
+            shown_x[others], shown_y[others], s=7, color=GREY, alpha=0.45, linewidths=0, rasterized=True,
+            label=f"other latents ({int(others.sum()):,}; {int((~alive).sum()):,} never fire)",
+        )  # fmt: skip
         axes.scatter(
             shown_x[picked], shown_y[picked], s=26, color=VERMILLION, edgecolors="white", linewidths=0.6,
             label=f"chosen ({int(picked.sum()):,})", zorder=3,
@@ -88,6 +82,7 @@ def domain_bars(report: Report, measure: Measure, *, kind: Kind = "png") -> byte
         axes = figure.add_subplot()
         width = 0.82 / max(len(bars), 1)
         for number, bar in enumerate(bars):
+            # bars of one domain stand side by side, their middle over its tick
             estimates = [(place, bar.domain(domain, measure.name)) for place, domain in enumerate(shown)]
             known = [(place + (number - (len(bars) - 1) / 2) * width, entry) for place, entry in estimates if entry]
             axes.bar(
@@ -150,7 +145,7 @@ def method_map(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes
         axes.set_ylabel(f"lowest {measure.words} on what is kept")
         axes.set_title("Every method at the setting it was tuned to, 95 % intervals")
         _legend_below(figure, axes)
-        figure.draw_without_rendering()
+        figure.draw_without_rendering()  # places of names are in pixels, which the layout settles only now
         own = ("edit of activations", "retrained weights")
         _name_points(axes, [point for point in points if _what(point.pooled) in own])
         return write(kind)
@@ -197,7 +192,7 @@ def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
     assert swept is not None
     tried = [point for one in swept.methods.values() for point in one.points]
     columns = min(4, len(swept.methods))
-    rows = -(-len(swept.methods) // columns)
+    rows = -(-len(swept.methods) // columns)  # rounded up
     with canvas.figure(2.3 * columns + 0.4, 1.9 * rows + 0.6) as (figure, write):
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, (name, one) in zip(panels, swept.methods.items(), strict=False):
@@ -208,7 +203,7 @@ def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
             axes.scatter(*_places([swept.base]), s=60, marker="*", color=GREY, zorder=3)
             axes.axhline(swept.floors["utility_99"], color="black", linewidth=0.8, linestyle=":")
             axes.set_title(name, fontsize=9)
-        for axes in panels[len(swept.methods) :]:
+        for axes in panels[len(swept.methods) :]:  # the last row may be longer than what is left
             axes.set_visible(False)
         words = next((one.words for one in report.measures if one.name == swept.measure), swept.measure)
         figure.supxlabel(f"{words} on what is forgotten (dev half)")
@@ -248,15 +243,16 @@ def training_curve(steps: Sequence[Mapping[str, Any]], *, kind: Kind = "png") ->
 
 def _draw_family(axes: "Axes", words: str, points: Sequence[TradeOff], colour: str) -> None:
     """Points of one method, joined where only how rough it was differs, which small numbers say."""
-    one = points[0].pooled
+    one, row = points[0].pooled, points[0].pooled.rows[0]
+    baseline = row.kind == "baseline"
+    marker = "*" if baseline else "D" if row.is_control else "s" if row.at_rest else "o" if row.kind == "hook" else "^"
     x, y = [point.forget.value for point in points], [point.utility.value for point in points]
     axes.errorbar(
         x, y, xerr=_reach([point.forget for point in points]), yerr=_reach([point.utility for point in points]),
         fmt="none", ecolor=colour, elinewidth=0.8, alpha=0.55,
     )  # fmt: skip
-    baseline = one.rows[0].kind == "baseline"
     axes.plot(
-        x, y, color=colour, marker=_marker(one), markersize=12 if baseline else 6.5, markeredgecolor="white",
+        x, y, color=colour, marker=marker, markersize=12 if baseline else 6.5, markeredgecolor="white",
         linestyle="" if one.is_control else "-", linewidth=1.4, label=words, zorder=5 if baseline else 3,
     )  # fmt: skip
     for point in () if one.is_control else points:
@@ -269,6 +265,7 @@ def _draw_family(axes: "Axes", words: str, points: Sequence[TradeOff], colour: s
 
 def _families(points: Sequence[TradeOff]) -> dict[str, list[TradeOff]]:
     """Points by method and all settings but how rough it was, in that order; controls by their kind."""
+    # in the order of their strength, so that the line which joins them does not run back and forth
     families: dict[str, list[TradeOff]] = {}
     for point in points:
         families.setdefault(point.pooled.family, []).append(point)
@@ -285,13 +282,6 @@ def _colour(one: Pooled, number: int) -> str:
     return SKY if row.is_control else BLUE if row.at_rest else _OWN[(number - 1) % len(_OWN)]
 
 
-def _marker(one: Pooled) -> str:
-    row = one.rows[0]
-    if row.kind == "baseline":
-        return "*"
-    return "D" if row.is_control else "s" if row.at_rest else "^" if row.kind == "weights" else "o"
-
-
 def _guessing(axes: "Axes", measure: Measure) -> None:
     if measure.chance is not None:
         words = f"guessing ({measure.chance:g})"
@@ -300,6 +290,7 @@ def _guessing(axes: "Axes", measure: Measure) -> None:
 
 def _reach(estimates: Sequence[Estimate]) -> list[list[float]]:
     """Distances from the values to both ends of their intervals, as error bars want them."""
+    # a bootstrap's percentiles may lie on one side of the value, and matplotlib refuses a negative length
     return [
         [max(entry.value - entry.low, 0.0) for entry in estimates],
         [max(entry.high - entry.value, 0.0) for entry in estimates],

@@ -64,6 +64,7 @@ class Bootstrap:
         value = float(total.sum() / weight.sum())
         if np.ptp(total / weight) == 0:  # rounding must not open an interval where nothing varies
             return value, np.full(self.resamples, value)
+        # by how many clusters there are alone: estimates over the same facts are resampled alike, and so are paired
         drawn = self.draws(len(total))
         return value, (drawn @ total) / (drawn @ weight)
 
@@ -74,7 +75,7 @@ class Bootstrap:
 
 def interval(value: float, replicates: np.ndarray) -> Estimate:
     """``value`` between the 2.5th and the 97.5th percentile of its replicates."""
-    low, high = np.percentile(replicates, TAILS)
+    low, high = np.percentile(replicates, TAILS)  # the percentile bootstrap: Efron & Tibshirani 1993, chapter 13
     return Estimate(float(value), float(low), float(high))
 
 
@@ -90,6 +91,7 @@ def _members(clusters: tuple[str, ...]) -> tuple[int, np.ndarray]:
 def _draws(clusters: int, resamples: int, seed: int) -> Float[np.ndarray, "resamples clusters"]:
     """How often each resample draws each cluster; rows sum to ``clusters``."""
     rng = generator(seed, "bootstrap", clusters)
+    # float32 holds every count up to 2**24, in half the memory: 2,000 resamples of 10,000 facts are 80 MB
     drawn = np.empty((resamples, clusters), dtype=np.float32)
     for start in range(0, resamples, DRAWN_AT_ONCE):
         rows = drawn[start : start + DRAWN_AT_ONCE]

@@ -10,6 +10,7 @@ def wilson(successes: int, trials: int) -> Estimate:
     """
     from scipy.stats import binomtest
 
+    # (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96: Wilson 1927
     bounds = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
     return Estimate(successes / trials, float(bounds.low), float(bounds.high))
 
@@ -19,6 +20,7 @@ def unanimous(value: float, trials: int, *, paired: bool = False) -> Estimate:
 
     Resampling them would give an interval of no width, as if ten trials said as much as ten thousand.
     """
+    # 0 of n and n of n have the same room, on either side
     room, least = wilson(0, trials).high, -1.0 if paired else 0.0
     return Estimate(value, max(least, value - room), min(1.0, value + room))
 

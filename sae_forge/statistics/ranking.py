@@ -61,5 +61,6 @@ def kolmogorov_smirnov(one: Values, other: Values) -> KolmogorovSmirnov:
     """The two-sided test of two samples, exact where they are small."""
     from scipy.stats import ks_2samp
 
+    # its own choice: exact while the larger sample has 10,000 values or fewer, else the limit law
     distance, p_value = ks_2samp(one, other)
     return KolmogorovSmirnov(float(distance), float(p_value))  # pyright: ignore[reportArgumentType]

@@ -14,6 +14,7 @@ def truth_ratio(right: float, wrong: Sequence[float]) -> float:
         right: Mean loss of the right answer, in nats per token, its closing EOS counted.
         wrong: The same of each wrong answer; what is compared is the geometric mean of their probabilities.
     """
+    # a mean loss is the negative log of a geometric mean: exp of the mean of the wrong ones' is that of all of them
     return math.exp(-sum(wrong) / len(wrong)) / (math.exp(-right) + TINY)
 
 

@@ -56,14 +56,28 @@ class Asked:
     """Taken out of what is repeated."""
 
 
-def told(error: BaseException, asked: Asked) -> ForgeError:
-    """The error to raise in its place."""
-    return _line(next(trouble for trouble in _troubles(error) if trouble in asked.words), error, asked)
+def told(error: BaseException, asked: Asked, trouble: Trouble | None = None) -> ForgeError:
+    """The error to raise in its place.
 
-
-def told_as(trouble: Trouble, error: BaseException, asked: Asked) -> ForgeError:
-    """The same where the caller knows better what the trouble is."""
-    return _line(trouble, error, asked)
+    Args:
+        trouble: What the trouble is, where the caller knows better.
+    """
+    trouble = trouble or next(each for each in _troubles(error) if each in asked.words)
+    code = next(filter(None, map(status, _chain(error))), None)
+    server = scrubbed(str(getattr(error, "server_message", None) or ""), asked.token)
+    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    text = asked.words[trouble].format(
+        name=asked.name,
+        page=asked.page,
+        flag=asked.flag,
+        revision=asked.revision,
+        instead=asked.instead,
+        status=code or type(error).__name__,
+        said=f": {server}" if server else "",
+        error=scrubbed(first, asked.token),
+    )
+    usual = ResourceError if trouble == "disk" else RemoteError
+    return asked.kinds.get(trouble, usual)(text)
 
 
 def status(error: BaseException) -> int | None:
@@ -85,24 +99,6 @@ def without_bars() -> Iterator[None]:
             enable_progress_bars()
 
 
-def _line(trouble: Trouble, error: BaseException, asked: Asked) -> ForgeError:
-    code = next(filter(None, map(status, _chain(error))), None)
-    server = scrubbed(str(getattr(error, "server_message", None) or ""), asked.token)
-    first = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-    text = asked.words[trouble].format(
-        name=asked.name,
-        page=asked.page,
-        flag=asked.flag,
-        revision=asked.revision,
-        instead=asked.instead,
-        status=code or type(error).__name__,
-        said=f": {server}" if server else "",
-        error=scrubbed(first, asked.token),
-    )
-    usual = ResourceError if trouble == "disk" else RemoteError
-    return asked.kinds.get(trouble, usual)(text)
-
-
 def _troubles(error: BaseException) -> Iterator[Trouble]:
     """Everything that may be said of an error, the most telling first; what lies below its wrapping decides."""
     from huggingface_hub import errors
@@ -112,6 +108,7 @@ def _troubles(error: BaseException) -> Iterator[Trouble]:
     def caused_by(*kinds: type[BaseException]) -> bool:
         return any(isinstance(cause, kinds) for cause in causes)
 
+    # in this order: a gated repository and a missing revision are to the client repositories that are not found
     by_class: tuple[tuple[type[BaseException], Trouble], ...] = (
         (errors.OfflineModeIsEnabled, "offline"),
         (errors.GatedRepoError, "gated"),
@@ -122,6 +119,7 @@ def _troubles(error: BaseException) -> Iterator[Trouble]:
     for kind, trouble in by_class:
         if caused_by(kind):
             yield trouble
+    # to the client a copy that is not in the cache is a missing file as well; it says that the network failed
     no_copy = caused_by(errors.LocalEntryNotFoundError)
     if caused_by(errors.EntryNotFoundError) and not no_copy:
         yield "file"
@@ -131,6 +129,7 @@ def _troubles(error: BaseException) -> Iterator[Trouble]:
         yield named.get(code, "answer")
     if any(isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EDQUOT) for cause in causes):
         yield "disk"
+    # by name, since which of them the client speaks through hangs on its version, and none need be installed
     clients = ("httpx", "httpx2", "httpcore", "requests")
     cut_off = code is None and any(type(cause).__module__.split(".")[0] in clients for cause in causes)
     if no_copy or cut_off or caused_by(ConnectionError, TimeoutError):
@@ -142,5 +141,5 @@ def _chain(error: BaseException | None) -> list[BaseException]:
     chain = []
     while error is not None:
         chain.append(error)
-        error = error.__cause__ or error.__context__
+        error = error.__cause__ or error.__context__  # some wrap without ``from``
     return chain

@@ -21,7 +21,7 @@ _MAKERS = ("train", "features", "eval")
 
 def note(run: Path, artefacts: Sequence[Path]) -> None:
     """Make each of these the newest of its kind, the last one last; nothing is written where that is so already."""
-    with files.locked(run / "logs", wait=True):
+    with files.locked(run / "logs", wait=True):  # read, changed and written in one go, or two commands lose one's line
         before = _noted(run)
         after = list(before)
         for name in (path.relative_to(run).as_posix() for path in artefacts):
@@ -60,6 +60,7 @@ def last_command(run: Path) -> float:
 
 def _place_in(run: Path) -> Any:
     places = {name: place for place, name in enumerate(_noted(run))}
+    # -1: older than all that is known
     return lambda path: (places.get(name := path.relative_to(run).as_posix(), -1), name)
 
 
@@ -84,10 +85,11 @@ def _logged(run: Path) -> dict[str, None]:
         if not isinstance(made, dict):
             continue
         for _, path in sorted(made.items(), key=lambda output: output[0] == "selection"):  # of several the first chosen
+            # an absolute path of another day: what counts is what follows the run folder, wherever that lay
             parts = Path(str(path)).parts
             begin = max((at for at, part in enumerate(parts) if part in ("saes", "features", "eval")), default=0)
             name = "/".join(parts[begin:])
-            names.pop(name, None)
+            names.pop(name, None)  # a dict keeps the place of a key that is set again
             names[name] = None
     return names
 

@@ -63,6 +63,7 @@ class Run:
         """
         own, noted = self.folder / "shards", self._noted()
         asked = None if self.shards_dir is None else self._place(self.shards_dir)
+        # one's own folder by another name is no other place
         if asked == own.resolve() or str(asked) == f"file://{own.resolve()}":
             asked = own
         if asked is not None and asked != (there := noted or own) and _holds_shards(there):
@@ -139,7 +140,7 @@ class Run:
 
     def note_texts(self, corpora: Mapping[str, tuple[str, str, str, str]]) -> None:
         """Keep of each corpus, by its folder, role and identity of its text, its place and what of that is meant."""
-        with files.locked(self.logs, wait=True):
+        with files.locked(self.logs, wait=True):  # collects of other corpora may run beside this one
             before = self.texts
             now = {**before}
             for name, (role, identity, place, meant) in corpora.items():
@@ -301,6 +302,7 @@ class Run:
         if path.exists():
             known = self._description()
             was, weights = known["model"], known.get("weights")
+            # by its weights where both are known; else by name, a folder however it is spelled
             if (weights != digest) if weights and digest else Path(was).absolute() != Path(model).absolute():
                 other = f"{was}, not of {model}" if was != model else f"other weights than {model} has now"
                 raise DataError(f"{self.folder} is a run of {other}; choose another --run_dir or that --model")
@@ -312,6 +314,7 @@ class Run:
         """Append one line about a finished command; also what makes this run the newest."""
         path = self.logs / order.COMMANDS
         line = json.dumps({"command": command, "at": time.time(), **facts}, default=str)
+        # appended and never rewritten, so two commands at once keep both lines; one cut off is passed over when read
         try:
             self.logs.mkdir(parents=True, exist_ok=True)
             with path.open("a") as file:

@@ -15,15 +15,19 @@ _BYTES = 65
 
 def sealed(content: bytes) -> bytes:
     """``content`` under its seal; for any format that passes over leading blanks."""
-    # 64 blanks or tabs, a bit each
+    # 64 blanks or tabs, a bit each and the highest first: blanks are what JSON and HTML may both begin with
     bits = f"{xxhash.xxh3_64_intdigest(content):064b}"
     return bits.replace("0", " ").replace("1", "\t").encode() + b"\n" + content
 
 
+def readable_json(value: Any) -> bytes:
+    """``value`` as JSON for people, the same bytes for the same value: sorted keys, no NaN, a final newline."""
+    return (json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False) + "\n").encode()
+
+
 def sealed_json(value: Any) -> bytes:
-    """``value`` as canonical, readable JSON under its seal: sorted keys, no NaN, a final newline."""
-    text = json.dumps(value, sort_keys=True, indent=1, allow_nan=False, ensure_ascii=False)
-    return sealed((text + "\n").encode())
+    """:func:`readable_json` under its seal."""
+    return sealed(readable_json(value))
 
 
 def is_sealed(content: bytes) -> bool:

@@ -54,6 +54,7 @@ def read_tensors(path: Path, *, kind: type[ForgeError], what: str) -> dict[str, 
         kind: The error to raise; its message names the file.
         what: What the file should be ("SAE weights"), for that message.
     """
+    # before the library sees it: what a foreign file claims of itself must not decide how much memory is taken
     read_header(path, kind=kind, what=what, max_header=4 * 2**20, max_tensors=4096)
     try:
         return parse_tensors(path.read_bytes())
@@ -108,6 +109,7 @@ def _layout(header: object, start: int, size: int, max_tensors: int) -> Layout:
         if dtype is None:
             known = ", ".join(_TORCH_DTYPES)
             raise ValueError(f"tensor {name[:40]!r} is stored as {str(stored)[:20]}; those that are read: {known}")
+        # ``type``, as True is an int to isinstance; 2**63, as beyond it sizes wrap in 64 bits
         if any(type(n) is not int or not 0 <= n < 2**63 for n in (*shape, begin, end)):
             raise ValueError(f"its entry for tensor {name[:40]!r} holds a number that is no size")
         elements = 1

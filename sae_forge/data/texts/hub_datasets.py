@@ -104,7 +104,7 @@ def _hub_told(name: str) -> Iterator[None]:
         yield
     except DatasetNotFoundError as error:
         if "gated" in str(error):
-            raise hub_errors.told_as("gated", error, asked) from error
+            raise hub_errors.told(error, asked, "gated") from error
         raise DataError(
             f"{shown} is neither a file or folder here nor on the Hub (private ones need a login)"
         ) from error
