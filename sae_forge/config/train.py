@@ -1,6 +1,6 @@
 """``train``: shards to TopK SAEs."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import Annotated, ClassVar, Literal, NamedTuple
 
@@ -14,6 +14,8 @@ Backend = Literal["auto", "reference", "cpu", "dense", "triton"]
 
 MAX_GB = 1e6
 """What a limit in GB may be: no machine has more, and so many bytes are still a whole number."""
+LEAST_STEPS, LEAST_BATCH, MOST_EPOCHS = 300, 1024, 20
+"""What is made of little text: so many steps, of batches that are no smaller, in no more passes."""
 GIGABYTES = Setting(above=0, at_most=MAX_GB, wanted=f"give more than 0 and at most {MAX_GB:g} GB")
 
 
@@ -44,7 +46,12 @@ class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
         "Seeds of the first weights, an SAE each. Unset: --seed.",
         Setting(decides=(), distinct=True, at_least=0, wanted="give each seed once, 0 or more"),
     ] = None
-    epochs: Annotated[int, "Passes over the shards.", Setting(decides=(), at_least=1, wanted="give at least 1")] = 1
+    epochs: Annotated[
+        int,
+        "Passes over the shards. Where neither it nor --max_steps or --batch_size is given, little text is taken in "
+        "smaller batches, several times.",
+        Setting(decides=(), at_least=1, wanted="give at least 1"),
+    ] = 1
     max_steps: Annotated[
         int | None,
         "Stop after this many optimizer steps; overrides --epochs.",
@@ -62,7 +69,7 @@ class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
     ] = 2.0
     lr: Annotated[
         float | None,
-        "Peak learning rate of Adam. Unset: 2e-4 / sqrt(d_sae / 16384), times sqrt(32000 / steps) below so many steps.",
+        "Peak learning rate of Adam. Unset: 2e-4 / sqrt(d_sae / 16384), times sqrt(32000 / steps) if that is 1 to 8.",
         Setting(decides=(), above=0, wanted="give a rate above 0"),
     ] = None
     lr_warmup: Annotated[
@@ -130,6 +137,20 @@ class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
         )
         if self.d_sae is not None:  # else d_in decides, which is known once the shards are
             _ = self.saes(1)  # more latents a token than there are is refused here
+
+    def fitted(self, rows: int) -> "TrainConfig":
+        """The config with smaller batches and more epochs where so few rows would give too few steps to learn anything.
+
+        Only where nobody set steps, epochs or batches; a corpus that is smaller than a batch is left to be refused.
+        """
+        alone = not {"epochs", "batch_size", "max_steps"} & self.spelled and self.max_steps is None
+        if not alone or self.epochs > 1 or not self.batch_size <= rows < LEAST_STEPS * self.batch_size:
+            return self
+        batch = self.batch_size
+        while batch > LEAST_BATCH and rows < LEAST_STEPS * batch:
+            batch //= 2
+        epochs = -(-LEAST_STEPS // (rows // batch))
+        return replace(self, batch_size=batch, epochs=min(epochs, MOST_EPOCHS))
 
     def saes(self, d_in: int) -> tuple["SaeShape", ...]:
         """The SAEs asked for, on activations of this width: every k with every d_sae and every seed.

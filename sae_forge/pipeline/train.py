@@ -101,6 +101,12 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained"
     beyond = {} if config.retain_eval else held_out(readers)
     readers = [reader.only(beyond[reader].blocks) if reader in beyond else reader for reader in readers]
     unseen = {reader.fingerprint.source: part.sequences for reader, part in beyond.items()}
+    if (fitted := config.fitted(rows := sum(reader.rows for reader in readers))) is not config:
+        bench.progress.say(
+            f"{rows:,} tokens are few: trained on {fitted.epochs} times in batches of {fitted.batch_size:,} "
+            "(--epochs, --batch_size)"
+        )
+        config = fitted
     if not config.keep_sinks and (found := census(readers)).sinks:
         bench.progress.say(found.said(bench.decode))
     known = replace(_provenance(shards, bench), held_out=HELD_OUT if unseen else None)

@@ -134,11 +134,15 @@ def _selection(selection: "Selection") -> Iterable[str]:
             share(latent.forget_frequency, 3),
             share(latent.retain_frequency, 3),
             number(latent.ratio),
+            *((share(latent.marks["content"]), share(latent.marks["unseen"])) if latent.marks else ("", "")),
             tuple(snippet.text for snippet in latent.snippets[:MAX_SNIPPETS]),
         )
         for latent in selection.latents
     ]
-    heads = ("latent", "score", "forget frequency", "retain frequency", "ratio", "fires most on «this token»")
+    heads = (
+        "latent", "score", "forget frequency", "retain frequency", "ratio", "on content words", "on words retain lacks",
+        "fires most on «this token»",
+    )  # fmt: skip
     yield _table(f"Chosen latents, {selection.order}", heads, rows, scroll=True)
 
 

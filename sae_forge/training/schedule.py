@@ -4,8 +4,8 @@ import math
 
 LONG = 32_000
 """Steps from which on the rate is that of very long trainings."""
-SHORT = 60
-"""Steps below which it rises no further."""
+SHORT = 500
+"""Steps below which it rises no further: latents die of more."""
 
 
 def default_lr(d_sae: int, steps: int) -> float:

@@ -547,7 +547,7 @@ def test_the_rate_rises_stays_and_falls_and_is_never_zero():
 def test_a_short_training_takes_a_higher_rate_and_a_long_one_that_of_the_papers():
     assert default_lr(16_384, LONG) == default_lr(16_384, 10 * LONG) == 2e-4
     assert default_lr(4608, 500) == pytest.approx(8 * 2e-4 / (4608 / 16_384) ** 0.5)
-    assert default_lr(4608, 100) > default_lr(4608, 500) > default_lr(4608, 5000) > default_lr(4608, LONG)
+    assert default_lr(4608, 100) == default_lr(4608, 500) > default_lr(4608, 5000) > default_lr(4608, LONG)
 
 
 # ---- a step against autograd --------------------------------------------------------------------
@@ -825,3 +825,22 @@ def test_what_the_loss_did_at_the_end_is_read_off_the_log(tmp_path):
     assert falling(log, 80) == 0
     assert falling(log, 200) is None and falling(log, 20) is None and falling(tmp_path / "none", 100) is None
     assert falling(None, 100) is None
+
+
+@pytest.mark.parametrize(
+    ("rows", "given", "batch", "epochs"),
+    [
+        (64_000, {}, 1024, 5),  # 62 batches a pass
+        (500_000, {}, 1024, 1),
+        (1_000_000, {}, 2048, 1),
+        (2_000_000, {}, 4096, 1),
+        (5_000, {}, 1024, 20),
+        (3_000, {}, 4096, 1),  # less than a batch: to be refused
+        (64_000, {"epochs": 1}, 4096, 1),
+        (64_000, {"batch_size": 4096}, 4096, 1),
+        (64_000, {"max_steps": 9}, 4096, 1),
+    ],
+)
+def test_little_text_is_taken_in_smaller_batches_several_times_unless_asked_otherwise(rows, given, batch, epochs):
+    fitted = TrainConfig(**given, spelled=frozenset(given)).fitted(rows)
+    assert (fitted.batch_size, fitted.epochs) == (batch, epochs)
