@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FORMAT = 2
+YOUNGER = frozenset({"sink_norm", "forms"})
+"""What selections of before have not."""
 WHAT = "a selection of latents"
 _MAKE_ONE = "make one with: sae-forge features"
 
@@ -224,4 +226,5 @@ class Selection:
 
 def _lacking(record: dict[str, Any]) -> str | None:
     """A field that was left out: none may be, also where one made by hand need not name it."""
-    return next((f"{one.name}: it is missing" for one in dataclasses.fields(Selection) if one.name not in record), None)
+    known = (field.name for field in dataclasses.fields(Selection) if field.name not in YOUNGER)
+    return next((f"{name}: it is missing" for name in known if name not in record), None)

@@ -10,8 +10,10 @@ from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.texts.plain import normal
 from sae_forge.features.forms import LIKE, compared
 from sae_forge.features.select import select
+from sae_forge.features.selection import YOUNGER, Selection
 from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.store.files import publish_json
 from sae_forge.study.settings import features_config
 
 STORY = "The old king said that he would ride to the sea, and his men did not want to go with him.\n"
@@ -113,3 +115,18 @@ def test_latents_that_mark_form_are_left_out_unasked_and_the_traits_are_said(tmp
     assert marks[3]["line_ends"] > 0.9 and marks[1]["line_ends"] < 0.2
     without_text = select(mine, {"r": theirs}, sae, config, None, name="n", weights="w")["inlp"]
     assert not without_text.latents[0].marks and without_text.forms is None
+
+
+def test_a_selection_of_before_forms_and_sinks_is_read_as_it_is(tmp_path):
+    tokens = torch.arange(600) % 8
+    tokens[::9] = OWL
+    mine, theirs = corpus(tmp_path / "f", tokens, "forget"), corpus(tmp_path / "r", torch.arange(600) % 8, "retain")
+    sae = TopKSAE.from_weights(torch.eye(4), torch.zeros(4), torch.eye(4), torch.zeros(4), k=4)
+    made = select(mine, {"r": theirs}, sae, features_config()(max_freq=0.5), name="n", weights="w")["inlp"]
+    record = made.to_json()
+    for name in YOUNGER:
+        del record[name]
+    for latent in record["latents"]:
+        del latent["marks"]
+    publish_json(tmp_path / "old.json", record)
+    assert Selection.load(tmp_path / "old.json") == made
