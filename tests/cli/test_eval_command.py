@@ -127,7 +127,8 @@ def test_exported_tables_read_back_to_the_same_edit(run: TinyRun, exported: dict
 @pytest.mark.parametrize("name", SAID)
 def test_a_table_is_measured_like_the_edit_it_came_from(run: TinyRun, exported: dict[str, Any], name: str):
     (path,) = (Path(exported["outputs"]["folder"]) / "steering").glob(f"{name}-*.csv")
-    metrics = evaluated(run, "--methods", "random", "--controls", "direction", "--steering", str(path))["metrics"]
+    flags = ["--methods", "random", "--controls", "direction", "--steering", str(path), "--tokens", "real"]
+    metrics = evaluated(run, *flags)["metrics"]
     given, wanted = (
         next(row for row in found["methods"] if row["name"] == name) for found in (metrics, exported["metrics"])
     )
