@@ -41,6 +41,11 @@ class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
         "Number of latents, one or several; overrides --expansion_factor.",
         Setting(decides=(), distinct=True, at_least=1, wanted="give each number of latents once, at least 1"),
     ] = None
+    architecture: Annotated[
+        str,
+        "How latents compete: topk, k of every token; batchtopk, k a token in the mean of a batch, saved as JumpReLU.",
+        Setting(decides=()),  # as said in ``Plan.settings``
+    ] = "topk"
     sae_seeds: Annotated[
         tuple[int, ...] | None,
         "Seeds of the first weights, an SAE each. Unset: --seed.",
@@ -151,6 +156,12 @@ class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
             batch //= 2
         epochs = -(-LEAST_STEPS // (rows // batch))
         return replace(self, batch_size=batch, epochs=min(epochs, MOST_EPOCHS))
+
+    @property
+    def other_architecture(self) -> str:
+        """The architecture; an empty text for the one there was before there was a choice, so that what was trained
+        then is still what this command trains."""
+        return "" if self.architecture == TrainConfig.architecture else self.architecture
 
     def saes(self, d_in: int) -> tuple["SaeShape", ...]:
         """The SAEs asked for, on activations of this width: every k with every d_sae and every seed.

@@ -36,12 +36,15 @@ def _require_range(indices: Tensor, d_sae: int) -> None:
 
 def require_rows(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | None, *, trusted: bool) -> None:
     """Refuse what no kernel could survive: tensors apart, or of other sizes, precisions or layouts than they need."""
-    (d_sae, d_in), (tokens, k) = rows.W_dec.weight.shape, slopes.indices.shape
+    (d_sae, d_in), entries = rows.W_dec.weight.shape, tuple(slopes.indices.shape)
+    tokens = len(slopes.indices if slopes.tokens is None else slopes.target)
     shapes = {
-        "target": (tokens, d_in), "residual": (tokens, d_in), "values": (tokens, k), "pre_acts": (tokens, k),
-        "indices": (tokens, k), "entries": (tokens * k,), "offsets": (d_sae + 1,),
+        "target": (tokens, d_in), "residual": (tokens, d_in), "values": entries, "pre_acts": entries,
+        "indices": entries, "entries": (slopes.indices.numel(),), "offsets": (d_sae + 1,),
     }  # fmt: skip
     given: dict[str, Tensor] = {**slopes._asdict(), **table._asdict()}
+    if given.pop("tokens") is not None:
+        require_flat(slopes.indices, slopes.tokens)
     for name, slot in rows._asdict().items():
         parts = {f"{name}.{kind}": part for kind, part in slot._asdict().items() if part is not None}
         for part_name, part in parts.items():
@@ -64,6 +67,14 @@ def require_rows(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | No
     _require_precision(slopes)
     if not trusted:
         _require_range(slopes.indices, d_sae)
+
+
+def require_flat(indices: Tensor, tokens: Tensor | None) -> None:
+    """Refuse entries that lie neither ``[tokens, k]`` nor flat with the token of each."""
+    if tokens is None and (indices.dim() != 2 or indices.shape[1] == 0):
+        raise ConfigError(f"values are {list(indices.shape)}; give [tokens, k] with k at least 1")
+    if tokens is not None and (indices.dim() != 1 or tokens.shape != indices.shape):
+        raise ConfigError(f"indices are {list(indices.shape)} and their tokens {list(tokens.shape)}; give flat lists")
 
 
 def _require_precision(slopes: Slopes) -> None:

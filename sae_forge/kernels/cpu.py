@@ -138,20 +138,29 @@ def _settle(pre_acts: Tensor, k: int, values: Tensor, indices: Tensor, certain: 
 
 
 def decode_loss(
-    values: Float[Tensor, "tokens k"],
-    indices: Int[Tensor, "tokens k"],
+    values: Float[Tensor, "*entries"],
+    indices: Int[Tensor, "*entries"],
     W_dec: Float[Tensor, "d_sae d_in"],
     target: Float[Tensor, "tokens d_in"],
+    tokens: Int[Tensor, " entries"] | None = None,
 ) -> DecodeLoss:
-    """The reconstruction minus ``target``, its squared length, and its product with every row it was made of."""
+    """The reconstruction minus ``target``, its squared length, and its product with every row it was made of.
+
+    Entries lie ``[tokens, k]``, or flat with the token of each.
+    """
     residual = torch.empty_like(target)
     squares = values.new_empty(len(target))
     dots = torch.empty_like(values)
-    rows = _wide(W_dec)
+    if tokens is None:
+        tokens = torch.arange(len(target), dtype=torch.int32).repeat_interleave(values.shape[1])
+    starts = torch.searchsorted(tokens, torch.arange(len(target) + 1, dtype=tokens.dtype))
+    code, latents, dots_of, rows = values.reshape(-1), indices.reshape(-1), dots.view(-1), _wide(W_dec)
     for piece in _pieces(*target.shape):
-        difference = _decode(values[piece], indices[piece], rows).sub_(target[piece])
+        own = slice(int(starts[piece.start]), int(starts[piece.stop]))
+        difference = _bags(rows, code[own].to(rows.dtype), latents[own], (starts[piece] - own.start).to(latents.dtype))
+        difference.sub_(target[piece])
         squares[piece] = torch.linalg.vecdot(difference, difference)
-        dots[piece] = value_grad(difference, indices[piece], rows)
+        dots_of[own] = pair_dots(difference, rows, tokens[own] - piece.start, latents[own])
         residual[piece] = difference
     return DecodeLoss(residual, squares, dots)
 
@@ -175,7 +184,10 @@ def _gradients_by_piece(
     slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | None
 ) -> Iterator[tuple[slice, RowGradients]]:
     """A cacheful of latents after the other, with the gradients of what they own."""
-    entries, tokens = table.entries, _tokens(table, slopes.indices.shape[1])
+    entries = table.entries
+    tokens = (
+        _tokens(table, slopes.indices.shape[1]) if slopes.tokens is None else slopes.tokens[entries].to(entries.dtype)
+    )
     for_enc, for_dec = slopes.pre_acts.reshape(-1)[entries], slopes.values.reshape(-1)[entries]
     bias = latent_sums(slopes.pre_acts, slopes.indices, table)
     target, residual, W_dec = _wide(slopes.target), _wide(slopes.residual), rows.W_dec.weight
@@ -207,9 +219,9 @@ def _decode(values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor:
     return functional.embedding_bag(indices, W_dec, mode="sum", per_sample_weights=values.to(W_dec.dtype))
 
 
-def _bags(rows: Tensor, weights: Tensor, tokens: Tensor, starts: Tensor) -> Tensor:
-    """For each bag the sum of its tokens' rows, weighted."""
-    return functional.embedding_bag(tokens, rows, starts, mode="sum", per_sample_weights=weights)
+def _bags(rows: Tensor, weights: Tensor, named: Tensor, starts: Tensor) -> Tensor:
+    """For each bag the sum of the rows it names, weighted."""
+    return functional.embedding_bag(named, rows, starts, mode="sum", per_sample_weights=weights)
 
 
 def _tokens(table: Transpose, k: int) -> Int[Tensor, "entries"]:

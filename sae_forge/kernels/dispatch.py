@@ -18,7 +18,9 @@ from torch.autograd.function import once_differentiable
 from sae_forge.config.train import Backend
 from sae_forge.errors import BackendError, ConfigError
 from sae_forge.kernels import checks, reference
+from sae_forge.kernels.above import above
 from sae_forge.kernels.affine import affine, product
+from sae_forge.kernels.flat import Rectangle
 from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
 from sae_forge.kernels.transpose import Transpose, transpose
 
@@ -27,8 +29,8 @@ CROSSOVER = {"cpu": 16, "cuda": 184}
 a second over the bytes a second of an H200, to be measured."""
 
 __all__ = [
-    "decode_loss", "encode_tokens", "latent_sums", "never_waits", "product", "row_gradients", "rows_adam",
-    "sparse_decode", "topk", "topk_encode", "triton_installed",
+    "decode_loss", "encode_above", "encode_tokens", "latent_sums", "never_waits", "product", "row_gradients",
+    "rows_adam", "sparse_decode", "topk", "topk_encode", "triton_installed",
 ]  # fmt: skip
 
 _MAX_ENCODE_TOKENS = 1024
@@ -221,12 +223,34 @@ def topk(
     return _choose_topk(backend, pre_acts, k)(pre_acts.contiguous(), k)
 
 
+def encode_above(
+    x: Float[Tensor, "tokens d_in"],
+    W_enc: Float[Tensor, "d_in d_sae"],
+    b_enc: Float[Tensor, "d_sae"],
+    bound: float,
+) -> tuple[Float[Tensor, " entries"], Int[Tensor, " entries"], Int[Tensor, " entries"]]:
+    """Every pre-act above ``bound`` and above 0, with its token and its latent: flat, in rising order of tokens.
+
+    The pre-activations of at most 1024 tokens exist at once; how many entries there are is asked of the device. Where
+    a pre-act is not finite a single entry, NaN, stands for all of those tokens.
+
+    Raises:
+        BackendError: the tensors lie on several devices.
+        ConfigError: ``x`` is of another width than the SAE.
+    """
+    checks.require_together(x=x, W_enc=W_enc, b_enc=b_enc)
+    if x.shape[-1] != W_enc.shape[0]:
+        raise ConfigError(f"the activations are {x.shape[-1]} wide, but the SAE reads {W_enc.shape[0]}")
+    return above(x, W_enc, b_enc, bound, encode_tokens(W_enc.shape[1], x.device))
+
+
 def decode_loss(
-    values: Float[Tensor, "tokens k"],
-    indices: Int[Tensor, "tokens k"],
+    values: Float[Tensor, "*entries"],
+    indices: Int[Tensor, "*entries"],
     W_dec: Float[Tensor, "d_sae d_in"],
     target: Float[Tensor, "tokens d_in"],
     *,
+    tokens: Int[Tensor, " entries"] | None = None,
     backend: Backend = "auto",
     trusted: bool = False,
 ) -> DecodeLoss:
@@ -235,17 +259,25 @@ def decode_loss(
     With a loss of ``c × squares.sum()``, the gradient of ``values`` is ``2c × dots`` and that of the reconstruction
     ``2c × residual``. On a GPU every row is read once for both.
 
+    Args:
+        tokens: Of entries that lie flat, not ``[tokens, k]``: the token of each, in rising order.
+
     Raises:
         BackendError: the backend cannot run these tensors, or they lie on several devices.
         ConfigError: an index is out of range, or the shapes disagree.
     """
     checks.require_together(values=values, target=target)
     checks.require_code(values, indices, W_dec, trusted=trusted)
-    if values.dim() != 2 or values.shape[1] == 0:
-        raise ConfigError(f"values are {list(values.shape)}; give [tokens, k] with k at least 1")
-    checks.require_shape("target", target, len(values), W_dec.shape[1])
-    form = _choose(backend, W_dec, k=values.shape[1], d_sae=len(W_dec))
-    return form.decode_loss(values.contiguous(), indices.contiguous(), W_dec.contiguous(), target.contiguous())
+    checks.require_flat(indices, tokens)
+    checks.require_shape("target", target, len(target) if tokens is not None else len(values), W_dec.shape[1])
+    values, indices, W_dec, target = (each.contiguous() for each in (values, indices, W_dec, target))
+    if tokens is None:
+        return _choose(backend, W_dec, k=values.shape[1], d_sae=len(W_dec)).decode_loss(values, indices, W_dec, target)
+    form, filled = _choose_flat(backend, W_dec, tokens, len(target))
+    if filled is None:
+        return form.decode_loss(values, indices, W_dec, target, tokens)
+    found = form.decode_loss(filled.filled(values), filled.filled(indices), W_dec, target)
+    return found._replace(dots=found.dots.flatten()[filled.place])
 
 
 def row_gradients(
@@ -262,7 +294,8 @@ def row_gradients(
     Args and errors as of :func:`rows_adam`.
     """
     checks.require_rows(slopes, table, rows, extra, trusted=trusted)
-    return _choose_for(rows, slopes, backend).row_gradients(slopes, table, rows, extra)
+    form, slopes, table = _choose_for(rows, slopes, table, backend)
+    return form.row_gradients(slopes, table, rows, extra)
 
 
 def rows_adam(
@@ -289,18 +322,21 @@ def rows_adam(
     """
     checks.require_rows(slopes, table, rows, extra, trusted=trusted)
     checks.require_together(W_dec=rows.W_dec.weight, **rates._asdict())
-    _choose_for(rows, slopes, backend).rows_adam(slopes, table, rows, rates, extra)
+    form, slopes, table = _choose_for(rows, slopes, table, backend)
+    form.rows_adam(slopes, table, rows, rates, extra)
 
 
 def latent_sums(
-    values: Float[Tensor, "tokens k"],
-    indices: Int[Tensor, "tokens k"],
+    values: Float[Tensor, "*entries"],
+    indices: Int[Tensor, "*entries"],
     table: Transpose,
     *,
     backend: Backend = "auto",
 ) -> Float[Tensor, "d_sae"]:
-    """For each latent, the sum of its values."""
+    """For each latent, the sum of its values, which lie ``[tokens, k]`` or flat."""
     checks.require_together(values=values, indices=indices, entries=table.entries)
+    if values.dim() == 1:  # whose token an entry is does not matter here
+        values, indices = values.unsqueeze(1), indices.unsqueeze(1)
     if values.shape != indices.shape or values.dim() != 2 or values.numel() != table.entries.numel():
         raise ConfigError(
             f"values {list(values.shape)}, indices {list(indices.shape)} and a table of {table.entries.numel()} "
@@ -317,8 +353,23 @@ def encode_tokens(d_sae: int, device: torch.device) -> int:
 # ---- choice -------------------------------------------------------------------------------------
 
 
-def _choose_for(rows: Rows, slopes: Slopes, backend: Backend) -> _Form:
-    return _choose(backend, rows.W_dec.weight, k=slopes.indices.shape[1], d_sae=len(rows.W_dec.weight))
+def _choose_for(rows: Rows, slopes: Slopes, table: Transpose, backend: Backend) -> tuple[_Form, Slopes, Transpose]:
+    """The form to use, and what it is given."""
+    W_dec = rows.W_dec.weight
+    if slopes.tokens is None:
+        return _choose(backend, W_dec, k=slopes.indices.shape[1], d_sae=len(W_dec)), slopes, table
+    form, filled = _choose_flat(backend, W_dec, slopes.tokens, len(slopes.target))
+    return (form, slopes, table) if filled is None else (form, *filled.slopes(slopes, table))
+
+
+def _choose_flat(backend: Backend, weights: Tensor, token_of: Tensor, tokens: int) -> tuple[Any, Rectangle | None]:
+    """The form for flat entries, and the rectangle they are to be put into where it takes no others."""
+    mean = max(1, -(-len(token_of) // max(1, tokens)))
+    form = _choose(backend, weights, k=mean, d_sae=len(weights))
+    if form is _module("cpu"):
+        return form, None
+    rectangle = Rectangle.of(token_of, tokens)
+    return _choose(backend, weights, k=rectangle.width, d_sae=len(weights)), rectangle
 
 
 def _choose_topk(backend: Backend, pre_acts: Tensor, k: int) -> _TopK:

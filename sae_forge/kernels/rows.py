@@ -43,17 +43,22 @@ class Rows(NamedTuple):
 
 
 class Slopes(NamedTuple):
-    """What a batch says about the latents it fired: per token two rows to add up, per entry their two weights."""
+    """What a batch says about the latents it fired: per token two rows to add up, per entry their two weights.
+
+    Entries lie ``[tokens, k]``, or flat in the order of their tokens where some have more than others.
+    """
 
     target: Float[Tensor, "tokens d_in"]
     """What the encoder read."""
     residual: Float[Tensor, "tokens d_in"]
     """Decoded minus target."""
-    values: Float[Tensor, "tokens k"]
+    values: Float[Tensor, "*entries"]
     """Weight of the token's residual in the gradient of the latent's row of ``W_dec``."""
-    pre_acts: Float[Tensor, "tokens k"]
+    pre_acts: Float[Tensor, "*entries"]
     """Gradient of the pre-act: weight of the token's target in that of ``W_enc``; 0 where the ReLU is shut."""
-    indices: Int[Tensor, "tokens k"]
+    indices: Int[Tensor, "*entries"]
+    tokens: Int[Tensor, " entries"] | None = None
+    """Of flat entries the token of each; None where they lie ``[tokens, k]``."""
 
 
 class Extra(NamedTuple):

@@ -98,7 +98,7 @@ def _parcel(
         license=config.license,
         contexts=config.include_contexts and selection is not None,
     )
-    sizes = {name: cfg[name] for name in ("architecture", "d_in", "d_sae", "k")}
+    sizes = {name: cfg[name] for name in ("architecture", "d_in", "d_sae", "k") if name in cfg}
     about = {"library_name": "saelens", "model": subject.model, "sae": {"folder": inside, **sizes}}
     message = f"Publish the SAE on {inside} of {subject.model}"
     return Parcel(uploads=tuple(uploads), card=render(subject), about=about, message=message)

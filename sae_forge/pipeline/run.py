@@ -24,6 +24,7 @@ from sae_forge.results.report import load_report
 from sae_forge.results.sheets import Sheet
 from sae_forge.settings import presets
 from sae_forge.study.sweep import require_possible
+from sae_forge.training.architectures.table import architecture_of
 
 WORDS = 4
 """Of a text, as a prompt."""
@@ -97,6 +98,7 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
         done[name].log(name, time.monotonic() - started)
         return done[name]
 
+    _ = architecture_of(config)  # what training would refuse after a long collect
     require_possible(bench.lm, config)
     stage("collect", lambda: collect(config, bench))
     sae = config.sae or str(next(iter(stage("train", lambda: train(config, bench)).outputs.values())))

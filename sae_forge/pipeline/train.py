@@ -25,6 +25,7 @@ from sae_forge.store import weights
 from sae_forge.store.runs import Run
 from sae_forge.study.recovered import ce_recovered
 from sae_forge.tasks.engines.losses import Corpus, load_corpus
+from sae_forge.training.architectures.table import architecture_of
 from sae_forge.training.report import TrainReport, load_report, save_report
 from sae_forge.training.trainer import Place, train_saes
 
@@ -34,6 +35,7 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
 
     The shards are collected first where they are missing; with ``max_disk_gb`` they come and go, one window at a time.
     """
+    _ = architecture_of(config)  # what training would refuse after a long collect
     config = bench.settle(config)
     if config.max_disk_gb is None:
         _collect_missing(config, bench)
@@ -139,7 +141,7 @@ def _train_on(
     """
     places = {}
     for shape in config.saes(stream.d_in):
-        folder = bench.run.sae(point, **shape._asdict())
+        folder = bench.run.sae(point, **shape._asdict(), architecture=config.other_architecture)
         places[shape] = Place(folder=folder, log=bench.run.logs / f"train-{point}-{folder.name}.jsonl")
 
     def note() -> None:

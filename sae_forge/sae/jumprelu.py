@@ -67,7 +67,12 @@ class JumpReLUSAE(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_in"]:
         """The reconstruction of each token, in fp32."""
-        return self.decode(self.encode(x))
+        return self.reconstruct(x)[0]
+
+    def reconstruct(self, x: Float[Tensor, "*batch d_in"]) -> tuple[Float[Tensor, "*batch d_in"], LatentActs]:
+        """The reconstruction of each token and the acts behind it."""
+        acts = self.encode(x)
+        return self.decode(acts), acts
 
     def pre_acts(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
         """What every latent answers before its threshold; d_sae numbers a token, so for few tokens at a time."""

@@ -127,11 +127,12 @@ def _results(report: Report) -> Iterator[EvalResult]:
 def _about(subject: Subject) -> str:
     cfg, topic = subject.cfg, cell(subject.forgotten)
     what = f"to make it forget **{topic}**" if topic else "to find and edit what it knows"
-    size = f"{cfg['d_sae']:,} latents, {cfg['k']} kept per token, input width {cfg['d_in']:,}"
+    kept = f"{cfg['k']} kept per token" if "k" in cfg else "each above a threshold of its own"
+    size = f"{cfg['d_sae']:,} latents, {kept}, input width {cfg['d_in']:,}"
     of = subject.model if subject.model == UNNAMED else f"`{subject.model}`"
     lines = [
         f"# {subject.repo_id.partition('/')[2]}",
-        f"A TopK sparse autoencoder on `{subject.inside}` of {of}, {what}: {size}. "
+        f"A {'TopK' if 'k' in cfg else 'JumpReLU'} sparse autoencoder on `{subject.inside}` of {of}, {what}: {size}. "
         "Made with sae_forge; SAELens loads it as it is.",
     ]
     known = {words: subject.quality[key] for key, words in _QUALITY.items() if subject.quality.get(key) is not None}

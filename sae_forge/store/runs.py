@@ -202,9 +202,10 @@ class Run:
         """Make SAEs, selections or reports of this run the newest of their kind, the last one last."""
         order.note(self.folder, artefacts)
 
-    def sae(self, point: HookPoint, *, k: int, d_sae: int, seed: int) -> Path:
-        """Where the SAE of these sizes goes."""
-        return self.folder / "saes" / str(point) / f"k{k}-d{d_sae}-s{seed}"
+    def sae(self, point: HookPoint, *, k: int, d_sae: int, seed: int, architecture: str = "") -> Path:
+        """Where the SAE of these sizes goes; an architecture that is not TopK stands before them."""
+        sizes = f"k{k}-d{d_sae}-s{seed}"
+        return self.folder / "saes" / str(point) / (f"{architecture}-{sizes}" if architecture else sizes)
 
     def windows(self, point: HookPoint) -> Path:
         """Where shards of corpora that are never on disk whole come and go."""

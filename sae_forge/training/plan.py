@@ -78,6 +78,11 @@ class Plan:
         return Share(self.team.rank, self.team.world) if self.shards_latents else WHOLE
 
     @property
+    def local_k(self) -> int:
+        """Latents that this rank offers for a token: k, or all it holds."""
+        return min(self.k, len(self.share.latents(self.d_sae)))
+
+    @property
     def latent_team(self) -> Ranks:
         """The ranks that the latents are spread over; this one alone where it holds them all."""
         return self.team if self.shards_latents else ALONE
@@ -112,6 +117,8 @@ class Plan:
         decided = {name: getattr(self, name) for name in ("d_in", "k", "d_sae", "seed", "steps", "lr")}
         if self.config.keep_sinks:  # an SAE of before has no word of it
             decided["keep_sinks"] = True
+        if self.config.other_architecture:
+            decided["architecture"] = self.config.other_architecture
         return {**self.config.deciding("sae"), **decided, "order_seed": self.config.seed, "data": provenance.to_json()}
 
 

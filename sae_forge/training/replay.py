@@ -12,6 +12,7 @@ from torch import Tensor
 
 from sae_forge.errors import BackendError
 from sae_forge.kernels.dispatch import never_waits
+from sae_forge.training.architectures.table import architecture_of
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import TrainState
 from sae_forge.training.step import count_step, make_room, rates_of, step
@@ -43,12 +44,13 @@ class Stepper:
         self._rates = rates_of(state, plan)
         self._recordings: dict[tuple[int, ...], _Recording] = {}
         self._taken: dict[tuple[int, ...], int] = {}
-        # no graph waits for another rank, and the definitions ask the device for numbers
+        # no graph waits for another rank, and the definitions and some architectures ask the device for numbers
         self._records = (
             plan.config.cuda_graph
             and plan.device.type == "cuda"
             and plan.team.world == 1
             and never_waits(plan.config.backend)
+            and not architecture_of(plan.config).waits
         )
 
     def __call__(self, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "figures"]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from sae_forge.data.sinks import are_sinks
 from sae_forge.errors import CheckpointError
 from sae_forge.progress import Progress
+from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files, records
 from sae_forge.training.explained import Explained
@@ -105,13 +106,19 @@ def measuring_window(rows_per_epoch: int, dead_after: int) -> int:
 
 @torch.no_grad()
 def measure(
-    sae: TopKSAE | ShardedSAE,
+    sae: TopKSAE | JumpReLUSAE | ShardedSAE,
     batches: Iterator[Float[Tensor, "batch d_in"]],
     tokens: int,
     progress: Progress,
     sink_norm: float = 0.0,
+    *,
+    k: int,
 ) -> TrainReport:
-    """What the next ``tokens`` tokens say of an SAE: FVU, L0, and the share of latents that fired on none of them."""
+    """What the next ``tokens`` tokens say of an SAE: FVU, L0, and the share of latents that fired on none of them.
+
+    Args:
+        k: Directions of the PCA beside it.
+    """
     meter, seen = Explained(sae.d_in, sae.W_dec.device, sink_norm), 0
     fired = torch.zeros(sae.d_sae, dtype=torch.bool, device=sae.W_dec.device)
     with progress.task("measure the SAE", tokens, "token") as task:
@@ -128,6 +135,6 @@ def measure(
         fvu=meter.ordinary.fvu,
         l0=meter.ordinary.l0,
         dead_share=1.0 - float(fired.double().mean()),
-        fvu_pca=meter.fvu_pca(min(sae.k, sae.d_in)),
+        fvu_pca=meter.fvu_pca(min(k, sae.d_in)),
         fvu_with_sinks=meter.fvu_with_sinks,
     )

@@ -10,8 +10,9 @@ checkpoint one, comes last. A run may go on at any other number of ranks.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,7 @@ from sae_forge.store import files, records
 from sae_forge.store.seal import sealed_json
 from sae_forge.store.tensors import read_header, read_tensors
 
+NOTHING: Mapping[str, Tensor] = MappingProxyType({})
 KEPT = 2
 """Checkpoints left standing after a new one has verified."""
 
@@ -101,10 +103,16 @@ class TrainState:
     """Dead latents that AuxK has room for; a GPU makes room now and then instead of counting at every step."""
     sink_norm: float = 0.0
     """Length beyond which an activation is a sink's, as stored; 0 where sinks are kept."""
+    own: dict[str, Tensor] = field(default_factory=dict)
+    """What the architecture keeps between steps."""
 
     @classmethod
-    def start(cls, sae: TopKSAE, scale: float) -> "TrainState":
-        """The state before the first step."""
+    def start(cls, sae: TopKSAE, scale: float, own: Mapping[str, Tensor] = NOTHING) -> "TrainState":
+        """The state before the first step.
+
+        Args:
+            own: What the architecture keeps between steps, as it begins.
+        """
         sae.requires_grad_(False)
         rows = Rows(
             _slot(sae.W_enc.data.T, sae.product_dtype),
@@ -112,7 +120,8 @@ class TrainState:
             _slot(sae.b_enc.data, None),
         )
         since = torch.zeros(sae.d_sae, dtype=torch.int64, device=sae.W_dec.device)
-        return cls(sae, scale, rows, _slot(sae.b_dec.data, None), since)
+        held = {name: tensor.to(since.device) for name, tensor in own.items()}
+        return cls(sae, scale, rows, _slot(sae.b_dec.data, None), since, own=held)
 
     @property
     def slots(self) -> dict[str, Slot]:
@@ -175,16 +184,19 @@ def _require_same(scratch: Path, hashes: dict[str, str], known: Mapping[str, str
             raise ResourceError(f"{scratch / name} is not what its rank has written; all ranks need one --run_dir")
 
 
-def load_checkpoint(folder: Path, sae: TopKSAE, progress: Progress, share: Share = WHOLE) -> TrainState | None:
+def load_checkpoint(
+    folder: Path, sae: TopKSAE, progress: Progress, share: Share = WHOLE, own: Mapping[str, Tensor] = NOTHING
+) -> TrainState | None:
     """The newest state that verifies, or None; newer ones that do not are removed and said so.
 
     Args:
         sae: An SAE of the right shape; the stored weights are copied into it.
         share: Which of the latents it has; how many shares the checkpoint was written in does not matter.
+        own: What its architecture keeps beside the weights, as it begins.
     """
     for _, path in reversed(checkpoints(folder)):
         try:
-            return _restore(path, sae, share)
+            return _restore(path, sae, share, own)
         except CheckpointError as error:
             progress.say(f"{error}; going back to the checkpoint before it")
             files.discard_folder(path)
@@ -240,7 +252,7 @@ def _tensors(state: TrainState) -> dict[str, dict[str, Tensor]]:
     }
     return {
         "weights.safetensors": {name: _as_stored(name, slot.weight) for name, slot in state.slots.items()},
-        "optim.safetensors": {**moments, "tokens_since_fired": state.tokens_since_fired},
+        "optim.safetensors": {**moments, "tokens_since_fired": state.tokens_since_fired, **state.own},
     }
 
 
@@ -276,10 +288,10 @@ def checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match[1]), path) for match, path in named)
 
 
-def _restore(path: Path, sae: TopKSAE, share: Share) -> TrainState:
+def _restore(path: Path, sae: TopKSAE, share: Share, own: Mapping[str, Tensor]) -> TrainState:
     """The state in this folder, refused unless every file has its hash and every tensor its shape."""
     facts = _read_facts(path)
-    state = TrainState.start(sae, 1.0)
+    state = TrainState.start(sae, 1.0, own)
     for name in _FACTS:
         setattr(state, name, getattr(facts, name))
     for name, tensors in _tensors(state).items():
@@ -318,7 +330,7 @@ def _fill(path: Path, facts: Facts, name: str, tensors: dict[str, Tensor], share
         file = path / _file(name, stored_share)
         stored = _stored(file, facts.files[file.name], tensors, len(there))
         for key, tensor in tensors.items():
-            axis = _LATENT_AXIS[key.rpartition(".")[2]]
+            axis = _LATENT_AXIS.get(key.rpartition(".")[2])
             if axis is None:
                 tensor.copy_(stored[key])
             else:
@@ -326,8 +338,8 @@ def _fill(path: Path, facts: Facts, name: str, tensors: dict[str, Tensor], share
                 tensor.narrow(axis, first - wanted.start, last - first).copy_(part)
 
 
-_LATENT_AXIS = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "tokens_since_fired": 0, "b_dec": None}
-"""Along which axis of each stored tensor the latents lie."""
+_LATENT_AXIS = {"W_enc": 1, "W_dec": 0, "b_enc": 0, "tokens_since_fired": 0}
+"""Along which axis of a stored tensor the latents lie; the others are common to all."""
 
 
 def _stored(path: Path, expected_hash: str, like: dict[str, Tensor], latents: int) -> dict[str, Tensor]:
@@ -335,7 +347,7 @@ def _stored(path: Path, expected_hash: str, like: dict[str, Tensor], latents: in
     layout, _ = read_header(path, kind=CheckpointError, what=PART)
     expected: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, tensor in like.items():
-        shape, axis = list(tensor.shape), _LATENT_AXIS[name.rpartition(".")[2]]
+        shape, axis = list(tensor.shape), _LATENT_AXIS.get(name.rpartition(".")[2])
         if axis is not None:
             shape[axis] = latents
         expected[name] = (tensor.dtype, tuple(shape))

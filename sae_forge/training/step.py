@@ -10,9 +10,7 @@ from torch import Tensor
 
 from sae_forge.kernels.dispatch import row_gradients, rows_adam
 from sae_forge.kernels.rows import Rates, RowGradients, adam_, adam_rows_
-from sae_forge.training.look import look_topk
 from sae_forge.training.plan import Plan
-from sae_forge.training.sharded import look_sharded
 from sae_forge.training.state import TrainState
 from sae_forge.training.sums import Whole, sums_at_once, sums_of_parts
 
@@ -62,9 +60,9 @@ def _roomy(dead: int, d_sae: int) -> int:
 
 @torch.no_grad()
 def step(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan, rates: Rates) -> Float[Tensor, "figures"]:
-    """The part of a step that a device does alone: no number is fetched, no shape depends on one."""
-    look = look_sharded if plan.shards_latents else look_topk
-    whole = (sums_of_parts if plan.in_parts else sums_at_once)(state, batch, plan, look)
+    """The part of a step that a device does alone: no number is fetched, no shape depends on one, unless the
+    architecture says that it ``waits``."""
+    whole = (sums_of_parts if plan.in_parts else sums_at_once)(state, batch, plan)
     return _apply(state, whole, plan, rates)
 
 

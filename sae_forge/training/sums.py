@@ -6,7 +6,6 @@ parts and over the ranks, and only then divided by the variance of the whole bat
 of one process with two parts.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -18,12 +17,9 @@ from sae_forge.kernels.rows import Extra, RowGradients, Slopes, remove_parallel_
 from sae_forge.kernels.transpose import Transpose, transpose
 from sae_forge.sae.losses import variance
 from sae_forge.training.auxk import Dead, auxk, dead_latents, explain, fading
-from sae_forge.training.look import Look
+from sae_forge.training.look import Look, looks
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import TrainState
-
-Looker = Callable[[TrainState, Float[Tensor, "tokens d_in"], Plan], Look]
-"""How an architecture looks at a batch."""
 
 
 class Firsthand(NamedTuple):
@@ -86,34 +82,35 @@ class Sums(NamedTuple):
         return [*self.gradients, *dead, self.left, *self.target, *self.residual, self.fires, self.touched]
 
 
-def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan, look: Looker) -> Whole:
+def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan) -> Whole:
     """Of a batch that is seen whole, by all ranks if the latents are spread over several."""
     rows, team, alpha = state.rows, plan.latent_team, plan.config.auxk_alpha
-    seen = look(state, batch, plan)
-    spread = variance(seen.target)
+    (seen,) = looks(state, [batch], plan)
+    target, indices = seen.code.target, seen.code.indices
+    spread = variance(target)
     fvu = seen.squares / spread
     loss, extra = fvu, None
     if (dead := _dead(state, plan)) is not None:
-        share, extra = auxk(rows, seen.target, seen.residual, dead, alpha, team)
+        share, extra = auxk(rows, target, seen.residual, dead, alpha, team)
         loss = fvu + alpha * share
     slope = 2.0 / spread
     slopes = seen.slopes(slope)
-    table = transpose(seen.indices, state.sae.d_sae)
-    bias = latent_sums(slopes.pre_acts, seen.indices, table, backend=plan.config.backend)
-    through_encoder, fires = rows.W_enc.weight.T @ bias, seen.fired.sum()
+    table = transpose(indices, state.sae.d_sae)
+    bias = latent_sums(slopes.pre_acts, indices, table, backend=plan.config.backend)
+    through_encoder, fires = rows.W_enc.weight.T @ bias, seen.fires
     team.sum_(through_encoder, fires)
     b_dec = slope * seen.residual.sum(dim=0, dtype=torch.float32) - through_encoder
     touched = seen.touched(state.sae.d_sae)
     return Whole(Firsthand(slopes, table, extra), b_dec, loss, fvu, fires, touched, len(batch))
 
 
-def sums_of_parts(state: TrainState, batch: Float[Tensor, "part d_in"], plan: Plan, look: Looker) -> Whole:
+def sums_of_parts(state: TrainState, batch: Float[Tensor, "part d_in"], plan: Plan) -> Whole:
     """Of a batch of which this rank was given its rows, to be taken ``accumulation`` parts one after the other."""
     dead = _dead(state, plan)
-    parts = batch.split(len(batch) // plan.config.accumulation)
-    sums = _sums(state, parts[0], plan, look, dead)
-    for part in parts[1:]:
-        for held, more in zip(sums.tensors(), _sums(state, part, plan, look, dead).tensors(), strict=True):
+    seen = looks(state, batch.split(len(batch) // plan.config.accumulation), plan)
+    sums = _sums(state, next(seen), plan, dead)
+    for part in seen:
+        for held, more in zip(sums.tensors(), _sums(state, part, plan, dead).tensors(), strict=True):
             held.add_(more)
     plan.team.sum_(*sums.tensors())
     return _divided(state, sums, len(batch) * plan.replicas, plan, dead)
@@ -126,22 +123,20 @@ def _dead(state: TrainState, plan: Plan) -> Dead | None:
     return dead_latents(state.tokens_since_fired, plan.config.dead_after, state.aux_places)
 
 
-def _sums(
-    state: TrainState, part: Float[Tensor, "part d_in"], plan: Plan, look: Looker, dead: Dead | None
-) -> Sums:  # fmt: skip
-    seen = look(state, part, plan)
-    left, of_dead = torch.zeros((), device=seen.target.device), None
+def _sums(state: TrainState, seen: Look, plan: Plan, dead: Dead | None) -> Sums:
+    target = seen.code.target
+    left, of_dead = torch.zeros((), device=target.device), None
     if dead is not None:
-        left, extra = explain(state.rows, seen.target, seen.residual, dead, 2.0 * plan.config.auxk_alpha)
+        left, extra = explain(state.rows, target, seen.residual, dead, 2.0 * plan.config.auxk_alpha)
         of_dead = RowGradients(extra.W_enc, extra.W_dec, extra.b_enc)
-    table = transpose(seen.indices, plan.d_sae)
+    table = transpose(seen.code.indices, plan.d_sae)
     return Sums(
         gradients=row_gradients(seen.slopes(2.0), table, state.rows, backend=plan.config.backend, trusted=True),
         dead=of_dead,
         left=left,
-        target=Moments.of(seen.target),
+        target=Moments.of(target),
         residual=Moments.of(seen.residual),
-        fires=seen.fired.sum(),
+        fires=seen.fires,
         touched=seen.touched(plan.d_sae).int(),
     )
 

@@ -28,9 +28,11 @@ from sae_forge.data.windows import Stream
 from sae_forge.errors import ConfigError, NumericalError, ResourceError
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.rng import torch_seed
+from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.store import Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
+from sae_forge.training.architectures.table import architecture_of
 from sae_forge.training.feed import feed
 from sae_forge.training.further import CHECKPOINTS, open_folder
 from sae_forge.training.initialisation import centre, input_scale, take_sample
@@ -45,7 +47,7 @@ from sae_forge.training.replicas import (
     start_together,
 )
 from sae_forge.training.report import TrainReport, load_report, measure, measuring_window, save_report
-from sae_forge.training.sharded import ShardedSAE, local_k
+from sae_forge.training.sharded import ShardedSAE
 from sae_forge.training.signals import Pending, held_signals
 from sae_forge.training.state import (
     KEPT,
@@ -112,9 +114,10 @@ def train_saes(
         NumericalError: a loss or gradient is not finite; no weight was moved by it. Others from the same read are
             finished first.
         KeyboardInterrupt: on Ctrl-C, after a checkpoint from which the same call goes on.
-        ConfigError: several ranks were given different settings, or several SAEs.
+        ConfigError: several ranks were given different settings, or several SAEs; or there is no such architecture.
         PeerError: the ranks no longer hold the same weights.
     """
+    _ = architecture_of(config)
     team = ranks.here()
     if team.world > 1 and len(places) > 1:
         raise ConfigError(f"{len(places)} SAEs from one read are trained in one process; over ranks ask for one")
@@ -178,12 +181,13 @@ def _finish(run: "_Run", stream: Stream, provenance: Provenance, progress: Progr
     return report
 
 
-def _whole_sae(run: "_Run") -> TopKSAE:
+def _whole_sae(run: "_Run") -> TopKSAE | JumpReLUSAE:
     """The SAE as it is saved: of latents spread over ranks, put together on the CPU from the last checkpoint."""
+    state, finish = run.state, architecture_of(run.plan.config).finish
     if not run.plan.shards_latents:
-        return run.state.sae.folded(run.state.scale)
+        return finish(state.sae, state.scale, state.own)
     sae = TopKSAE(run.plan.d_in, run.plan.d_sae, run.plan.k, seed=None)
-    return sae.folded(load_weights(run.place.folder / CHECKPOINTS, sae))
+    return finish(sae, load_weights(run.place.folder / CHECKPOINTS, sae), state.own)
 
 
 # ---- loop ---------------------------------------------------------------------------------------
@@ -325,7 +329,8 @@ def _begin(
             for folder in folders if first else ():
                 drop_damaged(folder, progress)
     sae = _new_sae(plan).to(plan.device)
-    states = (load_checkpoint(folder, sae, progress, plan.share) for folder in folders)
+    own = architecture_of(config).own()
+    states = (load_checkpoint(folder, sae, progress, plan.share, own) for folder in folders)
     state = next((state for state in states if state is not None), None)
     team.agree("checkpoints", {"step": state and state.step})
     if state is not None:
@@ -338,7 +343,7 @@ def _begin(
     scale = input_scale(sample, middle)
     with torch.no_grad():
         sae.b_dec.copy_(middle * scale)
-    state = TrainState.start(sae, scale)
+    state = TrainState.start(sae, scale, own)
     state.sink_norm = norm
     start_together(state, plan)
     return state
@@ -353,7 +358,7 @@ def _new_sae(plan: Plan) -> TopKSAE:
         return whole
     own = plan.share.latents(plan.d_sae)
     part = slice(own.start, own.stop)
-    some = TopKSAE(plan.d_in, len(own), local_k(plan), seed=None, backend=config.backend, product_dtype=product_dtype)
+    some = TopKSAE(plan.d_in, len(own), plan.local_k, seed=None, backend=config.backend, product_dtype=product_dtype)
     with torch.no_grad():
         for mine, every in ((some.W_enc.T, whole.W_enc.T), (some.W_dec, whole.W_dec), (some.b_enc, whole.b_enc)):
             mine.copy_(every[part])
@@ -367,13 +372,13 @@ def _measure(part: Part, run: _Run, progress: Progress) -> TrainReport:
         sae = ShardedSAE(run.state, plan)
     else:
         sae, _ = load_sae(run.place.folder, device=plan.device)
-        assert isinstance(sae, TopKSAE)
+        assert isinstance(sae, TopKSAE | JumpReLUSAE)
         sae.backend = plan.config.backend
     epoch = part.stream.batches_per_epoch
     window = measuring_window(epoch * part.stream.batch_size, plan.config.dead_after)
     seen = -(-(plan.steps - part.first) // epoch) * epoch
     with _reading(part.stream, seen, plan.device) as batches:
-        found = measure(sae, batches, window, progress, run.state.sink_norm)
+        found = measure(sae, batches, window, progress, run.state.sink_norm, k=plan.k)
     return replace(
         found, steps=run.state.step, tokens=run.state.tokens, falling=falling(run.place.log, plan.level_until)
     )

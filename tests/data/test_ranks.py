@@ -24,6 +24,7 @@ from sae_forge.errors import CheckpointError, ConfigError, ForgeError, PeerError
 from sae_forge.kernels.rows import Slot
 from sae_forge.sae.losses import variance
 from sae_forge.sae.store import load_sae
+from sae_forge.training.architectures.table import TRAINED
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import Share, TrainState, drop_damaged, load_checkpoint, save_checkpoint
 from sae_forge.training.sums import Moments
@@ -104,9 +105,10 @@ def apart(one: Path, other: Path) -> float:
 
 
 @pytest.mark.slow
-def test_two_ranks_leave_the_bytes_of_one_process_with_two_parts(train, tmp_path):
-    alone = train("alone", accumulation=2)
-    assert over_ranks(2, lambda rank: train("two"), tmp_path / "said") == [0, 0]
+@pytest.mark.parametrize("architecture", TRAINED)
+def test_two_ranks_leave_the_bytes_of_one_process_with_two_parts(train, tmp_path, architecture):
+    alone = train("alone", accumulation=2, architecture=architecture)
+    assert over_ranks(2, lambda rank: train("two", architecture=architecture), tmp_path / "said") == [0, 0]
     assert contents(tmp_path / "two") == contents(alone)
 
 

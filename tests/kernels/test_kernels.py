@@ -390,6 +390,53 @@ def test_the_owned_step_is_the_step_in_two_passes(backend):
     require_close(flat(owned), {name: part.double() for name, part in flat(whole).items()}, 1e-6)
 
 
+def draw_flat(tokens: int, d_in: int, d_sae: int, counts: list[int]) -> tuple[Slopes, Tensor, Rows, Extra]:
+    """A step whose tokens have these numbers of entries, and a rectangle that says the same with zeros."""
+    slopes, rows, extra = draw_step(tokens, max(counts), d_in, d_sae)
+    there = torch.arange(max(counts), device=DEVICE) < torch.tensor(counts, device=DEVICE)[:, None]
+    whole = slopes._replace(values=slopes.values * there, pre_acts=slopes.pre_acts * there)
+    parts = {name: getattr(slopes, name)[there] for name in ("values", "pre_acts", "indices")}
+    flat_slopes = slopes._replace(**parts, tokens=there.nonzero()[:, 0])
+    return flat_slopes, whole, rows, extra
+
+
+@pytest.mark.parametrize("counts", [[4, 0, 2, 1, 0], [1, 7, 1, 1, 2]])
+@on_every_backend
+def test_flat_entries_are_a_rectangle_without_its_zeros(backend, counts):
+    flat_slopes, whole, rows, extra = draw_flat(5, 33, 12, counts)
+    exact = exact_step(rows, exact_gradients(whole, rows, extra), step=7, lr=0.01)
+    slopes, moved, rates = to(torch.float32, flat_slopes), to(torch.float32, rows), Rates.at(7, 0.01, DEVICE)
+    table = transpose(slopes.indices, 12)
+    rows_adam(slopes, table, moved, rates, extra=to(torch.float32, extra), backend=backend)
+    require_close(flat(moved), flat(exact), 2e-6)
+    sums = dispatch.latent_sums(slopes.pre_acts, slopes.indices, table, backend=backend)
+    require_close({"b": sums}, {"b": exact_gradients(whole, rows, None)["b_enc"]}, 1e-6)
+    W_dec, target = rows.W_dec.weight, flat_slopes.target
+    residual = (whole.values.unsqueeze(-1) * W_dec[whole.indices]).sum(dim=1) - target
+    exact_loss = {
+        "residual": residual,
+        "squares": residual.square().sum(dim=1),
+        "dots": (residual[flat_slopes.tokens] * W_dec[flat_slopes.indices]).sum(dim=-1),
+    }
+    found = decode_loss(
+        slopes.values, slopes.indices, W_dec.float(), slopes.target, tokens=slopes.tokens, backend=backend
+    )
+    require_close(found._asdict(), exact_loss, 1e-6)
+
+
+@on_every_backend
+def test_where_nothing_fires_what_is_left_is_the_target(backend):
+    slopes, _, rows, _ = (to(torch.float32, part) for part in draw_flat(5, 33, 12, [0] * 4 + [1]))
+    slopes = Slopes(slopes.target, slopes.residual, *(part[:0] for part in slopes[2:]))
+    W_dec, table = rows.W_dec.weight, transpose(slopes.indices, 12)
+    found = decode_loss(slopes.values, slopes.indices, W_dec, slopes.target, tokens=slopes.tokens, backend=backend)
+    assert torch.equal(found.residual, -slopes.target) and found.dots.shape == (0,)
+    gradients = row_gradients(slopes, table, rows, backend=backend)
+    assert not any(part.any() for part in gradients)
+    with pytest.raises(ConfigError, match=r"indices are \[0\] and their tokens \[3\]; give flat lists"):
+        row_gradients(slopes._replace(tokens=torch.arange(3, device=DEVICE)), table, rows, backend=backend)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_token_widens_the_rows_it_names_and_no_dictionary(dtype, monkeypatch):
     from sae_forge.kernels import cpu
@@ -485,6 +532,21 @@ def test_dense_products_are_chosen_where_a_token_keeps_many_latents():
     weights = torch.empty(64, 4)
     assert dispatch._choose("auto", weights, k=4, d_sae=64).__name__.endswith("cpu")
     assert dispatch._choose("auto", weights, k=5, d_sae=64).__name__.endswith("dense")
+
+
+@pytest.mark.parametrize("d_sae", [48, 37])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pre_acts_above_a_bound_are_all_found_in_the_order_of_their_tokens(dtype, d_sae):
+    x, W, b = draw(300, 24, seed=1).to(dtype), draw(24, d_sae, seed=2).to(dtype), draw(d_sae, seed=3).float()
+    pre_acts = torch.addmm(b.to(dtype), x, W).float()
+    for bound in (-1.0, 0.0, 5.0, 1e9):
+        values, tokens, latents = dispatch.encode_above(x, W.T.contiguous().T, b, bound)
+        assert (tokens.diff() >= 0).all()
+        found = torch.zeros_like(pre_acts).index_put((tokens, latents), values, accumulate=True)
+        assert torch.allclose(found, torch.where(pre_acts > max(bound, 0.0), pre_acts, 0.0), rtol=1e-5, atol=1e-4)
+    x[7, 3] = torch.nan
+    values, tokens, _ = dispatch.encode_above(x, W, b, 0.0)
+    assert values.isnan().sum() == 1 and len(values) < 300 * d_sae
 
 
 @pytest.mark.parametrize("onednn", [True, False])

@@ -240,6 +240,24 @@ def test_a_collect_stopped_between_corpora_is_finished_before_training(tmp_path:
 
 
 @pytest.mark.slow
+def test_a_batchtopk_sae_goes_through_every_command_as_a_jumprelu(tmp_path: Path) -> None:
+    where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
+    kind = ["--architecture", "batchtopk", "--k", "8", "--checkpoint_every", "20"]
+    printed = forge_json("train", *where, *SMALL["collect"], *SMALL["train"], *kind)
+    (folder,) = map(Path, printed["outputs"].values())
+    assert folder.name == "batchtopk-k8-d512-s0"
+    assert json.loads((folder / "cfg.json").read_text())["architecture"] == "jumprelu"
+    metrics = printed["metrics"]
+    assert metrics["l0"] == pytest.approx(8, rel=0.15) and 0 < metrics["fvu"] < 1 and metrics["ce_recovered"] > 0.5
+    chosen = forge_json("features", *where, *SMALL["features"])
+    report = forge_json("eval", *where, *SMALL["eval"])
+    assert "batchtopk-k8" in chosen["outputs"]["selection"]
+    assert {"baseline", "scale", "zero"} <= {row["name"] for row in report["metrics"]["methods"]}
+    assert "JumpReLU sparse autoencoder" in forge("push", "me/mine", *where, "--dry_run")
+    assert "choose one of topk, batchtopk" in forge("train", *where, "--architecture", "gated", code=2)
+
+
+@pytest.mark.slow
 def test_no_forget_corpus_names_the_flag(tmp_path: Path) -> None:
     where = ["--model", "tiny-llama", "--run_dir", str(tmp_path / "run")]
     (tmp_path / "text.txt").write_text("The granite of the hill is grey.\n\n" * 40)

@@ -5,6 +5,7 @@ import json
 import math
 import shutil
 import signal
+from collections.abc import Callable
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -563,10 +564,17 @@ def auxk_loss(weights: dict[str, Tensor], x: Tensor, x_hat: Tensor, dead: Tensor
     return left / (residual - residual.mean(dim=0)).square().sum() * kept / half
 
 
+def topk_acts(pre_acts: Tensor) -> Tensor:
+    """TopK as it is defined."""
+    top = pre_acts.topk(K, dim=1)
+    return torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu())
+
+
 class Textbook:
     """The same training with autograd and torch's Adam, in float64 and dense."""
 
-    def __init__(self, state: TrainState, most: float | None) -> None:
+    def __init__(self, state: TrainState, most: float | None, acts: Callable[[Tensor], Tensor] = topk_acts) -> None:
+        self.acts = acts
         self.weights = {name: getattr(state.sae, name).detach().double().requires_grad_() for name in WEIGHT_NAMES}
         self.adam = torch.optim.Adam(self.weights.values(), betas=(0.9, 0.999), eps=6.25e-10)
         self.most = most
@@ -574,8 +582,7 @@ class Textbook:
     def step(self, x: Tensor, dead: Tensor, lr: float) -> float:
         W_enc, b_enc, W_dec, b_dec = (self.weights[name] for name in WEIGHT_NAMES)
         pre_acts = (x - b_dec) @ W_enc + b_enc
-        top = pre_acts.topk(K, dim=1)
-        x_hat = torch.zeros_like(pre_acts).scatter(1, top.indices, top.values.relu()) @ W_dec + b_dec
+        x_hat = self.acts(pre_acts) @ W_dec + b_dec
         loss = fvu(x, x_hat)
         if len(dead):
             loss = loss + auxk_loss(self.weights, x, x_hat, dead) / 32

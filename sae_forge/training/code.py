@@ -1,0 +1,36 @@
+"""A part of a batch as an architecture encodes it: which latents of which tokens take part, and what they give."""
+
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from sae_forge.data.sinks import are_sinks
+from sae_forge.training.state import TrainState
+
+
+class Code(NamedTuple):
+    """Some tokens, encoded."""
+
+    target: Float[Tensor, "tokens d_in"]
+    """What the encoder read."""
+    values: Float[Tensor, "*entries"]
+    """Acts, each the pre-act itself; 0 where the latent does not fire."""
+    indices: Int[Tensor, "*entries"]
+    """Latents, counted among those that are held here."""
+    tokens: Int[Tensor, " entries"] | None = None
+    """Of flat entries the token of each, in rising order; None where they lie ``[tokens, k]``."""
+
+
+def target_of(state: TrainState, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:
+    """What the encoder reads and the decoder has to give: scaled, and less ``b_dec``.
+
+    A sink's is nothing at all: so every batch keeps its shape, which a recorded step needs, and every rank does the
+    same to each row. What fires on nothing are biases, which that holds down.
+    """
+    rows = batch.float()
+    target = torch.add(-state.b_dec.weight, rows, alpha=state.scale)
+    if state.sink_norm:
+        target.masked_fill_(are_sinks(rows, state.sink_norm)[:, None], 0.0)
+    return target.to(state.rows.W_dec.product.dtype)
