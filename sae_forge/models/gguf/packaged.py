@@ -87,7 +87,7 @@ def parts_of(name: str) -> list[Path]:
     except PackageNotFoundError:
         raise UnsupportedModelError(f"{name} is not installed: {model.install}") from None
     if installed != model.version:
-        raise UnsupportedModelError(f"{name} is {model.package} {model.version}, found {installed}: {model.install}")
+        raise UnsupportedModelError(f"{name} needs {model.package} {model.version}, found {installed}: {model.install}")
     paths = []
     for module, file in model.parts:
         spec = importlib.util.find_spec(module)
