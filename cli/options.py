@@ -96,7 +96,7 @@ class Call:
     kind: type[ModelConfig]
     extra: dict[str, Any]
     reads_run: bool
-    makes_run: bool
+    makes_run: bool = False
     each_model: Callable[[Given, str | None], list[str]] | None
     file: Path | None
 
