@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -32,7 +31,7 @@ from sae_forge.results.report import load_report
 from sae_forge.sae.named import NamedSAE, load_dictionary
 from sae_forge.store import weights
 from sae_forge.store.runs import Run
-from sae_forge.study.settings import Catalogue, catalogue_of, eval_config, features_config
+from sae_forge.study.settings import catalogue_of, eval_config, features_config
 
 
 class Bench:
@@ -103,7 +102,7 @@ class Bench:
         if len(points) > 1:
             raise ConfigError(f"--layer {','.join(str(point.layer) for point in points)}: give one layer here")
         asked = points[0] if points else None
-        found = load_dictionary(
+        named_sae = load_dictionary(
             named or self.run.newest_sae(asked, self.next("train")),
             self.run,
             model=shown_name(self.config.model),
@@ -115,12 +114,13 @@ class Bench:
             allow_pickle=getattr(self.config, "allow_pickle", False),
             progress=self.progress,
         )
-        if found.provenance.weights and found.provenance.model != shown_name(self.config.model):
-            self.require_same_model(found)
+        trained_on = named_sae.provenance.model
+        if named_sae.provenance.weights and trained_on != shown_name(self.config.model):
+            self.require_same_model(named_sae)
             self.progress.say(
-                f"{found.folder.name} was trained on {found.provenance.model}, and {self.config.model} has its weights"
+                f"{named_sae.folder.name} was trained on {trained_on}, and {self.config.model} has its weights"
             )
-        return found
+        return named_sae
 
     def require_same_model(self, named: NamedSAE) -> None:
         """The loaded model is as wide as the SAE reads, and has the weights it was trained on where those are known.
@@ -153,15 +153,6 @@ class Bench:
         if words := unreached(self.lm, named.point):
             self.progress.say(words)
 
-    def open_run(self) -> None:
-        """Make the folder a run of this model, or see that it is one."""
-        self.run.open(self.config.model, self.lm.weights, opening=self.lm.opening.to_json())
-
-    @property
-    def public_model(self) -> str:
-        """The model's name for what others will read; nothing for a folder of this machine."""
-        return "" if Path(self.config.model).expanduser().exists() else self.config.model
-
     def selection(self, named: Path | None, sae: Path) -> Path:
         """The selection file that was named, else the newest made for this SAE."""
         return named or self.run.newest_selection(sae, self.next("features"))
@@ -191,7 +182,10 @@ class Bench:
             words: What the command takes beside its settings.
         """
         config, known = self.config, catalogue_of(self.config)
-        kind = _kind(command, known)
+        composed = {"features": features_config, "eval": eval_config}
+        plain = (CollectConfig, TrainConfig, GenerateConfig, ReportConfig, PushConfig)
+        kinds = {kind.__name__.lower().removesuffix("config"): kind for kind in plain}
+        kind: type[ModelConfig] = composed[command](known) if command in composed else kinds[command]
         recorded = {name for name, said in described(CollectConfig).items() if "shards" in said.decides}
         named = [name for name in described(kind) if name in config.spelled - recorded - _NOT_REPEATED]
         flags = {name: getattr(config, name) for name in ("model", "run_dir", *named)}
@@ -199,31 +193,18 @@ class Bench:
             flags["layer"] = flags["layer"][:1]
         if hasattr(kind, "catalogue") and known.plugins:
             flags["plugin"] = ",".join(name for name, _ in known.plugins)
-        said = [_flag(name, value) for name, value in flags.items() if value is not None]
+        said = []
+        for name, value in flags.items():
+            if isinstance(value, bool):
+                said.append(f"--{name}" if value else f"--no_{name}")
+            elif value is not None:
+                text = shlex.quote(shown(value))
+                said.append(f"--{name}={text}" if text.startswith("-") else f"--{name} {text}")  # or -3 is a flag
         return " ".join(["sae-forge", command, *map(shlex.quote, words), *said])
 
 
 _NOT_REPEATED = frozenset({"fresh", "resume"})
 _OF_SEVERAL_LAYERS = ("collect", "train")
-
-
-def _kind(command: str, known: Catalogue) -> type[ModelConfig]:
-    """The settings of a command."""
-    match command:
-        case "features":
-            return features_config(known)
-        case "eval":
-            return eval_config(known)
-        case _:
-            alone = (CollectConfig, TrainConfig, GenerateConfig, ReportConfig, PushConfig)
-            return next(kind for kind in alone if kind.__name__.lower() == f"{command}config")
-
-
-def _flag(name: str, value: Any) -> str:
-    if isinstance(value, bool):
-        return f"--{name}" if value else f"--no_{name}"
-    text = shlex.quote(shown(value))
-    return f"--{name}={text}" if text.startswith("-") else f"--{name} {text}"
 
 
 def device_of(name: str) -> str:

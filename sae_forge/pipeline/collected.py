@@ -4,7 +4,7 @@ A preset or a default yields to what is there. A setting that the user spelled o
 a corpus that is missing, or the verb ends naming the setting.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -59,22 +59,21 @@ def note(run: Run, shards: Sequence[ShardReader]) -> None:
         run.plan_corpora(reader.folder.parent.name for reader in shards)
 
 
-def require_same_weights(bench: Bench, shards: Sequence[ShardReader]) -> None:
-    """Refuse activations of another model than the one at work, as a place that runs share may hold them.
+def require_same_weights(
+    shards: Sequence[ShardReader], weights_as: Callable[[str], str], name: str, advice: str
+) -> None:
+    """Refuse activations of another model than the one called ``name``, where that is known.
+
+    Args:
+        weights_as: That model's weights, named as those of a folder are.
 
     Raises:
         ShardError: names the folder and both models.
     """
     for reader in shards:
         there = reader.fingerprint
-        weights.require_same(
-            there.weights,
-            bench.lm.weights_as(there.weights),
-            f"{reader.folder} was collected from {there.model}",
-            bench.lm.name,
-            kind=ShardError,
-            advice="name that model, or another --run_dir and --shards_dir",
-        )
+        made = f"{reader.folder} was collected from {there.model}"
+        weights.require_same(there.weights, weights_as(there.weights), made, name, kind=ShardError, advice=advice)
 
 
 def require_spelled(config: CollectConfig, shards: Sequence[ShardReader]) -> None:
@@ -83,8 +82,12 @@ def require_spelled(config: CollectConfig, shards: Sequence[ShardReader]) -> Non
     Raises:
         ShardError: names the folder, the setting and both values.
     """
+    spelled = [name for name in _KEPT if name in config.spelled and getattr(config, name) != "auto"]
     for reader in shards:
-        for name, asked, there in (*_settings(config, reader), *_source(config, reader), *_arithmetic(config, reader)):
+        # more tokens than there are is no contradiction: they are collected
+        named = [name for name in spelled if name != "max_tokens" or _source_of_more(config, reader) is None]
+        kept = [(name, getattr(config, name), getattr(reader.fingerprint, _KEPT[name])) for name in named]
+        for name, asked, there in (*kept, *_source(config, reader), *_arithmetic(config, reader)):
             if asked != there:
                 raise ShardError(
                     f"{reader.folder} was collected under other settings: --{name} expected {asked!r}, "
@@ -135,14 +138,8 @@ def _of(config: CollectConfig, role: str) -> tuple[str, ...]:
     return tuple(filter(None, (config.forget,) if role == "forget" else config.retain))
 
 
-def _settings(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
-    named = [name for name in _KEPT if name in config.spelled and getattr(config, name) != "auto"]
-    if _source_of_more(config, reader) is not None:  # it is collected
-        named.remove("max_tokens")
-    return [(name, getattr(config, name), getattr(reader.fingerprint, _KEPT[name])) for name in named]
-
-
 def _source(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
+    """Flag, sources asked for, and the folder's own, where it is none of them."""
     role, source = reader.fingerprint.role, reader.fingerprint.source
     if role not in config.spelled or role == REFUSAL:
         return []
@@ -159,6 +156,7 @@ def _source(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, 
 
 
 def _arithmetic(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, Any]]:
+    """Flag, value asked for and value noted beside the shards: a fingerprint does not say what computed them."""
     named = [name for name in ("dtype", "quantize") if name in config.spelled and getattr(config, name) != "auto"]
     if not named:
         return []

@@ -56,7 +56,15 @@ def doctor(model: str | None, run_dir: Path | None, tokens: int) -> Outcome:
     run = Run(run_dir or CHECKPOINTS)
     memory, device = _memory()
     disk = shutil.disk_usage(_standing(run.folder)).free
-    holds = _holds(memory, disk, tokens)
+    room = memory * HEADROOM
+    holds = {
+        "parameters": {dtype: int(room / size) for dtype, size in MODEL_BYTES.items()},
+        "shards": {  # in bf16
+            str(width): {"bytes": tokens * (2 * width + ROW_BYTES), "tokens": disk // (2 * width + ROW_BYTES)}
+            for width in WIDTHS
+        },
+        "latents": {str(width): int(room / (2 * width * TRAINING_BYTES)) for width in WIDTHS},  # encoder and decoder
+    }
     access = [] if model is None else [_access(model)]
     lines = [*_software(), *_places(run.folder), *access, *_told(holds, device, tokens)]
     wrong = [line for line in lines if line.wrong]
@@ -86,10 +94,10 @@ def doctor(model: str | None, run_dir: Path | None, tokens: int) -> Outcome:
 
 def _software() -> Iterator[_Line]:
     yield _Line("sae_forge", f"{sae_forge.__version__}, Python {platform.python_version()}, {platform.machine()}")
-    found = {name: _version(name) for name in LIBRARIES}
-    for pair in (LIBRARIES[:3], LIBRARIES[3:]):
-        yield _Line("libraries" if pair == LIBRARIES[:3] else "", ", ".join(f"{name} {found[name]}" for name in pair))
-    if absent := [name for name, number in found.items() if number is None]:
+    versions = {name: _version(name) for name in LIBRARIES}
+    for topic, some in (("libraries", LIBRARIES[:3]), ("", LIBRARIES[3:])):
+        yield _Line(topic, ", ".join(f"{name} {versions[name]}" for name in some))
+    if absent := [name for name, number in versions.items() if number is None]:
         yield _Line("", f"{', '.join(absent)} missing: pip install sae-forge", wrong=True)
     extras = _extras()
     for state, words in ((True, "extras"), (False, "without")):
@@ -140,18 +148,6 @@ def _memory() -> tuple[int, str]:
     except (OSError, ValueError):  # no Linux: all there is
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return free, f"CPU, {os.cpu_count()} cores"
-
-
-def _holds(memory: int, disk: int, tokens: int) -> dict[str, Any]:
-    room = memory * HEADROOM
-    return {
-        "parameters": {dtype: int(room / size) for dtype, size in MODEL_BYTES.items()},
-        "shards": {
-            str(width): {"bytes": tokens * (2 * width + ROW_BYTES), "tokens": disk // (2 * width + ROW_BYTES)}
-            for width in WIDTHS
-        },
-        "latents": {str(width): int(room / (2 * width * TRAINING_BYTES)) for width in WIDTHS},
-    }
 
 
 def _told(holds: dict[str, Any], device: str, tokens: int) -> Iterator[_Line]:

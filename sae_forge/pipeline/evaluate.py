@@ -38,7 +38,13 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     config = bench.settle(config)
     named = bench.sae(config.sae)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
-    rivals, also = _rivals(config, bench, named), _steered(config, named, selection, bench.progress)
+    rivals: list[Selection] = []
+    also: list[Edit] = []
+    if config.compare_selections:  # with every one made for this SAE
+        paths = sorted(bench.run.selections(named.folder).glob("*.json"))
+        rivals = [Selection.load(path, weights=named.weights) for path in paths]
+    if config.steering is not None:
+        also = [_steered(config.steering, config, named, selection, bench.progress)]
     identity = _identity(config, [selection, *rivals], named.provenance)
     folder = bench.run.evals(named.folder) / files.short_hash(identity)
     if (folder / REPORT_FILE).exists() and not config.starts_over:
@@ -57,6 +63,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         for picture in gallery.of_report(report):
             files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report))
         _export(measured, named, folder)
+        # the report last, since its presence says that the rest is whole; what it was made of may go only then
         measured.save(folder)
         discard(folder)
     bench.run.note(folder)
@@ -76,25 +83,15 @@ def _verdict(named: NamedSAE) -> Verdict | None:
     return None if trained is None or not trained.steps else trained.verdict
 
 
-def _rivals(config: EvalConfig, bench: Bench, named: NamedSAE) -> list[Selection]:
-    """Every selection made for this SAE, if they are to be compared."""
-    if not config.compare_selections:
-        return []
-    paths = sorted(bench.run.selections(named.folder).glob("*.json"))
-    return [Selection.load(path, weights=named.weights) for path in paths]
-
-
-def _steered(config: EvalConfig, named: NamedSAE, selection: Selection, progress: Progress) -> list[Edit]:
-    """The edit that a steering CSV says, if one was given."""
-    if config.steering is None:
-        return []
-    table = read_steering_csv(config.steering)
+def _steered(path: Path, config: EvalConfig, named: NamedSAE, selection: Selection, progress: Progress) -> Edit:
+    """The edit that a steering CSV says."""
+    table = read_steering_csv(path)
     table.require_sae(named.name)
     norm = None if config.keep_sinks else selection.sink_norm
     if "tokens" in config.spelled:
-        return [Edit(named.point, named.sae, table.intervention(config.tokens), norm)]
-    progress.say(f"{config.steering} edits special tokens too, as the tool it is from; --tokens real spares them")
-    return [Edit(named.point, named.sae, table.intervention(), norm)]
+        return Edit(named.point, named.sae, table.intervention(config.tokens), norm)
+    progress.say(f"{path} edits special tokens too, as the tool it is from; --tokens real spares them")
+    return Edit(named.point, named.sae, table.intervention(), norm)
 
 
 def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
@@ -111,52 +108,51 @@ def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
 
 def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: Provenance) -> dict[str, Any]:
     """All that decides the numbers: settings, the files they name, the selections and the model by their content."""
-    tasks = [task.settings for task in catalogue_of(config).tasks if task.settings is not None]
+    parts = [task.settings for task in catalogue_of(config).tasks]
+    brought = [part for part in parts if part is not None and not issubclass(EvalConfig, part)]
     items = config.items("report")
-    # in the order of the tasks that ask them: an order by name would change with the name of a new setting
-    names = dict.fromkeys((*(name for settings in tasks for name in described(settings)), *items))
+    # what tasks bring in the order of the table, then the command's own: a new task changes the order of no other's
+    names = dict.fromkeys((*(name for part in brought for name in sorted(described(part))), *sorted(items)))
+    asked = {}
+    if config.tasks:  # a task that a file describes counts by the content of that file and of those it names
+        chosen = zip(dict.fromkeys(config.tasks), choices(config.tasks, catalogue_of(config).tasks), strict=True)
+        asked["tasks"] = [[corpus_identity(name), *map(corpus_identity, one.items)] for name, one in chosen]
     return {
         "settings": _deciding(config),
         "items": [corpus_identity(source) for name in names for source in items.get(name, ())],
         "selections": [selection.without_snippets().to_json() for selection in selections],
         "steering": None if config.steering is None else files.file_sha256(config.steering),
         "model": provenance.weights,
-        **({"tasks": _chosen(config)} if config.tasks else {}),
+        **asked,
         **({"plugins": plugins} if (plugins := catalogue_of(config).plugins) else {}),
     }
 
 
 def _deciding(config: EvalConfig) -> dict[str, Any]:
-    """The settings that decide the report; those of wrappers and of younger tasks decide nothing unless named."""
+    """The settings that decide the report; those of wrappers and of younger tasks decide nothing unless named.
+
+    So a report is found again by a version that has more of these than the one that made it.
+    """
     known, idle, counted = catalogue_of(config), set(), set(described(EvalConfig))
     for one in (*known.methods, *known.tasks):
-        if (part := one.settings) is not None:
-            is_idle = one.name not in config.methods if isinstance(one, Wrapper) else _unnamed(one.name, part, config)
-            (idle if is_idle else counted).update(described(part))
+        if (part := one.settings) is None:
+            continue
+        own = described(part)
+        if isinstance(one, Wrapper):
+            is_idle = one.name not in config.methods
+        else:
+            match getattr(part, "decides_when", "always"):
+                case "named":
+                    items = [name for name, said in own.items() if said.setting.names_items]
+                    is_idle = not any(getattr(config, name) for name in items)
+                case "chosen":
+                    is_idle = not config.tasks
+                case "method":
+                    is_idle = not {one.name, "all"} & set(config.methods)
+                case _:
+                    is_idle = False
+        (idle if is_idle else counted).update(own)
     said = described(type(config))
     idle -= counted
     idle |= {name for name, one in said.items() if one.setting.younger and getattr(config, name) == one.default}
     return {name: value for name, value in config.deciding("report").items() if name not in idle}
-
-
-def _unnamed(name: str, part: type, config: EvalConfig) -> bool:
-    """Whether settings decide only where they, ``--tasks`` or ``--methods`` name something, and nothing is named."""
-    items = [setting for setting, said in described(part).items() if said.setting.names_items]
-    match getattr(part, "decides_when", "always"):
-        case "named":
-            return not any(getattr(config, setting) for setting in items)
-        case "chosen":
-            return not config.tasks
-        case "method":
-            return not {name, "all"} & set(config.methods)
-        case _:
-            return False
-
-
-def _chosen(config: EvalConfig) -> list[Any]:
-    """The tasks that are named, those that a file describes by its content and that of their own files."""
-    chosen = choices(config.tasks, catalogue_of(config).tasks)
-    return [
-        [corpus_identity(name), *map(corpus_identity, one.items)]
-        for name, one in zip(dict.fromkeys(config.tasks), chosen, strict=True)
-    ]

@@ -8,7 +8,7 @@ from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.data.sinks import census
 from sae_forge.data.texts.sources import corpus_identity, told_apart
-from sae_forge.errors import DataError, ShardError
+from sae_forge.errors import DataError
 from sae_forge.features.choices import answers
 from sae_forge.features.identity import file_name, method_names
 from sae_forge.features.methods.method import adapted, table_of
@@ -18,11 +18,11 @@ from sae_forge.features.tables import COMPARED, comparison, table
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.attribution import asking
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_spelled
+from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_same_weights, require_spelled
 from sae_forge.results.sheets import Sheet
 from sae_forge.sae.named import NamedSAE
 from sae_forge.show.gallery import FREQUENCIES, Frequencies
-from sae_forge.store import files, weights
+from sae_forge.store import files
 
 SHOWN = 20
 """Rows of the printed table; the file holds them all."""
@@ -105,9 +105,16 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
     wanted = missing(config, shards)
     if config.forget and not _in_role("forget", shards):
         wanted = [*wanted, ("forget", config.forget)]
-    wanted += _begun_retain(config, bench, shards)
-    if not shards:  # as after training on windows, which leaves none
-        config = _read_as_trained(config, named)
+    # text to keep is collected unasked where no activations are there, or where that was begun
+    begun = set(bench.run.corpora) - {reader.folder.parent.name for reader in shards}
+    sources = [source for source in config.retain if source]
+    for source, name in zip(sources, told_apart(sources), strict=True):
+        if not shards or f"retain-{name}" in begun:
+            wanted.append(("retain", source))
+    if not shards:  # as after training on windows, which leaves none: text is packed as it was for the SAE
+        known = {"ctx_len": named.provenance.ctx_len or None, "bos": named.provenance.bos or None}
+        given = {name: value for name, value in known.items() if value is not None and name not in config.spelled}
+        config = replace(config, **given)
     if config.refusal_text and _refusal(config.refusal_text, shards) is None:
         wanted = [*wanted, (REFUSAL, config.refusal_text)]
     if wanted:
@@ -116,7 +123,8 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
         bench.progress.say(f"not all that was asked for of {names} is collected at {point}: collecting first")
         gather(wanted, point, config, bench, shards)
         shards = readers(bench.run, point)
-    _require_same_weights(shards, named)
+    trained_on, advice = named.provenance.weights, "collect with that model, or name an SAE of this one"
+    require_same_weights(shards, lambda _: trained_on, f"the model of {named.name}", advice)
     forget = _in_role("forget", shards)
     if not forget:
         raise DataError(
@@ -128,35 +136,6 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
         raise DataError(f"{bench.run.folder} holds several forget corpora at {point} ({names}); keep one a run folder")
     refusal = _refusal(config.refusal_text, shards) if config.refusal_text else None
     return _Corpora(next(iter(forget.values())), _in_role("retain", shards), refusal)
-
-
-def _require_same_weights(shards: Sequence[ShardReader], named: NamedSAE) -> None:
-    """Refuse activations of another model than the SAE was trained on, where that is known."""
-    for reader in shards:
-        weights.require_same(
-            reader.fingerprint.weights,
-            named.provenance.weights,
-            f"{reader.folder} was collected from {reader.fingerprint.model}",
-            f"the model of {named.name}",
-            kind=ShardError,
-            advice="collect with that model, or name an SAE of this one",
-        )
-
-
-def _begun_retain(config: FeaturesConfig, bench: Bench, shards: Sequence[ShardReader]) -> list[tuple[str, str]]:
-    """Text to keep that is collected unasked: where no activations are there, or where that was begun."""
-    there = {reader.folder.parent.name for reader in shards}
-    sources = [source for source in config.retain if source]
-    names = {source: f"retain-{name}" for source, name in zip(sources, told_apart(sources), strict=True)}
-    begun = set(bench.run.corpora) - there
-    return [("retain", source) for source, name in names.items() if not shards or name in begun]
-
-
-def _read_as_trained(config: FeaturesConfig, named: NamedSAE) -> FeaturesConfig:
-    """The config that packs text as it was for the SAE, but for what was spelled out."""
-    known = {"ctx_len": named.provenance.ctx_len or None, "bos": named.provenance.bos or None}
-    given = {name: value for name, value in known.items() if value is not None and name not in config.spelled}
-    return replace(config, **given)
 
 
 def _in_role(role: str, shards: Sequence[ShardReader]) -> dict[str, ShardReader]:

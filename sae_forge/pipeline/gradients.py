@@ -70,11 +70,20 @@ def iter_gradients(
 def _gradients(lm: LanguageModel, point: HookPoint, chunk: Sequence[Known]) -> Iterator[tuple[Tensor, Tensor]]:
     """Activation and gradient of each context; where options run in rows of their own, the rows' gradients add up."""
     rows: list[tuple[int, ...]] = []
-    terms: list[tuple[int, int, int, float]] = []
+    terms: list[tuple[int, int, int, float]] = []  # row, position, token, weight
     owned: list[tuple[int, int]] = []
     for known in chunk:
-        first = len(rows)
-        rows += _add_terms(known, first, terms)
+        item, first = known.encoded, len(rows)
+        # of a letter's two spellings the first is differentiated: they are neighbours among the targets
+        options = item.targets[:: len(item.targets) // len(known.question.choices)]
+        apart = any(len(target) > 1 for target in options)  # then each option runs in a row of its own
+        for option, target in enumerate(options):
+            # 1 for the right option and together -1 for the others, so that log-probs serve as logits would:
+            # what the softmax subtracts from all of them cancels
+            weight = 1.0 if option == known.question.answer else -1 / (len(options) - 1)
+            for step, token in enumerate(target):
+                terms.append((first + option * apart, len(item.context) - 1 + step, token, weight))
+        rows += [(*item.context, *target[:-1]) for target in options] if apart else [item.context]
         owned.append((first, len(rows)))
     token_ids, _ = pad(rows, lm.pad_id, left=False)
     attended = torch.ones_like(token_ids)  # padding comes last, where no token sees it; masked, it could give NaN
@@ -92,22 +101,6 @@ def _gradients(lm: LanguageModel, point: HookPoint, chunk: Sequence[Known]) -> I
         yield tapped[-1][first, :length].detach(), gradient[first:end, :length].sum(0)
 
 
-def _add_terms(known: Known, first: int, terms: list[tuple[int, int, int, float]]) -> list[tuple[int, ...]]:
-    """The rows that one question takes; what is read off them is added to ``terms``: row, position, token, weight.
-
-    The weights are 1 for the right option and together -1 for the others, so log-probs serve as logits would.
-    """
-    item, right = known.encoded, known.question.answer
-    spellings = len(item.targets) // len(known.question.choices)
-    options = item.targets[::spellings]
-    apart = any(len(target) > 1 for target in options)
-    for option, target in enumerate(options):
-        weight = 1.0 if option == right else -1 / (len(options) - 1)
-        row = first + option * apart
-        terms += [(row, len(item.context) - 1 + step, token, weight) for step, token in enumerate(target)]
-    return [(*item.context, *target[:-1]) for target in options] if apart else [item.context]
-
-
 def asked_places(lm: LanguageModel, known: Known, scoring: Scoring) -> list[int]:
     """Places in the context of the words of question and options.
 
@@ -122,10 +115,12 @@ def asked_places(lm: LanguageModel, known: Known, scoring: Scoring) -> list[int]
 
     ids = ids_until(len(prompt.rstrip()))
     front = bos_ids(lm)
+    # the context has BOS in front, and the ids of a chat may bring it along
     shift = len(front) if ids[: len(front)] != front else 0
     places: list[int] = []
     for number, (start, end) in enumerate(_spans(lm, known.question, prompt)):
         skipped = 1 if number == 0 else 0
+        # a token belongs to a span if the text up to its end begins alike: merges across the seam are left out
         tokens = range(_shared(ids, ids_until(start)) + skipped, _shared(ids, ids_until(end)))
         places += [shift + token for token in tokens if shift + token < len(known.encoded.context)]
     return places
@@ -134,24 +129,22 @@ def asked_places(lm: LanguageModel, known: Known, scoring: Scoring) -> list[int]
 def _spans(lm: LanguageModel, question: Question, prompt: str) -> list[tuple[int, int]]:
     """Where question and options stand in the prompt, in characters, without punctuation at their ends."""
     asked = question.question.strip()
-    if prompt.strip() == asked:
-        return [_trimmed(prompt, prompt.index(asked), len(prompt))]
-    listed = options_of(question).rstrip()
-    start = prompt.rfind(f"{asked}\n{listed}")
-    if start < 0:
-        raise ConfigError(f"the chat template of {lm.name} rewrites questions, so their words cannot be found in it")
-    cursor = start + len(asked) + 1
-    last = cursor + len(listed)
-    spans = [(start, cursor - 1)]
-    for letter, choice in zip(LETTERS, question.choices, strict=False):
-        end = min(cursor + len(f"{letter}. {choice}"), last)
-        spans.append((cursor + len(f"{letter}. "), end))
-        cursor = end + 1
-    return [_trimmed(prompt, *span) for span in spans]
-
-
-def _trimmed(prompt: str, start: int, end: int) -> tuple[int, int]:
-    return start, start + len(prompt[start:end].rstrip(TRAILING))
+    if prompt.strip() == asked:  # cloze: options are not listed
+        spans = [(prompt.index(asked), len(prompt))]
+    else:
+        listed = options_of(question).rstrip()
+        # the last place, since the same words may stand in examples before it
+        start = prompt.rfind(f"{asked}\n{listed}")
+        if start < 0:
+            raise ConfigError(f"the chat template of {lm.name} rewrites questions, so their words are not found in it")
+        cursor = start + len(asked) + 1
+        last = cursor + len(listed)
+        spans = [(start, cursor - 1)]
+        for letter, choice in zip(LETTERS, question.choices, strict=False):
+            end = min(cursor + len(f"{letter}. {choice}"), last)
+            spans.append((cursor + len(f"{letter}. "), end))
+            cursor = end + 1
+    return [(start, start + len(prompt[start:end].rstrip(TRAILING))) for start, end in spans]
 
 
 def _shared(one: Sequence[int], other: Sequence[int]) -> int:

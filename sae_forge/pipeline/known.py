@@ -54,15 +54,20 @@ def as_collected(config: ConfigT, run: Run, progress: Progress) -> ConfigT:
     What was spelled out and is another is said. Text that is gone is said and left out.
     """
     kind = type(config)
-    recorded = {name: value for name, value in _settings(run, kind).items() if getattr(config, name) != value}
-    found = {name: value for name, value in recorded.items() if name not in config.spelled}
+    own = [record["settings"] for _, record in _records(run) if isinstance(record.get("settings"), dict)]
+    first = own[0] if own else {}
+    # what folders of shards disagree on is no property of the run
+    agreed = [name for name in described(kind) if name in first and all(one.get(name) == first[name] for one in own)]
+    recorded = {name: parse_value(kind, name, first[name]) for name in agreed}
+    others = {name: value for name, value in recorded.items() if getattr(config, name) != value}
+    taken = {name: value for name, value in others.items() if name not in config.spelled}
     if not config.starts_over:
-        for name in sorted(recorded.keys() - found.keys()):
-            asked, was = shown(getattr(config, name)), shown(recorded[name])
+        for name in sorted(others.keys() - taken.keys()):
+            asked, was = shown(getattr(config, name)), shown(others[name])
             progress.say(f"--{name} {asked}: {run.folder} was collected with {was}")
     if isinstance(config, CollectConfig):
-        found |= _sources(config, texts_of(run), progress)
-    return replace(config, **found) if found else config
+        taken |= _sources(config, texts_of(run), progress)
+    return replace(config, **taken) if taken else config
 
 
 def texts_of(run: Run) -> list[Text]:
@@ -70,18 +75,24 @@ def texts_of(run: Run) -> list[Text]:
 
     So texts of one name get the folders again that they were told apart by, since only the first has none before it.
     """
-    found: dict[str, Text] = {}
+    texts: dict[str, Text] = {}
     for name, record in _records(run):
         identity = str(record.get("corpus", ""))
         content = identity.partition(" xxh3:")[0]
+        # an identity without a hash is a name that can be read from anywhere: of the Hub, or built in
         readable = builtin.is_builtin(identity) or content == identity
-        found[name] = Text(str(record.get("role", "")), identity, (content,) if readable else ())
+        texts[name] = Text(str(record.get("role", "")), identity, (content,) if readable else ())
     for name, noted in run.texts.items():
-        places = [str(run.logs.resolve() / place) if place.startswith("..") else place for place in noted.places]
-        text = Text(noted.role, noted.identity, tuple(map(_short, places)))
-        if found.get(name, text).identity == text.identity:
-            found[name] = text
-    return [found[name] for name in sorted(found, key=lambda name: (len(name), name))]
+        places = []
+        for place in noted.places:
+            source = str(run.logs.resolve() / place) if place.startswith("..") else place
+            if _is_there(source) and not builtin.is_builtin(source):  # as one would write it in this working directory
+                source = one_spelling(named(source).place) + named(source).said
+            places.append(source)
+        text = Text(noted.role, noted.identity, tuple(places))
+        if texts.get(name, text).identity == text.identity:  # the shards say what was collected, notes only where from
+            texts[name] = text
+    return [texts[name] for name in sorted(texts, key=lambda name: (len(name), name))]
 
 
 def _is_there(source: str) -> bool:
@@ -91,17 +102,9 @@ def _is_there(source: str) -> bool:
         return False
 
 
-def _short(source: str) -> str:
-    """A source as one would write it in this working directory."""
-    if not _is_there(source) or builtin.is_builtin(source):
-        return source
-    meant = named(source)
-    return one_spelling(meant.place) + meant.said
-
-
 def _sources(config: CollectConfig, texts: Sequence[Text], progress: Progress) -> dict[str, Any]:
     """Forget and retain text of the run for a config that names none, and what of it cannot be read again."""
-    found: dict[str, Any] = {}
+    of_role: dict[str, Any] = {}
     for role in ROLES:
         own = [text for text in texts if text.role == role]
         if role in config.spelled or not own:
@@ -114,16 +117,8 @@ def _sources(config: CollectConfig, texts: Sequence[Text], progress: Progress) -
                 if source is None:
                     progress.say(text.lost())
         readable = tuple(source for source in sources if source is not None)
-        found[role] = readable if role == "retain" else next(iter(readable), None)
-    return found
-
-
-def _settings(run: Run, kind: type[ModelConfig]) -> dict[str, Any]:
-    """Settings of ``collect`` that every folder of shards agrees on, as far as this kind of config has them."""
-    own = [record["settings"] for _, record in _records(run) if isinstance(record.get("settings"), dict)]
-    first = own[0] if own else {}
-    agreed = [name for name in described(kind) if name in first and all(one.get(name) == first[name] for one in own)]
-    return {name: parse_value(kind, name, first[name]) for name in agreed}
+        of_role[role] = readable if role == "retain" else next(iter(readable), None)
+    return of_role
 
 
 def _records(run: Run) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_forge.config.model import ModelConfig, plain, shown
 from sae_forge.results.pooled import Pooled, pool, pooled
-from sae_forge.results.report import Cell, Change, Report, Row
+from sae_forge.results.report import Report
 from sae_forge.results.sheets import Sheet
 from sae_forge.results.words import interval, label, spaced
 from sae_forge.settings import Preset, settings_for
@@ -69,31 +69,33 @@ def _rows(entry: Mapping[str, Any], measured: Sequence[Pooled]) -> Iterator[tupl
 
 def _holds(settings: Mapping[str, Any], wanted: Mapping[str, Any]) -> bool:
     """Whether a measurement was made at all the settings that are wanted; others it has do not matter."""
-    return all(name in settings and _same(settings[name], value) for name, value in wanted.items())
-
-
-def _same(value: Any, wanted: Any) -> bool:
-    numbers = isinstance(value, int | float) and isinstance(wanted, int | float)
-    return math.isclose(value, wanted, rel_tol=1e-6) if numbers else value == wanted
+    for name, value in wanted.items():
+        given = settings.get(name)
+        if isinstance(given, int | float) and isinstance(value, int | float):
+            same = math.isclose(given, value, rel_tol=1e-6)
+        else:
+            same = name in settings and given == value
+        if not same:
+            return False
+    return True
 
 
 def _measured(twin: Pooled, measure: str, place: str) -> Estimate | None:
-    """The estimate of one published measure; None where there is none.
+    """The estimate of one published measure, over the seeds of its rows; None where there is none.
 
     ``place`` is a role (forget, neighbour, retain), all its domains pooled, or the name of one domain.
     """
     if measure == "alignment":
         return pool(row.change.alignment for row in twin.rows if row.change is not None)
     ending = next((one for one in CHANGES if measure.endswith(one)), "")
-    rows = [row.change if ending else row for row in twin.rows]
-    return pool(_estimate(row, measure.removesuffix(ending), place) for row in rows if row is not None)
-
-
-def _estimate(row: Row | Change, measure: str, place: str) -> Estimate | None:
-    """By role or else by domain; what stands under a heading goes by the place, or by measure and place."""
-    nothing = Cell(estimates={})
-    cells = row.roles.get(place, nothing).estimates, row.domains.get(place, nothing).estimates
-    under = [(row.groups.get(measure, {}), place)]
-    under += [(group, f"{measure}_{place}" if place else measure) for group in row.groups.values()]
-    placed = [(estimates, measure) for estimates in cells]
-    return next((estimates[key] for estimates, key in (*placed, *under) if key in estimates), None)
+    measure, estimates = measure.removesuffix(ending), []
+    for row in twin.rows:
+        if (said := row.change if ending else row) is None:
+            continue
+        cells = (said.roles.get(place), said.domains.get(place))
+        placed = [(cell.estimates, measure) for cell in cells if cell is not None]
+        # what stands under a heading goes by the place alone where it is called as its heading, else by both
+        under = [(said.groups.get(measure, {}), place)]
+        under += [(group, f"{measure}_{place}" if place else measure) for group in said.groups.values()]
+        estimates.append(next((of[key] for of, key in (*placed, *under) if key in of), None))
+    return pool(estimates)

@@ -24,7 +24,9 @@ def report(config: ReportConfig, bench: Bench) -> Outcome:
     if not saes:
         raise DataError(f"{bench.run.folder} holds no SAE to report on; make one with: {bench.next('train')}")
     path = bench.run.folder / "report.html"
-    write_page(path, bench.public_model, [_section(sae, bench) for sae in saes])
+    model = bench.config.model
+    named_for_all = "" if Path(model).expanduser().exists() else model  # a folder's name says nothing to others
+    write_page(path, named_for_all, [_section(sae, bench) for sae in saes])
     return Outcome(
         run=bench.run,
         outputs={"page": path},
@@ -44,30 +46,22 @@ def _section(sae: Path, bench: Bench) -> Section:
     if selection:
         drawn[selection.with_suffix(".png")] = gallery.FREQUENCIES.caption
     pictures = {caption: path.read_bytes() for path, caption in drawn.items() if path.exists()}
-    steps = _steps(bench, sae)
+    log = bench.run.logs / f"train-{sae.parent.name}-{sae.name}.jsonl"
+    try:
+        steps = [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+    except ValueError as error:
+        raise DataError(f"{log} is not a log of training: {error}; delete it to report without its curves") from error
     if gallery.TRAINING.when(steps):
         pictures[gallery.TRAINING.caption] = gallery.TRAINING.draw(steps)
+    configs = {"train": sae / "config.json"} | ({"eval": evaluated / "config.json"} if evaluated else {})
     return Section(
         title=f"{sae.parent.name} {sae.name}",
         train=_read(sae / "report.json") if (sae / "report.json").exists() else _read(sae / POINTER),
         selection=Selection.load(selection) if selection else None,
         report=measured,
         pictures=pictures,
-        settings=_settings(sae, evaluated),
+        settings={verb: _read(path) for verb, path in configs.items() if path.exists()},
     )
-
-
-def _settings(sae: Path, evaluated: Path | None) -> dict[str, Any]:
-    paths = {"train": sae / "config.json"} | ({"eval": evaluated / "config.json"} if evaluated else {})
-    return {verb: _read(path) for verb, path in paths.items() if path.exists()}
-
-
-def _steps(bench: Bench, sae: Path) -> list[dict[str, Any]]:
-    log = bench.run.logs / f"train-{sae.parent.name}-{sae.name}.jsonl"
-    try:
-        return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
-    except ValueError as error:
-        raise DataError(f"{log} is not a log of training: {error}; delete it to report without its curves") from error
 
 
 def _read(path: Path) -> Any:

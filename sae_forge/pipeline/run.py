@@ -21,7 +21,6 @@ from sae_forge.pipeline.report import report
 from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
 from sae_forge.results.report import load_report
-from sae_forge.results.sheets import Sheet
 from sae_forge.settings import presets
 from sae_forge.study.sweep import require_possible
 from sae_forge.training.architectures.table import architecture_of
@@ -48,6 +47,16 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
         for kind, words in sheet.rows:
             progress.say(f"  {kind}: {words}")
     outcomes = {config.model: _run_one(config, progress) for config in configs}
+    told, sheets = [], []
+    for model, stages in outcomes.items():
+        shown = [stages[name].summary for name in ("train", "features", "eval", "report") if name in stages]
+        told.append("\n".join([model, *shown]))
+        published = published_beside(chosen, load_report(stages["eval"].outputs["report"]))
+        sheets += [
+            replace(sheet, title=f"{model}: {sheet.title}")
+            for sheet in (*stages["eval"].tables, published, *((said[model],) if model in said else ()))
+            if sheet.rows
+        ]
     last = Bench(configs[-1], progress)
     return Outcome(
         run=last.run,
@@ -57,17 +66,8 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
             for name, path in stages["report"].outputs.items()
         },
         metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in outcomes.items()},
-        summary="\n\n".join(_summary(model, stages) for model, stages in outcomes.items()),
-        tables=tuple(
-            _titled(table, model)
-            for model, stages in outcomes.items()
-            for table in (
-                *stages["eval"].tables,
-                published_beside(chosen, load_report(stages["eval"].outputs["report"])),
-                *((said[model],) if model in said else ()),
-            )
-            if table.rows
-        ),
+        summary="\n\n".join(told),
+        tables=tuple(sheets),
         then=_then(configs[-1], last),
     )
 
@@ -84,10 +84,17 @@ def _then(config: RunConfig, bench: Bench) -> str:
 
 
 def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
-    """The outcome of each stage, each working on what the one before it made; the model is loaded once."""
+    """The outcome of each stage, each working on what the one before it made; the model is loaded once.
+
+    Raises:
+        CheckpointError: the SAE that was named does not fit the model.
+    """
     bench = Bench(config, progress)
-    if config.sae is not None:
-        config = _around(config, bench)
+    if config.sae is not None:  # collect where it reads, once it is known to fit the model
+        named = bench.sae(config.sae)
+        bench.require_same_model(named)
+        progress.say(f"{config.model}: no training, the SAE is {named.name}")
+        config = replace(config, sae=str(named.folder), layer=(named.point.layer,), site=named.point.site)
         bench = bench.under(config)
     done: dict[str, Outcome] = {}
 
@@ -119,25 +126,3 @@ def _require_files(config: RunConfig, preset: str | None, needs: Mapping[str, st
                 f"preset {preset} asks the records of {file}, which is not here; make it of {content} (datasets: "
                 "load_dataset, then to_json), or name another file with its flag"
             )
-
-
-def _around(config: RunConfig, bench: Bench) -> RunConfig:
-    """The config that collects where its SAE reads, once that SAE is known to fit the model.
-
-    Raises:
-        CheckpointError: it does not fit.
-    """
-    named = bench.sae(config.sae)
-    bench.require_same_model(named)
-    bench.progress.say(f"{config.model}: no training, the SAE is {named.name}")
-    return replace(config, sae=str(named.folder), layer=(named.point.layer,), site=named.point.site)
-
-
-def _titled(table: Sheet, model: str) -> Sheet:
-    return replace(table, title=f"{model}: {table.title}")
-
-
-def _summary(model: str, stages: dict[str, Outcome]) -> str:
-    return "\n".join(
-        [model, *(stages[name].summary for name in ("train", "features", "eval", "report") if name in stages)]
-    )

@@ -1,6 +1,5 @@
 """``saes``: which released SAEs can be had by name, for a model and a layer."""
 
-from dataclasses import asdict
 from pathlib import Path
 
 from sae_forge.errors import ConfigError
@@ -28,15 +27,23 @@ def saes(
         raise ConfigError(f"--site {site} is unknown; choose one of {', '.join(SITES)}")
     if not directory.is_installed():
         raise ConfigError("the directory of released SAEs is SAELens': pip install sae-forge[saelens]")
-    found = [each for each in directory.entries() if _fits(each, words, model, layer, site)]
-    usable = [each for each in found if not each.reason]
-    rows = tuple(_row(each) for each in sorted(found, key=lambda each: bool(each.reason))[:SHOWN])
-    said = f"{len(found):,} SAEs, {len(usable):,} of which --sae opens by name"
+    fitting = [each for each in directory.entries() if _fits(each, words, model, layer, site)]
+    usable = [each for each in fitting if not each.reason]
+    rows = tuple(
+        (each.name, each.model, str(each.point or ""), each.reason or "a pickle: --allow_pickle" * each.needs_pickle)
+        for each in sorted(fitting, key=lambda each: bool(each.reason))[:SHOWN]
+    )
+    facts = [
+        {"sae": each.name, "place": str(each.reference), "reads": str(each.point) if each.point else None}
+        | {"model": each.model, "reason": each.reason, "needs_pickle": each.needs_pickle}
+        for each in fitting
+    ]
+    said = f"{len(fitting):,} SAEs, {len(usable):,} of which --sae opens by name"
     return Outcome(
         run=Run(CHECKPOINTS),
         outputs={},
-        metrics={"found": len(found), "usable": len(usable), "saes": [_facts(each) for each in found]},
-        summary=f"{said}{f'; the first {SHOWN} are shown' if len(found) > SHOWN else ''}",
+        metrics={"found": len(fitting), "usable": len(usable), "saes": facts},
+        summary=f"{said}{f'; the first {SHOWN} are shown' if len(fitting) > SHOWN else ''}",
         tables=(Sheet("released SAEs", ("--sae", "model", "reads", "to know"), rows),) if rows else (),
         then=f"sae-forge features --model {model or usable[0].model} --sae {usable[0].name} --forget YOUR_TEXT"
         if usable
@@ -53,13 +60,3 @@ def _fits(each: Entry, words: str | None, model: str | None, layer: int | None, 
         and (layer is None or (point is not None and point.layer == layer))
         and (site is None or (point is not None and point.site == site))
     )
-
-
-def _row(each: Entry) -> tuple[str, ...]:
-    known = each.reason or ("a pickle: --allow_pickle" if each.needs_pickle else "")
-    return each.name, each.model, str(each.point or ""), known
-
-
-def _facts(each: Entry) -> dict[str, object]:
-    facts = {name: value for name, value in asdict(each).items() if name in ("model", "reason", "needs_pickle")}
-    return {"sae": each.name, "place": str(each.reference), "reads": str(each.point) if each.point else None} | facts

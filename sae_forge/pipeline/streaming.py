@@ -70,7 +70,12 @@ def windowed(point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[tu
         folder /= files.short_hash(asked)
         windows = WindowPlan.read(folder / PLAN)
         collector = held.enter_context(_Collector(folder, windows, config, bench, jobs))
-        _describe(windows, point, bench)
+        rows, largest = sum(windows.rows), max(windows.rows)
+        row = row_bytes(next(iter(windows.cuts.values())).fingerprint)
+        bench.progress.say(
+            f"plan: {rows:,} tokens at {point}, {rows * row / 1e9:.3f} GB, in {windows.count} windows of up to "
+            f"{largest:,} tokens, {largest * row / 1e9:.3f} GB"
+        )
         stream_of = partial(training_stream, config)
         try:
             yield WindowedStream(windows, collector, batch_size=config.batch_size, stream_of=stream_of), windows
@@ -91,9 +96,6 @@ def training_stream(config: TrainConfig, readers: Sequence[ShardReader], order: 
         shuffle_gb=config.shuffle_gb,
         first_order=order,
     )
-
-
-# ---- plan ---------------------------------------------------------------------------------------
 
 
 def _asked(config: TrainConfig, lm: LanguageModel, jobs: dict[str, Job], point: HookPoint) -> dict[str, Any]:
@@ -127,26 +129,19 @@ def _make_plan(folder: Path, config: TrainConfig, bench: Bench, jobs: dict[str, 
     """Count the real tokens of every forward batch and cut the corpora; once for these settings."""
     if (folder / PLAN).exists():
         return
-    _require_room(config, jobs, point)
-    counts = {name: (job.fingerprints[point], _count(config, bench, job)) for name, job in jobs.items()}
-    least = config.batch_size + math.ceil(MAX_NONFINITE * config.batch_size)  # so many may be dropped as not finite
-    windows = plan_windows(counts, shard_rows=config.shard_rows, most_bytes=_most_bytes(config), least=least)
-    windows.publish(folder / PLAN)
-
-
-def _require_room(config: TrainConfig, jobs: dict[str, Job], point: HookPoint) -> None:
-    """Refuse before the text is read what could not hold a batch of training."""
+    assert config.max_disk_gb is not None
+    most_bytes = int(config.max_disk_gb * 1e9)
+    # refused before the text is read, which may take hours
     row = max(row_bytes(job.fingerprints[point]) for job in jobs.values())
-    if (need := config.batch_size * row) > _most_bytes(config):
+    if (need := config.batch_size * row) > most_bytes:
         raise ConfigError(
             f"--max_disk_gb {config.max_disk_gb:g} holds no batch of {config.batch_size:,} tokens, which takes "
             f"{need / 1e9:.3g} GB; give several times that, or lower --batch_size"
         )
-
-
-def _most_bytes(config: TrainConfig) -> int:
-    assert config.max_disk_gb is not None
-    return int(config.max_disk_gb * 1e9)
+    counts = {name: (job.fingerprints[point], _count(config, bench, job)) for name, job in jobs.items()}
+    least = config.batch_size + math.ceil(MAX_NONFINITE * config.batch_size)  # so many may be dropped as not finite
+    windows = plan_windows(counts, shard_rows=config.shard_rows, most_bytes=most_bytes, least=least)
+    windows.publish(folder / PLAN)
 
 
 def _count(config: TrainConfig, bench: Bench, job: Job) -> np.ndarray:
@@ -163,18 +158,6 @@ def _count(config: TrainConfig, bench: Bench, job: Job) -> np.ndarray:
     for remark in tally.lines(job.name):
         bench.progress.say(remark)
     return np.array(tokens, np.int64)
-
-
-def _describe(windows: WindowPlan, point: HookPoint, bench: Bench) -> None:
-    rows, largest = sum(windows.rows), max(windows.rows)
-    row = row_bytes(next(iter(windows.cuts.values())).fingerprint)
-    bench.progress.say(
-        f"plan: {rows:,} tokens at {point}, {rows * row / 1e9:.3f} GB, in {windows.count} windows of up to "
-        f"{largest:,} tokens, {largest * row / 1e9:.3f} GB"
-    )
-
-
-# ---- collecting ---------------------------------------------------------------------------------
 
 
 class _Collector:
@@ -207,8 +190,18 @@ class _Collector:
                 if first:
                     self._discard_all_but(target)
                     self._discard_damaged(target)
-                    self._require_disk(target, window)
-            manifests = self._fill_all(held, window, target)
+                    need = sum(row_bytes(cut.fingerprint) * cut.rows[window] for cut in self._plan.cuts.values())
+                    there = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+                    files.require_disk(self._folder, max(0, need - there))
+            progress, rows = self._bench.progress, sum(cut.rows[window] for cut in self._plan.cuts.values())
+            with progress.task(f"collect window {window + 1} of {self._plan.count}", rows, "tokens") as task:
+                manifests = {name: self._fill(name, window, target / name, task) for name in held}
+            bad = {reason: sum(one.dropped[reason] for one in manifests.values()) for reason in ("nan", "infinite")}
+            if any(bad.values()):
+                told = ", ".join(f"{count:,} {reason}" for reason, count in bad.items() if count)
+                progress.say(f"window {window + 1}: dropped rows: {told}")
+            if lost := [fvu for one in manifests.values() if (fvu := one.rounding_fvu) is not None]:
+                progress.say(f"window {window + 1}: int8 rounding leaves {max(lost):.2g} of the variance unexplained")
             with team.led() as first:
                 if first:
                     self._note(window, manifests)
@@ -222,19 +215,6 @@ class _Collector:
             if first:
                 self._discard_all_but(None)
 
-    def _fill_all(self, held: Sequence[str], window: int, target: Path) -> dict[str, Manifest]:
-        """Every corpus's part of a window."""
-        progress, rows = self._bench.progress, sum(cut.rows[window] for cut in self._plan.cuts.values())
-        with progress.task(f"collect window {window + 1} of {self._plan.count}", rows, "tokens") as task:
-            manifests = {name: self._fill(name, window, target / name, task) for name in held}
-        bad = {reason: sum(one.dropped[reason] for one in manifests.values()) for reason in ("nan", "infinite")}
-        if any(bad.values()):
-            told = ", ".join(f"{count:,} {reason}" for reason, count in bad.items() if count)
-            progress.say(f"window {window + 1}: dropped rows: {told}")
-        if lost := [fvu for one in manifests.values() if (fvu := one.rounding_fvu) is not None]:
-            progress.say(f"window {window + 1}: int8 rounding leaves {max(lost):.2g} of the variance unexplained")
-        return manifests
-
     def _fill(self, name: str, window: int, folder: Path, task: Task) -> Manifest:
         """One corpus's part of a window, from where it was left.
 
@@ -247,7 +227,12 @@ class _Collector:
         with ShardWriter(folder, fingerprint, shard_rows=config.shard_rows, team=ranks.here()) as writer:
             task.advance(writer.rows)
             if writer.manifest is None:
-                batches = islice(self._batches(name, writer.next_batch), end - writer.next_batch)
+                if self._next.get(name) != writer.next_batch:  # not where the window before it ended: read anew
+                    if name in self._texts:
+                        self._texts[name].close()
+                    source = self._jobs[name].source
+                    self._texts[name] = forward_batches(config, lm, source, writer.next_batch)
+                batches = islice(self._texts[name], end - writer.next_batch)
                 fill(config, lm, batches, {HookPoint.parse(fingerprint.hook_point): writer}, task)
                 self._next[name] = writer.next_batch
             if writer.next_batch != end:
@@ -264,24 +249,15 @@ class _Collector:
             "start over with --fresh"
         )
 
-    def _batches(self, name: str, start: int) -> Iterator[PackedBatch]:
-        """The corpus from this batch on: where the window before it ended, or read anew up to there."""
-        if self._next.get(name) != start:
-            if name in self._texts:
-                self._texts[name].close()
-            self._texts[name] = forward_batches(self._config, self._bench.lm, self._jobs[name].source, start)
-        return self._texts[name]
-
-    def _require_disk(self, target: Path, window: int) -> None:
-        need = sum(row_bytes(cut.fingerprint) * cut.rows[window] for cut in self._plan.cuts.values())
-        there = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
-        files.require_disk(self._folder, max(0, need - there))
-
     def _discard_damaged(self, target: Path) -> None:
         """Read what a run that was stopped left of a window, and delete it if it is damaged: it is collected again."""
         try:
             for folder in target.glob("*"):
-                _verify_shards(folder)
+                numbers = [n for path in folder.glob("shard-*.json") if (n := shard_number(path.name)) is not None]
+                # up to the last that is there, so that a gap before it counts as damage
+                last = len(Manifest.read(folder).shards) - 1 if complete(folder) else max(numbers, default=-1)
+                for index in range(last + 1):
+                    ShardFile(folder, Sidecar.read(folder, index)).verify()
         except ShardError as error:
             self._bench.progress.say(f"{str(error).partition('; ')[0]}; collecting this window again")
             files.discard_folder(target)
@@ -320,15 +296,3 @@ class _Collector:
         if not isinstance(known, dict):
             raise DataError(f"{path} is not a record of windows; {advice}")
         return known
-
-
-def _verify_shards(folder: Path) -> None:
-    """Read all that is there of a corpus, and refuse a gap in it.
-
-    Raises:
-        ShardError: names the file.
-    """
-    numbers = [number for path in folder.glob("shard-*.json") if (number := shard_number(path.name)) is not None]
-    count = len(Manifest.read(folder).shards) if complete(folder) else 1 + max(numbers, default=-1)
-    for index in range(count):
-        ShardFile(folder, Sidecar.read(folder, index)).verify()

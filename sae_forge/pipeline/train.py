@@ -43,7 +43,7 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
         _require_sizes(config, bench)
     with ranks.here().led() as first:
         if first:
-            bench.open_run()
+            bench.run.open(bench.config.model, bench.lm.weights, opening=bench.lm.opening.to_json())
             if config.max_disk_gb is None:
                 collected.note(bench.run, [reader for point in bench.points for reader in _shards(bench.run, point)])
     train_at = _train_at if config.max_disk_gb is None else _train_in_windows
@@ -63,8 +63,15 @@ def _collect_missing(config: TrainConfig, bench: Bench) -> None:
     for point in bench.points:
         shards = _shards(bench.run, point)
         collected.require_spelled(config, shards)
-        collected.require_same_weights(bench, shards)
-    if absent := [str(point) for point in bench.points if not _collected(bench.run, point)]:
+        advice = "name that model, or another --run_dir and --shards_dir"  # a place that runs share may hold others'
+        collected.require_same_weights(shards, bench.lm.weights_as, bench.lm.name, advice)
+    wanted = {name for name in bench.run.corpora if not name.startswith(f"{collected.REFUSAL}-")}
+    absent = []
+    for point in bench.points:
+        there = {reader.folder.parent.name for reader in _shards(bench.run, point)}
+        if not there or not there >= wanted:  # nothing, or a collect was stopped before its last corpus
+            absent.append(str(point))
+    if absent:
         _require_sizes(config, bench)
         bench.progress.say(f"no activations at {', '.join(absent)} in {bench.run.folder}: collecting first")
         bench.progress.say(collect(config, bench).summary)
@@ -75,13 +82,6 @@ def _collect_missing(config: TrainConfig, bench: Bench) -> None:
             sources = ", ".join(source for _, source in named)
             bench.progress.say(f"not all that was asked for of {sources} is collected at {point}: collecting")
             collected.gather(named, point, config, bench, shards)
-
-
-def _collected(run: Run, point: HookPoint) -> bool:
-    """Whether there are activations at ``point``, and no collect was stopped before its last corpus."""
-    names = {reader.folder.parent.name for reader in _shards(run, point)}
-    wanted = {name for name in run.corpora if not name.startswith(f"{collected.REFUSAL}-")}
-    return bool(names) and names >= wanted
 
 
 def _require_sizes(config: TrainConfig, bench: Bench, shards: Sequence[ShardReader] = ()) -> None:
@@ -149,7 +149,9 @@ def _train_on(
             if first:  # what was asked for last is the newest, and an SAE that does not come to its end is none
                 bench.run.note(*(place.folder for place in places.values()))
 
-    texts = _texts(config, bench, unseen) if any(_unmeasured(place.folder, config) for place in places.values()) else []
+    before = [None if config.starts_over else load_report(place.folder) for place in places.values()]
+    # opened before hours of training, where the loss of some SAE is still to be measured
+    texts = _texts(config, bench, unseen) if any(one is None or one.ce_recovered is None for one in before) else []
     reports = train_saes(stream, config, places, provenance, progress=bench.progress, opened=note)
     trained = {}
     for shape, report in reports.items():
@@ -184,11 +186,12 @@ def _provenance(shards: Mapping[str, Fingerprint], bench: Bench) -> Provenance:
     first, *others = shards.values()
     for other in others:
         for name in ("weights", "tokenizer", "ctx_len", "bos"):
-            expected, found = getattr(first, name), getattr(other, name)
-            if weights.same(expected, found) is False if name == "weights" else expected != found:
+            expected, its = getattr(first, name), getattr(other, name)
+            # weights that one of two versions did not record may be the same, so only a clear no refuses
+            if weights.same(expected, its) is False if name == "weights" else expected != its:
                 raise CheckpointError(
                     f"the corpora {first.corpus} and {other.corpus} were collected apart: {name} expected "
-                    f"{expected}, found {found}; collect both again with --fresh"
+                    f"{expected}, found {its}; collect both again with --fresh"
                 )
     point = HookPoint.parse(first.hook_point)
     return Provenance(
@@ -204,14 +207,8 @@ def _provenance(shards: Mapping[str, Fingerprint], bench: Bench) -> Provenance:
     )
 
 
-def _unmeasured(folder: Path, config: TrainConfig) -> bool:
-    """Whether the loss with an SAE spliced in is still to be measured."""
-    report = None if config.starts_over else load_report(folder)
-    return report is None or report.ce_recovered is None
-
-
 def _texts(config: TrainConfig, bench: Bench, unseen: Mapping[str, int]) -> list[Corpus]:
-    """Text for the loss with an SAE spliced in, opened before hours of training; what nobody named may be missing."""
+    """Text for the loss with an SAE spliced in; what nobody named may be missing."""
     texts = []
     sources = config.retain_eval or [each for each in config.retain if corpus_identity(each) in unseen] or config.retain
     if not config.retain_eval:

@@ -79,6 +79,10 @@ def verify(run: Run, progress: Progress = SILENT) -> Outcome:
             findings.append(_find(check))
             task.advance(check.bytes, damaged=float(sum(finding.verdict == "damaged" for finding in findings)))
     damaged, unproven = ([one for one in findings if one.verdict == kind] for kind in ("damaged", "unproven"))
+    shown = {
+        path: str(path.relative_to(run.folder) if isinstance(path, Path) and path.is_relative_to(run.folder) else path)
+        for path in (finding.path for finding in findings)
+    }
     told = f"{len(checks)} files, {total / 1e9:.3f} GB: {len(checks) - len(damaged) - len(unproven)} whole"
     told += f", {len(unproven)} that nothing proves" if unproven else ""
     told += f", {len(damaged)} damaged or missing" if damaged else ""
@@ -89,7 +93,7 @@ def verify(run: Run, progress: Progress = SILENT) -> Outcome:
             "files": len(checks),
             "bytes": total,
             **{
-                name: [{"file": _shown(finding.path, run.folder), "reason": finding.reason} for finding in listed]
+                name: [{"file": shown[finding.path], "reason": finding.reason} for finding in listed]
                 for name, listed in (("damaged", damaged), ("unproven", unproven))
             },
         },
@@ -103,10 +107,16 @@ def iter_checks(folder: Path) -> Iterator[Check]:
     """A check for every file of a run, those that are missing included; ``logs/`` and locks apart."""
     yield from _checks_in(folder)
     with suppress(ShardError):  # a pointer that is damaged is a finding of its own
-        shards = Run(folder).shards
-        if shards != folder / "shards":
-            yield from _checks_elsewhere(shards, Run(folder).corpora)
-        yield from _lost_corpora(Run(folder), shards)
+        shards, names = Run(folder).shards, Run(folder).corpora
+        if shards != folder / "shards":  # where a pointer leads, other runs may have theirs too
+            its = [corpus for name in names for corpus in (shards / name).glob("*")] if names else shards.glob("*/*")
+            for corpus in sorted(its, key=str):
+                if corpus.is_dir():
+                    yield from _shard_checks(corpus)
+                    yield from (Check(path, lambda at=path: _sealed_json(at)) for path in corpus.glob("config.json"))
+        absent = [name for name in names if not any((shards / name).glob("*/*"))]
+        for name in absent:
+            yield Check(shards / name, lambda at=shards / name: _absent(at, others=len(absent) < len(names)))
 
 
 def _checks_in(folder: Path) -> Iterator[Check]:
@@ -118,8 +128,11 @@ def _checks_in(folder: Path) -> Iterator[Check]:
                 yield from _shard_checks(path)
             elif inside[0] == "saes" and len(inside) == 3 and (path / CFG).exists() and not (path / WEIGHTS).exists():
                 yield Check(path / WEIGHTS, lambda at=path: _weights(at))
-        elif inside[0] != "logs" and path.name != ".lock" and not _in_shard_folder(inside):
-            yield Check(path, _reader(path, inside))
+        elif inside[0] != "logs" and path.name != ".lock":
+            # what `_shard_checks` answers for is left to it
+            own = _holds_shards(inside[:-1]) and (path.name == MANIFEST or shard_number(path.name) is not None)
+            if not own:
+                yield Check(path, _reader(path, inside))
 
 
 def _find(check: Check) -> Finding:
@@ -136,13 +149,6 @@ def _find(check: Check) -> Finding:
     return Finding(check.path, "whole")
 
 
-def _shown(path: AnyPath, folder: Path) -> str:
-    return str(path.relative_to(folder) if isinstance(path, Path) and path.is_relative_to(folder) else path)
-
-
-# ---- what proves a file -------------------------------------------------------------------------
-
-
 def _reader(path: Path, inside: tuple[str, ...]) -> Callable[[], object]:
     """What reads a file that stands outside the folders of shards."""
     if path.is_symlink() or not path.is_file():
@@ -155,8 +161,8 @@ def _reader(path: Path, inside: tuple[str, ...]) -> Callable[[], object]:
         return lambda: _weights(path.parent)
     if inside[0] == "features" and path.suffix == ".json":
         return lambda: (Selection.load(path), _sealed_json(path))
-    readers = {".json": _sealed_json, ".png": _picture, ".parquet": _table, ".html": _page}
-    return lambda: readers.get(path.suffix, _unknown)(path)
+    readers = {".json": _sealed_json, ".png": _picture, ".parquet": _table}
+    return lambda: readers.get(path.suffix, _other)(path)
 
 
 def _sealed_json(path: AnyPath) -> None:
@@ -208,41 +214,20 @@ def _table(path: Path) -> None:
     raise _UnprovenError("reads as a table; parquet does not prove its own footer")
 
 
-def _page(path: Path) -> None:
-    if not is_sealed(path.read_bytes()):
-        _unknown(path)
-
-
-def _unknown(path: Path) -> None:
-    del path
-    raise _UnprovenError("is not proven by any record")
+def _other(path: Path) -> None:
+    """A page under its seal; what else may lie there has none."""
+    if path.suffix != ".html" or not is_sealed(path.read_bytes()):
+        raise _UnprovenError("is not proven by any record")
 
 
 def _refuse(words: str) -> None:
     raise _UnprovenError(words)
 
 
-# ---- shards -------------------------------------------------------------------------------------
-
-
 def _holds_shards(inside: tuple[str, ...]) -> bool:
     """Whether a folder is that of a corpus at a hook point, or of a window of it."""
     hidden = any(part.startswith(".") for part in inside)  # the rest of a window that was being deleted
     return not hidden and (*inside[:1], len(inside)) in (("shards", 3), ("windows", 5))
-
-
-def _in_shard_folder(inside: tuple[str, ...]) -> bool:
-    """Whether a file is one that :func:`_shard_checks` answers for."""
-    return _holds_shards(inside[:-1]) and (inside[-1] == MANIFEST or shard_number(inside[-1]) is not None)
-
-
-def _checks_elsewhere(shards: AnyPath, names: list[str]) -> Iterator[Check]:
-    """A check for every file of these corpora, or of all, where a pointer leads; other runs may have theirs there."""
-    folders = [folder for name in names for folder in (shards / name).glob("*")] if names else shards.glob("*/*")
-    for folder in sorted(folders, key=str):
-        if folder.is_dir():
-            yield from _shard_checks(folder)
-            yield from (Check(path, lambda at=path: _sealed_json(at)) for path in folder.glob("config.json"))
 
 
 def _shard_checks(folder: AnyPath) -> Iterator[Check]:
@@ -282,14 +267,6 @@ def _shard(folder: AnyPath, index: int, manifest: Manifest | None) -> None:
             raise ShardError(f"{folder / shard_name(index)} is missing; collect again with --fresh") from None
         raise _UnprovenError("has no sidecar to be held against") from None
     ShardFile(folder, sidecar).verify()
-
-
-def _lost_corpora(run: Run, shards: AnyPath) -> Iterator[Check]:
-    """A check for each corpus that the run set out to collect and of which there is nothing."""
-    names = run.corpora
-    absent = [name for name in names if not any((shards / name).glob("*/*"))]
-    for name in absent:
-        yield Check(shards / name, lambda at=shards / name: _absent(at, others=len(absent) < len(names)))
 
 
 def _absent(folder: AnyPath, *, others: bool) -> None:

@@ -135,7 +135,7 @@ class Asked:
         self,
         number: int,
         values: Mapping[str, float | tuple[float, ...]],
-        weights: Mapping[str, float],
+        weights: Mapping[str, float] | None = None,
         *,
         text: str | None = None,
         domain: str | None = None,
@@ -154,7 +154,7 @@ class Asked:
             id=self.ids[number] if self.ids else str(number),
             fact=self.facts[number] if self.facts else str(number),
             values=values,
-            weights=weights,
+            weights=weights or {},
             text=text,
         )
 

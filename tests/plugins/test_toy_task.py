@@ -69,14 +69,10 @@ class Riddles:
         from sae_forge.tasks.engines.continuations import score
 
         items = []
-        for fact, (owl, rock) in zip(
-            asked.facts, score(lm, asked.content, batch_size=batch_size, done=done), strict=True
-        ):
+        for owl, rock in score(lm, asked.content, batch_size=batch_size, done=done):
             sure = 1 / (1 + exp(rock.logprob - owl.logprob))
             values = {"correct": float(sure > 0.5), "sureness": sure, "chance": 0.5}
-            items.append(Item(
-                task=self.name, domain=asked.domain, role=asked.role, id=fact, fact=fact, values=values,
-            ))  # fmt: skip
+            items.append(asked.answered(len(items), values))
         return items
 
 
