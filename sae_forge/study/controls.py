@@ -10,7 +10,6 @@ import numpy as np
 from sae_forge.config.evaluate import ControlKind
 from sae_forge.interventions.clamping import SetTo
 from sae_forge.interventions.controls import RandomDirections
-from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.gates.none import Always
 from sae_forge.interventions.steering import AddConstant, RemoveProjection, SetProjection
 from sae_forge.methods.materials import Materials
@@ -40,21 +39,21 @@ def controls_of(
     for kind, seed in product(config.controls, range(config.seed, config.seed + config.random_seeds)):
         if (kind == "places" and everywhere) or (kind == "latents" and not others):
             continue
-        yield kind, seed, Edited(tuple(_random(edit, kind, seed, materials) for edit in subject.edits))
+        controls = []
+        for edit in subject.edits:
+            # a direction that no SAE has knows of no latents that fire
+            alive = materials.selection.alive if edit.dictionary is materials.sae else None
+            assert not isinstance(edit.intervention.edit, RandomDirections)
+            control = RandomDirections(edit.intervention.edit, seed, kind, alive)
+            # behind the edit's own gate, so that the push is as often and as hard as the edit's
+            controls.append(replace(edit, intervention=replace(edit.intervention, name=CONTROL, edit=control)))
+        yield kind, seed, Edited(tuple(controls))
 
 
 def edits_every_token(subject: Edited) -> bool:
     """Whether its edits change every token, as far as their kind says."""
     interventions = [edit.intervention for edit in subject.edits]
     return all(isinstance(one.gate, Always) and isinstance(one.edit, DENSE) for one in interventions)
-
-
-def _random(edit: Edit, kind: ControlKind, seed: int, materials: Materials) -> Edit:
-    # a direction that no SAE has knows of no latents that fire
-    alive = materials.selection.alive if edit.dictionary is materials.sae else None
-    assert not isinstance(edit.intervention.edit, RandomDirections)
-    control = RandomDirections(edit.intervention.edit, seed, kind, alive)
-    return replace(edit, intervention=replace(edit.intervention, name=CONTROL, edit=control))
 
 
 def control_summary(

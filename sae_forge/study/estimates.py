@@ -47,10 +47,11 @@ class Series:
 
     def estimate(self, bootstrap: Bootstrap) -> Estimate:
         """The measure's mean; of items that are all alike in a yes or no, between the bounds that Wilson gives."""
-        found = bootstrap.ratio(self.sums, self.counts, self.clusters)
-        if self.yes_or_no and found.low == found.high and found.value in (-1, 0, 1):
-            return unanimous(found.value, len(set(self.clusters)), paired=self.paired)
-        return found
+        drawn = bootstrap.ratio(self.sums, self.counts, self.clusters)
+        # resampling items that are all alike gives an interval of no width, as if nothing else were possible
+        if self.yes_or_no and drawn.low == drawn.high and drawn.value in (-1, 0, 1):
+            return unanimous(drawn.value, len(set(self.clusters)), paired=self.paired)
+        return drawn
 
     def minus(self, other: "Series") -> "Series":
         """The paired difference to the same items measured otherwise."""
@@ -95,9 +96,6 @@ class Pool:
         return self.series.estimate(bootstrap)
 
 
-# ---- answers to pools ---------------------------------------------------------------------------
-
-
 def by_domain(answers: Sequence[Answers]) -> dict[str, list[Answers]]:
     """The answers that stand by domain, in the order of the domains."""
     places: dict[str, list[Answers]] = {}
@@ -110,6 +108,7 @@ def by_domain(answers: Sequence[Answers]) -> dict[str, list[Answers]]:
 def by_role(answers: Sequence[Answers]) -> dict[str, list[Answers]]:
     """The answers that stand by domain, all domains of each role that has any."""
     placed = [one for one in answers if one.asked.task.group is None]
+    # a fact counts once a role, so a domain with more items weighs more: roles are pooled, not averaged over domains
     members = {role: [one for one in placed if one.asked.role == role] for role in ROLES}
     return {role: own for role, own in members.items() if own}
 
@@ -117,6 +116,7 @@ def by_role(answers: Sequence[Answers]) -> dict[str, list[Answers]]:
 def pooled(answers: Iterable[Answers]) -> dict[str, Pool]:
     """What these answers measured, taken together, by measure; of two measures of one name the later task's."""
     items: dict[Measure, list[Item]] = {}
+    # a measure of no item at all would be a mean over nothing, so it is left out rather than 0
     for one in sorted(answers, key=lambda one: one.asked.rank):
         for measure in one.asked.measured:
             if measure.aggregate is not None or any(measure.of(item) is not None for item in one.items):
@@ -164,9 +164,6 @@ def main_pool(answers: Iterable[Answers]) -> Pool | None:
         return None
     measure = min(tuned, key=lambda one: one.asked.rank).asked.measured[0]
     return Pool(measure, tuple(item for one in tuned if one.asked.measured[0] == measure for item in one.items))
-
-
-# ---- pools to the report ------------------------------------------------------------------------
 
 
 def headings_of(asked: Sequence[Asked], tasks: Sequence[Task]) -> Headings:
@@ -229,6 +226,7 @@ def change(measured: Measurement, base: Measurement, headings: Headings, bootstr
     groups = {
         name: differs
         for name, heading in headings.items()
+        # a heading that says no more than another would count a change twice
         if (differs := differences(now.get(name, {}), before.get(name, {}), bootstrap))
         or (heading.standing and not heading.derived)
     }
@@ -293,27 +291,20 @@ def _edited(measured: Measurement) -> dict[str, dict[str, float]]:
     """Share of real tokens edited, by what they are counted under, and the edit's mean L2 norm on one, by role."""
     names = dict.fromkeys(one.asked.counted for one in measured if one.asked.counted)
     counted = {name: [one.touched for one in measured if one.asked.counted == name] for name in names}
-    norms = {
-        role: [
-            *counted.get(role, []),
-            *(one.touched for one in measured if one.asked.task.group is None and one.asked.role == role),
-        ]
-        for role in ROLES
-    }
-    return {
-        "edited_share": {name: _share(touched) for name, touched in counted.items()},
-        "edit_norm": {role: _norm(touched) for role, touched in norms.items() if touched},
-    }
+    norms = {}
+    for role in ROLES:  # of all that was read or asked in a role, under headings or not
+        touched = [one.touched for one in measured if one.asked.task.group is None and one.asked.role == role]
+        touched += counted.get(role, [])
+        edited = sum(one.edited for one in touched)
+        if touched:
+            norms[role] = math.fsum(one.norm for one in touched) / edited if edited else 0.0
+    shares = {name: _share(touched) for name, touched in counted.items()}
+    return {"edited_share": shares, "edit_norm": norms}
 
 
 def _share(touched: list[Touched]) -> float:
     seen = sum(one.tokens for one in touched)
     return sum(one.edited for one in touched) / seen if seen else 0.0
-
-
-def _norm(touched: list[Touched]) -> float:
-    edited = sum(one.edited for one in touched)
-    return math.fsum(one.norm for one in touched) / edited if edited else 0.0
 
 
 def _estimates(pools: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Estimate]:

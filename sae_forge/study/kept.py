@@ -6,7 +6,6 @@ They lie beside the report to be, in a folder whose name is a hash of all that d
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import sae_forge
 from sae_forge.errors import DataError
@@ -40,19 +39,24 @@ class Kept:
         Raises:
             DataError: a file of them is damaged.
         """
-        found = []
+        answers = []
         for number, one in enumerate(asked, first):
             path = None if self.folder is None else self._path(number, one)
             if path is None or not path.exists():
                 return ()
-            found.append(_read(path, one))
-        return tuple(found)
+            answers.append(_read(path, one))
+        return tuple(answers)
 
     def keep(self, number: int, answers: Answers) -> None:
         """Write down what was answered to the thing asked of this number."""
         if self.folder is None or len(answers.items) > MOST_ITEMS:
             return
-        record = {"touched": list(answers.touched), "items": [_written(item) for item in answers.items]}
+        # values as pairs: they have an order, and JSON here is sorted by its keys
+        items = [
+            vars(item) | {"values": list(item.values.items()), "weights": list(item.weights.items())}
+            for item in answers.items
+        ]
+        record = {"touched": list(answers.touched), "items": items}
         files.publish_json(self._path(number, answers.asked), record)
 
     def _path(self, number: int, asked: Asked) -> Path:
@@ -63,11 +67,6 @@ class Kept:
 def discard(folder: Path) -> None:
     """The report in this folder is whole: what it was made of goes."""
     files.discard_folder(folder / FOLDER)
-
-
-def _written(item: Item) -> dict[str, Any]:
-    """An item as JSON; its values as pairs, because they have an order and JSON here is sorted by its keys."""
-    return vars(item) | {"values": list(item.values.items()), "weights": list(item.weights.items())}
 
 
 def _read(path: Path, asked: Asked) -> Answers:

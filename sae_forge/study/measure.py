@@ -169,9 +169,9 @@ def measure(
 
     def all_of(part: Sequence[Asked], first: int) -> Measurement:
         """What is read is found whole or asked whole, since a tape plays all that was asked."""
-        if kept is not None and (found := kept.find(part, first)):
+        if kept is not None and (earlier := kept.find(part, first)):
             task.advance(sum(one.units for one in part), **facts)
-            return found
+            return earlier
         return tuple(answers(one, number) for number, one in enumerate(part, first))
 
     read, written = ([one for one in asked if one.written is writes] for writes in (False, True))

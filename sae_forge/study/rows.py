@@ -33,20 +33,20 @@ def publish_rows(path: Path, rows: list[Row]) -> None:
     """Write the rows as one parquet file, whole or not at all; what says nothing about an item is null in its row."""
     # text last, because it is long
     names = list(dict.fromkeys((*FRONT, *(name for row in rows for name in row if name != "text"), "text")))
-    columns = {name: [row.get(name) for row in rows] for name in names}
-    table = pyarrow.table({name: _column(name, values) for name, values in columns.items()})
+    columns = {}
+    for name in names:
+        values = [row.get(name) for row in rows]
+        given = [value for value in values if value is not None]
+        listed = any(isinstance(value, tuple) for value in given)
+        # said and not left to pyarrow: a column that is null throughout would get the type null, and so another
+        # schema than the same column of another report
+        if name in TEXTS:
+            kind = pyarrow.string()
+        elif name == "seed":
+            kind = pyarrow.int64()
+        else:  # truth values, integers or numbers, each alone or in lists
+            kinds = {type(part) for value in given for part in (value if listed else (value,))}
+            kind = pyarrow.bool_() if kinds == {bool} else pyarrow.int64() if kinds <= {int} else pyarrow.float64()
+        columns[name] = pyarrow.array(values, pyarrow.list_(kind) if listed else kind)
     with files.publish(path) as part:
-        pyarrow.parquet.write_table(table, part, write_page_checksum=True)
-
-
-def _column(name: str, values: list[Any]) -> pyarrow.Array:
-    """Truth values, integers or numbers, each alone or in lists, as the values are."""
-    if name in TEXTS:
-        return pyarrow.array(values, pyarrow.string())
-    if name == "seed":
-        return pyarrow.array(values, pyarrow.int64())
-    given = [value for value in values if value is not None]
-    listed = any(isinstance(value, tuple) for value in given)
-    kinds = {type(part) for value in given for part in (value if listed else (value,))}
-    kind = pyarrow.bool_() if kinds == {bool} else pyarrow.int64() if kinds <= {int} else pyarrow.float64()
-    return pyarrow.array(values, pyarrow.list_(kind) if listed else kind)
+        pyarrow.parquet.write_table(pyarrow.table(columns), part, write_page_checksum=True)

@@ -125,14 +125,27 @@ def evaluate(
     bootstrap = Bootstrap(config.bootstrap, config.seed)
     measurements, headings = _measured(materials, asked, plans, progress, folder), headings_of(asked, tasks)
     told = list(zip(plans, measurements, strict=True))
-    rows = [_row(headings, plan, measured, measurements[0], bootstrap) for plan, measured in told]
+    base = measurements[0]
+    rows = [
+        Row(
+            name=plan.name,
+            kind=plan.kind,
+            title=plan.title,
+            at_rest=plan.at_rest,
+            settings=plan.settings,
+            seed=plan.seed,
+            change=None if plan.kind == "baseline" else change(measured, base, headings, bootstrap),
+            **describe(measured, headings, bootstrap),
+        )
+        for plan, measured in told
+    ]
     report = Report(
         format=FORMAT,
-        tasks=described_tasks(measurements[0]),
+        tasks=described_tasks(base),
         domains=described_domains(asked, tasks),
         rows=tuple(rows),
         controls=tuple(_controls(headings, plans, rows, measurements, bootstrap)),
-        protocol=_protocol(asked, measurements[0], selection, config, point) | _precisions(lm, sae) | _fitness(verdict),
+        protocol=_protocol(asked, base, selection, config, point) | _precisions(lm, sae) | _fitness(verdict),
         left_out=left_out,
         rough=tuple(dict.fromkeys(name for method in methods for name in method.rough)),
         unsaid=tuple(dict.fromkeys(name for method in methods for name in method.unsaid)),
@@ -207,22 +220,6 @@ def _selections(own: Selection, rivals: Sequence[Selection], progress: Progress)
     return {label_of(one, every): one for one in every} if len(every) > 1 else {}
 
 
-# ---- the report ---------------------------------------------------------------------------------
-
-
-def _row(headings: Headings, plan: Plan, measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> Row:
-    return Row(
-        name=plan.name,
-        kind=plan.kind,
-        title=plan.title,
-        at_rest=plan.at_rest,
-        settings=plan.settings,
-        seed=plan.seed,
-        change=None if plan.kind == "baseline" else change(measured, base, headings, bootstrap),
-        **describe(measured, headings, bootstrap),
-    )
-
-
 def _controls(
     headings: Headings,
     plans: list[Plan],
@@ -244,12 +241,6 @@ def _controls(
         yield control_summary(headings, *chosen, edit, bootstrap)
 
 
-def _of_editing(config: EvalConfig) -> set[str]:
-    """The settings that hold for every edit, those of gates among them."""
-    parts = (EditingConfig, *(kind.settings for kind in catalogue_of(config).gates if kind.settings))
-    return {name for part in parts for name in described(part)} - set(described(ModelConfig))
-
-
 def _fitness(verdict: Verdict | None) -> dict[str, Any]:
     """What is known of the SAE itself."""
     return {} if verdict is None else {"sae_fit": verdict.fit, "sae_verdict": verdict.said}
@@ -269,6 +260,9 @@ def _protocol(
     asked: Sequence[Asked], base: Measurement, selection: Selection, config: EvalConfig, point: HookPoint
 ) -> dict[str, Any]:
     """How the numbers were made, so that another run can make them again."""
+    # the settings that hold for every edit, those of gates among them
+    parts = (EditingConfig, *(kind.settings for kind in catalogue_of(config).gates if kind.settings))
+    editing = {name for part in parts for name in described(part)} - set(described(ModelConfig))
     return {
         "hook_point": str(point),
         "sae": selection.sae,
@@ -278,7 +272,7 @@ def _protocol(
         "forms": [] if selection.forms is None else selection.forms.lines(),
         "sinks_spared": selection.sink_norm is not None and not config.keep_sinks,
         "half": config.half,
-        **{name: getattr(config, name) for name in _of_editing(config)},
+        **{name: getattr(config, name) for name in editing},
         "chance": chance_of(base),
         "truncated": sum(one.truncated for one in asked),
         "shortened": sum(one.shortened for one in asked),
