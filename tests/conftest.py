@@ -37,6 +37,13 @@ signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its b
 FAMILIES = ("llama", "gemma", "gemma2")
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_its_own(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Nothing is kept in the user's cache but by the tests on real weights, which are unpacked into it once."""
+    if request.config.option.markexpr != "real":
+        os.environ["SAE_FORGE_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
 @pytest.fixture(scope="session")
 def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A saved tiny model of each family the tests run on, by family."""

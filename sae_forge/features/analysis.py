@@ -123,10 +123,11 @@ def iter_acts(
         ShardError: the activations are not as wide as the SAE reads.
     """
     require_width(reader, sae, reader.fingerprint.corpus)
-    chosen = latents.to(sae.W_dec.device)
+    home = sae.b_dec
+    chosen = latents.to(home.device)
     for x, seq_ids, _ in iter_rows(reader, every=every, sink_norm=sink_norm):
         with torch.no_grad():
-            acts = sae.latent_acts(x.to(sae.W_dec.device, sae.W_dec.dtype), chosen)
+            acts = sae.latent_acts(x.to(home.device, home.dtype), chosen)
         yield acts.float().cpu(), seq_ids
 
 

@@ -20,7 +20,7 @@ from sae_forge.data.sinks import are_sinks
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.controls import Control, RandomDirections
-from sae_forge.interventions.edit import Edit
+from sae_forge.interventions.edit import Edit, needed
 from sae_forge.interventions.intervention import Intervention, chosen_tokens
 from sae_forge.interventions.protocol import LatentEdit, ResidualEdit, RowEdit
 from sae_forge.models.from_transformers import AnyModel, language_model
@@ -28,7 +28,8 @@ from sae_forge.models.hooks import Call, Carried, CarryingRewrite, splice_carryi
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import memory_of
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.sae.slices import Slice, whole
+from sae_forge.sae.filed import FiledSAE
+from sae_forge.sae.slices import Slice, sliced, whole
 from sae_forge.sae.topk import TopKSAE
 
 
@@ -309,6 +310,8 @@ class _Written:
 
 def _bind(sae: Dictionary | Slice, intervention: Intervention) -> _Bound:
     source, latents = whole(sae), intervention.latents
+    if isinstance(sae, FiledSAE) and intervention.keep_error:  # else every token is rebuilt from all latents
+        source = sliced(sae, needed(intervention, sae.d_sae))
     watched, written = intervention.targets, intervention.written
     places = source.places(latents)
     rows, b_dec = source.part.W_dec.detach()[source.places(written)], source.part.b_dec.detach()

@@ -4,6 +4,7 @@ It prints as one line, compares by content, and several make a list: at several 
 at one place. ``apply.attached`` puts edits in force and ``saved`` keeps them on disk.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, is_dataclass, replace
 
 import torch
@@ -14,7 +15,7 @@ from sae_forge.interventions.controls import RandomDirections
 from sae_forge.interventions.gates.none import ALWAYS
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.sae.dictionary import Dictionary
-from sae_forge.sae.slices import Slice, sliced, taken_apart
+from sae_forge.sae.slices import Slice, hold, sliced, taken_apart
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -45,9 +46,7 @@ class Edit:
         Raises:
             ConfigError: there are too few to draw from.
         """
-        edit, count = self.intervention.edit, max(1, len(self.intervention.written))
-        drawn = edit.stand_ins(count, self.dictionary.d_sae, self.latents) if isinstance(edit, RandomDirections) else ()
-        return self.latents + drawn
+        return needed(self.intervention, self.dictionary.d_sae)
 
     def sliced(self) -> "Edit":
         """The same edit with no more of the dictionary than it needs, ready to be saved.
@@ -86,6 +85,22 @@ class Edit:
 
     def __hash__(self) -> int:
         return hash((self.point, self.intervention.name, self.intervention.targets))
+
+
+def read_ahead(dictionary: Dictionary, edits: Iterable[Edit]) -> None:
+    """Have read in one go what these edits need of a dictionary that stays in its file, where a part of it will do."""
+    partial = [edit for edit in edits if edit.dictionary is dictionary and edit.intervention.keep_error]
+    hold(dictionary, (latent for edit in partial for latent in edit.needed))
+
+
+def needed(intervention: Intervention, d_sae: int) -> tuple[int, ...]:
+    """The latents that an intervention watches, writes or, as a control, draws, of a dictionary of ``d_sae``.
+
+    Raises:
+        ConfigError: there are too few to draw from.
+    """
+    edit, count, latents = intervention.edit, max(1, len(intervention.written)), intervention.latents
+    return latents + (edit.stand_ins(count, d_sae, latents) if isinstance(edit, RandomDirections) else ())
 
 
 def _same_numbers(edit: Edit, other: Edit) -> bool:

@@ -26,6 +26,7 @@ from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.slices import rows_of
 
 Flags = TypeVar("Flags")
 Made = TypeVar("Made")
@@ -117,8 +118,7 @@ class Materials:
         if self.config.value_units == "absolute" or times == 0:
             return times
         # the rows add up, so what is written to many latents is divided by the norm of their sum
-        rows = self.sae.W_dec.detach()[list(latents)]
-        return relative_to_norm(times, self.retain_norm, rows)
+        return relative_to_norm(times, self.retain_norm, rows_of(self.sae, latents))
 
     @cached_property
     def _traces(self) -> dict[str, tuple[Tensor, ...]]:

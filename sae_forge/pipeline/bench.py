@@ -96,8 +96,12 @@ class Bench:
         """The hook points asked for, else the middle layer's."""
         return self.config.hook_points or (HookPoint(self.lm.n_layers // 2, self.config.site),)
 
-    def sae(self, named: str | None) -> NamedSAE:
-        """The SAE that was named, else the newest at the hook point, on its device."""
+    def sae(self, named: str | None, *, partly: bool = False) -> NamedSAE:
+        """The SAE that was named, else the newest at the hook point, on its device.
+
+        Args:
+            partly: A few of its latents will do, so it stays in its file where those can be read alone.
+        """
         points = self.config.hook_points or ()
         if len(points) > 1:
             raise ConfigError(f"--layer {','.join(str(point.layer) for point in points)}: give one layer here")
@@ -112,6 +116,7 @@ class Bench:
             norms_take_mean=lambda: norms_take_mean(self.config.model, revision=self.config.revision),
             device=device_of(self.config.sae_device),
             allow_pickle=getattr(self.config, "allow_pickle", False),
+            partly=partly,
             progress=self.progress,
         )
         trained_on = named_sae.provenance.model

@@ -19,9 +19,9 @@ import sae_forge
 from sae_forge import builtin
 from sae_forge.config.model import expanded
 from sae_forge.models.gguf import packaged
-from sae_forge.models.gguf.cache import cache_folder
 from sae_forge.outcome import Outcome
 from sae_forge.store import hub_errors
+from sae_forge.store.cache import cache_folder
 from sae_forge.store.runs import CHECKPOINTS, Run
 
 LIBRARIES = ("torch", "transformers", "tokenizers", "datasets", "safetensors", "huggingface-hub")

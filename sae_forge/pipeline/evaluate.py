@@ -36,7 +36,7 @@ from sae_forge.training.verdict import Verdict
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
     config = bench.settle(config)
-    named = bench.sae(config.sae)
+    named = bench.sae(config.sae, partly=True)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
     rivals: list[Selection] = []
     also: list[Edit] = []

@@ -10,6 +10,7 @@ from sae_forge.config.fields import described
 from sae_forge.config.generate import GenerateConfig, WritingConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.selection import Selection
+from sae_forge.interventions.edit import read_ahead
 from sae_forge.live.session import Session, Token
 from sae_forge.live.subjects import BASELINE, Subjects
 from sae_forge.methods.materials import Materials
@@ -58,7 +59,7 @@ def opened(config: WritingConfig, bench: Bench, *, any_method: bool = False) -> 
         ConfigError: a method is unknown.
         DataError: there is no selection, or a method lacks what it is made from.
     """
-    named = bench.sae(config.sae)
+    named = bench.sae(config.sae, partly=True)
     bench.require_same_model(named)
     bench.progress.say(bench.lm.opening.sentence())
     folder, measured = None, None
@@ -85,6 +86,7 @@ def opened(config: WritingConfig, bench: Bench, *, any_method: bool = False) -> 
             for factor in config.ablation_scale
             for title, subject in subjects.scaled(selection.indices[:count], factor).items()
         }
+    read_ahead(named.sae, [edit for subject in chosen.values() for edit in subject.edits])
     return Opened(subjects, {title: one for title, one in chosen.items() if title != BASELINE}, path)
 
 

@@ -1,6 +1,6 @@
 """What the rooms that read or edit latents ask of an SAE, whatever its activation function."""
 
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -15,8 +15,21 @@ class LatentActs(NamedTuple):
     """Which latents they are."""
 
 
+_ProtocolType: Any = type(Protocol)
+
+
+class _SaysSo(_ProtocolType):
+    """Believes a class that says ``is_dictionary``: Python 3.11 would ask an instance for each of its attributes.
+
+    One that stays in its file would be read for the question.
+    """
+
+    def __instancecheck__(self, instance: object) -> bool:
+        return getattr(type(instance), "is_dictionary", False) or super().__instancecheck__(instance)
+
+
 @runtime_checkable
-class Dictionary(Protocol):
+class Dictionary(Protocol, metaclass=_SaysSo):
     """A dictionary of directions: acts of latents in, sums of decoder rows out."""
 
     @property

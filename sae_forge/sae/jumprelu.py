@@ -4,6 +4,8 @@ Source: Rajamanoharan et al. 2024 (arXiv 2407.14435) for the activation; Lieberu
 the release, whose encoder reads ``x`` itself: ``b_dec`` is not taken off first, as TopK SAEs do.
 """
 
+from collections.abc import Sequence
+
 import torch
 from einops import rearrange, unpack
 from jaxtyping import Float, Int
@@ -88,6 +90,12 @@ class JumpReLUSAE(nn.Module):
         self._require_width(x)
         pre_acts = nn.functional.linear(x.to(self.W_enc.dtype), self.W_enc.T[latents], self.b_enc[latents])
         return _jump(pre_acts, self.threshold[latents])
+
+    def cut(self, latents: Sequence[int]) -> "JumpReLUSAE":
+        """Some of its latents, in the order given, as an SAE of their own; acts and rows are the same to the bit."""
+        places = torch.tensor(latents, dtype=torch.long, device=self.b_dec.device)
+        W_enc, b_enc, threshold = self.W_enc[:, places], self.b_enc[places], self.threshold[places]
+        return JumpReLUSAE(W_enc, b_enc, self.W_dec[places], self.b_dec, threshold, backend=self.backend)
 
     def _firing(self, x: Float[Tensor, "tokens d_in"]) -> tuple[Tensor, Tensor, Tensor]:
         """Of each token the number of latents that fire; then which they are and their acts, token by token."""

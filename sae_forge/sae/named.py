@@ -18,13 +18,15 @@ from sae_forge.hookpoint import HookPoint, Site
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae import directory
 from sae_forge.sae.dictionary import Dictionary
+from sae_forge.sae.filed import FiledSAE, filed
 from sae_forge.sae.formats import build, table
 from sae_forge.sae.formats.format import Described, Found, Hints
 from sae_forge.sae.formats.gemma_scope import GEMMA_SCOPE
 from sae_forge.sae.formats.saelens import CFG, SAELENS, WEIGHTS, settings
 from sae_forge.sae.released import Reference, fetch, in_cache, is_tuned_form_of, same_model
-from sae_forge.sae.store import Provenance, load_sae
+from sae_forge.sae.store import Provenance, file_sae, load_sae
 from sae_forge.store import files, records
+from sae_forge.store.cache import known_sha256
 from sae_forge.store.runs import POINTER, Run
 from sae_forge.store.weights import require_same
 
@@ -59,6 +61,7 @@ def load_dictionary(
     spelled: Collection[str] = ("layer", "site"),
     device: str = "cpu",
     allow_pickle: bool = False,
+    partly: bool = False,
     norms_take_mean: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
 ) -> NamedSAE:
@@ -73,6 +76,7 @@ def load_dictionary(
         site: The site that was asked for where no layer was.
         spelled: What of ``asked`` it may not contradict: ``layer``, ``site`` or both.
         allow_pickle: Read a weights file that is a pickle, in a limited process (``formats.pickled``).
+        partly: Leave one whose latents fire each by itself in its file (``sae.filed``), for who asks for a few of them.
         norms_take_mean: Whether the norms of the model take the mean over the width off; asked only for an SAE that
             was trained on activations without it.
 
@@ -82,14 +86,14 @@ def load_dictionary(
         RemoteError: the Hub refused, does not have it, or cannot be reached.
     """
     path = expanded(source)
-    wanted = _Wanted(run, model, asked, site, frozenset(spelled), allow_pickle, norms_take_mean, progress)
+    wanted = _Wanted(run, model, asked, site, frozenset(spelled), allow_pickle, norms_take_mean, progress, partly)
     if (path / POINTER).is_file():
         named = _pointed(path, wanted)
     elif run.holds(path):
         named = _trained(path, wanted)
     else:
         named = _adopted(_located(path, str(source), wanted), wanted)
-    cast("nn.Module", named.sae).to(device)
+    cast("nn.Module | FiledSAE", named.sae).to(device)
     trained_on = named.provenance.model
     if not named.provenance.weights and trained_on not in ("", model):  # else it is the weights that say it
         practice = _practice(trained_on, model)
@@ -139,6 +143,11 @@ class _Wanted:
     allow_pickle: bool
     norms_take_mean: Callable[[], bool]
     progress: Progress
+    partly: bool = False
+
+    def sha256(self, weights: Path) -> str:
+        """Of a file that is about to be read whole, or of which a few latents will do."""
+        return known_sha256(weights) if self.partly else files.file_sha256(weights)
 
     def place(self, told: Described, shown: str) -> HookPoint:
         """Where an SAE reads: as it says itself, which what was asked for may not contradict.
@@ -173,9 +182,9 @@ def _is_ours(folder: Path) -> bool:
 def _trained(folder: Path, wanted: _Wanted) -> NamedSAE:
     _, told = _told(_Origin(Found(SAELENS, folder, folder / WEIGHTS, str(folder)), folder.name))
     point = wanted.place(told, str(folder))
-    sae, provenance = load_sae(folder, norms_take_mean=wanted.norms_take_mean)
+    sae, provenance = (file_sae if wanted.partly else load_sae)(folder, norms_take_mean=wanted.norms_take_mean)
     name = folder.resolve().relative_to((wanted.run.folder / "saes").resolve()).as_posix()
-    return NamedSAE(folder, sae, provenance, point, files.file_sha256(folder / WEIGHTS), name, origin=folder)
+    return NamedSAE(folder, sae, provenance, point, wanted.sha256(folder / WEIGHTS), name, origin=folder)
 
 
 def _parsed(folder: Path, text: str) -> HookPoint:
@@ -232,7 +241,7 @@ def _located(path: Path, source: str, wanted: _Wanted) -> _Origin:
     """
     layer = wanted.asked.layer if wanted.asked else None
     if (on_disk := table.on_disk(path, layer)) is not None:
-        return _local(on_disk)
+        return _local(on_disk, wanted)
     entry = None if path.exists() else directory.named(source)
     reference = None if path.exists() else entry.reference if entry else Reference.parse(source)
     if reference is None:
@@ -246,12 +255,12 @@ def _located(path: Path, source: str, wanted: _Wanted) -> _Origin:
     return _Origin(on_disk, reference.name, hints, pinned=reference.at(commit) if commit else reference)
 
 
-def _local(found: Found) -> _Origin:
+def _local(found: Found, wanted: _Wanted) -> _Origin:
     """Named by its path from the release's folder or ``layer_N`` on, else its own folder; files that differ by hash."""
     parts = Path(found.where).parts
     marked = [place for place, part in enumerate(parts) if part.startswith(("gemma-scope-", "layer_"))]
     readable = "--".join(parts[marked[0] :] if marked else parts[-1:])
-    return _Origin(found, f"{readable}-{files.file_sha256(found.weights)[:8]}")
+    return _Origin(found, f"{readable}-{wanted.sha256(found.weights)[:8]}")
 
 
 def _told(origin: _Origin) -> tuple[Found, Described]:
@@ -315,14 +324,15 @@ def _described(folder: Path, found: Found, told: Described, point: HookPoint, wa
         *(["it wants activations less their mean, which its encoder now takes off"] if centre else []),
     ):
         wanted.progress.say(f"{folder.name}: {line}")
-    origin = found.weights.parent if _is_ours(found.weights.parent) else None
+    origin, sha256 = found.weights.parent if _is_ours(found.weights.parent) else None, wanted.sha256(found.weights)
     if origin is not None:
-        sae, provenance = load_sae(origin, norms_take_mean=wanted.norms_take_mean)
+        sae, provenance = (file_sae if wanted.partly else load_sae)(origin, norms_take_mean=wanted.norms_take_mean)
     else:
         what = f"the weights of {found.format.name}"
-        sae = build.read(found.weights, told, allow_pickle=wanted.allow_pickle, what=what, centre=centre)
+        sae = filed(found.weights, told, weights=sha256, centre=centre) if wanted.partly else None
+        if sae is None:
+            sae = build.read(found.weights, told, allow_pickle=wanted.allow_pickle, what=what, centre=centre)
         provenance = Provenance(model=told.model, hook_point=str(point))
-    sha256 = files.file_sha256(found.weights)
     return NamedSAE(folder, sae, provenance, point, sha256, f"{point}/{folder.name}", told.module, origin)
 
 

@@ -6,7 +6,7 @@ kept whole and only the decoder rows are chosen.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -18,6 +18,7 @@ from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.kernels.dispatch import topk_encode
 from sae_forge.sae.dictionary import Dictionary, LatentActs
 from sae_forge.sae.direction import Direction
+from sae_forge.sae.filed import FiledSAE
 from sae_forge.sae.groupmax import GroupMaxSAE
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.topk import TopKSAE
@@ -112,6 +113,23 @@ def whole(dictionary: Dictionary | Slice) -> Slice:
     return Slice(range(dictionary.d_sae), dictionary.d_sae, dictionary)
 
 
+def rows_of(dictionary: Dictionary | Slice, latents: Sequence[int]) -> Float[Tensor, "n d_in"]:
+    """The decoder rows of some latents; of one that stays in its file no others are read."""
+    part = sliced(dictionary, latents)
+    return part.part.W_dec.detach()[part.places(latents)]
+
+
+def hold(dictionary: Dictionary | Slice, latents: Iterable[int]) -> None:
+    """Have latents read at once that will be asked for one after the other, of a dictionary that stays in its file.
+
+    Raises:
+        ConfigError: one lies beyond it.
+    """
+    if isinstance(dictionary, FiledSAE):
+        whole(dictionary).places(wanted := tuple(dict.fromkeys(latents)))
+        dictionary.hold(wanted)
+
+
 def sliced(dictionary: Dictionary | Slice, latents: Sequence[int]) -> Slice:
     """What reading and writing ``latents`` takes of the dictionary; acts and rows are the same to the bit.
 
@@ -131,9 +149,10 @@ def sliced(dictionary: Dictionary | Slice, latents: Sequence[int]) -> Slice:
             part = TopKRows(W_enc, b_enc, W_dec[places], b_dec, places, sae.k, sae.backend)
         case TopKRows() as rows:
             part = replace(rows, W_dec=rows.W_dec[places], latents=rows.latents[places])
+        case FiledSAE() as sae:
+            part = sae.part(latents)
         case JumpReLUSAE() as sae:
-            W_enc, b_enc, W_dec = sae.W_enc[:, places], sae.b_enc[places], sae.W_dec[places]
-            part = JumpReLUSAE(W_enc, b_enc, W_dec, sae.b_dec, sae.threshold[places], backend=sae.backend)
+            part = sae.cut(places.tolist())
         case GroupMaxSAE() | Direction():  # a run's latents compete, so all of them are kept, in their own order
             return source
         case other:
@@ -174,6 +193,8 @@ def taken_apart(dictionary: Dictionary | Slice) -> tuple[SliceFacts, dict[str, T
         CheckpointError: it is of a type nobody can put together again, or computes in another precision than fp32.
     """
     source = whole(dictionary)
+    if isinstance(source.part, FiledSAE):
+        source = replace(source, part=source.part.whole)
     kind, latents = type(source.part).__name__, None if isinstance(source.latents, range) else tuple(source.latents)
     if kind not in MADE_OF:
         raise CheckpointError(f"a dictionary of type {kind} cannot be saved; those that can are {', '.join(MADE_OF)}")
@@ -214,7 +235,7 @@ def put_together(
     W_dec, k = given.pop("W_dec"), facts.k or 0
     match kind, given:
         case "TopKSAE", {"W_enc": W_enc, "b_enc": b_enc, "b_dec": b_dec}:
-            part = TopKSAE.from_weights(W_enc, b_enc, W_dec, b_dec, k).requires_grad_(False)
+            part = TopKSAE.holding(W_enc.T.contiguous(), b_enc, W_dec, b_dec, k)
         case "TopKRows", {"W_enc": W_enc, "b_enc": b_enc, "b_dec": b_dec}:
             places = torch.tensor(latents, dtype=torch.long)
             part = TopKRows(W_enc.T.contiguous().T, b_enc, W_dec, b_dec, places, k)

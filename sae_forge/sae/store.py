@@ -14,12 +14,14 @@ import torch
 from sae_forge.errors import CheckpointError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.architectures.architecture import Built
+from sae_forge.sae.filed import FiledSAE, filed
 from sae_forge.sae.formats import build, table
-from sae_forge.sae.formats.format import Hints
+from sae_forge.sae.formats.format import Described, Hints
 from sae_forge.sae.formats.saelens import CFG, SAELENS, WEIGHTS, settings, worded
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files, records
+from sae_forge.store.cache import known_sha256
 from sae_forge.store.tensors import publish_tensors
 
 FORMAT = 1
@@ -84,6 +86,35 @@ def load_sae(
         CheckpointError: missing (names the command that makes one), damaged, of an architecture that cannot be used,
             of another model or hook point, or nobody says what it reads.
     """
+    told, provenance, centre, _ = _checked(
+        folder, expect_model=expect_model, expect_point=expect_point, norms_take_mean=norms_take_mean
+    )
+    sae = build.read(folder / WEIGHTS, told, allow_pickle=False, what="the weights of an SAE", centre=centre)
+    return sae.to(device), provenance
+
+
+def file_sae(folder: Path, *, norms_take_mean: Callable[[], bool] | None = None) -> tuple[Built | FiledSAE, Provenance]:
+    """The same, left in its file where its latents fire each by itself: then they are read as they are asked for.
+
+    A file that was hashed before is not read again for that, as long as nothing was written to it.
+
+    Raises:
+        CheckpointError: as ``load_sae``; what is wrong with weights is found when they are read.
+    """
+    told, provenance, centre, weights = _checked(folder, norms_take_mean=norms_take_mean, hashed=known_sha256)
+    found = filed(folder / WEIGHTS, told, weights=weights, centre=centre)
+    return found or load_sae(folder, norms_take_mean=norms_take_mean)[0], provenance
+
+
+def _checked(
+    folder: Path,
+    *,
+    expect_model: str | None = None,
+    expect_point: HookPoint | None = None,
+    norms_take_mean: Callable[[], bool] | None,
+    hashed: Callable[[Path], str] = files.file_sha256,
+) -> tuple[Described, Provenance, bool, str]:
+    """What is known of it, whether its input is to be centred, and the hash of its weights."""
     path = folder / CFG
     if not path.exists():
         if (foreign := table.on_disk(folder)) is not None:
@@ -107,8 +138,8 @@ def load_sae(
         )
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(f"{folder / WEIGHTS} is missing; it should be the weights of an SAE")
-    expected_hash = ours.get("weights_sha256")
-    if expected_hash is not None and files.file_sha256(folder / WEIGHTS) != expected_hash:
+    expected_hash, weights = ours.get("weights_sha256"), hashed(folder / WEIGHTS)
+    if expected_hash is not None and weights != expected_hash:
         raise CheckpointError(
             f"{folder / WEIGHTS} is damaged: its hash is not the one in {CFG}; train it again with --fresh"
         )
@@ -120,8 +151,7 @@ def load_sae(
                 "lambda: True for one of LayerNorm, as GPT-2, and False for one of RMSNorm; or name the SAE with --sae"
             )
         centre = norms_take_mean()
-    sae = build.read(folder / WEIGHTS, told, allow_pickle=False, what="the weights of an SAE", centre=centre)
-    return sae.to(device), provenance
+    return told, provenance, centre, weights
 
 
 # ---- writing ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
-from sae_forge.interventions.edit import Edit
+from sae_forge.interventions.edit import Edit, read_ahead
 from sae_forge.methods.materials import Materials, Shards
 from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.subjects import Edited, in_force
@@ -122,6 +122,7 @@ def evaluate(
     swept = sweep(methods, materials, progress, folder) if config.sweep else None
     selections = _selections(selection, rivals, progress)
     plans = [*iter_plans(materials, methods, swept, also, progress), *of_selections(materials, selections)]
+    read_ahead(sae, [edit for plan in plans for edit in plan.subject.edits])
     bootstrap = Bootstrap(config.bootstrap, config.seed)
     measurements, headings = _measured(materials, asked, plans, progress, folder), headings_of(asked, tasks)
     told = list(zip(plans, measurements, strict=True))

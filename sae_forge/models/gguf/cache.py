@@ -7,7 +7,6 @@ with a record of its files; each file is compared with it before it is loaded.
 import importlib.util
 import json
 import math
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from sae_forge.models.gguf.header import architecture_in, is_gguf, read_header
 from sae_forge.models.gguf.tokenizer import tokenizer_of
 from sae_forge.models.gguf.weights import architecture_called, config_of, names_of, require_whole, stored_as, tensors_of
 from sae_forge.store import files
+from sae_forge.store.cache import cache_folder
 
 CONVERSION = 1
 """Goes up when the same file would become another folder."""
@@ -45,13 +45,6 @@ class Converted:
     """As it was named, or the file's name."""
     stored: str
     """How its weights were stored, in words: ``4-bit (Q4_1 GGUF)``."""
-
-
-def cache_folder() -> Path:
-    """``$SAE_FORGE_CACHE``, else ``sae_forge`` in the user's cache folder."""
-    if named := os.environ.get("SAE_FORGE_CACHE"):
-        return Path(named).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").expanduser() / "sae_forge"
 
 
 def converted(name: str) -> Converted | None:

@@ -35,6 +35,8 @@ class Architecture:
     tensors: tuple[str, ...] = ("b_enc",)
     """Those it has of one number a latent, beside ``W_enc``, ``W_dec`` and ``b_dec``."""
     has_k: bool = False
+    alone: bool = False
+    """Whether each latent fires by itself, whatever the others do."""
     by_norm: bool = False
     """Whether ``rescale_acts_by_decoder_norm`` means something to it."""
     plain: Callable[[Mapping[str, Tensor]], tuple[Tensor, Tensor, Tensor | None]] = field(

@@ -17,4 +17,4 @@ def _plain(found: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
     return found["b_mag"], (found["b_mag"] - strength * found["b_gate"]).clamp_min(0), strength
 
 
-GATED = Architecture(name="gated", tensors=("b_gate", "b_mag", "r_mag"), plain=_plain, built=thresholded)
+GATED = Architecture(name="gated", alone=True, tensors=("b_gate", "b_mag", "r_mag"), plain=_plain, built=thresholded)

@@ -13,6 +13,7 @@ def thresholded(parts: Parts, k: int) -> JumpReLUSAE:
 
 JUMPRELU = Architecture(
     name="jumprelu",
+    alone=True,
     tensors=("b_enc", "threshold"),
     plain=lambda found: (found["b_enc"], found["threshold"], None),
     built=thresholded,

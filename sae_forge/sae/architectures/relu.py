@@ -3,4 +3,4 @@
 from sae_forge.sae.architectures.architecture import Architecture
 from sae_forge.sae.architectures.jumprelu import thresholded
 
-RELU = Architecture(name="standard", built=thresholded)
+RELU = Architecture(name="standard", alone=True, built=thresholded)

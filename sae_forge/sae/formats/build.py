@@ -1,5 +1,6 @@
 """A dictionary from the tensors of a file: what a format says by convention is folded in, in float64."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from sae_forge.sae.architectures.architecture import Architecture, Built, Parts
 from sae_forge.sae.architectures.table import ARCHITECTURES
 from sae_forge.sae.formats.checked import MAX_SIZE
 from sae_forge.sae.formats.format import Described, Recipe
-from sae_forge.sae.formats.stored import Stored, matrix, number, opened, vector
+from sae_forge.sae.formats.stored import Stored, lines, matrix, number, opened, vector
 
 _BLOCK = 2**22
 """Numbers that are held in float64 at a time, beside the vectors."""
@@ -30,7 +31,7 @@ def read(path: Path, told: Described, *, allow_pickle: bool, what: str, centre: 
         CheckpointError: missing, damaged, a pickle that was not allowed, or not what its settings say.
     """
     with opened(path, allow_pickle=allow_pickle, what=what) as stored:
-        recipe = _sized(stored, told.recipe)
+        recipe = sized(stored, told.recipe)
         architecture = ARCHITECTURES[recipe.architecture]
         parts = _parts(stored, recipe, architecture)
         k = recipe.k if recipe.k_name is None else number(stored, recipe.k_name)
@@ -39,7 +40,22 @@ def read(path: Path, told: Described, *, allow_pickle: bool, what: str, centre: 
     return architecture.built(_folded(parts, recipe, architecture, centre=centre), k or 0)
 
 
-def _sized(stored: Stored, recipe: Recipe) -> Recipe:
+def read_latents(path: Path, told: Described, latents: Sequence[int], *, what: str, centre: bool = False) -> Built:
+    """Some latents of a dictionary whose latents fire each by itself, in the order given: as ``read`` gives them.
+
+    Of what lies latent by latent only these are read; of what lies across, everything is, and little of it kept.
+
+    Raises:
+        CheckpointError: as ``read``, but for what is not read.
+    """
+    with opened(path, allow_pickle=False, what=what) as stored:
+        recipe = sized(stored, told.recipe)
+        architecture = ARCHITECTURES[recipe.architecture]
+        parts = _parts(stored, recipe, architecture, latents)
+    return architecture.built(_folded(parts, recipe, architecture, centre=centre), 0)
+
+
+def sized(stored: Stored, recipe: Recipe) -> Recipe:
     """The recipe with its sizes; the file's tensors are refused unless they are the expected ones, in these sizes."""
     names = dict(recipe.names)
     if recipe.threshold is not None and names.get("threshold") not in stored.shapes:
@@ -70,8 +86,18 @@ def _listed(names: set[str]) -> str:
     return ", ".join(sorted(name[:40] for name in names)[:8])
 
 
-def _parts(stored: Stored, recipe: Recipe, architecture: Architecture) -> Parts:
-    """The weights as they lie, but for what the architecture says otherwise than by ``b_enc`` and a threshold."""
+def _parts(stored: Stored, recipe: Recipe, architecture: Architecture, latents: Sequence[int] | None = None) -> Parts:
+    """The weights as they lie, but for what the architecture says otherwise than by ``b_enc`` and a threshold.
+
+    Args:
+        latents: Those that are wanted, in their order; None: all.
+    """
+
+    def rows(name: str, *, turned: bool) -> Tensor:
+        if latents is None:
+            return matrix(stored, recipe.names[name], turned=turned)
+        return lines(stored, recipe.names[name], latents, turned=turned)
+
     vectors = {
         name: vector(stored, recipe.names[name]).double() for name in architecture.tensors if name in recipe.names
     }
@@ -80,12 +106,15 @@ def _parts(stored: Stored, recipe: Recipe, architecture: Architecture) -> Parts:
     if recipe.log_threshold:
         vectors["threshold"] = vectors["threshold"].exp()
     b_enc, threshold, strength = architecture.plain(vectors)
-    encoders = matrix(stored, recipe.names["W_enc"], turned="W_enc" not in recipe.turned)
+    threshold = threshold.expand(len(b_enc)).clone()
+    if latents is not None:
+        wanted = torch.tensor(latents, dtype=torch.long)
+        b_enc, threshold, strength = b_enc[wanted], threshold[wanted], None if strength is None else strength[wanted]
+    encoders = rows("W_enc", turned="W_enc" not in recipe.turned)
     if strength is not None:
         _multiply(encoders, strength)
-    W_dec = matrix(stored, recipe.names["W_dec"], turned="W_dec" in recipe.turned)
-    b_dec = vector(stored, recipe.names["b_dec"]).double()
-    return Parts(encoders, b_enc, W_dec, b_dec, threshold.expand(len(b_enc)).clone())
+    W_dec = rows("W_dec", turned="W_dec" in recipe.turned)
+    return Parts(encoders, b_enc, W_dec, vector(stored, recipe.names["b_dec"]).double(), threshold)
 
 
 def _folded(parts: Parts, recipe: Recipe, architecture: Architecture, *, centre: bool) -> Parts:
@@ -114,7 +143,8 @@ def _folded(parts: Parts, recipe: Recipe, architecture: Architecture, *, centre:
 
 def answers(encoders: Tensor, x: Tensor) -> Tensor:
     """``x @ W_enc`` in float64, of one ``x`` [d_in] and encoders [d_sae, d_in]."""
-    return torch.cat([rows.double() @ x for rows in encoders.split(_rows(encoders))])
+    # a sum for each row, and no product: that of a few latents is then the same to the bit as that of all
+    return torch.cat([(rows.double() * x).sum(dim=1) for rows in encoders.split(_rows(encoders))])
 
 
 def _multiply(matrix: Tensor, by: Tensor) -> None:

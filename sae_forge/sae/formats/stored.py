@@ -27,6 +27,8 @@ from sae_forge.store.tensors import read_header
 PICKLES = (".pt", ".pth")
 AT_ONCE = 2**25
 """Bytes that are read before they are put where they belong."""
+_FEW = 2**20
+"""The same where only a little of them is kept."""
 _UNREADABLE = (
     OSError, EOFError, ValueError, TypeError, KeyError, SyntaxError, OverflowError, NotImplementedError, RuntimeError,
     struct.error, zipfile.BadZipFile, tokenize.TokenError,
@@ -135,13 +137,15 @@ def lines(stored: Stored, name: str, wanted: Sequence[int], *, turned: bool) -> 
     rows, columns = stored.shapes[name]
     if stored.columnwise(name):
         rows, columns, turned = columns, rows, not turned
+    if not wanted:
+        return torch.empty(0, rows if turned else columns)
     if not turned:
         return torch.stack([_floats(stored, name, stored.elements(name, row * columns, columns)) for row in wanted])
-    values, at_once = torch.empty(len(wanted), rows), max(1, AT_ONCE // (4 * columns))
+    values, at_once, places = torch.empty(len(wanted), rows), max(1, _FEW // (4 * columns)), torch.tensor(wanted)
     for first in range(0, rows, at_once):
         count = min(at_once, rows - first)
         piece = stored.elements(name, first * columns, count * columns).view(count, columns)
-        values[:, first : first + count] = _floats(stored, name, piece[:, list(wanted)]).T
+        values[:, first : first + count] = _floats(stored, name, piece[:, places]).T
     return values
 
 
