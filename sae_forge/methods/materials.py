@@ -130,13 +130,13 @@ class Materials:
 
     def _counted(self, texts: Texts, latents: Tensor) -> tuple[Tensor, ...]:
         """Acts on the tokens that a gate counts; shards hold no special ones, so the model reads the texts again."""
-        latents, found = latents.to(self.sae.W_dec.device), []
+        latents, found = latents.to(self.sae.b_dec.device), []
         for rows in torch.arange(0, len(texts), -(-len(texts) // TRACED)).split(READ_AT_ONCE):
             batch = texts.rows(rows)
             attended, real = batch.attention_mask, real_token_mask(*batch, self.lm.special_ids)
             x = capture(self.lm, [self.point], *batch)[self.point].to(latents.device)
             with torch.no_grad():
-                acts = self.sae.latent_acts(x.to(self.sae.W_dec.dtype), latents).float().cpu()
+                acts = self.sae.latent_acts(x.to(self.sae.b_dec.dtype), latents).float().cpu()
             ordinary = ~are_sinks(x, self.sink_norm).to(attended.device)
             touched, counted = (
                 chosen_tokens(which, real, attended) & ordinary

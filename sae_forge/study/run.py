@@ -249,7 +249,7 @@ def _fitness(verdict: Verdict | None) -> dict[str, Any]:
 
 def _precisions(lm: LanguageModel, sae: Dictionary) -> dict[str, Any]:
     """What the numbers owe to how the model and the SAE were read."""
-    computed = {"model": lm.model.dtype, "sae": sae.W_dec.dtype}
+    computed = {"model": lm.model.dtype, "sae": sae.b_dec.dtype}
     return {
         "opening": lm.opening.told(),
         "precision": lm.precision,

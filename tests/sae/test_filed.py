@@ -12,15 +12,17 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from sae_forge.config.generate import GenerateConfig
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
-from sae_forge.interventions.apply import delta
+from sae_forge.interventions.apply import attached, delta
 from sae_forge.interventions.controls import RandomDirections
-from sae_forge.interventions.edit import Edit
+from sae_forge.interventions.edit import Edit, read_ahead
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.saved import load_edits, save_edits
 from sae_forge.methods.edits.scale import scale
+from sae_forge.pipeline.bench import Bench
 from sae_forge.sae.filed import FiledSAE
 from sae_forge.sae.formats import stored
 from sae_forge.sae.jumprelu import JumpReLUSAE
@@ -215,3 +217,26 @@ def test_the_hash_of_a_file_is_known_until_something_is_written_to_it(tmp_path, 
     path.write_bytes(b"two")
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
     assert known_sha256(path) == files.file_sha256(path)
+
+
+def test_a_model_is_edited_by_an_sae_of_which_no_more_was_read(tmp_path, model_folders):
+    folder = tmp_path / "layer_1"
+    folder.mkdir()
+    arrays: dict[str, Any] = {
+        "W_enc": draw(56, 400, seed=1).numpy(), "b_enc": draw(400, seed=2).numpy(), "b_dec": draw(56, seed=4).numpy(),
+        "W_dec": draw(400, 56, seed=3).numpy(), "threshold": draw(400, seed=5).abs().numpy(),
+    }  # fmt: skip
+    np.savez(folder / "params.npz", **arrays)
+    bench = Bench(GenerateConfig(model=str(model_folders["llama"]), run_dir=tmp_path / "run", model_device="cpu"))
+    partly, whole = bench.sae(str(folder), partly=True), bench.sae(str(folder))
+    bench.require_same_model(partly)
+    tokens, logits = torch.tensor([[3, 8, 5, 9, 4]]), []
+    for sae in (partly.sae, whole.sae):
+        edit = Edit(HookPoint(1), sae, scale((5, 8, 13), -3.0))
+        read_ahead(sae, [edit])
+        with attached(bench.lm, [edit]) as log, torch.no_grad():
+            logits.append(bench.lm.model(tokens).logits)
+        assert log.edited
+    assert torch.equal(*logits)
+    assert isinstance(partly.sae, FiledSAE)
+    assert "whole" not in vars(partly.sae)

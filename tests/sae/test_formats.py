@@ -436,6 +436,18 @@ def test_a_pickle_is_read_only_when_that_was_asked_for(tmp_path):
         opened(folder, tmp_path, allow_pickle=False)
 
 
+@pytest.mark.slow
+def test_a_file_in_the_working_folder_stands_for_no_module_of_the_process_that_reads_a_pickle(tmp_path, monkeypatch):
+    folder = learned_folder(tmp_path / "ae", "AutoEncoder", LEARNED["AutoEncoder"][0])
+    for name in ("torch", "runpy", "safetensors", "random", "sitecustomize"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nraise SystemExit(7)")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.syspath_prepend("")
+    opened(folder, tmp_path)
+    assert not (tmp_path / "ran").exists()
+
+
 def gemma_scope_2_folder(root: Path, site: str = "resid_post", *, config: dict[str, Any] | None = None) -> Path:
     folder = root / "gemma-scope-2-1b-pt" / site / "layer_3_width_16k_l0_small_seed_1"
     folder.mkdir(parents=True)

@@ -28,8 +28,10 @@ A_SECOND = 2**25
 MAX_TENSORS = 4096
 _NESTED = ("ae", "sae_state_dict")
 """Where a training backup keeps the state dict itself."""
-_INHERITED = ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
+_INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
 """The environment of the child: nothing in it is secret."""
+_RUN = "import runpy, sys; sys.path += sys.argv.pop(1).split(':'); runpy.run_module(sys.argv.pop(1), {}, '__main__')"
+"""What it is started with, isolated: this process's own folders of packages come last, its working folder not at all."""
 
 
 @contextmanager
@@ -48,7 +50,7 @@ def as_safetensors(path: Path, *, allowed: bool) -> Iterator[Path]:
         )
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "tensors.safetensors"
-        command = [sys.executable, "-m", __spec__.name, str(path.resolve()), str(out)]
+        command = [sys.executable, "-I", "-c", _RUN, _packages(), __spec__.name, str(path.resolve()), str(out)]
         environment = {name: os.environ[name] for name in _INHERITED if name in os.environ}
         try:
             done = subprocess.run(  # noqa: S603 (our own module, on a path given as one argument)
@@ -64,6 +66,13 @@ def as_safetensors(path: Path, *, allowed: bool) -> Iterator[Path]:
             )
             raise CheckpointError(f"{path} is no state dict that can be read safely: {told}")
         yield out
+
+
+def _packages() -> str:
+    """Folders that packages are imported from, as ``PATH`` lists folders, this package's own last."""
+    own, here = Path(__file__).resolve().parents[3], Path.cwd()
+    found = [Path(each) for each in sys.path if Path(each).is_absolute() and Path(each) != here]
+    return ":".join(map(str, [*found, own]))
 
 
 def _seconds(path: Path) -> int:
