@@ -31,7 +31,7 @@ _NESTED = ("ae", "sae_state_dict")
 _INHERITED = ("PATH", "LD_LIBRARY_PATH", "TMPDIR", "OMP_NUM_THREADS")
 """The environment of the child: nothing in it is secret."""
 _RUN = "import runpy, sys; sys.path += sys.argv.pop(1).split(':'); runpy.run_module(sys.argv.pop(1), {}, '__main__')"
-"""What it is started with, isolated: this process's own folders of packages come last, its working folder not at all."""
+"""What it is started with, isolated: this process's folders of packages come last, its working folder not at all."""
 
 
 @contextmanager
