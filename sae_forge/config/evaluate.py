@@ -38,6 +38,11 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
         Setting(at_least=1, wanted="give at least 1 item"),
     ] = None
     compare_selections: Annotated[bool, "Measure the same edit under every selection made for this SAE."] = False
+    each_latent: Annotated[
+        int,
+        "Measure the first edit of latents on each of the first N selected ones alone, too.",
+        Setting(at_least=0, younger=True, wanted="give 0 or more"),
+    ] = 0
     steering: Annotated[Path | None, "Steering CSV of an edit to measure too (8 columns, or lm-eval's)."] = None
     random_seeds: Annotated[
         int,

@@ -15,10 +15,12 @@ from sae_forge.methods.method import Wrapper
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import shards_of
+from sae_forge.pipeline.single_latents import single_latents
 from sae_forge.progress import Progress
 from sae_forge.results.claims import headlines
-from sae_forge.results.report import load_report
-from sae_forge.results.sheets import overview
+from sae_forge.results.open_unlearning import beside, read_summary, summaries
+from sae_forge.results.report import Report, load_report
+from sae_forge.results.sheets import Sheet, overview
 from sae_forge.results.verdict import verdict_sheet
 from sae_forge.sae.named import NamedSAE
 from sae_forge.sae.store import Provenance
@@ -38,6 +40,8 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     config = bench.settle(config)
     named = bench.sae(config.sae, partly=True)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
+    for name in getattr(config, "tofu_summaries", ()):
+        read_summary(Path(name))  # refused before the work
     rivals: list[Selection] = []
     also: list[Edit] = []
     if config.compare_selections:  # with every one made for this SAE
@@ -63,6 +67,12 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         for picture in gallery.of_report(report):
             files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report))
         _export(measured, named, folder)
+        for number, row in enumerate(report.rows):
+            for file, told in ({} if row.is_control else summaries(row)).items():
+                files.publish_json(folder / "open-unlearning" / f"{number}-{row.name}" / file, told)
+        for sheet in single_latents(report, selection):
+            records = [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]
+            files.publish_json(folder / "each_latent.json", records)
         # the report last, since its presence says that the rest is whole; what it was made of may go only then
         measured.save(folder)
         discard(folder)
@@ -72,9 +82,15 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         outputs={"report": folder / REPORT_FILE, "folder": folder},
         metrics=report.to_json(),
         summary="\n".join(headlines(report)[0]) + f"\n{folder}",
-        tables=(overview(report), verdict_sheet(report)),
+        tables=(overview(report), verdict_sheet(report), *_beside(config, report), *single_latents(report, selection)),
         then=bench.next("report"),
     )
+
+
+def _beside(config: EvalConfig, report: Report) -> list[Sheet]:
+    """open-unlearning's numbers under ours, where summaries of it were named."""
+    paths = [Path(name) for name in getattr(config, "tofu_summaries", ())]
+    return [beside(report, paths)] if paths else []
 
 
 def _verdict(named: NamedSAE) -> Verdict | None:

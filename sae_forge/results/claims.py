@@ -32,7 +32,7 @@ OWN_GROUPS = ("loss", "generation")
 def claims(report: Report) -> list[str]:
     """Sentences on what is broken, on what was chosen and what comes back, then on each method and its controls."""
     rows = report.rows[1:]
-    edits = [row for row in rows if row.edits and "selection" not in row.settings]
+    edits = [row for row in rows if row.edits and not {"selection", "latent"} & set(row.settings)]
     trained = [row for row in rows if row.kind == "weights"]
     lines = _of_sae(report)
     # before all effects: under a model that lost what is to be kept nothing was unlearned, whatever it forgot

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from sae_forge.errors import ConfigError
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.edit import Edit
 from sae_forge.methods.edits import scale
@@ -84,6 +85,37 @@ def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> 
     for name, selection in selections.items():
         settings = {"selection": name, "num_features": size, "scale": materials.config.ablation_scale[0]}
         yield planned(scale.METHOD, settings, replace(materials, selection=selection))
+
+
+def of_each_latent(materials: Materials, methods: Sequence[Method]) -> Iterator[Plan]:
+    """The first edit of latents that was named, on one selected latent at a time; controls are of other latents alone.
+
+    Raises:
+        ConfigError: no method that was named edits latents.
+    """
+    wanted = materials.selection.latents[: materials.config.each_latent]
+    if not wanted:
+        return
+    method = next((one for one in methods if _of_latents(one, materials)), None)
+    if method is None:
+        raise ConfigError("--each_latent needs an edit of latents among --methods, such as clamp or scale")
+    for latent in wanted:
+        own = replace(materials, selection=replace(materials.selection, latents=(latent,)))
+        plan = planned(method, method.from_flags(1, own)[0], own, latent=latent.index)
+        plan = replace(plan, title=f"{plan.title}, latent {latent.index}")
+        yield plan
+        if not controlled(materials.config.methods) or not isinstance(plan.subject, Edited):
+            continue
+        alone = replace(own, config=replace(own.config, controls=("latents",)))
+        for kind, seed, control in controls_of(plan.subject, alone, everywhere=plan.everywhere):
+            settings = {"of": plan.name, **plan.settings, "kind": kind}
+            yield Plan(CONTROL, settings, control, seed, f"{CONTROL} {kind} for {plan.title}")
+
+
+def _of_latents(method: Method, materials: Materials) -> bool:
+    if method.kind != "hook" or method.at_rest or method.parts or method.needs(materials) is not None:
+        return False
+    return any("num_features" in settings for settings in method.from_flags(1, materials))
 
 
 def _from_sweep(materials: Materials, methods: Sequence[Method], swept: Sweep) -> Iterator[Plan]:

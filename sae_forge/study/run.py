@@ -39,7 +39,7 @@ from sae_forge.study.estimates import (
 )
 from sae_forge.study.kept import Kept, discard
 from sae_forge.study.measure import Measurement, load_asked, measure
-from sae_forge.study.plan import Plan, iter_plans, of_selections
+from sae_forge.study.plan import Plan, iter_plans, of_each_latent, of_selections
 from sae_forge.study.rows import item_rows, publish_rows
 from sae_forge.study.selections import compared, label_of
 from sae_forge.study.settings import catalogue_of
@@ -122,6 +122,7 @@ def evaluate(
     swept = sweep(methods, materials, progress, folder) if config.sweep else None
     selections = _selections(selection, rivals, progress)
     plans = [*iter_plans(materials, methods, swept, also, progress), *of_selections(materials, selections)]
+    plans += of_each_latent(materials, methods)
     read_ahead(sae, [edit for plan in plans for edit in plan.subject.edits])
     bootstrap = Bootstrap(config.bootstrap, config.seed)
     measurements, headings = _measured(materials, asked, plans, progress, folder), headings_of(asked, tasks)

@@ -18,6 +18,8 @@ from sae_forge.tasks.item import Item
 from sae_forge.tasks.task import Asked, Done
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from sae_forge.models.loading import LanguageModel
     from sae_forge.statistics.bootstrap import Bootstrap
     from sae_forge.statistics.estimate import Estimate
@@ -50,19 +52,22 @@ def privleak(auroc: float, reference: float) -> float:
     return 100 * (auroc - reference) / reference
 
 
-def leak(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
+def leak(items: Sequence[Item], bootstrap: "Bootstrap", family: str = "") -> "Estimate":
     """PrivLeak with its interval over texts, those of either side resampled apart.
 
     The AUC in it is the chance that a holdout text has a higher Min-40 % probability than a forget text, a tie
     counting half. It is near 0 for a model that knows the forget texts, so PrivLeak is then near -100.
+
+    Args:
+        family: How values of another family end; muse_bench's end in nothing.
     """
     from sae_forge.statistics.ranking import auroc_estimate
 
     sides: dict[str, list[Any]] = {side: [] for side in SIDES}
     for item in items:
-        sides[item.role].append(item.values["logprob"] / item.weights["tokens"])  # pyright: ignore
+        sides[item.role].append(item.values[f"logprob{family}"] / item.weights[f"tokens{family}"])  # pyright: ignore
     auroc = auroc_estimate(sides["holdout"], sides["forget"], bootstrap)
-    (reference,) = {item.values["reference"] for item in items}
+    (reference,) = {item.values[f"reference{family}"] for item in items}
     return auroc.transformed(lambda value: privleak(value, reference))  # pyright: ignore
 
 
@@ -79,6 +84,25 @@ KNOWMEM = {
 PRIVLEAK = _X100(
     name="privleak", words="PrivLeak", note="0 is a model retrained without the forget text", aggregate=leak
 )
+STEMMED = "rouge_l_stemmed"
+OTHER = "_open_unlearning"
+OTHERS_REFERENCE, OTHERS_LONGEST = 0.5, 2048
+"""AUC of a retrained model where open-unlearning is told none, and the tokens after which it cuts a text."""
+
+
+def _of_other(measure: Measure) -> Measure:
+    """The measure as open-unlearning defines it, which is another number under the same name there."""
+    read = {} if measure is PRIVLEAK else {"read": lambda item: (100 * item.values[STEMMED], 1.0), "needs": (STEMMED,)}
+    if measure is PRIVLEAK:
+        read = {"aggregate": partial(leak, family=OTHER), "needs": (f"logprob{OTHER}",)}
+    return replace(
+        measure, name=f"{measure.name}{OTHER}", words=f"{measure.words} (open-unlearning)", shown="in full", **read
+    )
+
+
+OTHERS = {measure.name: _of_other(measure) for measure in (VERBMEM, *KNOWMEM.values(), PRIVLEAK)}
+"""By the name of muse_bench's: words count by stems, VerbMem's references are whole, and PrivLeak leaves out a text's
+last token and compares with 0.5."""
 
 
 # ---- the task -----------------------------------------------------------------------------------
@@ -129,6 +153,8 @@ class Recall:
     prompts: "tuple[Prompt, ...]"
     """As the model is asked, each with the reference as it is compared."""
     max_new_tokens: int
+    whole: tuple[str, ...] = ()
+    """The references uncut, where others are compared."""
     stops: tuple[str, ...] = ()
     shots: int = 0
     """Answered questions that stand before each."""
@@ -141,7 +167,7 @@ class Muse:
     name: str = "muse"
     title: str = "MUSE"
     group: str | None = "muse"
-    measures: tuple[Measure, ...] = (VERBMEM, *KNOWMEM.values(), PRIVLEAK)
+    measures: tuple[Measure, ...] = (VERBMEM, *KNOWMEM.values(), PRIVLEAK, *OTHERS.values())
     settings: type | None = Settings
     tuned_on: bool = False
     writes: bool = True
@@ -180,7 +206,7 @@ class Muse:
             recall.prompts,
             kind=recall.kind,
             shortened=shortened(lm, [item.prompt for item in recall.prompts], recall.max_new_tokens),
-            measures=(measure,),
+            measures=(measure, OTHERS[measure.name]),
             protocol={str(self.group): {measure.name: how}},
             content=recall,
         )
@@ -202,7 +228,7 @@ class Muse:
             [text for texts in sides.values() for text in texts],
             kind="privleak",
             truncated=sum(len(row) > max_input(lm) for rows in whole.values() for row in rows),
-            measures=(PRIVLEAK,),
+            measures=(PRIVLEAK, OTHERS[PRIVLEAK.name]),
             reads=True,
             protocol={str(self.group): {"privleak": how}},
             content=(sides, token_ids, reference),
@@ -215,9 +241,12 @@ class Muse:
         _, token_ids, reference = asked.content
         items = []
         for side, rows in token_ids.items():
-            for score in least_likely(lm, rows, batch_size=batch_size, done=done):
+            for nats in token_nats(lm, rows, batch_size=batch_size, done=done):
+                score, other = lowest(nats), lowest(nats[: OTHERS_LONGEST - 1][:-1] if len(nats) > 1 else nats)
                 values = {"logprob": score.logprob, "reference": reference}
-                items.append(asked.answered(len(items), values, {"tokens": score.tokens}, role=side))
+                values |= {f"logprob{OTHER}": other.logprob, f"reference{OTHER}": OTHERS_REFERENCE}
+                counts = {"tokens": score.tokens, f"tokens{OTHER}": other.tokens}
+                items.append(asked.answered(len(items), values, counts, role=side))
         return items
 
 
@@ -226,13 +255,17 @@ def recalled(
 ) -> list[Item]:
     """What the model writes after each prompt, likeliest token first, against what stands in the text."""
     from sae_forge.tasks.engines.generation import Sampling, write
-    from sae_forge.tasks.engines.texts import rouge_l_f1
+    from sae_forge.tasks.engines.texts import porter, rouge_l_f1
 
     greedy = Sampling(max_new_tokens=recall.max_new_tokens, temperature=0)
     items = []
     written = write(lm, [item.prompt for item in recall.prompts], greedy, batch_size=batch_size, done=done)
-    for prompt, got in zip(recall.prompts, written, strict=True):
+    stem = porter()
+    for number, (prompt, got) in enumerate(zip(recall.prompts, written, strict=True)):
         text = until(got.text, recall.stops)
+        values = {"rouge_l": rouge_l_f1(text, prompt.target)}
+        if stem is not None:
+            values[STEMMED] = rouge_l_f1(text, recall.whole[number] if recall.whole else prompt.target, stem)
         items.append(
             Item(
                 task=task,
@@ -240,7 +273,7 @@ def recalled(
                 role=recall.role,
                 id=prompt.id,
                 fact=prompt.fact,
-                values={"rouge_l": rouge_l_f1(text, prompt.target)},
+                values=values,
                 weights={"tokens": got.tokens},
                 text=text,
             )
@@ -258,33 +291,46 @@ def least_likely(
 ) -> "list[Score]":
     """Log-probs of the least likely 40 % of each text's tokens, one at least; their mean is Min-40 % probability.
 
-    The first token is read and never predicted.
-
     Raises:
         NumericalError: a log-prob is not finite.
     """
+    return [lowest(nats) for nats in token_nats(lm, rows, batch_size=batch_size, done=done)]
+
+
+def lowest(nats: "Tensor") -> "Score":
+    """Of a text's losses the highest 40 %, as log-probs."""
+    from sae_forge.tasks.engines.continuations import Score
+
+    count = max(1, len(nats) * LOWEST_PERCENT // 100)
+    return Score(-nats.topk(count).values.sum().item(), count)
+
+
+def token_nats(
+    lm: "LanguageModel", rows: Sequence[Sequence[int]], *, batch_size: int, done: Done | None = None
+) -> "list[Tensor]":
+    """The loss on each token of each text but its first, which is read and never predicted.
+
+    Raises:
+        NumericalError: one is not finite.
+    """
     import torch
 
-    from sae_forge.tasks.engines.continuations import Score, pad, report
+    from sae_forge.tasks.engines.continuations import pad, report
     from sae_forge.tasks.engines.losses import rows_at_once, token_losses
 
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-    scores: dict[int, Score] = {}
+    found: dict[int, Tensor] = {}
     while order:
         size = min(batch_size, rows_at_once(lm, len(rows[order[0]])))
         chosen, order = order[:size], order[size:]
         token_ids, mask = pad([rows[number] for number in chosen], lm.pad_id, left=False)
         with torch.inference_mode():
             losses = token_losses(lm, token_ids, mask, mask[:, 1:].bool())
-        for number, row in zip(chosen, losses, strict=True):
-            predicted = len(rows[number]) - 1
-            # of the tokens that are predicted, which all but the first are
-            count = max(1, predicted * LOWEST_PERCENT // 100)
-            scores[number] = Score(-row[:predicted].topk(count).values.sum().item(), count)
+        found |= {number: row[: len(rows[number]) - 1] for number, row in zip(chosen, losses, strict=True)}
         report(done, len(chosen))
-    if any(score.logprob - score.logprob != 0 for score in scores.values()):
+    if not all(bool(torch.isfinite(nats).all()) for nats in found.values()):
         raise NumericalError("the loss on a text of PrivLeak is not finite; compute with --dtype fp32 or bf16")
-    return [scores[number] for number in range(len(rows))]
+    return [found[number] for number in range(len(rows))]
 
 
 # ---- loading ------------------------------------------------------------------------------------
@@ -322,7 +368,8 @@ def _verbmem(lm: "LanguageModel", items: "Sequence[Prompt]") -> Recall:
     most, cut = VERBMEM_TOKENS - len(bos_ids(lm)), []
     for item, ids in zip(items, text_ids(lm, [item.target for item in items]), strict=True):
         cut.append(replace(item, target=str(lm.tokenizer.decode(ids[:most], skip_special_tokens=True))))
-    return Recall(kind="verbmem", role="forget", prompts=tuple(cut), max_new_tokens=VERBMEM_TOKENS)
+    whole = tuple(item.target for item in items)
+    return Recall(kind="verbmem", role="forget", prompts=tuple(cut), whole=whole, max_new_tokens=VERBMEM_TOKENS)
 
 
 def _knowmem(role: str, items: "Sequence[Prompt]", shots: "Sequence[Prompt]") -> Recall:

@@ -3,11 +3,12 @@
 from sae_forge.tasks.completions import Completions
 from sae_forge.tasks.held_out import HeldOut
 from sae_forge.tasks.lm_eval import LmEval
+from sae_forge.tasks.memorisation import Memorisation
 from sae_forge.tasks.muse import Muse
 from sae_forge.tasks.prompts import Prompts
 from sae_forge.tasks.questions import Questions
 from sae_forge.tasks.task import Task
 from sae_forge.tasks.tofu import Tofu
 
-TASKS: tuple[Task, ...] = (Questions(), Completions(), HeldOut(), Prompts(), Muse(), Tofu(), LmEval())
+TASKS: tuple[Task, ...] = (Questions(), Completions(), HeldOut(), Prompts(), Muse(), Tofu(), Memorisation(), LmEval())
 """In the order in which a domain is asked."""

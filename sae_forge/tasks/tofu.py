@@ -164,6 +164,12 @@ class Settings(ModelConfig):
         "TOFU: how a question is put: after 'Question:', or in a turn of the model's chat template.",
     ] = "question"
 
+    tofu_summaries: Annotated[
+        tuple[str, ...],
+        "TOFU, MUSE: TOFU_SUMMARY.json or MUSE_SUMMARY.json of open-unlearning, to lay beside the rows here.",
+        Setting(names_items=True, younger=True),
+    ] = ()
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.tofu_reference and not self.tofu_forget:
@@ -361,8 +367,8 @@ def stemmer() -> Callable[[str], str]:
     Raises:
         ConfigError: NLTK is not installed.
     """
-    try:
-        from nltk.stem.porter import PorterStemmer
-    except ImportError as error:
-        raise ConfigError("TOFU compares stems of words, with NLTK; pip install 'sae-forge[tofu]'") from error
-    return PorterStemmer().stem
+    from sae_forge.tasks.engines.texts import porter
+
+    if (stem := porter()) is None:
+        raise ConfigError("TOFU compares stems of words, with NLTK; pip install 'sae-forge[tofu]'")
+    return stem

@@ -13,13 +13,14 @@ import pytest
 from reports import filled
 from tiny_tokenizer import TEXT
 
-from sae_forge.errors import DataError
+from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.methods.materials import Materials
 from sae_forge.methods.subjects import Edited
 from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
+from sae_forge.pipeline.single_latents import single_latents
 from sae_forge.progress import SILENT
 from sae_forge.results.claims import REVERSIBLE, claims
 from sae_forge.results.measure import Measure
@@ -282,6 +283,27 @@ def test_a_report_says_the_frame_of_each_domain(tiny_llama: LanguageModel, tmp_p
     told = {"template": "Q: {question}\n{options}\nA:", "shots": 1}
     assert found.metrics["protocol"]["frames"] == dict.fromkeys(found.metrics["domains"], told)
     assert "frames" not in run(tiny_llama, **sources, limit=2, methods=("zero",)).metrics["protocol"]
+
+
+def test_each_latent_is_measured_alone_beside_other_latents(tiny_llama: LanguageModel, tmp_path: Path):
+    sources = {name: files for name, files in make_sources(tmp_path).items() if name.endswith("_questions")}
+    found = run(tiny_llama, **sources, limit=2, methods=("zero", "scale", "random"), each_latent=2)
+    alone = [row for row in found.report.rows if row.edits and "latent" in row.settings]
+    controls = [one for one in found.report.controls if "latent" in one.settings]
+    assert [row.name for row in alone] == ["scale", "scale"], "the first edit of latents that puts none to rest"
+    assert all(row.settings["num_features"] == 1 for row in alone)
+    assert len({row.settings["latent"] for row in alone}) == 2
+    assert [one.settings["latent"] for one in controls] == [row.settings["latent"] for row in alone]
+    assert {one.settings["kind"] for one in controls} == {"latents"}
+    assert [len(one.seeds) for one in controls] == [3, 3]
+    (sheet,) = single_latents(found.report, make_selection(12))
+    assert [row[0] for row in sheet.rows] == [str(row.settings["latent"]) for row in alone]
+    accuracy, spread = alone[0].roles["forget"].estimates["accuracy"], controls[0].roles["forget"]["accuracy"]
+    assert sheet.rows[0][1].startswith(f"{accuracy.value:.2f} [")
+    assert sheet.rows[0][3] == f"{spread.mean:.2f} ({spread.min:.2f} to {spread.max:.2f})"
+    assert single_latents(filled({"methods": []}), make_selection(12)) == ()
+    with pytest.raises(ConfigError, match="needs an edit of latents among --methods"):
+        run(tiny_llama, **sources, limit=2, methods=("zero",), each_latent=1)
 
 
 class Counting:

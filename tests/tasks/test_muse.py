@@ -39,10 +39,10 @@ from sae_forge.statistics.estimate import Estimate
 from sae_forge.study.measure import load_asked
 from sae_forge.study.run import EvalReport, evaluate
 from sae_forge.study.settings import eval_config
-from sae_forge.tasks.engines.texts import rouge_l_f1
+from sae_forge.tasks.engines.texts import longest_common, rouge_l_f1
 from sae_forge.tasks.item import Item
-from sae_forge.tasks.muse import Muse, Recall, leak, least_likely, privleak, recalled, until
-from sae_forge.tasks.records import load_questions
+from sae_forge.tasks.muse import Muse, Recall, leak, least_likely, lowest, privleak, recalled, until
+from sae_forge.tasks.records import Prompt, load_questions
 from sae_forge.tasks.task import Asked
 
 EvalConfig = eval_config()
@@ -52,6 +52,8 @@ BRIEF = 24
 """Tokens recited where a slow reference stands beside; the benchmark's 128 are tested once."""
 NEWS, BOOKS = 0.4772, 0.5393
 MEASURES = ("verbmem_forget", "knowmem_forget", "knowmem_retain", "privleak")
+OTHERS = tuple(f"{name}_open_unlearning" for name in MEASURES)
+"""The same as the other family of code defines them."""
 
 
 # ---- ROUGE-L ------------------------------------------------------------------------------------
@@ -487,13 +489,13 @@ def rows_of(report: EvalReport, name: str) -> list[dict[str, Any]]:
 
 
 def values(row: dict[str, Any]) -> dict[str, float]:
-    return {name: estimate["value"] for name, estimate in row["muse"].items()}
+    return {name: estimate["value"] for name, estimate in row["muse"].items() if name in MEASURES}
 
 
 @pytest.mark.slow
 def test_the_numbers_are_those_of_asking_one_by_one(lm: LanguageModel, known: dict[str, Any], report: EvalReport):
     (base,), (edited,) = rows_of(report, "baseline"), rows_of(report, "scale")
-    assert tuple(base["muse"]) == tuple(edited["muse"]) == MEASURES
+    assert tuple(base["muse"]) == tuple(edited["muse"]) == (*MEASURES, *OTHERS)
     assert values(base) == pytest.approx(slow_numbers(lm, known), abs=1e-9)
     sae, intervention = edit(lm)
     with applied(lm, sae, POINT, intervention):
@@ -509,7 +511,7 @@ def test_an_edit_in_force_takes_away_what_the_model_recited(report: EvalReport):
     for row in (base, edited):
         assert all(one["low"] <= one["value"] <= one["high"] for one in row["muse"].values())
     changed = edited["change"]["muse"]
-    assert set(changed) == set(MEASURES) - {"privleak"}
+    assert set(changed) == {*MEASURES, *OTHERS} - {"privleak", "privleak_open_unlearning"}
     for name, one in changed.items():
         assert one["value"] == pytest.approx(edited["muse"][name]["value"] - base["muse"][name]["value"])
 
@@ -517,7 +519,7 @@ def test_an_edit_in_force_takes_away_what_the_model_recited(report: EvalReport):
 def test_controls_write_no_text_and_are_read_all_the_same(report: EvalReport):
     controls = rows_of(report, "random")
     assert len(controls) == 3
-    assert all(tuple(row["muse"]) == ("privleak",) for row in controls)
+    assert all(tuple(row["muse"]) == ("privleak", "privleak_open_unlearning") for row in controls)
     assert all("muse" not in row["change"] for row in controls)
     (summary,) = report.metrics["controls"]
     of_seeds = [row["muse"]["privleak"]["value"] for row in controls]
@@ -584,6 +586,29 @@ def test_two_fifths_are_counted_down_and_one_token_counts_in_any_text(llama: Lan
     ids = llama.tokenizer(TEXT[1])["input_ids"]
     found = least_likely(llama, [ids[:length] for length in (2, 3, 4, 6, 11, 14)], batch_size=4)
     assert [one.tokens for one in found] == [1, 1, 1, 2, 4, 5]
+
+
+# ---- the other family ---------------------------------------------------------------------------
+
+
+def test_open_unlearning_counts_stems_of_the_whole_reference_and_leaves_out_a_last_token(llama: LanguageModel):
+    """Its numbers under names of their own, from what the model wrote for muse_bench's."""
+    from nltk.stem.porter import PorterStemmer
+
+    stem = PorterStemmer().stem
+    prompt = Prompt(id="1", fact="1", prompt=TEXT[0][:20], target="running owls")
+    asked = Recall(kind="verbmem", role="forget", prompts=(prompt,), whole=(TEXT[0],), max_new_tokens=12)
+    (found,) = recalled(llama, asked, batch_size=1)
+    said, wanted = (
+        [stem(word) if len(word) > 3 else word for word in re.findall("[a-z0-9]+", text.lower())]
+        for text in (found.text, TEXT[0])
+    )
+    expected = 2 * longest_common(said, wanted) / (len(said) + len(wanted))
+    assert found.values["rouge_l_stemmed"] == pytest.approx(expected)
+    assert rouge_l_f1("the owl was hunting", "owls hunt", stem) == pytest.approx(2 / 3)
+    assert rouge_l_f1("the owl was hunting", "owls hunt") == 0.0
+    nats = torch.tensor([1.0, 4.0, 2.0, 3.0, 9.0])
+    assert (lowest(nats).logprob, lowest(nats[:-1]).logprob) == (-13.0, -4.0)
 
 
 # ---- what is shown ------------------------------------------------------------------------------

@@ -10,12 +10,22 @@ SHORTEST_STEMMED = 4
 WORD = re.compile("[a-z0-9]+")
 
 
-def rouge_l_f1(prediction: str, reference: str) -> float:
+def porter() -> Callable[[str], str] | None:
+    """Porter's stemmer with NLTK's extensions, as rouge_score has it; None where NLTK is not installed."""
+    try:
+        from nltk.stem.porter import PorterStemmer
+    except ImportError:
+        return None
+    return PorterStemmer().stem
+
+
+def rouge_l_f1(prediction: str, reference: str, stem: Callable[[str], str] | None = None) -> float:
     """Harmonic mean of what share of either text's words is in their longest common subsequence, in [0, 1].
 
-    Words are runs of a-z and 0-9 in lower case, without stemming, as MUSE takes them; a text without any scores 0.
+    Words are runs of a-z and 0-9 in lower case; a text without any scores 0. Without ``stem`` as muse_bench takes them,
+    with it as open-unlearning does.
     """
-    said, wanted = WORD.findall(prediction.lower()), WORD.findall(reference.lower())
+    said, wanted = _words(prediction, stem), _words(reference, stem)
     return 2 * longest_common(said, wanted) / (len(said) + len(wanted)) if said and wanted else 0.0
 
 
@@ -24,11 +34,13 @@ def rouge_l_recall(prediction: str, reference: str, stem: Callable[[str], str]) 
 
     Words of more than three letters count by their stems, as ``rouge_score`` takes them for TOFU.
     """
-    said, wanted = (
-        [stem(word) if len(word) >= SHORTEST_STEMMED else word for word in WORD.findall(text.lower())]
-        for text in (prediction, reference)
-    )
-    return longest_common(said, wanted) / len(wanted) if wanted else 0.0
+    wanted = _words(reference, stem)
+    return longest_common(_words(prediction, stem), wanted) / len(wanted) if wanted else 0.0
+
+
+def _words(text: str, stem: Callable[[str], str] | None) -> list[str]:
+    words = WORD.findall(text.lower())
+    return [stem(word) if len(word) >= SHORTEST_STEMMED else word for word in words] if stem else words
 
 
 def longest_common(one: Sequence[str], other: Sequence[str]) -> int:
