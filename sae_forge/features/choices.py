@@ -45,7 +45,7 @@ def answers(
     if finding and ask is None:
         raise ConfigError(
             f"--method {finding[0].name} asks the model questions, so counts cannot decide it; use sae-forge features, "
-            "or hand select what asks: sae_forge.pipeline.attribution.asking"
+            "or hand select what asks: sae_forge.pipeline.asking.attribution.asking"
         )
     handed = ask() if finding and ask else None
     return {method.name: method.find(handed, sae, config, progress) for method in finding if method.find and handed}

@@ -15,7 +15,7 @@ from sae_forge.methods.method import Wrapper
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import shards_of
-from sae_forge.pipeline.single_latents import single_latents
+from sae_forge.pipeline.sheets.single_latents import single_latents
 from sae_forge.progress import Progress
 from sae_forge.results.claims import headlines
 from sae_forge.results.open_unlearning import beside, read_summary, summaries

@@ -16,7 +16,7 @@ from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
 from sae_forge.features.tables import COMPARED, comparison, table
 from sae_forge.outcome import Outcome
-from sae_forge.pipeline.attribution import asking
+from sae_forge.pipeline.asking.attribution import asking
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import REFUSAL, gather, missing, readers, require_same_weights, require_spelled
 from sae_forge.results.sheets import Sheet

@@ -16,8 +16,8 @@ from sae_forge.pipeline.collect import collect
 from sae_forge.pipeline.evaluate import evaluate
 from sae_forge.pipeline.features import features
 from sae_forge.pipeline.known import texts_of
-from sae_forge.pipeline.published import as_published, published_beside
 from sae_forge.pipeline.report import report
+from sae_forge.pipeline.sheets.published import as_published, published_beside
 from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
 from sae_forge.results.report import load_report

@@ -22,11 +22,11 @@ from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import differentiable, splice
 from sae_forge.models.loading import LanguageModel, load_model
-from sae_forge.pipeline import attribution
-from sae_forge.pipeline.attribution import Asking, load_asked, load_retain_text, sure
+from sae_forge.pipeline.asking import attribution
+from sae_forge.pipeline.asking.attribution import Asking, load_asked, load_retain_text, sure
+from sae_forge.pipeline.asking.gradients import Known, Traced, encode_known, iter_gradients
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import collect
-from sae_forge.pipeline.gradients import Known, Traced, encode_known, iter_gradients
 from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.settings import features_config

@@ -22,8 +22,8 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.loading import load_model
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.published import COLUMNS, NOT_MEASURED, as_published, published_beside
 from sae_forge.pipeline.run import run
+from sae_forge.pipeline.sheets.published import COLUMNS, NOT_MEASURED, as_published, published_beside
 from sae_forge.progress import SILENT
 from sae_forge.results.report import Report
 from sae_forge.settings import preset_of, presets, resolve

@@ -20,7 +20,7 @@ from sae_forge.methods.materials import Materials
 from sae_forge.methods.subjects import Edited
 from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
-from sae_forge.pipeline.single_latents import single_latents
+from sae_forge.pipeline.sheets.single_latents import single_latents
 from sae_forge.progress import SILENT
 from sae_forge.results.claims import REVERSIBLE, claims
 from sae_forge.results.measure import Measure

@@ -27,7 +27,7 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel, load_model
-from sae_forge.pipeline.published import NOT_MEASURED, published_beside
+from sae_forge.pipeline.sheets.published import NOT_MEASURED, published_beside
 from sae_forge.progress import SILENT
 from sae_forge.results.report import Report
 from sae_forge.results.sheets import overview

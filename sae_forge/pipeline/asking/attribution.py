@@ -22,8 +22,8 @@ from sae_forge.interventions.clamping import ClampFiring
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import Tape
+from sae_forge.pipeline.asking.gradients import Known, encode_known, iter_gradients
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.gradients import Known, encode_known, iter_gradients
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.named import NamedSAE
