@@ -81,9 +81,14 @@ def test_commands_go_on_without_it_and_a_preset_that_names_it_ends_in_one_line(w
         assert len(told.strip().splitlines()) == 2
 
 
-def test_the_test_of_each_recipe_is_there() -> None:
+def test_each_recipe_is_followed_by_a_test_and_names_files_that_are_there() -> None:
     recipes = (ROOT / "CONTRIBUTING.md").read_text().partition("## Where to put a thing")[2].partition("\n## ")[0]
-    named = re.findall(r"`((?:tests/[a-z]+/)?test_\w+\.py)`", recipes)
-    assert len(named) >= 8
-    for name in named:
-        assert list((ROOT / "tests").rglob(Path(name).name)), name
+    bullets = [bullet for bullet in re.split(r"\n- ", recipes) if bullet.startswith(("**A ", "**An "))]
+    assert len(bullets) >= 15
+    for bullet in bullets:
+        assert "tests/" in bullet, bullet
+    for name in re.findall(r"`([\w/]+\.(?:py|txt))`", recipes):
+        folder, _, file = name.rpartition("/")
+        places = [ROOT, PACKAGE] if folder else [ROOT / "tests"]
+        where = [path for place in places for path in (place / folder).glob(f"**/{file}" if not folder else file)]
+        assert where or "NAME" in file, name
