@@ -1,14 +1,15 @@
 """A person and a model in turns, and an edit that is switched and changed between them."""
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass, field
+from typing import Literal
 
 from sae_forge.errors import ConfigError
 from sae_forge.live.session import Session, Token
 from sae_forge.live.subjects import BASELINE, Subjects
 from sae_forge.methods.subjects import AsItIs, Subject, in_force
-from sae_forge.models.chat import Rendered, render
+from sae_forge.models.chat import render
 from sae_forge.progress import SILENT, Progress
 from sae_forge.tasks.engines.generation import Sampling
 
@@ -69,13 +70,14 @@ class Conversation:
         Raises:
             DataError: the prompt leaves no room to write, or the chat template refuses the turns.
         """
-        asked = [*self.turns, {"role": "user", "content": line}]
-        prompt = self._read(asked)
+        asked, model = [*self.turns, {"role": "user", "content": line}], self.subjects.materials.lm
+        prompt = render(model, asked, to_go_on=True) if self.chat else line
         said = ""
         for title in self.titles:
-            said = ""
+            said, subject = "", AsItIs() if title == BASELINE else self.edits[title]
+            # the stream is closed before the edit is taken off: left open it would write on without one
             with (
-                in_force(self.subjects.materials.lm, self._subject(title), self.progress) as (lm, log),
+                in_force(model, subject, self.progress) as (lm, log),
                 closing(Session(lm, log).stream([prompt], self.sampling)) as tokens,
             ):
                 for token in tokens:
@@ -98,31 +100,20 @@ class Conversation:
             raise ConfigError(f"/{name} is no command; /help lists them")
         return COMMANDS[name].run(self, rest.strip())
 
-    def _read(self, turns: Sequence[dict[str, str]]) -> str | Rendered:
-        lm = self.subjects.materials.lm
-        return render(lm, turns, to_go_on=True) if self.chat else turns[-1]["content"]
-
-    def _subject(self, title: str) -> Subject:
-        return AsItIs() if title == BASELINE else self.edits[title]
-
     def rescale(self) -> str:
         """Put negative scaling of the latents at hand in force."""
         self.edits, self.edited = self.subjects.scaled(self.latents, self.factor), True
         return f"next: {self.standing()}"
 
 
-def _toggle(conversation: Conversation, rest: str) -> str:
-    if rest not in ("", "on", "off"):
-        raise ConfigError(f"/edit {rest}: give on, off or nothing, which switches")
-    conversation.edited = not conversation.edited if not rest else rest == "on"
-    return f"next: {conversation.standing()}"
+def _switch(name: str, field: Literal["edited", "compare"]) -> Callable[[Conversation, str], str]:
+    def run(conversation: Conversation, rest: str) -> str:
+        if rest not in ("", "on", "off"):
+            raise ConfigError(f"/{name} {rest}: give on, off or nothing, which switches")
+        setattr(conversation, field, rest == "on" if rest else not getattr(conversation, field))
+        return f"next: {conversation.standing()}"
 
-
-def _compare(conversation: Conversation, rest: str) -> str:
-    if rest not in ("", "on", "off"):
-        raise ConfigError(f"/compare {rest}: give on, off or nothing, which switches")
-    conversation.compare = not conversation.compare if not rest else rest == "on"
-    return f"next: {conversation.standing()}"
+    return run
 
 
 def _scale(conversation: Conversation, rest: str) -> str:
@@ -149,6 +140,7 @@ def _latents(conversation: Conversation, rest: str) -> str:
         if not 1 <= size <= len(chosen):
             raise ConfigError(f"/latents {rest}: {len(chosen)} are selected; for latent {size} alone: {size},")
         numbers = chosen[:size]
+    # a line that is refused changes nothing: the next answer is written under what stood before it
     before, conversation.latents = conversation.latents, numbers
     try:
         return conversation.rescale()
@@ -187,8 +179,8 @@ def _help(conversation: Conversation, rest: str) -> str:
 
 COMMANDS = {
     "help": Command("/help", "these lines", _help),
-    "edit": Command("/edit [on|off]", "switch the edit", _toggle),
-    "compare": Command("/compare [on|off]", "answer without the edit, too", _compare),
+    "edit": Command("/edit [on|off]", "switch the edit", _switch("edit", "edited")),
+    "compare": Command("/compare [on|off]", "answer without the edit, too", _switch("compare", "compare")),
     "scale": Command("/scale X", "scale the latents by X", _scale),
     "latents": Command("/latents N or I,J,…", "edit the first N of the selection, or these", _latents),
     "methods": Command("/methods A,B", "edit by these methods instead, as they were measured", _methods),

@@ -78,9 +78,10 @@ class Session:
                     ends = place == places[-1] and (number == 0 or not step.alive[row])
                     piece = pieces[row].take(index, last=ends)
                     yield Token(row, index, piece, number > 0, *watched[row][place])
-                if number == 0:
+                if number == 0:  # the prompt was the whole first pass: what is written is a text of its own
                     pieces[row] = Pieces(self.lm)
             unread = {row: int(step.drawn[row]) for row in step.alive.nonzero()[:, 0].tolist()}
+        # drawn last, at the limit on tokens, and never given to the model: so nothing is known to have fired
         for row, index in unread.items():
             yield Token(row, index, pieces[row].take(index, last=True), written=True)
 
