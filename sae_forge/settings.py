@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from collections.abc import Sequence
 from decimal import Decimal
 from difflib import get_close_matches
 from functools import cache
@@ -110,22 +109,17 @@ def read_toml(path: Path, flag: str) -> dict[str, Any]:
         ConfigError: it cannot be read, or is no TOML.
     """
     try:
-        return tomllib.loads(_read_small(path).decode())
+        if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+            raise ValueError("it is not a regular file")
+        with path.open("rb") as file:
+            content = file.read(MAX_CONFIG_BYTES + 1)
+        if len(content) > MAX_CONFIG_BYTES:
+            raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
+        return tomllib.loads(content.decode())
     except OSError as error:
         raise ConfigError(f"{flag} {path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:  # numbers of a thousand digits and bad UTF-8 are ValueErrors too
         raise ConfigError(f"{flag} {path} is not TOML: {str(error)[:120]}") from error
-
-
-def _read_small(path: Path) -> bytes:
-    """A file as small as settings are, and of no special kind."""
-    if path.exists() and not path.is_file():
-        raise ValueError("it is not a regular file")
-    with path.open("rb") as file:
-        content = file.read(MAX_CONFIG_BYTES + 1)
-    if len(content) > MAX_CONFIG_BYTES:
-        raise ValueError(f"it is larger than {MAX_CONFIG_BYTES} bytes")
-    return content
 
 
 def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
@@ -186,24 +180,23 @@ def _is_there(path: str) -> bool:
 
 
 def _counted(name: str, value: Any) -> Any:
-    """Whole numbers as people write them; what is none of these is left for the check of the type to refuse."""
+    """Whole numbers as people write them, in a list ``3-7`` too; what is none is left for the check of the type."""
     if isinstance(value, list):
-        return [each for part in value for each in _counted_in_list(name, part)]
+        numbers = []
+        for part in value:
+            if not isinstance(part, str) or (read := _RANGE.fullmatch(part)) is None:
+                numbers.append(_counted(name, part))
+                continue
+            first, last = int(read[1]), int(read[2])
+            if not first <= last < first + MAX_RANGE:
+                raise ConfigError(f"--{name} {part}: give a range upwards, of {MAX_RANGE:,} numbers at most")
+            numbers += range(first, last + 1)
+        return numbers
     if not isinstance(value, str) or (read := _COUNT.fullmatch(value.strip())) is None:
         return value
     # as floats 1.005k would be 1004.9999999999999, and so no whole number
     number = Decimal(read[1]) * _THOUSANDS[read[2].lower()]
     return int(number) if number == number.to_integral_value() else value
-
-
-def _counted_in_list(name: str, part: Any) -> Sequence[Any]:
-    """One number of a list, or all that a range stands for."""
-    if not isinstance(part, str) or (read := _RANGE.fullmatch(part)) is None:
-        return [_counted(name, part)]
-    first, last = int(read[1]), int(read[2])
-    if not first <= last < first + MAX_RANGE:
-        raise ConfigError(f"--{name} {part}: give a range upwards, of {MAX_RANGE:,} numbers at most")
-    return range(first, last + 1)
 
 
 def choices(wanted: Any) -> list[str]:

@@ -154,12 +154,12 @@ def _place(loader: str, identity: str, where: str) -> HookPoint | None:
             return gemma_scope.point_of(where)
         case "gemma_3":
             return gemma_scope_2.point_of(where)
-        case "llama_scope" if found := _LLAMA.search(where):
-            return HookPoint(int(found[1]), _LLAMA_SITES[found[2]])
-        case "sae_lens" | "dictionary_learning_1" if found := _HOOK.match(identity):
-            return place_of(found[0], told=where)
-    found = _LAYER.search(where)
-    return HookPoint(int(found[1])) if found else None
+        case "llama_scope" if layer_and_site := _LLAMA.search(where):
+            return HookPoint(int(layer_and_site[1]), _LLAMA_SITES[layer_and_site[2]])
+        case "sae_lens" | "dictionary_learning_1" if hook := _HOOK.match(identity):
+            return place_of(hook[0], told=where)
+    layer = _LAYER.search(where)
+    return HookPoint(int(layer[1])) if layer else None
 
 
 @cache

@@ -120,8 +120,8 @@ def read_dictionary(
     wanted = _Wanted(nowhere, model, asked, site, frozenset({"layer", "site"}), allow_pickle, norms_take_mean, progress)
     if (path / POINTER).is_file():
         return _pointed(path, wanted)
-    found, told = _told(_located(path, str(source), wanted))
-    return _described(found.folder, found, told, wanted.place(told, found.where), wanted)
+    on_disk, told = _told(_located(path, str(source), wanted))
+    return _described(on_disk.folder, on_disk, told, wanted.place(told, on_disk.where), wanted)
 
 
 def _practice(trained_on: str, model: str) -> str:

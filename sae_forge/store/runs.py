@@ -66,11 +66,16 @@ class Run:
         # one's own folder by another name is no other place
         if asked == own.resolve() or str(asked) == f"file://{own.resolve()}":
             asked = own
-        if asked is not None and asked != (there := noted or own) and _holds_shards(there):
-            raise ConfigError(
-                f"--shards_dir {asked}: the shards of {self.folder} are in {there}; leave the flag out, or "
-                "choose another --run_dir"
-            )
+        if asked is not None and asked != (there := noted or own):
+            try:
+                holds_shards = any(there.glob("*/*/shard-*"))
+            except RemoteError:  # a store that does not answer is taken to hold some
+                holds_shards = True
+            if holds_shards:
+                raise ConfigError(
+                    f"--shards_dir {asked}: the shards of {self.folder} are in {there}; leave the flag out, or "
+                    "choose another --run_dir"
+                )
         return asked or noted or own
 
     @property
@@ -341,14 +346,6 @@ def newest_run(root: Path = CHECKPOINTS) -> Run:
         names = ", ".join(map(str, newest))
         raise DataError(f"{names}: nothing says which was worked on last; name one with --run_dir")
     return Run(newest[0])
-
-
-def _holds_shards(place: AnyPath) -> bool:
-    """Whether any shard was ever put there; a store that does not answer is taken to hold some."""
-    try:
-        return any(place.glob("*/*/shard-*"))
-    except RemoteError:
-        return True
 
 
 def _relative(sae: Path) -> Path:

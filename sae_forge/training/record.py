@@ -35,15 +35,15 @@ def falling(log: Path | None, steps: int) -> float | None:
     if log is None or part < _TELLING or not log.exists():
         return None
     wanted = range(steps - 2 * part + 1, steps + 1)
-    found: dict[int, float] = {}
+    fvu_at: dict[int, float] = {}
     with log.open(encoding="utf-8") as lines:
         for line in lines:
             with suppress(ValueError, KeyError, TypeError):  # a line that was being written when the power went
                 if (entry := json.loads(line))["step"] in wanted:
-                    found[entry["step"]] = float(entry["fvu"])
-    if len(found) < 2 * part:
+                    fvu_at[entry["step"]] = float(entry["fvu"])
+    if len(fvu_at) < 2 * part:
         return None
-    earlier, later = (sum(found[step] for step in some) / part for some in (wanted[:part], wanted[part:]))
+    earlier, later = (sum(fvu_at[step] for step in some) / part for some in (wanted[:part], wanted[part:]))
     return 1 - later / earlier
 
 
