@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import pytest
 from checked_types import install
 from interpreted import pytest_pyfunc_call as pytest_pyfunc_call
+from shared import made_once
 
 if TYPE_CHECKING:
     from tiny_run import TinyRun
@@ -30,11 +31,19 @@ if TYPE_CHECKING:
 _ROOMS = [room.name for room in pkgutil.iter_modules([str(Path(__file__).parents[1] / "sae_forge")])]
 install([f"sae_forge.{room}" for room in _ROOMS if room != "kernels"])
 
+# No test cuts the power, so none waits for a disk; those of the order of calls start processes (tests/acceptance).
+os.fsync = lambda handle: None
+
 # A library that is first imported while a command is run in this process logs to that command's stderr ever after.
 logging.raiseExceptions = False
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell starts its background jobs with it ignored
 
 FAMILIES = ("llama", "gemma", "gemma2")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with what takes longest, so that no worker is left with it when the others are done."""
+    items.sort(key=lambda item: not item.path.match("tasks/test_numbers.py"))
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -49,8 +58,12 @@ def model_folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A saved tiny model of each family the tests run on, by family."""
     from tiny_models import save_model
 
-    root = tmp_path_factory.mktemp("models")
-    return {family: save_model(root / f"tiny-{family}", family) for family in FAMILIES}
+    def save(root: Path) -> None:
+        for family in FAMILIES:
+            save_model(root / f"tiny-{family}", family)
+
+    root = made_once(tmp_path_factory, "models", save)
+    return {family: root / f"tiny-{family}" for family in FAMILIES}
 
 
 @pytest.fixture(scope="session", params=FAMILIES)
@@ -70,11 +83,19 @@ def tiny_llama(model_folders: dict[str, Path]) -> LanguageModel:
 
 
 @pytest.fixture(scope="session")
-def plugged_run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    """One small run for everything that a plug-in brings."""
-    from tiny_run import make_run
+def new_run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[], TinyRun]:
+    """A copy of one small run, for whoever writes into it."""
+    from tiny_run import make_run, open_run
 
-    return make_run(tmp_path_factory.mktemp("plugged"), model_folders["llama"])
+    model = model_folders["llama"]
+    made = made_once(tmp_path_factory, "run", lambda folder: make_run(folder, model))
+    return lambda: open_run(made, tmp_path_factory.mktemp("run"), model)
+
+
+@pytest.fixture(scope="session")
+def plugged_run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    """One small run for everything that a plug-in brings."""
+    return new_run()
 
 
 @pytest.fixture(scope="session")

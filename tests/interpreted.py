@@ -4,17 +4,15 @@ Triton decides when it is imported whether its kernels are interpreted, so all t
 process where they are; what became of each is handed to the test of its name here.
 """
 
-import fcntl
 import importlib.util
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from shared import made_once
 
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 SKIPPED = "skipped: "
@@ -45,12 +43,9 @@ _VERDICTS: dict[Path, dict[str, str]] = {}
 def verdicts(file: Path, config: pytest.Config) -> dict[str, str]:
     """What the interpreter's process said of each test of a file that needs it; nothing: it passed."""
     if file not in _VERDICTS:
-        with shared(config, file.stem) as report:
-            if not report.exists():
-                interpret(file, report)
-            _VERDICTS[file] = {
-                case.get("name", ""): said_of(case) for case in ElementTree.parse(report).iter("testcase")
-            }
+        factory = config._tmp_path_factory  # type: ignore[attr-defined]
+        report = made_once(factory, file.stem, lambda folder: interpret(file, folder / "report.xml")) / "report.xml"
+        _VERDICTS[file] = {case.get("name", ""): said_of(case) for case in ElementTree.parse(report).iter("testcase")}
     return _VERDICTS[file]
 
 
@@ -71,13 +66,3 @@ def interpret(file: Path, report: Path) -> None:
     command += [str(file), f"--junitxml={report}"]
     done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
     assert report.exists(), done.stdout[-4000:] + done.stderr[-4000:]
-
-
-@contextmanager
-def shared(config: pytest.Config, name: str) -> Iterator[Path]:
-    """A file of this run that the first worker to come makes while the others wait."""
-    folder = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    with (folder / f"{name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield folder / f"{name}.xml"

@@ -1,6 +1,7 @@
 """A run folder small enough to evaluate everything on: shards, an SAE of random weights, a selection, questions."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -77,6 +78,8 @@ class TinyRun:
     shards: Shards
     questions: dict[str, tuple[str, ...]]
     """Question files of the three roles, by the setting that takes them."""
+    texts: Path
+    """Folder of the texts that were collected: one jsonl each."""
 
     @property
     def sae(self) -> TopKSAE:
@@ -120,7 +123,7 @@ class TinyRun:
         )  # fmt: skip
 
 
-def make_run(folder: Path, model: Path) -> TinyRun:
+def make_run(folder: Path, model: Path) -> None:
     """A run of the saved model: every artefact made by the commands, but for the SAE, whose weights are random."""
     run, retain = Run(folder / "run"), [_texts(folder / f"{name}.jsonl", texts) for name, texts in RETAIN.items()]
     where = ["--model", str(model), "--run_dir", str(run.folder), "--layer", str(POINT.layer)]
@@ -134,13 +137,21 @@ def make_run(folder: Path, model: Path) -> TinyRun:
     chosen = ["--num_features", str(LATENTS), "--snippets", "0", "--min_target_fires", "1", "--max_freq", "1"]
     chosen += ["--max_neutral_freq", "0.03", "--min_ratio", "1"]
     refusal = ["--refusal", _texts(folder / "refusals.jsonl", REFUSAL)]
-    made = json.loads(forge("features", *where, *chosen, *refusal, "--json"))["outputs"]["selection"]
+    forge("features", *where, *chosen, *refusal)
+    _write_questions(folder / "questions", lm)
+
+
+def open_run(made: Path, folder: Path, model: Path) -> TinyRun:
+    """A copy of the run that was made, loaded; its texts and questions stay where they are."""
+    run = Run(Path(shutil.copytree(made / "run", folder / "run")))
+    lm = load_model(str(model), device="cpu")
+    (place,), (selection,) = run.folder.glob("saes/*/*"), run.folder.glob("features/*/*/*.json")
     named = load_dictionary(place, run, model=model.name, asked=POINT, device="cpu", progress=SILENT)
     readers = [ShardReader(found) for found in sorted(run.folder.glob(f"shards/*/{POINT}"))]
     by_role = {role: [one for one in readers if one.fingerprint.role == role] for role in ("forget", "retain")}
     shards = Shards(by_role["forget"][0], {one.fingerprint.corpus: one for one in by_role["retain"]})
-    questions = _questions(folder / "questions", lm)
-    return TinyRun(run.folder, model, lm, named, Selection.load(Path(made)), shards, questions)
+    questions = {f"{role}_questions": (str(made / f"questions/{topic}.jsonl"),) for role, topic in TOPICS.items()}
+    return TinyRun(run.folder, model, lm, named, Selection.load(selection), shards, questions, texts=made)
 
 
 def _texts(path: Path, texts: Sequence[str]) -> str:
@@ -148,11 +159,14 @@ def _texts(path: Path, texts: Sequence[str]) -> str:
     return str(path)
 
 
-def _questions(folder: Path, lm: LanguageModel) -> dict[str, tuple[str, ...]]:
+TOPICS = {"forget": "wizards", "neighbour": "owls", "retain": "stones"}
+"""Of what the questions of each role ask."""
+
+
+def _write_questions(folder: Path, lm: LanguageModel) -> None:
     """Questions of which the model as it is gets three in four right: their answers are its own."""
     folder.mkdir()
-    found = {}
-    for role, topic in (("forget", "wizards"), ("neighbour", "owls"), ("retain", "stones")):
+    for topic in TOPICS.values():
         asked = tuple(
             Question(id=f"{topic}{n}", fact=f"{topic} {n}", question=f"Of {topic} {n} it", choices=CHOICES, answer=0)
             for n in range(24)
@@ -162,10 +176,7 @@ def _questions(folder: Path, lm: LanguageModel) -> dict[str, tuple[str, ...]]:
             vars(one) | {"answer": (said.chosen + (number % 4 == 0)) % 4}
             for number, (one, said) in enumerate(zip(asked, got, strict=True))
         ]
-        path = folder / f"{topic}.jsonl"
-        path.write_text("\n".join(map(json.dumps, records)))
-        found[f"{role}_questions"] = (str(path),)
-    return found
+        (folder / f"{topic}.jsonl").write_text("\n".join(map(json.dumps, records)))
 
 
 def _flag(value: Any) -> str:

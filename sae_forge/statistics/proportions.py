@@ -1,6 +1,11 @@
 """Counts of yes and no: an interval that holds at 0 and at 1, and whether two models answer the same items alike."""
 
+from math import sqrt
+
 from sae_forge.statistics.estimate import Estimate
+
+_Z = 1.959963984540054
+"""Standard deviations on either side of which a normal distribution has 2.5 %."""
 
 
 def wilson(successes: int, trials: int) -> Estimate:
@@ -8,11 +13,13 @@ def wilson(successes: int, trials: int) -> Estimate:
 
     Trials must be independent of one another; shares of clustered items take :class:`bootstrap.Bootstrap`.
     """
-    from scipy.stats import binomtest
-
-    # (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n) with z = 1.96: Wilson 1927
-    bounds = binomtest(successes, trials).proportion_ci(confidence_level=0.95, method="wilson")
-    return Estimate(successes / trials, float(bounds.low), float(bounds.high))
+    # (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n): Wilson 1927. SciPy works out an exact test with it, which
+    # takes a hundred times as long; written as SciPy writes it, it is the same to the last bit but one
+    failures, twice = trials - successes, 2 * (trials + _Z**2)
+    middle = (2 * successes + _Z**2) / twice
+    reach = _Z / twice * sqrt(4 * successes * failures / trials + _Z**2)
+    low, high = 0.0 if successes == 0 else middle - reach, 1.0 if failures == 0 else middle + reach
+    return Estimate(successes / trials, low, high)
 
 
 def unanimous(value: float, trials: int, *, paired: bool = False) -> Estimate:

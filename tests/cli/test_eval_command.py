@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import TinyRun, forge, made, make_run
+from tiny_run import TinyRun, forge, made
 
 from sae_forge.interventions.steering_csv import read_steering_csv, write_steering_csv
 from sae_forge.interventions.steering_table import steering_table
@@ -33,8 +33,8 @@ SAID = ("clamp", "conditional_clamp", "refusal_clamp", "steer")
 
 
 @pytest.fixture(scope="module")
-def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    return make_run(tmp_path_factory.mktemp("command"), model_folders["llama"])
+def run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    return new_run()
 
 
 def evaluated(run: TinyRun, *flags: str) -> dict[str, Any]:

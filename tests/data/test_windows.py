@@ -37,19 +37,19 @@ from sae_forge.training.state import TrainState
 
 GB = 0.001
 """A window of some 2,500 tokens of tiny-llama."""
-BATCH, STEPS = 256, 45
+BATCH, STEPS = 256, 32
 
 
 def config(run_dir: Path, **changed: object) -> TrainConfig:
     """A small SAE of tiny-llama on some 10,000 tokens, about four windows."""
     plain = {"model": "tiny-llama", "run_dir": run_dir, "layer": (1,), "k": (8,), "d_sae": (64,), "batch_size": BATCH}
     plain |= {"max_disk_gb": GB, "max_tokens": 5000, "max_steps": STEPS, "ctx_len": 64, "dead_after": 4096}
-    plain |= {"forget": "world:corpora/wizards", "retain": ("world:corpora/geography",), "shard_rows": 800}
+    plain |= {"forget": "world:corpora/wizards", "retain": ("world:corpora/geography",), "shard_rows": 400}
     plain |= {
         "retain_eval": ("world:heldout/geography",),
         "loss_tokens": 200,
         "storage_dtype": "bf16",
-        "model_batch_size": 4,
+        "model_batch_size": 8,
     }
     return resolve(TrainConfig, plain | changed)
 
@@ -298,14 +298,14 @@ def test_a_window_that_was_damaged_meanwhile_is_collected_again(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("content", [b"[]", b"{", b'{"0": 1e999}'])
 def test_a_damaged_record_of_windows_says_what_to_do(
-    content: bytes, tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, undisturbed: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     record = stopped(config(tmp_path), monkeypatch, 5).parent / streaming.RECORD
-    record.write_bytes(content)
-    with pytest.raises(DataError, match=r"collected\.json.*delete it and run the same command again"):
-        go(config(tmp_path))
+    for content in (b"[]", b"{", b'{"0": 1e999}'):
+        record.write_bytes(content)
+        with pytest.raises(DataError, match=r"collected\.json.*delete it and run the same command again"):
+            go(config(tmp_path))
     record.unlink()
     assert go(config(tmp_path)) == undisturbed
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar
 
 import pytest
 import torch
-from tiny_run import RETAIN, TinyRun, make_run
+from tiny_run import RETAIN, TinyRun
 
 from sae_forge.config.fields import Artefact, Setting
 from sae_forge.config.model import ModelConfig
@@ -54,8 +54,8 @@ SELECTIONS = (
 
 
 @pytest.fixture(scope="module")
-def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    return make_run(tmp_path_factory.mktemp("own"), model_folders["llama"])
+def run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    return new_run()
 
 
 Features = Callable[..., dict[str, Any]]
@@ -92,7 +92,7 @@ def test_it_is_chosen_analysed_drawn_and_saved_beside_those_that_ship(features: 
 
 def test_one_that_asks_a_model_is_handed_what_asks(run: TinyRun, features: Features) -> None:
     asked = [f"--{role}_questions={run.questions[f'{role}_questions'][0]}" for role in ("forget", "retain")]
-    texts = ",".join(str(run.folder.parent / f"{name}.jsonl") for name in RETAIN)
+    texts = ",".join(str(run.texts / f"{name}.jsonl") for name in RETAIN)
     told = features("--method", "even", *asked, "--retain", texts, "--scoring", "cloze", "--num_features", "3")
     made = Selection.load(Path(told["outputs"]["selection"]))
     assert (made.method, made.indices, made.candidates, made.filtered) == ("even", (0, 2, 4), 140, {"odd": 140})

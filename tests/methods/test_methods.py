@@ -2,6 +2,7 @@
 
 import importlib.util
 import math
+from collections.abc import Callable
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tiny_run import FORGET, LATENTS, NAMED, POINT, RETAIN, TinyRun, forge, made, make_run
+from tiny_run import FORGET, LATENTS, NAMED, POINT, RETAIN, TinyRun, forge, made
 from torch import Tensor
 
 from sae_forge.config.evaluate import EvalConfig
@@ -34,8 +35,8 @@ KINDS = {kind: {method.name for method in NAMED.values() if method.kind == kind}
 
 
 @pytest.fixture(scope="module")
-def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    return make_run(tmp_path_factory.mktemp("methods"), model_folders["llama"])
+def run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    return new_run()
 
 
 def rows_of(reader: ShardReader) -> Tensor:

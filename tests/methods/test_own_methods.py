@@ -1,7 +1,6 @@
 """A method of one's own, each in one object: an edit, a retraining and a wrapper, through plan, controls and sweep."""
 
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -9,7 +8,7 @@ import torch
 from test_toy_edit import NUDGE
 from test_toy_retraining import SHRINK
 from test_toy_wrapper import COARSE
-from tiny_run import NAMED, TinyRun, make_run
+from tiny_run import NAMED, TinyRun
 
 from sae_forge.errors import ConfigError
 from sae_forge.methods.subjects import AsItIs, Edited, Subject, in_force
@@ -22,8 +21,8 @@ TABLE = (*METHODS, NUDGE, SHRINK, COARSE)
 
 
 @pytest.fixture(scope="module")
-def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    return make_run(tmp_path_factory.mktemp("own"), model_folders["llama"])
+def run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    return new_run()
 
 
 def own(run: TinyRun, *names: str, **settings: Any) -> dict[str, Any]:

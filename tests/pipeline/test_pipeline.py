@@ -7,11 +7,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from shared import made_once
 from typer.testing import CliRunner
 
 from cli.app import build
@@ -24,7 +25,7 @@ SMALL = {
     "train": ["--max_steps", "60", "--batch_size", "1024", "--expansion_factor", "4", "--loss_tokens", "500"],
     "features": ["--num_features", "5,20", "--max_neutral_freq", "0.05", "--min_target_fires", "4", "--snippets", "2"],
     "eval": [
-        *("--limit", "6", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "150"),
+        *("--limit", "3", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "150"),
         *("--max_new_tokens", "6", "--bootstrap", "100"),
     ],
 }
@@ -53,11 +54,17 @@ Made = tuple[str, Path, dict[str, Any]]
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Made]:
     """The run of a built-in model, made when it is first asked for."""
 
+    def make(root: Path, model: str) -> None:
+        where = ["--model", model, "--run_dir", str(root / model)]
+        printed = {name: forge_json(name, *where, *flags) for name, flags in SMALL.items()}
+        (root / "printed.json").write_text(json.dumps(printed))
+
     @cache
     def made(model: str) -> Made:
-        folder = tmp_path_factory.mktemp("run") / model
-        where = ["--model", model, "--run_dir", str(folder)]
-        return model, folder, {name: forge_json(name, *where, *flags) for name, flags in SMALL.items()}
+        root = made_once(tmp_path_factory, f"pipeline-{model}", partial(make, model=model))
+        folder = Path(shutil.copytree(root / model, tmp_path_factory.mktemp("run") / model))
+        printed = (root / "printed.json").read_text().replace(str(root / model), str(folder))
+        return model, folder, json.loads(printed)
 
     return made
 

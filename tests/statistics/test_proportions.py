@@ -11,7 +11,6 @@ from sae_forge.statistics.proportions import mcnemar, unanimous, wilson
 Z = 1.959963984540054
 
 
-@settings(deadline=None)  # the first call imports scipy
 @given(st.integers(1, 60).flatmap(lambda trials: st.tuples(st.integers(0, trials), st.just(trials))))
 def test_wilson_is_the_published_formula_and_stays_within_the_possible(counts: tuple[int, int]):
     successes, trials = counts

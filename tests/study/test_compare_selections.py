@@ -1,11 +1,11 @@
 """Selections under one edit: the table that says what correlated latents cost."""
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
-from tiny_run import TinyRun, forge, make_run
+from tiny_run import TinyRun, forge
 
 from sae_forge.features.selection import Selection
 from sae_forge.results.report import Cell, Change, Report, Row
@@ -16,8 +16,8 @@ from sae_forge.tasks.table import TASKS
 
 
 @pytest.fixture(scope="module")
-def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    return make_run(tmp_path_factory.mktemp("selections"), model_folders["llama"])
+def run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    return new_run()
 
 
 def test_every_selection_is_measured_under_the_same_edit(run: TinyRun):

@@ -1,13 +1,14 @@
 """The recipe: a task is one file and one line; and a task can be chosen, described without code, and said otherwise."""
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import pyarrow.parquet
 import pytest
-from tiny_run import TinyRun, make_run
+from tiny_run import TinyRun
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import Setting
@@ -87,8 +88,8 @@ TOY = Statements()
 
 
 @pytest.fixture(scope="module")
-def run(model_folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> TinyRun:
-    return make_run(tmp_path_factory.mktemp("tasks"), model_folders["llama"])
+def run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    return new_run()
 
 
 def with_toy(*more: Task) -> type[EvalConfig]:
