@@ -5,7 +5,6 @@ them forgets typography. So the forms of both sides are compared before anything
 forget corpus is marked by kind (:data:`KINDS`); what share of its firings a latent spends on each stands beside it.
 """
 
-import math
 import re
 import unicodedata
 from collections import Counter
@@ -187,24 +186,25 @@ class Marks:
 
 @dataclass(frozen=True)
 class _Origins:
-    """Where all rows of a corpus come from, in its order."""
+    """The tokens of a corpus in its order, five bytes each."""
 
-    places: np.ndarray
+    sizes: tuple[int, ...]
+    """Rows of each block."""
     token_ids: np.ndarray
     opens: np.ndarray
     """Rows whose token is the first of a sequence or, after one that was dropped, of a document."""
 
     @classmethod
     def read(cls, reader: ShardReader) -> "_Origins":
-        columns: dict[str, list[np.ndarray]] = {"places": [], "seq_ids": [], "positions": [], "token_ids": []}
+        token_ids, opens, last = [], [], (-1, -1)
         for number in range(reader.block_count):
             origins = reader.read_origins(number)
-            for name in ("seq_ids", "positions", "token_ids"):
-                columns[name].append(origins[name].numpy())
-            columns["places"].append(number * BLOCK_ROWS + np.arange(len(origins["seq_ids"])))
-        whole = {name: np.concatenate(parts).astype(np.int64) for name, parts in columns.items()}
-        follows = (np.diff(whole["seq_ids"]) == 0) & (np.diff(whole["positions"]) == 1)
-        return cls(whole["places"], whole["token_ids"], np.concatenate(([True], ~follows)))
+            seq_ids, positions = (origins[name].numpy().astype(np.int64) for name in ("seq_ids", "positions"))
+            token_ids.append(origins["token_ids"].numpy())
+            before = [np.concatenate(([was], now[:-1])) for was, now in zip(last, (seq_ids, positions), strict=True)]
+            opens.append((seq_ids != before[0]) | (positions != before[1] + 1))
+            last = int(seq_ids[-1]), int(positions[-1])
+        return cls(tuple(map(len, opens)), np.concatenate(token_ids), np.concatenate(opens))
 
     def text(self, decode: Decode) -> str:
         """The text of the first tokens; documents stand apart."""
@@ -233,12 +233,12 @@ def _bits(origins: _Origins, seen: np.ndarray, common: Sequence[str], decode: De
     pieces = [decode([token]) for token in vocabulary.tolist()]
     for number in (number for number, piece in enumerate(pieces) if "\ufffd" in piece):
         pieces[number] = _in_its_place(origins.token_ids, int(np.flatnonzero(which == number)[0]), decode)
-    held = {_spelling(decode([token])) for token in seen.tolist()}
+    held, usual = {_spelling(decode([token])) for token in seen.tolist()}, set(common)
     bare = np.array([not any(map(str.isalnum, piece)) for piece in pieces])
     unseen = ~np.isin(vocabulary, seen)
     respelled = unseen & np.array([_spelling(piece) in held for piece in pieces])
     breaks = np.array(["\n" in piece for piece in pieces])[which]
-    words = np.array([len(word := piece.strip().casefold()) > 1 and word not in common for piece in pieces])
+    words = np.array([len(word := piece.strip().casefold()) > 1 and word not in usual for piece in pieces])
     before, after = (np.concatenate(parts) for parts in (([False], breaks[:-1]), (breaks[1:], [False])))
     kinds = {
         "no_letters": bare[which],
@@ -248,9 +248,9 @@ def _bits(origins: _Origins, seen: np.ndarray, common: Sequence[str], decode: De
         "content": (words & ~bare)[which],
     }
     packed = sum(kinds[name].astype(np.uint8) << number for number, name in enumerate(KINDS))
-    bits = np.zeros(math.ceil((origins.places[-1] + 1) / BLOCK_ROWS) * BLOCK_ROWS, np.uint8)
-    bits[origins.places] = packed
-    return bits
+    bits = np.zeros((len(origins.sizes), BLOCK_ROWS), np.uint8)
+    bits[np.arange(BLOCK_ROWS) < np.array(origins.sizes)[:, None]] = packed
+    return bits.ravel()
 
 
 def _spelling(piece: str) -> str:
