@@ -135,7 +135,7 @@ def _apart(one: float, other: float, least: float = _LEAST) -> float:
 
 
 def _range(rates: Sequence[float]) -> str:
-    return f"{min(rates):.3g}" if len(rates) == 1 else f"{min(rates):.3g} to {max(rates):.3g}"
+    return " to ".join(dict.fromkeys(f"{rate:.3g}" for rate in (min(rates), max(rates))))
 
 
 def _words(text: str) -> list[str]:
