@@ -267,7 +267,7 @@ def _run(name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         "retain": ("retain.jsonl",),
         "max_tokens": 2500,
         "ctx_len": 64,
-        "num_features": tuple(range(2, 2 + min(2, len(settings["num_features"])))),
+        "num_features": (2,),
         "loss_tokens": 300,
         "max_new_tokens": 4,
         "bootstrap": 100,
