@@ -9,12 +9,12 @@ run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in mod
 	$(BIN)/sae-forge run
 
 check: lint  ## lint, types, import contract and the tests that take no second: before every commit
-	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long"
+	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long and not interpreted"
 
 test: lint  ## lint, types, import contract and the whole suite: what CI runs
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers
+test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers, the second model
 	$(BIN)/python -m pytest -q -rP -m long
 
 real: $(VENV)/.real-ready  ## the tests that need GGUF packages or bitsandbytes, and the invariants on real weights (Gemma: accept its terms)

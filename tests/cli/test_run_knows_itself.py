@@ -199,6 +199,7 @@ def test_text_that_moved_with_its_run_is_found_and_without_the_log_it_is_asked_f
     assert "nothing says where the text of retain is" in said.lines
 
 
+@pytest.mark.slow
 def test_every_next_line_works_as_it_is_printed(
     collected: list[str], plugged_run: TinyRun, capsys: pytest.CaptureFixture[str]
 ) -> None:

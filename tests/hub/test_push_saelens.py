@@ -34,6 +34,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
         yield running
 
 
+@pytest.mark.slow
 def test_saelens_loads_what_was_pushed_and_agrees(hub: FakeHub, tmp_path: Path):
     sae_lens = pytest.importorskip("sae_lens")
     sae = uneven_sae()

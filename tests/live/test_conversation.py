@@ -39,6 +39,7 @@ def hooks(lm):
     return sum(len(module._forward_hooks) + len(module._forward_pre_hooks) for module in lm.model.modules())
 
 
+@pytest.mark.slow
 def test_it_answers_under_what_is_said_to_be_in_force(talk, plugged_run):
     (title,) = talk.edits
     assert talk.titles == (title,) and title == "scale -3 on 24 latents"

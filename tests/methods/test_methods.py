@@ -410,6 +410,7 @@ def test_a_gate_that_counts_special_tokens_is_calibrated_on_them(run):
         assert min(hits) >= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changed", [{"gate": "all"}, {"keep_error": False}])
 def test_diff_means_takes_no_gate_and_has_no_error_to_drop(run: TinyRun, changed: dict[str, Any]):
     with pytest.raises(ConfigError, match="diff_means reads no SAE"):

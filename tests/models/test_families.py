@@ -271,6 +271,7 @@ def test_a_hybrid_with_experts_has_no_place_for_what_its_mlp_adds(tmp_path):
     assert len(written_through(lm, 2)) == 2
 
 
+@pytest.mark.slow
 def test_a_compiled_model_heeds_edits_that_come_and_go(tmp_path):
     lm = loaded(tmp_path, "llama", num_hidden_layers=1)
     token_ids, mask = tokens(lm)

@@ -4,6 +4,8 @@ import json
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from sae_forge.methods.method import Method, Settings, Strength, titled
 
 
@@ -28,6 +30,7 @@ NUDGE = Method(
 METHODS = (NUDGE,)
 
 
+@pytest.mark.slow
 def test_eval_tunes_it_controls_it_and_says_it(plugged_run: Any, command: Callable[..., str]) -> None:
     small = [*plugged_run.where, *plugged_run.asked, "--limit=4", "--configurations=8"]
     told = command("eval", "--plugin", __file__, *small, "--methods", "nudge,random", "--sweep", "--json")

@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import pytest
+
 from sae_forge.methods.method import Strength
 from sae_forge.methods.weights.recipe import Pace, retraining
 
@@ -30,6 +32,7 @@ SHRINK = retraining(Shrink, axes=lambda *_: ({}, Strength("rate", 0.1, 10.0)))
 METHODS = (SHRINK,)
 
 
+@pytest.mark.slow
 def test_eval_tunes_it_and_says_it(plugged_run: Any, command: Callable[..., str]) -> None:
     small = [*plugged_run.where, *plugged_run.asked, "--limit=4", "--configurations=8"]
     told = command("eval", "--plugin", __file__, *small, "--methods", "shrink", "--sweep", "--json")

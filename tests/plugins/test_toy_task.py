@@ -109,6 +109,7 @@ def test_help_lists_its_flag_under_its_heading(command: Callable[..., str]) -> N
     assert "--riddles" not in command("eval", "--help")
 
 
+@pytest.mark.slow
 def test_terminal_and_claims_say_its_measures(told: tuple[str, Path]) -> None:
     words, folder = told
     report = json.loads((folder / "eval.json").read_text())
@@ -120,6 +121,7 @@ def test_terminal_and_claims_say_its_measures(told: tuple[str, Path]) -> None:
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_estimates_are_the_means_of_its_items(told: tuple[str, Path]) -> None:
     _, folder = told
     report = json.loads((folder / "eval.json").read_text())
@@ -133,6 +135,7 @@ def test_estimates_are_the_means_of_its_items(told: tuple[str, Path]) -> None:
         assert report["methods"][1]["change"]["roles"]["forget"][name]["low"] <= 0.0
 
 
+@pytest.mark.slow
 def test_sweep_tunes_on_it_on_the_dev_half_and_controls_stand_beside(told: tuple[str, Path]) -> None:
     from sae_forge.tasks.records import half_of
 
@@ -148,6 +151,7 @@ def test_sweep_tunes_on_it_on_the_dev_half_and_controls_stand_beside(told: tuple
         assert {"correct", "sureness"} <= set(control["edit_minus_control"]["forget"])
 
 
+@pytest.mark.slow
 def test_page_and_card_print_it(told: tuple[str, Path], plugged_run: Any, command: Callable[..., str]) -> None:
     command("report", *plugged_run.where)  # without the plug-in: a report describes itself
     page = (plugged_run.folder / "report.html").read_text()

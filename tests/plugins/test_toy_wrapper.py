@@ -5,6 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
+
 from sae_forge.methods.method import Wrapper, on_each
 
 
@@ -36,6 +38,7 @@ COARSE = Wrapper(
 METHODS = (COARSE,)
 
 
+@pytest.mark.slow
 def test_eval_wraps_what_a_sweep_chose(plugged_run: Any, command: Callable[..., str]) -> None:
     small = [*plugged_run.where, *plugged_run.asked, "--limit=4", "--configurations=8"]
     told = command("eval", "--plugin", __file__, *small, "--methods", "scale,coarse,random", "--sweep", "--json")

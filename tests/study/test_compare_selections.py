@@ -20,6 +20,7 @@ def run(new_run: Callable[[], TinyRun]) -> TinyRun:
     return new_run()
 
 
+@pytest.mark.slow
 def test_every_selection_is_measured_under_the_same_edit(run: TinyRun):
     forge("features", *run.where, "--method", "top_mean,random,frequency", "--num_features", "20", "--snippets", "0",
           "--retain_threshold", "0.5")  # fmt: skip

@@ -50,6 +50,7 @@ def asked(plugged_run: TinyRun, tmp_path: Path) -> dict[str, Any]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.97])
 def test_a_stopped_eval_goes_on_to_equal_numbers(
     plugged_run: TinyRun, asked: dict[str, Any], tmp_path: Path, share: float, monkeypatch: pytest.MonkeyPatch
