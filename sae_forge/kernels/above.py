@@ -46,6 +46,6 @@ def _parts(
             continue
         rows, columns = torch.nonzero(greatest > bound, as_tuple=True)
         latents = columns[:, None] + steps  # of each group all its latents
-        found = pre_acts.flatten()[rows[:, None] * d_sae + latents]
-        at, slot = torch.nonzero(found > bound, as_tuple=True)
-        yield found[at, slot], rows[at] + start, latents[at, slot]
+        gathered = pre_acts.flatten()[rows[:, None] * d_sae + latents]
+        at, slot = torch.nonzero(gathered > bound, as_tuple=True)
+        yield gathered[at, slot], rows[at] + start, latents[at, slot]

@@ -276,8 +276,8 @@ def decode_loss(
     form, filled = _choose_flat(backend, W_dec, tokens, len(target))
     if filled is None:
         return form.decode_loss(values, indices, W_dec, target, tokens)
-    found = form.decode_loss(filled.filled(values), filled.filled(indices), W_dec, target)
-    return found._replace(dots=found.dots.flatten()[filled.place])
+    parts = form.decode_loss(filled.filled(values), filled.filled(indices), W_dec, target)
+    return parts._replace(dots=parts.dots.flatten()[filled.place])
 
 
 def row_gradients(

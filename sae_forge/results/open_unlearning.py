@@ -48,7 +48,7 @@ MAX_BYTES = 2**20
 
 def summaries(row: Row) -> dict[str, dict[str, float]]:
     """Each file that a row fills, by its name; keys are sorted as open-unlearning sorts them."""
-    found = {}
+    contents = {}
     for file, keys in SUMMARIES.items():
         told = {
             theirs: row.groups[heading][ours].value / (100 if heading == "muse" and SHARES in theirs else 1)
@@ -56,8 +56,8 @@ def summaries(row: Row) -> dict[str, dict[str, float]]:
             if ours in row.groups.get(heading, {})
         }
         if told:
-            found[file] = dict(sorted(told.items()))
-    return found
+            contents[file] = dict(sorted(told.items()))
+    return contents
 
 
 def read_summary(path: Path) -> dict[str, float | None]:

@@ -103,8 +103,8 @@ class FiledSAE:
         if self._held is not None or "whole" in self.__dict__:
             return (self.whole if self._held is None else self._held[1]).b_dec
         with opened(self.path, allow_pickle=False, what=_WHAT) as stored:
-            found = vector(stored, self.told.recipe.names["b_dec"]).double()
-        return (found / self.told.recipe.scale).float().to(self.device)
+            stored_bias = vector(stored, self.told.recipe.names["b_dec"]).double()
+        return (stored_bias / self.told.recipe.scale).float().to(self.device)
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> LatentActs:
         """The latents that fire on each token; all are read for it."""
@@ -167,11 +167,11 @@ def _kept(place: Path, n: int, d_in: int) -> JumpReLUSAE | None:
         told = files.read_json(record, kind=CheckpointError, what="a kept part of an SAE", proven=True)
         if not isinstance(told, dict) or told.get("tensors") != files.file_sha256(path):
             return None
-        found = read_tensors(path, kind=CheckpointError, what="a kept part of an SAE")
+        tensors = read_tensors(path, kind=CheckpointError, what="a kept part of an SAE")
         shapes = {"W_enc": (d_in, n), "b_enc": (n,), "W_dec": (n, d_in), "b_dec": (d_in,), "threshold": (n,)}
-        if {name: tuple(tensor.shape) for name, tensor in found.items()} != shapes:
+        if {name: tuple(tensor.shape) for name, tensor in tensors.items()} != shapes:
             return None
-        return JumpReLUSAE(*(found[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")))
+        return JumpReLUSAE(*(tensors[name] for name in ("W_enc", "b_enc", "W_dec", "b_dec", "threshold")))
     except (CheckpointError, OSError):
         return None
 

@@ -102,8 +102,8 @@ def file_sae(folder: Path, *, norms_take_mean: Callable[[], bool] | None = None)
         CheckpointError: as ``load_sae``; what is wrong with weights is found when they are read.
     """
     told, provenance, centre, weights = _checked(folder, norms_take_mean=norms_take_mean, hashed=known_sha256)
-    found = filed(folder / WEIGHTS, told, weights=weights, centre=centre)
-    return found or load_sae(folder, norms_take_mean=norms_take_mean)[0], provenance
+    on_disk = filed(folder / WEIGHTS, told, weights=weights, centre=centre)
+    return on_disk or load_sae(folder, norms_take_mean=norms_take_mean)[0], provenance
 
 
 def _checked(

@@ -25,8 +25,8 @@ def known_sha256(path: Path) -> str:
     That is told by its place, length and times, so damage that a disk does by itself goes unseen: a file whose content
     is about to be read whole is hashed with ``files.file_sha256``.
     """
-    found = path.stat()
-    identity = [str(path.resolve()), found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns]
+    stat = path.stat()
+    identity = [str(path.resolve()), stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
     record = cache_folder() / "hashes" / f"{files.digest(identity)}.json"
     try:
         told = files.read_json(record, kind=DataError, what="the hash of a file", proven=True)
@@ -35,7 +35,7 @@ def known_sha256(path: Path) -> str:
     except DataError:  # not there, or damaged
         pass
     sha256 = files.file_sha256(path)
-    if time.time() - found.st_ctime > _SETTLED:
+    if time.time() - stat.st_ctime > _SETTLED:
         with suppress(ResourceError):  # no room, or none of ours
             files.publish_json(record, {"content": sha256})
     return sha256

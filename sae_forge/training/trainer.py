@@ -378,9 +378,9 @@ def _measure(part: Part, run: _Run, progress: Progress) -> TrainReport:
     window = measuring_window(epoch * part.stream.batch_size, plan.config.dead_after)
     seen = -(-(plan.steps - part.first) // epoch) * epoch
     with _reading(part.stream, seen, plan.device) as batches:
-        found = measure(sae, batches, window, progress, run.state.sink_norm, k=plan.k)
+        measured = measure(sae, batches, window, progress, run.state.sink_norm, k=plan.k)
     return replace(
-        found, steps=run.state.step, tokens=run.state.tokens, falling=falling(run.place.log, plan.level_until)
+        measured, steps=run.state.step, tokens=run.state.tokens, falling=falling(run.place.log, plan.level_until)
     )
 
 

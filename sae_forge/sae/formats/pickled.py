@@ -71,8 +71,8 @@ def as_safetensors(path: Path, *, allowed: bool) -> Iterator[Path]:
 def _packages() -> str:
     """Folders that packages are imported from, as ``PATH`` lists folders, this package's own last."""
     own, here = Path(__file__).resolve().parents[3], Path.cwd()
-    found = [Path(each) for each in sys.path if Path(each).is_absolute() and Path(each) != here]
-    return ":".join(map(str, [*found, own]))
+    folders = [Path(each) for each in sys.path if Path(each).is_absolute() and Path(each) != here]
+    return ":".join(map(str, [*folders, own]))
 
 
 def _seconds(path: Path) -> int:

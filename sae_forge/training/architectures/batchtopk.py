@@ -40,10 +40,10 @@ class _Candidates(NamedTuple):
 
 def _encode(state: TrainState, parts: Sequence[Float[Tensor, "part d_in"]], plan: Plan) -> Iterator[Code]:
     """The choice is one over all parts and ranks, so every part is encoded before the first is given out."""
-    found, wanted = _candidates(state, parts, plan)
-    kept, least = _largest(found, wanted, [len(part) for part in parts], plan)
+    candidates, wanted = _candidates(state, parts, plan)
+    kept, least = _largest(candidates, wanted, [len(part) for part in parts], plan)
     _follow(state, least)
-    for part, (values, tokens, latents), mask in zip(parts, found, kept, strict=True):
+    for part, (values, tokens, latents), mask in zip(parts, candidates, kept, strict=True):
         yield Code(target_of(state, part), values[mask], latents[mask], tokens[mask])
 
 
@@ -55,11 +55,11 @@ def _candidates(
     wanted = plan.k * plan.replicas * sum(map(len, parts))
     bound = MARGIN * float(state.own["threshold"]) or _guess(state, parts[0], plan)
     while True:
-        found = [_Candidates(*encode_above(target_of(state, part), W_enc, b_enc, bound)) for part in parts]
-        count = torch.tensor(sum(len(each.values) for each in found), device=plan.device)
+        candidates = [_Candidates(*encode_above(target_of(state, part), W_enc, b_enc, bound)) for part in parts]
+        count = torch.tensor(sum(len(each.values) for each in candidates), device=plan.device)
         plan.team.sum_(count)
         if int(count) >= wanted or bound <= 0:
-            return found, wanted
+            return candidates, wanted
         bound = bound / 2 if bound > MARGIN * float(state.own["threshold"]) / 8 else 0.0
 
 

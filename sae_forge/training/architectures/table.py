@@ -17,9 +17,9 @@ def architecture_of(config: TrainConfig) -> TrainedArchitecture:
     Raises:
         ConfigError: there is none, or it cannot be trained as the other settings ask.
     """
-    if (found := TRAINED.get(config.architecture)) is None:
+    if (architecture := TRAINED.get(config.architecture)) is None:
         near = did_you_mean(config.architecture, TRAINED)
         raise ConfigError(f"--architecture {config.architecture[:40]}{near}: choose one of {', '.join(TRAINED)}")
-    if reason := found.refused(config):
-        raise ConfigError(f"--architecture {found.name}: {reason}")
-    return found
+    if reason := architecture.refused(config):
+        raise ConfigError(f"--architecture {architecture.name}: {reason}")
+    return architecture
