@@ -21,7 +21,7 @@ class Seen(NamedTuple):
 
 def held_out(readers: Sequence[ShardReader]) -> dict[ShardReader, Seen]:
     """Of each retain corpus that is long enough, what is left to train on."""
-    found = {}
+    seen = {}
     for reader in readers:
         if reader.fingerprint.role != "retain" or not reader.block_count:
             continue
@@ -32,5 +32,5 @@ def held_out(readers: Sequence[ShardReader]) -> dict[ShardReader, Seen]:
         block = reader.block_count
         while block > 1 and int(reader.read_origins(block - 1)["seq_ids"][-1]) >= first:
             block -= 1  # from the end: nearly all of them are before
-        found[reader] = Seen(range(block), first)
-    return found
+        seen[reader] = Seen(range(block), first)
+    return seen

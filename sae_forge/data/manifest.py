@@ -79,9 +79,9 @@ class Fingerprint:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
 
     def differences(self, other: "Fingerprint") -> list[tuple[str, Any, Any]]:
-        """(field, expected, found) of each field in which ``other`` is not what this one says."""
+        """(field, expected, there) of each field in which ``other`` is not what this one says."""
         pairs = [(field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self)]
-        return [(name, expected, found) for name, expected, found in pairs if expected != found]
+        return [(name, expected, there) for name, expected, there in pairs if expected != there]
 
     def extends(self, other: "Fingerprint") -> bool:
         """Whether this one asks for all that ``other`` has and more of the same text."""
@@ -277,16 +277,16 @@ def find_shards(run_folder: Path, point: str | None = None, *, shards: AnyPath |
     return sorted((path for path in place.glob(f"*/{point or '*'}") if complete(path)), key=str)
 
 
-def require_match(folder: AnyPath, expected: Fingerprint, found: Fingerprint) -> None:
+def require_match(folder: AnyPath, expected: Fingerprint, there: Fingerprint) -> None:
     """Refuse shards made under other settings.
 
     Raises:
         ShardError: names each field that differs, with both values; where only the text does, says that it has changed.
     """
-    if differences := expected.differences(found):
+    if differences := expected.differences(there):
         if [name for name, _, _ in differences] == ["source"]:
             raise ShardError(
-                f"{folder} holds the text of {found.corpus} as it was; it has changed since (then {found.source}, now "
+                f"{folder} holds the text of {there.corpus} as it was; it has changed since (then {there.source}, now "
                 f"{expected.source}). Restore it, collect it again with --fresh, or choose another --run_dir"
             )
         pairs = [f"{name} expected {_brief(want)}, found {_brief(have)}" for name, want, have in differences]

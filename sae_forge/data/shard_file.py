@@ -198,15 +198,15 @@ class ShardFile:
         """Where each tensor begins in the file, once names, dtypes, shapes and length are all as expected."""
         if not _is_plain(self.path):
             raise ShardError(f"{self.path} is missing or not a plain file; restore it or collect again with --fresh")
-        layout, found = read_header(self.path, kind=ShardError, what="a shard of activations")
+        layout, bytes_there = read_header(self.path, kind=ShardError, what="a shard of activations")
         expected = {"acts": (self._dtype, (self.rows, self._d_in))}
         vectors = ORIGINS | ({"scales": SCALE} if self._rounded else {})
         expected |= {name: (dtype, (self.rows,)) for name, dtype in vectors.items()}
         shapes = {name: entry[:2] for name, entry in layout.items()}
-        if found != size or shapes != expected:
+        if bytes_there != size or shapes != expected:
             raise ShardError(
                 f"{self.path} is not the shard its sidecar describes: expected {size} bytes of "
-                f"{_shown(expected, shapes)}, found {found} of {_shown(shapes, expected)}"
+                f"{_shown(expected, shapes)}, found {bytes_there} of {_shown(shapes, expected)}"
             )
         if hash_header(self.path, layout) != self._hashes.header:
             raise ShardError(f"{self.path} is damaged in its header; restore it or collect again with --fresh")

@@ -92,18 +92,18 @@ def census(readers: Sequence[ShardReader], norm: float | None = None) -> Census:
         torch.cat([getattr(block, name) for block in blocks]) for name in ("token_ids", "positions")
     )
     norm = sink_norm(rows) if norm is None else norm
-    found = are_sinks(rows, norm)
-    energy = rows[found].square().sum(dim=0)
+    sinks = are_sinks(rows, norm)
+    energy = rows[sinks].square().sum(dim=0)
     variance = (rows - rows.mean(dim=0)).square().sum(dim=1)
-    common = Counter(token_ids[found].tolist()).most_common(3)
+    common = Counter(token_ids[sinks].tolist()).most_common(3)
     return Census(
         norm=norm,
         rows=len(rows),
-        sinks=int(found.sum()),
+        sinks=int(sinks.sum()),
         times=float(_lengths(rows).max() / _lengths(rows).median()),
         channel=int(energy.argmax()),
-        channel_share=float(energy.max() / energy.sum()) if found.any() else 0.0,
-        variance_share=float(variance[found].sum() / variance.sum()),
+        channel_share=float(energy.max() / energy.sum()) if sinks.any() else 0.0,
+        variance_share=float(variance[sinks].sum() / variance.sum()),
         token_ids=tuple(token for token, _ in common),
-        first=float((positions[found] == 0).float().mean()) if found.any() else 0.0,
+        first=float((positions[sinks] == 0).float().mean()) if sinks.any() else 0.0,
     )

@@ -309,11 +309,11 @@ class ActivationStream:
         first = self._readers[0]
         for reader in self._readers[1:]:
             for name in ("model", "weights", "hook_point", "d_in", "storage_dtype"):
-                wanted, found = getattr(first.fingerprint, name), getattr(reader.fingerprint, name)
-                if wanted != found:
+                wanted, its = getattr(first.fingerprint, name), getattr(reader.fingerprint, name)
+                if wanted != its:
                     raise ShardError(
                         f"{reader.folder} cannot be mixed with {first.folder}: {name} expected {wanted!r}, "
-                        f"found {found!r}; collect both with the same settings"
+                        f"found {its!r}; collect both with the same settings"
                     )
 
 

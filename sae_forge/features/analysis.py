@@ -55,9 +55,9 @@ class Analysis:
 
     def flaw(self) -> str | None:
         """What makes these numbers impossible, if anything does."""
-        found = self.separation
-        shares = (found.auroc, *found.auroc_by_corpus.values(), *self.overlap.values())
-        correlations = (found.mean_correlation or 0.0, found.max_correlation or 0.0)
+        separation = self.separation
+        shares = (separation.auroc, *separation.auroc_by_corpus.values(), *self.overlap.values())
+        correlations = (separation.mean_correlation or 0.0, separation.max_correlation or 0.0)
         if any(not 0 <= share <= 1 for share in (*shares, *correlations)):
             return "a number of its analysis is outside [0, 1]"
         return None
@@ -101,12 +101,12 @@ def traces(
     """
     sequences = int(reader.read_origins(reader.block_count - 1)["seq_ids"][-1]) + 1 if reader.block_count else 0
     every = max(1, math.ceil(sequences / limit))
-    found: dict[int, list[Tensor]] = {}
+    parts: dict[int, list[Tensor]] = {}
     for acts, seq_ids in iter_acts(reader, sae, latents, every=every, sink_norm=sink_norm):
         runs, lengths = torch.unique_consecutive(seq_ids, return_counts=True)
         for seq_id, part in zip(runs.tolist(), acts.split(lengths.tolist()), strict=True):
-            found.setdefault(seq_id, []).append(part)
-    return tuple(torch.cat(found[seq_id]) for seq_id in sorted(found))
+            parts.setdefault(seq_id, []).append(part)
+    return tuple(torch.cat(parts[seq_id]) for seq_id in sorted(parts))
 
 
 def iter_acts(

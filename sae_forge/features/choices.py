@@ -55,7 +55,7 @@ def choices(
     measured: Measured,
     selectivity: Selectivity,
     config: FeaturesConfig,
-    found: Mapping[str, Found],
+    answered: Mapping[str, Found],
     progress: Progress,
 ) -> dict[str, Choice]:
     """What each method takes, in the order they were asked for."""
@@ -65,7 +65,7 @@ def choices(
         return {"given": Choice(given, selectivity.score, n, {}, n)}
     made, refused = {}, []
     for method in asked_of(config):
-        choice = _chosen(method, measured, selectivity, config, found.get(method.name))
+        choice = _chosen(method, measured, selectivity, config, answered.get(method.name))
         told = ", ".join(f"{name} removed {count}" for name, count in choice.filtered.items() if count)
         if not choice.candidates:
             way_out = _way_out(method, measured, config, n) if method.rank else ""
@@ -119,14 +119,14 @@ def _way_out(method: SelectionMethod, measured: Measured, config: FeaturesConfig
 
 
 def _chosen(
-    method: SelectionMethod, measured: Measured, selectivity: Selectivity, config: FeaturesConfig, found: Found | None
+    method: SelectionMethod, measured: Measured, selectivity: Selectivity, config: FeaturesConfig, answer: Found | None
 ) -> Choice:
     n = requested(config)
-    if found is not None:
-        latents = torch.tensor([*found.scores][:n], dtype=torch.long)
+    if answer is not None:
+        latents = torch.tensor([*answer.scores][:n], dtype=torch.long)
         scores = torch.full((measured.d_sae,), torch.nan, dtype=torch.double)
-        scores[[*found.scores]] = torch.tensor([*found.scores.values()], dtype=torch.double)
-        return Choice(latents, scores, len(found.scores), found.removed, len(latents), found.settings)
+        scores[[*answer.scores]] = torch.tensor([*answer.scores.values()], dtype=torch.double)
+        return Choice(latents, scores, len(answer.scores), answer.removed, len(latents), answer.settings)
     assert method.rank is not None
     ranks = ranking(method, measured, config, n)
     valid, removed = sieve(ranks.filters)

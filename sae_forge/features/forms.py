@@ -121,11 +121,11 @@ def _traits(text: str) -> dict[str, float]:
     """Occurrences of every trait in 1,000 letters; scripts other than Latin are traits too."""
     letters = Counter(filter(str.isalpha, text))
     count = max(1, letters.total())
-    found = {name: 1000 * number(text) / count for name, number in _TRAITS.items()}
+    traits = {name: 1000 * number(text) / count for name, number in _TRAITS.items()}
     scripts: Counter[str] = Counter()
     for letter, times in letters.items():
         scripts[unicodedata.name(letter, "unknown").split()[0].capitalize()] += times
-    return found | {f"{name} letters": 1000 * times / count for name, times in scripts.items()}
+    return traits | {f"{name} letters": 1000 * times / count for name, times in scripts.items()}
 
 
 def _apart(one: float, other: float, least: float = _LEAST) -> float:
@@ -180,8 +180,8 @@ class Marks:
 
     def of(self, places: Int[Tensor, "n"]) -> Bool[Tensor, "kinds n"]:
         """The kinds of some rows."""
-        found = self.bits[places]
-        return torch.stack([found >> number & 1 for number in range(len(KINDS))]).bool()
+        marks = self.bits[places]
+        return torch.stack([marks >> number & 1 for number in range(len(KINDS))]).bool()
 
 
 @dataclass(frozen=True)

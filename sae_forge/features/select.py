@@ -54,11 +54,12 @@ def select(
         ask: Makes what asks a model, for methods that do.
         sink_norm: Length beyond which an activation is a sink's and left out.
     """
-    found = answers(config, sae, ask, progress)
+    answered = answers(config, sae, ask, progress)
     measured = measure(
-        forget, retain, sae, config, progress, refusal=refusal, found=found, sink_norm=sink_norm, decode=decode
+        forget, retain, sae, config, progress, refusal=refusal, answered=answered, sink_norm=sink_norm, decode=decode
     )  # fmt: skip
-    return choose(measured, forget, retain, sae, config, decode, progress, name=name, weights=weights, found=found)
+    what = {"name": name, "weights": weights}
+    return choose(measured, forget, retain, sae, config, decode, progress, answered=answered, **what)
 
 
 def measure(
@@ -69,7 +70,7 @@ def measure(
     progress: Progress = SILENT,
     *,
     refusal: ShardReader | None = None,
-    found: Mapping[str, Found] | None = None,
+    answered: Mapping[str, Found] | None = None,
     sink_norm: float | None = None,
     decode: Decode | None = None,
 ) -> Measured:
@@ -77,7 +78,7 @@ def measure(
 
     Args:
         refusal: Text where the model refuses.
-        found: What the methods found that ask a model.
+        answered: What the methods found that ask a model.
         sink_norm: Length beyond which an activation is a sink's and left out.
         decode: Token ids to text, to compare the forms of the corpora and mark tokens; None: neither is done.
 
@@ -96,7 +97,7 @@ def measure(
         progress.say(line)
     of_forget = survey(forget, sae, title="forget", keep_top=config.snippets, marks=marks, **how)
     config = adapted(config, of_forget, _shortest(forget, retain))
-    watch = _may_be_chosen(of_forget, config, found or {})
+    watch = _may_be_chosen(of_forget, config, answered or {})
     of_retain = {
         corpus: survey(reader, sae, title=f"retain {corpus}", watch=watch, **how) for corpus, reader in retain.items()
     }
@@ -115,7 +116,7 @@ def choose(
     *,
     name: str,
     weights: str,
-    found: Mapping[str, Found] | None = None,
+    answered: Mapping[str, Found] | None = None,
 ) -> dict[str, Selection]:
     """The best valid latents by each method asked for, or the list that was given, with every statistic and analysed.
 
@@ -126,14 +127,14 @@ def choose(
         decode: Token ids to text, for snippets; None leaves them out.
         name: The SAE's folder relative to the run's ``saes``.
         weights: sha256 of its weights file.
-        found: What the methods found that ask a model.
+        answered: What the methods found that ask a model.
 
     Raises:
         DataError: no latent passes the filters of any method; says how many each removed.
     """
     config = adapted(config, measured.forget, _shortest(forget, retain))
     selectivity = measured.selectivity(config)
-    taken = choices(measured, selectivity, config, found or {}, progress)
+    taken = choices(measured, selectivity, config, answered or {}, progress)
     refusal = _refusal_latent(measured, config, progress)
     snippets = _snippets(measured, forget, taken, config, decode)
     analyses = _analyses(measured, forget, retain, sae, config, taken, progress)
@@ -182,12 +183,12 @@ def _check(config: FeaturesConfig, d_sae: int) -> None:
         raise ConfigError(f"--latents {','.join(map(str, latents))} names a latent twice; name each once")
 
 
-def _may_be_chosen(forget: LatentStats, config: FeaturesConfig, found: Mapping[str, Found]) -> Bool[Tensor, "d_sae"]:
+def _may_be_chosen(forget: LatentStats, config: FeaturesConfig, answered: Mapping[str, Found]) -> Bool[Tensor, "d_sae"]:
     known = torch.zeros(len(forget.fires), dtype=torch.bool)
     if config.latents is not None:
         known[list(config.latents)] = True
         return known
-    for one in found.values():
+    for one in answered.values():
         known[list(one.scores)] = True
     counted = [method.may_be_chosen(forget, config) for method in asked_of(config) if method.rank]
     return torch.stack([known, *counted]).any(0)
@@ -239,10 +240,10 @@ def _analyses(
         n: {rival.name: ranking(rival, measured, config, n).best(n) for rival in others}
         for n in {choice.rivals_take for choice in taken.values()}
     }
-    found = separations(forget, retain, sae, chosen, sink_norm=measured.sink_norm, progress=progress)
+    apart = separations(forget, retain, sae, chosen, sink_norm=measured.sink_norm, progress=progress)
     return {
         method: Analysis(
-            separation=found[method],
+            separation=apart[method],
             overlap={
                 rival: jaccard(choice.latents, theirs)
                 for rival, theirs in rivals[choice.rivals_take].items()

@@ -43,16 +43,14 @@ def read_snippets(
     Reads each block of the corpus that holds one of these places, and its neighbours, once.
     """
     places = [[place for place in top.places[latent].tolist() if place >= 0] for latent in latents]
-    wanted = {place // BLOCK_ROWS + step for found in places for place in found for step in (-1, 0, 1)}
+    wanted = {place // BLOCK_ROWS + step for its in places for place in its for step in (-1, 0, 1)}
     blocks = {}
     for number in sorted(wanted & set(range(reader.block_count))):
         block = reader.read_block(number)
         blocks[number] = _Rows(block.seq_ids, block.positions, block.token_ids)
     return [
-        tuple(
-            _snippet(blocks, place, act, decode) for place, act in zip(found, top.acts[latent].tolist(), strict=False)
-        )
-        for latent, found in zip(latents, places, strict=True)
+        tuple(_snippet(blocks, place, act, decode) for place, act in zip(its, top.acts[latent].tolist(), strict=False))
+        for latent, its in zip(latents, places, strict=True)
     ]
 
 

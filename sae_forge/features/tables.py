@@ -50,6 +50,6 @@ def _compared(selection: Selection, first: Selection) -> tuple[str, ...]:
     shared = f"{len(set(selection.indices) & set(first.indices)):,}"
     if selection.analysis is None:
         return (*columns, "", "", "", shared)
-    found = selection.analysis.separation
-    correlation = "" if found.mean_correlation is None else f"{found.mean_correlation:.3f}"
-    return (*columns, f"{found.auroc:.3f}", f"{min(found.auroc_by_corpus.values()):.3f}", correlation, shared)
+    separation = selection.analysis.separation
+    correlation = "" if separation.mean_correlation is None else f"{separation.mean_correlation:.3f}"
+    return (*columns, f"{separation.auroc:.3f}", f"{min(separation.auroc_by_corpus.values()):.3f}", correlation, shared)

@@ -130,7 +130,7 @@ class Materials:
 
     def _counted(self, texts: Texts, latents: Tensor) -> tuple[Tensor, ...]:
         """Acts on the tokens that a gate counts; shards hold no special ones, so the model reads the texts again."""
-        latents, found = latents.to(self.sae.b_dec.device), []
+        latents, of_texts = latents.to(self.sae.b_dec.device), []
         for rows in torch.arange(0, len(texts), -(-len(texts) // TRACED)).split(READ_AT_ONCE):
             batch = texts.rows(rows)
             attended, real = batch.attention_mask, real_token_mask(*batch, self.lm.special_ids)
@@ -143,8 +143,8 @@ class Materials:
                 for which in (self.config.tokens, self.config.gate_tokens)
             )
             acts = torch.where(touched[..., None], acts, 0.0)
-            found += [row[kept] for row, kept in zip(acts, counted, strict=True)]
-        return tuple(found)
+            of_texts += [row[kept] for row, kept in zip(acts, counted, strict=True)]
+        return tuple(of_texts)
 
     def traces(self, latents: tuple[int, ...]) -> dict[str, tuple[Float[Tensor, "_ n"], ...]]:
         """Acts of the latents on the sequences of each retain corpus, on the tokens that a gate counts."""

@@ -69,17 +69,17 @@ def _make(
     answered = answers(config, named.sae, lambda: asking(config, bench, named), bench.progress)
     norm = None
     if not config.keep_sinks:
-        found = census([corpora.forget, *corpora.retain.values()], named.provenance.sink_norm)
-        norm = found.norm
-        if found.sinks:
-            bench.progress.say(found.said(bench.decode))
+        sinks = census([corpora.forget, *corpora.retain.values()], named.provenance.sink_norm)
+        norm = sinks.norm
+        if sinks.sinks:
+            bench.progress.say(sinks.said(bench.decode))
     measured = measure(
         corpora.forget, corpora.retain, named.sae, config, bench.progress,
-        refusal=corpora.refusal, found=answered, sink_norm=norm, decode=bench.decode,
+        refusal=corpora.refusal, answered=answered, sink_norm=norm, decode=bench.decode,
     )  # fmt: skip
     selections = choose(
         measured, corpora.forget, corpora.retain, named.sae, config, bench.decode, bench.progress,
-        name=named.name, weights=named.weights, found=answered,
+        name=named.name, weights=named.weights, answered=answered,
     )  # fmt: skip
     shortest = min(reader.rows for reader in (corpora.forget, *corpora.retain.values()))
     config = adapted(config, measured.forget, shortest)

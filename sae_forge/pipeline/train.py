@@ -109,8 +109,8 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained"
             "(--epochs, --batch_size)"
         )
         config = fitted
-    if not config.keep_sinks and (found := census(readers)).sinks:
-        bench.progress.say(found.said(bench.decode))
+    if not config.keep_sinks and (sinks := census(readers)).sinks:
+        bench.progress.say(sinks.said(bench.decode))
     known = replace(_provenance(shards, bench), held_out=HELD_OUT if unseen else None)
     return _train_on(training_stream(config, readers), known, point, config, bench, unseen)
 

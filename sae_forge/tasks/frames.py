@@ -88,12 +88,12 @@ def _stem(name: str) -> str:
 def _checked(name: str, text: str) -> str:
     flag, allowed = f"--question_{name}", FIELDS[name]
     try:
-        found = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
+        used = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
     except ValueError as error:
         raise ConfigError(f"{flag} {text[:60]!r}: {error}; write {{{{ for a brace itself") from None
-    if unknown := sorted(found - allowed):
+    if unknown := sorted(used - allowed):
         possible = ", ".join(f"{{{one}}}" for one in sorted(allowed))
         raise ConfigError(f"{flag} has {{{unknown[0]}}}; it may have {possible}")
-    if name == "template" and "question" not in found:
+    if name == "template" and "question" not in used:
         raise ConfigError(f"{flag} {text[:60]!r} has no {{question}}; say where it stands")
     return text

@@ -319,18 +319,18 @@ def token_nats(
     from sae_forge.tasks.engines.losses import rows_at_once, token_losses
 
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
-    found: dict[int, Tensor] = {}
+    of_text: dict[int, Tensor] = {}
     while order:
         size = min(batch_size, rows_at_once(lm, len(rows[order[0]])))
         chosen, order = order[:size], order[size:]
         token_ids, mask = pad([rows[number] for number in chosen], lm.pad_id, left=False)
         with torch.inference_mode():
             losses = token_losses(lm, token_ids, mask, mask[:, 1:].bool())
-        found |= {number: row[: len(rows[number]) - 1] for number, row in zip(chosen, losses, strict=True)}
+        of_text |= {number: row[: len(rows[number]) - 1] for number, row in zip(chosen, losses, strict=True)}
         report(done, len(chosen))
-    if not all(bool(torch.isfinite(nats).all()) for nats in found.values()):
+    if not all(bool(torch.isfinite(nats).all()) for nats in of_text.values()):
         raise NumericalError("the loss on a text of PrivLeak is not finite; compute with --dtype fp32 or bf16")
-    return [found[number] for number in range(len(rows))]
+    return [of_text[number] for number in range(len(rows))]
 
 
 # ---- loading ------------------------------------------------------------------------------------

@@ -52,11 +52,11 @@ class Form:
         Raises:
             DataError: it names none, or could name two; shows what was found.
         """
-        found = self._named(first)
-        if len(found) == 1:
-            return found.pop()
-        if found:
-            one, other = sorted(found)[:2]
+        places = self._named(first)
+        if len(places) == 1:
+            return places.pop()
+        if places:
+            one, other = sorted(places)[:2]
             raise DataError(
                 f"{self.where} has the answer {brief(self.answer)}, which names option {LETTERS[one]} one way and "
                 f"{LETTERS[other]} another; write its letter or its whole text"
@@ -144,8 +144,8 @@ def _first_of(record: Mapping[str, Any], names: Sequence[str]) -> Any:
 
 def _number_of(value: object) -> int | None:
     if isinstance(value, str):
-        found = _NUMBER.fullmatch(value.strip())
-        return int(found[1]) if found else None
+        number = _NUMBER.fullmatch(value.strip())
+        return int(number[1]) if number else None
     if isinstance(value, bool) or not isinstance(value, int | float) or value != value or abs(value) > 999:
         return None
     return int(value) if value == int(value) else None
@@ -153,7 +153,7 @@ def _number_of(value: object) -> int | None:
 
 def _columns(record: Mapping[str, Any]) -> list[Any]:
     """The options in columns of their own, of letters from A on, else of numbers from 0 or 1; the last may be empty."""
-    named = {found[1].lower(): value for key, value in record.items() if (found := _OPTION_COLUMN.fullmatch(str(key)))}
+    named = {called[1].lower(): it for key, it in record.items() if (called := _OPTION_COLUMN.fullmatch(str(key)))}
     for names in (list(LETTERS.lower()), [str(n) for n in range(26)], [str(n) for n in range(1, 27)]):
         options = [named[name] for name in takewhile(named.__contains__, names)]
         if any(name in named for name in names[len(options) :]):  # one is missing in between

@@ -97,8 +97,8 @@ def named(source: str) -> Named:
     if _is_there(source):
         return Named(source)
     part, whole = None, source
-    if found := _PART.fullmatch(source):
-        whole, part = found[1], Part(found[2], found[3])
+    if behind := _PART.fullmatch(source):
+        whole, part = behind[1], Part(behind[2], behind[3])
         if _is_there(whole):
             return Named(whole, part=part)
     colons = [place.start() for place in re.finditer(":", whole)]
@@ -148,7 +148,7 @@ def _matches(pattern: str) -> list[Path]:
         return []
     path = Path(pattern)
     try:
-        return sorted(found for found in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if found.is_file())
+        return sorted(file for file in Path(path.anchor).glob(str(path.relative_to(path.anchor))) if file.is_file())
     except (OSError, ValueError, NotImplementedError, IndexError):
         return []
 

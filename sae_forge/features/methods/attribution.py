@@ -91,7 +91,7 @@ def find(ask: Ask, sae: "Dictionary", config: Any, progress: Progress) -> Found:
 
 def put_forward(ask: Ask, sae: "Dictionary", config: Any, progress: Progress) -> dict[int, Candidate]:
     """The latents that the questions put forward, in the order of their highest attribution."""
-    found: dict[int, Candidate] = {}
+    candidates: dict[int, Candidate] = {}
     with progress.task("attribution: gradients", ask.questions, "questions") as task:
         for number, x, g in ask.gradients():
             task.advance(1)
@@ -99,10 +99,10 @@ def put_forward(ask: Ask, sae: "Dictionary", config: Any, progress: Progress) ->
             best, latents = scores.topk(min(config.attribution_candidates, len(scores)))
             for score, latent in zip(best.tolist(), latents.tolist(), strict=True):
                 if score > 0:
-                    candidate = found.setdefault(latent, Candidate())
+                    candidate = candidates.setdefault(latent, Candidate())
                     candidate.attribution = max(candidate.attribution, score)
                     candidate.asked.append(number)
-    return dict(sorted(found.items(), key=lambda item: (-item[1].attribution, item[0])))
+    return dict(sorted(candidates.items(), key=lambda item: (-item[1].attribution, item[0])))
 
 
 def attributions(sae: "Dictionary", x: "Tensor", g: "Tensor", sign: Sign) -> "Tensor":

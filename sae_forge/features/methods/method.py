@@ -144,10 +144,10 @@ def table_of(config: Any) -> tuple[SelectionMethod, ...]:
 def ranking(method: SelectionMethod, measured: "Measured", config: Any, n: int) -> Ranking:
     """What a method that ranks makes of the latents; those that mark form alone pass where the config takes them."""
     assert method.rank is not None
-    found = method.rank(measured, config, n)
+    ranks = method.rank(measured, config, n)
     if config.keep_form or method.draws or measured.forget.marked is None:
-        return found
-    return Ranking({**found.filters, "keep_form": ~measured.only_form}, found.by)
+        return ranks
+    return Ranking({**ranks.filters, "keep_form": ~measured.only_form}, ranks.by)
 
 
 def adapted(config: Any, forget: "LatentStats", shortest: int) -> Any:
@@ -156,10 +156,10 @@ def adapted(config: Any, forget: "LatentStats", shortest: int) -> Any:
     Args:
         shortest: Tokens of the shortest corpus.
     """
-    found: dict[str, Any] = {"ratio_smoothing": min(16.0, max(1.0, shortest / 4000))}
+    derived: dict[str, Any] = {"ratio_smoothing": min(16.0, max(1.0, shortest / 4000))}
     for method in table_of(config):
-        found |= method.adapted(forget, config)
-    return replace(config, **{name: value for name, value in found.items() if getattr(config, name, 0) is None})
+        derived |= method.adapted(forget, config)
+    return replace(config, **{name: value for name, value in derived.items() if getattr(config, name, 0) is None})
 
 
 def asked_of(config: Any) -> tuple[SelectionMethod, ...]:

@@ -115,8 +115,8 @@ def _mean(readers: Sequence["ShardReader"], role: str, sink_norm: float | None) 
 
 def _direction(materials: "Materials") -> "Direction":
     retain = list(materials.shards.retain.values())
-    found = difference_in_means([materials.shards.forget], retain, sink_norm=materials.sink_norm)
-    return found.to(materials.sae.b_dec.device)
+    direction = difference_in_means([materials.shards.forget], retain, sink_norm=materials.sink_norm)
+    return direction.to(materials.sae.b_dec.device)
 
 
 def _threshold(materials: "Materials") -> float:

@@ -307,15 +307,15 @@ class HarnessLM(LM):
             for at, target in zip(own, one.targets, strict=True)
         ]
         rows.sort(key=lambda row: -len(row[1]) - len(row[2]))
-        found = {}
+        likeliest = {}
         for start in range(0, len(rows), self.size):
             batch = rows[start : start + self.size]
             ids, mask = pad([(*context, *target[:-1]) for _, context, target in batch], self.lm.pad_id, left=False)
             best = forward(self.lm, ids, mask).logits.argmax(-1).cpu()
             for row, (at, context, target) in enumerate(batch):
                 written = best[row, len(context) - 1 : len(context) - 1 + len(target)].tolist()
-                found[at] = written == list(target)
-        return found
+                likeliest[at] = written == list(target)
+        return likeliest
 
 
 def _drawing(request: Instance) -> dict[str, Any]:

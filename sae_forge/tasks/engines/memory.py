@@ -74,7 +74,7 @@ def read(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, done: Done 
         NumericalError: a log-prob is not finite.
     """
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number].ids), number))
-    found: dict[int, Read] = {}
+    reads: dict[int, Read] = {}
     while order:
         size = min(batch_size, rows_at_once(lm, len(rows[order[0]].ids)))
         chosen, order = order[:size], order[size:]
@@ -84,11 +84,11 @@ def read(lm: LanguageModel, rows: Sequence[Row], *, batch_size: int, done: Done 
             for place, number in enumerate(chosen):
                 row = rows[number]
                 wanted = torch.tensor(row.ids[row.first :], device=logits.device)
-                found[number] = _read(logits[place, row.first - 1 : len(row.ids) - 1].float(), wanted)
+                reads[number] = _read(logits[place, row.first - 1 : len(row.ids) - 1].float(), wanted)
         report(done, len(chosen))
-    if any(value - value != 0 for one in found.values() for value in (*one.logprobs, *one.standard)):
+    if any(value - value != 0 for one in reads.values() for value in (*one.logprobs, *one.standard)):
         raise NumericalError("a log-prob of a text is not finite; compute with --dtype fp32 or bf16")
-    return [found[number] for number in range(len(rows))]
+    return [reads[number] for number in range(len(rows))]
 
 
 def _read(logits: Tensor, wanted: Tensor) -> Read:
