@@ -25,7 +25,7 @@ from sae_forge.study.settings import (
 VERBS = {
     "run": "run", "collect": "collect", "train": "train", "features": "features", "eval": "evaluate", "push": "push",
     "generate": "generate", "demo": "demo", "init": "init", "report": "report", "verify": "verify", "doctor": "doctor", "saes": "saes",
-    "convert": "convert",
+    "convert": "convert", "export": "export",
 }  # fmt: skip
 """The file of each command. Only that of the one at work is imported, since every file brings its config."""
 COMPOSED = {
