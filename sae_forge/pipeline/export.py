@@ -52,7 +52,7 @@ def export(config: ExportConfig, bench: Bench) -> Outcome:
         bench.progress.say("text of the forget corpus stays home, and so does what fires there: --include_contexts")
     tokenizer = bench.tokenizer
     known = (tokenizer.pad_token_id, tokenizer.eos_token_id, tokenizer.bos_token_id, 0)
-    filler = next(each for each in known if each is not None)
+    filler = next(each for each in known if isinstance(each, int))
     fired = firings(corpora, named.sae, selection.indices, filler=filler, sink_norm=selection.sink_norm)
     names = [reader.fingerprint.corpus for reader in corpora]
     with files.publish_folder(out) as scratch:
