@@ -32,6 +32,11 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
         "Settings the sweep tries for each method that has any (8 or more; rmu: 12).",
         Setting(at_least=8, wanted="an equal budget needs at least 8 settings a method"),
     ] = 12
+    sweep_thresholds: Annotated[
+        tuple[float, ...] | None,
+        "Retain thresholds that a sweep of edits tries too: only selected latents rarer than it on retain text.",
+        Setting(above=0, at_most=1, distinct=True, younger=True, wanted="give shares above 0, each once"),
+    ] = None
     sweep_limit: Annotated[
         int | None,
         "Items per domain that the sweep asks. Unset: as --limit.",

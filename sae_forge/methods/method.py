@@ -21,6 +21,10 @@ Settings = dict[str, Any]
 """A method's settings by name, JSON-ready, as a report shows them."""
 
 
+RARER = "retain_threshold"
+"""The setting of an edit that takes only those of its latents which are rarer on retain text."""
+
+
 @dataclass(frozen=True)
 class Strength:
     """The axis of a sweep that takes as many values as the budget needs, in equal ratios from gentle to rough."""
@@ -160,7 +164,10 @@ def grid(method: Method, materials: "Materials") -> list[Settings]:
         return [{"num_features": size}]
     count = materials.config.configurations
     require_budget(method, count)
-    tried = [method.finished(point, materials) for point in _points(method.axes(size, materials), count)]
+    points = _points(_axes(method, materials), count)
+    # what a method makes of a point may leave out what is no axis of its own
+    kept = [{name: point[name] for name in point if name == RARER} for point in points]
+    tried = [method.finished(point, materials) | also for point, also in zip(points, kept, strict=True)]
     # by what they print as: settings may hold lists, which no set takes
     if (different := len({repr(one) for one in tried})) != count:
         raise ConfigError(
@@ -174,10 +181,21 @@ def ends(method: Method, materials: "Materials") -> list[str | None]:
     """For each setting of :func:`grid` whether its strength is the ``gentlest`` or the ``roughest`` that is tried."""
     if method.axes is None:
         return [None]
-    axes = method.axes(min(max(materials.config.num_features), len(materials.selection.indices)), materials)
+    axes = _axes(method, materials)
     strengths = [point[axes[1].name] for point in _points(axes, materials.config.configurations)]
     named = {min(strengths): "gentlest", max(strengths): "roughest"}
     return [named.get(strength) for strength in strengths]
+
+
+def _axes(method: Method, materials: "Materials") -> Axes:
+    """The method's own axes; of an edit of latents also the thresholds that the config names."""
+    assert method.axes is not None
+    size = min(max(materials.config.num_features), len(materials.selection.indices))
+    given, strength = method.axes(size, materials)
+    limits = materials.config.sweep_thresholds
+    if limits and method.kind == "hook" and "num_features" in given:
+        given = {**given, RARER: list(limits)}
+    return given, strength
 
 
 def _points(axes: Axes, count: int) -> list[Settings]:

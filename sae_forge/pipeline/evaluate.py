@@ -20,6 +20,7 @@ from sae_forge.progress import Progress
 from sae_forge.results.claims import headlines
 from sae_forge.results.open_unlearning import beside, read_summary, summaries
 from sae_forge.results.report import Report, load_report
+from sae_forge.results.saebench import saebench_result
 from sae_forge.results.sheets import Sheet, overview
 from sae_forge.results.verdict import verdict_sheet
 from sae_forge.sae.named import NamedSAE
@@ -70,6 +71,8 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         for number, row in enumerate(report.rows):
             for file, told in ({} if row.is_control else summaries(row)).items():
                 files.publish_json(folder / "open-unlearning" / f"{number}-{row.name}" / file, told)
+        if (result := saebench_result(report, eval_id=folder.name)) is not None:
+            files.publish_json(folder / "saebench_unlearning.json", result)
         for sheet in single_latents(report, selection):
             records = [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]
             files.publish_json(folder / "each_latent.json", records)

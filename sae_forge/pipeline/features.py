@@ -14,6 +14,7 @@ from sae_forge.features.identity import file_name, method_names
 from sae_forge.features.methods.method import adapted, table_of
 from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
+from sae_forge.features.sparsity_files import write_sparsity
 from sae_forge.features.tables import COMPARED, comparison, table
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.asking.attribution import asking
@@ -85,6 +86,8 @@ def _make(
     config = adapted(config, measured.forget, shortest)
     thresholds = {method.name: method.thresholds(config) for method in table_of(config)}
     selectivity = measured.selectivity(config)
+    sides = selectivity.forget_frequency.tolist(), selectivity.retain_frequency.tolist()
+    write_sparsity(next(iter(paths.values())).parent / "saebench", *sides)
     for method, selection in selections.items():
         shown = Frequencies(
             selectivity.forget_frequency.numpy(),

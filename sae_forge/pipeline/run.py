@@ -123,6 +123,6 @@ def _require_files(config: RunConfig, preset: str | None, needs: Mapping[str, st
     for file, content in needs.items():
         if file in named and not Path(file).is_file():
             raise DataError(
-                f"preset {preset} asks the records of {file}, which is not here; make it of {content} (datasets: "
-                "load_dataset, then to_json), or name another file with its flag"
+                f"preset {preset} asks the records of {file}, which is not here; make it of {content} (in a clone: "
+                f"python -m data_scripts.prepare_corpora --preset {preset}), or name another file with its flag"
             )

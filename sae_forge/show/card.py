@@ -189,17 +189,20 @@ def _measured(subject: Subject) -> Iterator[str]:
 
 def _loading(subject: Subject) -> str:
     module, made, count = _headline(subject.report)
+    tokens = subject.report.protocol.get("tokens", "real") if subject.report else "real"
     model = "load_model(provenance.model)"
     if subject.model == UNNAMED:
         model = 'load_model("…")  # the model that the SAE was made on: it has no public name'
     edit = f"""
 lm = {model}
 latents = Selection.load(folder / "features.json").indices[:{count}]
-edit = {made}
+edit = {made if tokens == "real" else f'replace({made}, tokens="{tokens}")'}
 with applied(lm, sae, HookPoint.parse(provenance.hook_point), edit):
     ...  # lm.model forgets inside this block, and only here
 """
-    imports = f"""from sae_forge.features.selection import Selection
+    # as what was measured: an edit spares special tokens unless it is told otherwise
+    imports = "" if tokens == "real" else "from dataclasses import replace\n\n"
+    imports += f"""from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.apply import applied
 from {module} import {made.partition("(")[0]}

@@ -39,9 +39,9 @@ DECIDING: dict[Artefact, str] = {
         "normalize_text num_features privleak_forget privleak_holdout privleak_reference quantise_bits quantize "
         "question_filter question_front question_template random_seeds refusal_value relearn_steps retain_eval "
         "retain_prompts retain_questions revision rmu_alpha rmu_coefficient rmu_mean scoring seed shot_questions "
-        "shots site split steering sweep sweep_limit temperature text_field theta tofu_forget tofu_frame "
-        "tofu_real_authors tofu_reference tofu_retain tofu_summaries tofu_world_facts tokens top_p value_units "
-        "verbmem"
+        "shots site split steering sweep sweep_limit sweep_thresholds temperature text_field theta tofu_forget "
+        "tofu_frame tofu_real_authors tofu_reference tofu_retain tofu_summaries tofu_world_facts tokens top_p "
+        "value_units verbmem"
     ),
 }
 """Settings that stand in an artefact's identity: another set, and what lies in run folders is not found again."""

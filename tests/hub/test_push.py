@@ -509,6 +509,12 @@ def test_the_card_says_what_the_numbers_are(made: Artefacts, hub: FakeHub):
     assert "removing the hook restores everything" in card
     assert "import scale\n" in card and "edit = scale(latents, -7)" in card and ".indices[:3]" in card
     assert f'SAE.from_pretrained("{REPO}", "{POINT}")' in card
+    told = json.loads((made.report / "eval.json").read_text())
+    told["protocol"]["tokens"] = "all_but_first"
+    files.publish_json(made.report / "eval.json", told)
+    everywhere = made.push().card
+    assert 'edit = replace(scale(latents, -7), tokens="all_but_first")' in everywhere
+    assert "from dataclasses import replace\n" in everywhere and "from dataclasses" not in card
     tables = [line for line in card.splitlines() if line.startswith("|")]
     assert {line.replace("\\|", "").count("|") for line in tables if "wizards" in line} == {3, 4}
 

@@ -395,6 +395,26 @@ def test_a_gate_that_replaces_a_methods_own_leaves_nothing_of_it_to_tune(run: Ti
 
 
 @pytest.mark.slow
+def test_a_sweep_may_try_how_rare_latents_must_be(run):
+    rarest = sorted(latent.retain_frequency for latent in run.selection.latents)
+    limits = (rarest[len(rarest) // 2] + 1e-9, 1.0)
+    materials = run.materials(sweep_thresholds=limits, configurations=12, theta=0.5)
+    for name in ("clamp", "conditional_clamp"):
+        tried = grid(NAMED[name], materials)
+        assert {settings["retain_threshold"] for settings in tried} == set(limits)
+        assert len({repr(settings) for settings in tried}) == 12
+    for settings in grid(NAMED["clamp"], materials):
+        (edit,) = NAMED["clamp"].build(settings, materials).edits
+        rare = [one.index for one in run.selection.latents if one.retain_frequency < settings["retain_threshold"]]
+        assert list(edit.intervention.targets) == rare[: settings["num_features"]]
+    assert all("retain_threshold" not in settings for settings in grid(NAMED["rmu"], materials))
+    with pytest.raises(DataError, match="no selected latent is as rare"):
+        common = replace(
+            run.selection, latents=tuple(replace(one, retain_frequency=0.5) for one in run.selection.latents)
+        )
+        grid(NAMED["clamp"], run.materials(common, sweep_thresholds=(0.4,), configurations=8))
+
+
 def test_a_gate_that_counts_special_tokens_is_calibrated_on_them(run):
     """Thresholds of DSG's own share, from the model's reading of the retain rows, special tokens too."""
     materials = run.materials(gate_tokens="attended", tokens="all_but_first", methods=("dsg",))

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
-from sae_forge.errors import ForgeError
+from sae_forge.errors import DataError, ForgeError
 from sae_forge.interventions.gates.table import gate_named, gate_of, gates_of
-from sae_forge.methods.method import Method, Settings, short, without_shards
+from sae_forge.methods.method import RARER, Method, Settings, short, without_shards
 
 if TYPE_CHECKING:
     from sae_forge.interventions.intervention import Intervention
@@ -43,8 +43,17 @@ class ClampSettings(ModelConfig):
 
 
 def latents_of(settings: Settings, materials: "Materials") -> tuple[int, ...]:
-    """The latents that settings name by their number."""
-    return materials.selection.indices[: settings["num_features"]]
+    """The latents that settings name by their number, of those rarer on retain text than a threshold they may name.
+
+    Raises:
+        DataError: none of those selected is as rare.
+    """
+    chosen, limit = materials.selection.indices, settings.get(RARER)
+    if limit is not None:
+        chosen = tuple(one.index for one in materials.selection.latents if one.retain_frequency < limit)
+    if not chosen:
+        raise DataError(f"--sweep_thresholds {limit:g}: no selected latent is as rare on retain text; give larger ones")
+    return chosen[: settings["num_features"]]
 
 
 def parts(size: int, count: int) -> list[int]:
