@@ -175,6 +175,7 @@ class _Tracker:
         )
 
     def _correlations(self) -> tuple[float | None, float | None]:
+        # E[ab] - E[a] E[b], from sums that were taken chunk by chunk
         covariance = self.products / self.count - self.sums.outer(self.sums) / self.count**2
         moves = covariance.diagonal() > 1e-6 * self.products.diagonal() / self.count  # products are summed in fp32
         deviation = covariance.diagonal()[moves].sqrt()

@@ -65,10 +65,12 @@ def _best(
     latents: np.ndarray, acts: np.ndarray, places: np.ndarray, seq_ids: np.ndarray, m: int
 ) -> tuple[np.ndarray, np.ndarray]:
     """Which firings are a latent's best of their sequence and among its ``m`` best sequences, and their ranks."""
+    # lexsort goes by its last key first: by latent, by sequence, the strongest first, of equal acts the earliest
     order = np.lexsort((places, -acts, seq_ids, latents))
     same = (latents[order][1:] == latents[order][:-1]) & (seq_ids[order][1:] == seq_ids[order][:-1])
     heads = order[np.concatenate(([True], ~same))]
     heads = heads[np.lexsort((places[heads], -acts[heads], latents[heads]))]
+    # the rank of a firing is its distance from where the run of its latent begins
     starts = np.flatnonzero(np.concatenate(([True], latents[heads][1:] != latents[heads][:-1])))
     ranks = np.arange(len(heads)) - np.repeat(starts, np.diff(np.append(starts, len(heads))))
     return heads[ranks < m], ranks[ranks < m]

@@ -124,8 +124,10 @@ def _against(
         act_ratio = forget_mean / (retain_mean + eps)
     else:
         common = min(forget.tokens, retain.tokens)
+        # fires as they would be in as many tokens on both sides, or a longer retain corpus would lower every ratio
         ratio = (forget.frequency * common + smoothing) / (retain.frequency * common + smoothing)
         overall = retain.sums.sum() / retain.fires.sum().clamp(min=1)
+        # drawn to the corpus's own mean by `smoothing` fires: of a latent that fired twice its mean says little
         shrunk = (retain.sums + smoothing * overall) / (retain.fires + smoothing)
         act_ratio = torch.where(forget.fires > 0, forget_mean / shrunk, 0.0).clamp(max=ACT_RATIO_MAX)
     return ratio.double(), forget.frequency - retain.frequency, act_ratio.double()

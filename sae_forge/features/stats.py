@@ -166,6 +166,7 @@ def tally(
     fired = values > 0
     rows = fired.nonzero()[:, 0]
     latents, acts = indices[fired], values[fired].double()
+    # from zeros: a latent that fires nowhere has the peak 0, not minus infinity
     peaks = torch.zeros(d_sae).scatter_reduce_(0, latents, values[fired], "amax")
     fires = torch.bincount(latents, minlength=d_sae)
     clear = latents[acts > fire_threshold] if fire_threshold else None

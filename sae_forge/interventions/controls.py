@@ -124,6 +124,7 @@ class MatchedDirections:
         state: State | None,
     ) -> tuple[Float[Tensor, "batch seq d_in"], State]:
         del editable, state  # the real delta is where it may be, and nothing is remembered
+        # token by token as long as the real delta, so that what differs from the edit is direction alone
         norm = real_delta.norm(dim=-1, keepdim=True)
         drawn = (norm if self.edit is None else self.edit.coefficients(x, acts)) @ self.directions
         drawn_norm = drawn.norm(dim=-1, keepdim=True)

@@ -79,6 +79,7 @@ class _Projection:
     ) -> Float[Tensor, "batch seq n"]:
         del acts  # a projection asks no encoder
         lengths = self.rows.norm(dim=-1)
+        # components lie along unit rows and what is returned multiplies the rows, hence the division by length below
         units = self.rows / torch.where(lengths > 0, lengths, 1.0)[:, None]
         rest, along = x - self.b_dec, []
         for unit in units:

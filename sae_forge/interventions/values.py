@@ -61,6 +61,7 @@ def relative_to_norm(kappa: float, norm: float, rows: Float[Tensor, "n d_in"]) -
     Raises:
         ConfigError: the rows cancel, so no value moves anything.
     """
+    # the rows add up before the norm is taken: latents that point alike move a token further than each alone
     total = float(rows.detach().double().sum(dim=0).norm())
     if total == 0 or not math.isfinite(kappa * norm / total):
         raise ConfigError(f"the {len(rows)} decoder rows sum to a vector of norm {total:g}; choose other latents")

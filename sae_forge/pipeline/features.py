@@ -59,6 +59,7 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     else:
         selections = _make(config, bench, named, corpora, paths)
     made = {method: paths[method] for method in selections}
+    # the newest is what eval takes, so the first method is noted last
     bench.run.note(*reversed(made.values()))
     return _outcome(bench, selections, made)
 

@@ -174,6 +174,7 @@ def measure(
             return earlier
         return tuple(answers(one, number) for number, one in enumerate(part, first))
 
+    # a tape holds what was read in one order, so all that is read comes before anything is written
     read, written = ([one for one in asked if one.written is writes] for writes in (False, True))
     # what is read is the same forward passes whatever the model answers, and what is written is not
     with nullcontext() if tape is None or (kept and kept.find(read, 0)) else tape.running():

@@ -24,6 +24,7 @@ def dominates(one: Point, other: Point) -> bool:
 def front(points: Sequence[Point]) -> list[Point]:
     """The points that no other dominates, by falling utility; of equal ones the first."""
     kept = [one for one in points if not any(dominates(other, one) for other in points)]
+    # reversed, so that of equal points the first stays
     unique = {(one.forget, one.utility): one for one in reversed(kept)}
     return sorted(unique.values(), key=lambda one: (-one.utility, one.forget))
 

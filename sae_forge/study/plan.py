@@ -54,6 +54,7 @@ def iter_plans(
     Args:
         also: Edits that are handed in ready.
     """
+    # first, since every change is taken from it and it records the tape that spares all others the layers below
     yield Plan("baseline", {}, AsItIs(), title="baseline")
     rows = list(_from_flags(materials, methods, progress) if swept is None else _from_sweep(materials, methods, swept))
     for edit in also:

@@ -109,6 +109,7 @@ class Questions:
                     folder=config.run_folder, fresh=config.starts_over, progress=progress,
                     frame=frame,
                 )  # fmt: skip
+                # after the filter, so that a limit of 100 asks 100 questions
                 questions = choose(kept, "all", limit, name)
                 said = [replace(item, question=self.wording.said(item.question)) for item in questions]
                 encoded = encode_questions(

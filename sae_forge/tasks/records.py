@@ -195,6 +195,7 @@ def record_names(record: Record, where: str, content: list[object]) -> tuple[str
         if not isinstance(value, str | int) or isinstance(value, bool):
             raise DataError(f"{where} needs {name!r} as text, found {value!r:.40}")
         checked_text(str(value), name, record, where)
+    # by content and not by line: an id must survive a file that is sorted or cut
     name = str(given.get("id", files.digest(content)[:16]))
     return name, str(given.get("fact", name))
 

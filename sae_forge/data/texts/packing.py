@@ -129,6 +129,7 @@ def _pieces(texts: Iterable[Any], tokenizer: Tokenizer, bos: bool, max_tokens: i
 
 def _tokenize(texts: Iterable[Any], tokenizer: Tokenizer) -> Iterator[tuple[bool, np.ndarray]]:
     """Whether a piece opens a document, and its ids; tokenised many at a time, as fast tokenizers like it."""
+    # in pieces cut before white space, where few tokenizers merge, so that memory does not grow with a document
     for group in _groups(_split(texts)):
         encoded = tokenizer([text for _, text in group], add_special_tokens=False)["input_ids"]
         for (opens, _), ids in zip(group, encoded, strict=True):

@@ -121,6 +121,7 @@ def attributions(sae: "Dictionary", x: "Tensor", g: "Tensor", sign: Sign) -> "Te
         weights = sae.W_dec.detach()
         acts = sae.encode(x.to(weights.device, weights.dtype))
         indices = acts.indices.long()
+        # act * (w . grad): what the answer would lose, to first order, if the latent were silent
         caused = acts.values * (g.to(weights.device, weights.dtype) @ weights.T).gather(-1, indices)
         signed = {"+": caused, "-": -caused, "abs": caused.abs()}[sign]
         best, chosen = signed.topk(min(PER_POSITION, signed.shape[-1]), dim=-1)

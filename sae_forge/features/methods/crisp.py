@@ -25,6 +25,7 @@ def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     del config
     common = min(stats.tokens for stats in (measured.forget, *measured.retain.values()))
     excess = (measured.forget.frequency - measured.worst(lambda stats: stats.frequency)) * common
+    # summed acts, forget over retain; the 1 keeps it finite where retain text is silent
     relative = measured.forget.mean * common / (measured.worst(lambda stats: stats.mean) * common + 1)
     pool = torch.zeros_like(measured.forget.fires, dtype=torch.bool)
     pool[ranked(torch.ones_like(pool), excess, POOL * n)] = True

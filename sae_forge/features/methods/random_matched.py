@@ -31,6 +31,7 @@ def rank(measured: "Measured", config: Any, n: int) -> Ranking:
     pools: dict[int, list[int]] = {}
     for latent in shuffled.tolist():
         pools.setdefault(int(decile[latent]), []).append(latent)
+    # the ends of shuffled lists: uniform, without replacement, and the first m drawn do not hang on how many follow
     drawn = [pool.pop() for latent in reference.tolist() if (pool := pools.get(int(decile[latent])))]
     order = torch.full((measured.d_sae,), -torch.inf, dtype=torch.double)
     order[drawn] = -torch.arange(len(drawn)).double()

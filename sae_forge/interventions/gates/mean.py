@@ -23,6 +23,7 @@ class Mean:
 
     def running(self, signal: "Tensor", real: "Tensor", state: "State | None") -> "tuple[Tensor, State]":
         hits, tokens = counted(signal, real, None if state is None else (state[0], state[1]))
+        # before the first real token there are no hits either, so the rate there is 0
         return hits / tokens.clamp(min=1), (hits[:, -1], tokens[:, -1])
 
     def alone(self, signal: "Tensor") -> "Tensor":

@@ -64,6 +64,7 @@ def load_texts(lm: LanguageModel, readers: Sequence[ShardReader], *, max_sequenc
                 f"{reader.folder} holds tokens of {reader.fingerprint.model}, which another tokenizer wrote; "
                 f"collect the corpus with {lm.name}"
             )
+    # of each corpus at most as many, so that a long one does not crowd out a short one
     parts = [_sequences(lm, reader, max_sequences) for reader in readers]
     if not any(len(ids) for ids, _ in parts):
         raise DataError("there is no text to train on; collect a corpus with at least one real token")

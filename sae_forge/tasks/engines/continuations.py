@@ -187,6 +187,7 @@ def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> I
     token_ids, mask = pad([item.context for item in items], lm.pad_id, left=True)
     places = [(row, option) for row, item in enumerate(items) for option in range(len(item.targets))]
     longer = [(row, option) for row, option in places if len(items[row].targets[option]) > 1]
+    # padded on the left, so that the last column is every context's last token: one position gives all first log-probs
     output = forward(lm, token_ids, mask, keep=1, use_cache=bool(longer))
     row = torch.tensor([row for row, _ in places])
     first = torch.tensor([items[row].targets[option][0] for row, option in places])
@@ -224,11 +225,13 @@ def _picked(
 ) -> Float[Tensor, " n"]:
     """Log-probs of ``target_ids`` at the given places, in float64 on the CPU."""
     chosen = logits[row.to(logits.device), column.to(logits.device)].float()
+    # log_softmax at the target alone: the whole of it would be a second tensor as large as the logits
     logprobs = chosen.gather(1, target_ids.to(logits.device)[:, None])[:, 0] - chosen.logsumexp(-1)
     return logprobs.double().cpu()
 
 
 def _finite(value: float) -> float:
+    # true of NaN and of both infinities
     if value - value != 0:
         raise NumericalError("the model gave a log-probability that is not finite; compute with --dtype fp32 or bf16")
     return value

@@ -73,6 +73,7 @@ def write(
     """
     draws = sampling.draws(len(prompts))
     said = [prompt.text if isinstance(prompt, Rendered) else prompt for prompt in prompts]
+    # alike in length, so that little is padding; draws go by the prompt's place in the list, so batches change no text
     order = sorted(range(len(prompts)), key=lambda index: (len(said[index]), index))
     continued: dict[int, Written] = {}
     for start in range(0, len(order), batch_size):

@@ -140,6 +140,7 @@ def _targets(lm: LanguageModel, batch: PackedBatch) -> Tensor:
 
 def rows_at_once(lm: LanguageModel, width: int) -> int:
     """Sequences of ``width`` tokens whose logits fit into :data:`LOGIT_BYTES`; one at least."""
+    # 4 bytes a logit: they are made float32 for the loss, whatever the model computes in
     return max(1, LOGIT_BYTES // (4 * width * lm.config.vocab_size))
 
 
