@@ -1,0 +1,33 @@
+"""What is held out for measuring is the end of each corpus, and training sees nothing of it."""
+
+import torch
+
+from sae_forge.data.held_out import HELD_OUT, held_out
+from sae_forge.models.tokens import real_token_mask
+from sae_forge.study.settings import eval_config
+from sae_forge.tasks.engines.losses import load_corpus
+
+
+def test_the_text_that_is_measured_on_is_that_which_no_batch_holds(plugged_run):
+    run = plugged_run
+    found = held_out([run.shards.forget, *run.shards.retain.values()])
+    names = {reader.fingerprint.corpus for reader in found}
+    assert names == set(run.shards.retain), "what is forgotten is all trained on"
+    for reader, part in found.items():
+        trained = reader.only(part.blocks)
+        seen = torch.cat([block.seq_ids for block in trained.iter_blocks()])
+        blocks = list(reader.iter_blocks())
+        seq_ids, token_ids = (torch.cat([getattr(one, name) for one in blocks]) for name in ("seq_ids", "token_ids"))
+        sequences = int(seq_ids.max()) + 1
+        assert len(seen) == trained.rows < reader.rows and int(seen.max()) < part.sequences
+        assert sequences - part.sequences == max(1, round(HELD_OUT * sequences))
+        source = str(run.texts / f"{reader.fingerprint.corpus}.jsonl")
+        config = eval_config()(ctx_len=reader.fingerprint.ctx_len, loss_tokens=10_000, eval_batch_size=3)
+        corpus = load_corpus(run.lm, source, "retain", config, beyond=part.sequences)
+        ids = torch.cat([
+            batch.token_ids[real_token_mask(batch.token_ids, batch.attention_mask, run.lm.special_ids)]
+            for batch in corpus.batches
+        ])  # fmt: skip
+        assert torch.equal(ids, token_ids[seq_ids >= part.sequences].long())
+        short = load_corpus(run.lm, source, "retain", eval_config()(ctx_len=24, loss_tokens=20), beyond=part.sequences)
+        assert short.rows == 1 and torch.equal(short.batches[0].seq_ids, torch.tensor([part.sequences]))
