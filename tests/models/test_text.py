@@ -8,6 +8,7 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from transformers import PreTrainedTokenizerFast
 
 from sae_forge.data.texts.corpus import Tally
+from sae_forge.data.texts.plain import normal
 from sae_forge.errors import DataError
 from sae_forge.models.chat import Rendered, render
 from sae_forge.models.documents import DocumentTokenizer
@@ -132,3 +133,8 @@ def test_conversations_become_documents_without_the_ends_that_packing_sets(lm: L
     assert tally.control == 0
     lm.tokenizer.chat_template = None
     assert documents.converse is None
+
+
+def test_documents_of_two_spellings_are_one_in_normal_form(tiny_llama):
+    made, plain = DocumentTokenizer(tiny_llama, form=normal), DocumentTokenizer(tiny_llama)
+    assert made(["“It’s”—so"]) == plain(['"It\'s" - so']) != plain(["“It’s”—so"])
