@@ -22,11 +22,12 @@ def register(app: typer.Typer) -> None:
         sae-forge train --model tiny-llama
         sae-forge train --layer 15 --epochs 5 --batch_size 128 --expansion_factor 8 --k 32 --sae_device cpu --model_device cuda
         sae-forge train --model google/gemma-2-2b --layer 3,7,15 --k 64 --max_steps 20000
+        sae-forge train --model tiny-llama --architecture batchtopk
         sae-forge train --model google/gemma-2-2b --layer 12 --max_tokens 1000000000 --max_disk_gb 200
         """,
     )
     def train(config: TrainConfig, screen: "Screen") -> "Outcome":
-        """Train a TopK SAE on collected activations; collects them first when they are missing.
+        """Train a TopK or BatchTopK SAE on collected activations; collects them first when they are missing.
 
         With --max_disk_gb it trains on more tokens than the disk holds: collecting and training take turns.
 

@@ -1,4 +1,4 @@
-"""``train``: shards to TopK SAEs."""
+"""``train``: shards to SAEs."""
 
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,7 +21,7 @@ GIGABYTES = Setting(above=0, at_most=MAX_GB, wanted=f"give more than 0 and at mo
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
-    """Shards to a TopK SAE."""
+    """Shards to SAEs."""
 
     heading: ClassVar[str] = "Training"
     decides: ClassVar[tuple[Artefact, ...]] = ("sae",)

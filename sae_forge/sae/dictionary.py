@@ -2,6 +2,7 @@
 
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -13,6 +14,18 @@ class LatentActs(NamedTuple):
     """Zero or more; a zero did not fire."""
     indices: Int[Tensor, "*batch k"]
     """Which latents they are."""
+
+
+def acts_of(acts: LatentActs, latents: Int[Tensor, "n"], d_sae: int) -> Float[Tensor, "*batch n"]:
+    """Of encoded tokens the acts of the chosen latents, in their order; zero where one does not fire.
+
+    Args:
+        latents: Distinct ones, in ``[0, d_sae)``.
+    """
+    place = latents.new_full((d_sae,), len(latents))  # the last column gathers what was not asked for
+    place[latents] = torch.arange(len(latents), device=latents.device, dtype=latents.dtype)
+    columns = acts.values.new_zeros(*acts.values.shape[:-1], len(latents) + 1)
+    return columns.scatter_add(-1, place[acts.indices].long(), acts.values)[..., :-1]
 
 
 _ProtocolType: Any = type(Protocol)

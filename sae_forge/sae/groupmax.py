@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sae_forge.config.train import Backend
 from sae_forge.errors import ConfigError
 from sae_forge.kernels.dispatch import sparse_decode
-from sae_forge.sae.dictionary import LatentActs
+from sae_forge.sae.dictionary import LatentActs, acts_of
 
 
 class GroupMaxSAE(nn.Module):
@@ -53,6 +53,4 @@ class GroupMaxSAE(nn.Module):
 
     def latent_acts(self, x: Float[Tensor, "*batch d_in"], latents: Int[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
         """Acts of the chosen latents, zero where one is not the largest of its run."""
-        values, indices = self.encode(x)
-        run = latents // (self.d_sae // self.k)
-        return torch.where(indices[..., run] == latents, values[..., run], 0.0)
+        return acts_of(self.encode(x), latents, self.d_sae)

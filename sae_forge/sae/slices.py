@@ -16,7 +16,7 @@ from torch import Tensor
 from sae_forge.config.train import Backend
 from sae_forge.errors import CheckpointError, ConfigError
 from sae_forge.kernels.dispatch import topk_encode
-from sae_forge.sae.dictionary import Dictionary, LatentActs
+from sae_forge.sae.dictionary import Dictionary, LatentActs, acts_of
 from sae_forge.sae.direction import Direction
 from sae_forge.sae.filed import FiledSAE
 from sae_forge.sae.groupmax import GroupMaxSAE
@@ -50,10 +50,8 @@ class TopKRows:
 
     def encode(self, x: Float[Tensor, "*batch d_in"]) -> LatentActs:
         """Acts of all latents that have a row, zero where one is not among the token's top k."""
-        values, indices = topk_encode(x, self.W_enc, self.b_enc, self.b_dec, self.k, backend=self.backend)
-        place = self.latents.new_full((len(self.b_enc),), self.d_sae)  # the last column gathers the others
-        place[self.latents] = torch.arange(self.d_sae, device=place.device)
-        acts = values.new_zeros(*values.shape[:-1], self.d_sae + 1).scatter_add(-1, place[indices], values)[..., :-1]
+        whole = topk_encode(x, self.W_enc, self.b_enc, self.b_dec, self.k, backend=self.backend)
+        acts = acts_of(LatentActs(*whole), self.latents, len(self.b_enc))
         return LatentActs(acts, torch.arange(self.d_sae, device=acts.device).expand(acts.shape))
 
     def decode(self, acts: LatentActs) -> Float[Tensor, "*batch d_in"]:

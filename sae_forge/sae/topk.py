@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from sae_forge.config.train import Backend
 from sae_forge.errors import ConfigError
 from sae_forge.kernels.dispatch import sparse_decode, topk_encode
-from sae_forge.sae.dictionary import LatentActs
+from sae_forge.sae.dictionary import LatentActs, acts_of
 
 
 class TopKSAE(nn.Module):
@@ -115,11 +115,7 @@ class TopKSAE(nn.Module):
 
     def chosen(self, acts: LatentActs, latents: Int[Tensor, "n"]) -> Float[Tensor, "*batch n"]:
         """Of encoded tokens the acts of the chosen latents, as :meth:`latent_acts` gives them."""
-        place = latents.new_full((self.d_sae,), len(latents))  # the last column gathers what was not asked for
-        place[latents] = torch.arange(len(latents), device=latents.device, dtype=latents.dtype)
-        columns = place[acts.indices].long()
-        dense = acts.values.new_zeros(*acts.values.shape[:-1], len(latents) + 1)
-        return dense.scatter_add(-1, columns, acts.values)[..., :-1]
+        return acts_of(acts, latents, self.d_sae)
 
     def folded(self, scale: float) -> "TopKSAE":
         """The SAE that does to ``x`` what this one does to ``scale * x``, with acts and output in the units of ``x``.

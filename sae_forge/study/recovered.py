@@ -88,7 +88,7 @@ def ce_recovered(
         zero=silent,
         fvu=meter.ordinary.fvu,
         l0=meter.ordinary.l0,
-        fvu_pca=meter.fvu_pca(k) if (k := getattr(sae, "k", None)) else None,
+        fvu_pca=meter.fvu_pca(getattr(sae, "k", 0) or max(1, round(meter.ordinary.l0))),
         fvu_with_sinks=meter.fvu_with_sinks,
         share_with_sinks=with_sinks,
     )

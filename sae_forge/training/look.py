@@ -3,6 +3,7 @@ against what it should be. The latents lie here, or over the ranks (``sharded``)
 """
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -54,17 +55,17 @@ class Look(NamedTuple):
 
 def looks(state: TrainState, parts: Sequence[Float[Tensor, "part d_in"]], plan: Plan) -> Iterator[Look]:
     """A look at each part of a batch, made when it is asked for."""
-    for code in architecture_of(plan.config).encode(state, parts, plan):
-        yield (_over_ranks if plan.shards_latents else _here)(state, code, plan)
+    look = partial(_over_ranks if plan.shards_latents else _here, state, plan)
+    return map(look, architecture_of(plan.config).encode(state, parts, plan))
 
 
-def _here(state: TrainState, code: Code, plan: Plan) -> Look:
+def _here(state: TrainState, plan: Plan, code: Code) -> Look:
     target, values, indices, tokens = code
     W_dec, backend = state.rows.W_dec.product, plan.config.backend
     decoded = decode_loss(values, indices, W_dec, target, tokens=tokens, backend=backend, trusted=True)
     return Look(code, decoded.residual, decoded.squares.sum(), decoded.dots)
 
 
-def _over_ranks(state: TrainState, code: Code, plan: Plan) -> Look:
+def _over_ranks(state: TrainState, plan: Plan, code: Code) -> Look:
     residual, dots = residual_of_all(state, code, plan)
     return Look(code, residual, torch.linalg.vector_norm(residual, dtype=torch.float32).square(), dots)

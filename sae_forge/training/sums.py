@@ -109,8 +109,8 @@ def sums_of_parts(state: TrainState, batch: Float[Tensor, "part d_in"], plan: Pl
     dead = _dead(state, plan)
     seen = looks(state, batch.split(len(batch) // plan.config.accumulation), plan)
     sums = _sums(state, next(seen), plan, dead)
-    for part in seen:
-        for held, more in zip(sums.tensors(), _sums(state, part, plan, dead).tensors(), strict=True):
+    for _ in range(plan.config.accumulation - 1):  # bound to no name, a part is gone before the next is made
+        for held, more in zip(sums.tensors(), _sums(state, next(seen), plan, dead).tensors(), strict=True):
             held.add_(more)
     plan.team.sum_(*sums.tensors())
     return _divided(state, sums, len(batch) * plan.replicas, plan, dead)

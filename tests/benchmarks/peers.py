@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from sae_forge.config.train import Backend, TrainConfig
 from sae_forge.kernels.rows import BETAS, EPS
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.training.architectures.table import architecture_of
 from sae_forge.training.plan import Plan
 from sae_forge.training.replay import Stepper
 from sae_forge.training.state import TrainState
@@ -73,6 +74,7 @@ class Ours:
         backend: Backend = "auto",
         max_grad_norm: float | None = None,
         played: bool = True,
+        architecture: str = TrainConfig.architecture,
     ) -> None:
         sizes = given.sizes
         config = TrainConfig(
@@ -87,6 +89,7 @@ class Ours:
             max_grad_norm=max_grad_norm,
             sae_dtype="bf16" if given.half else "fp32",
             backend=backend,
+            architecture=architecture,
         )
         shape = config.saes(sizes.d_in)[0]._asdict()
         plan = Plan(config=config, d_in=sizes.d_in, **shape, steps=STEPS, lr=given.lr, device=given.device)
@@ -96,7 +99,7 @@ class Ours:
         with torch.no_grad():
             for name, weight in given.weights()._asdict().items():
                 getattr(sae, name).copy_(weight)
-        self.state = TrainState.start(sae, 1.0)
+        self.state = TrainState.start(sae, 1.0, architecture_of(config).own())
         if given.dead is not None:
             self.state.tokens = DEAD_AFTER
             self.state.tokens_since_fired[given.dead] = DEAD_AFTER
@@ -241,12 +244,16 @@ class SaeLens:
     """sae-lens: its TopKTrainingSAE under its SAETrainer.
 
     Args:
+        batch: Its BatchTopKTrainingSAE instead.
         sparse: COO acts, which its own rescaling by the decoder's norms cannot differentiate on a CPU.
         autocast: Its own bf16 autocast.
     """
 
-    def __init__(self, given: Problem, *, sparse: bool = False, autocast: bool = False) -> None:
+    def __init__(
+        self, given: Problem, *, sparse: bool = False, autocast: bool = False, batch: bool = False
+    ) -> None:  # fmt: skip
         from sae_lens.config import SAETrainerConfig
+        from sae_lens.saes.batchtopk_sae import BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
         from sae_lens.saes.topk_sae import TopKTrainingSAE, TopKTrainingSAEConfig
         from sae_lens.training.sae_trainer import SAETrainer
 
@@ -254,9 +261,10 @@ class SaeLens:
         rescaling: dict[str, Any] = (
             {"use_sparse_activations": True, "rescale_acts_by_decoder_norm": False} if sparse else {}
         )
-        self.sae = TopKTrainingSAE(
-            TopKTrainingSAEConfig(d_in=sizes.d_in, d_sae=sizes.d_sae, k=sizes.k, device=device, **rescaling)
-        )
+        kind, settings = TopKTrainingSAE, TopKTrainingSAEConfig
+        if batch:
+            kind, settings = BatchTopKTrainingSAE, BatchTopKTrainingSAEConfig
+        self.sae = kind(settings(d_in=sizes.d_in, d_sae=sizes.d_sae, k=sizes.k, device=device, **rescaling))
         with torch.no_grad():
             for name, weight in given.weights()._asdict().items():
                 getattr(self.sae, name).copy_(weight)
@@ -286,17 +294,19 @@ class DictionaryLearning:
     """dictionary-learning: its TopKTrainer.
 
     Args:
+        batch: Its BatchTopKTrainer instead, with a threshold from the first step on, not from the thousandth.
         patched: Its parallel part of the gradient as one product and sum; as shipped an einsum makes it of ``d_sae``
             products with strides, which take longer than the rest of the step.
     """
 
-    def __init__(self, given: Problem, *, patched: bool = False) -> None:
-        from dictionary_learning.trainers import top_k
+    def __init__(self, given: Problem, *, patched: bool = False, batch: bool = False) -> None:
+        from dictionary_learning.trainers import batch_top_k, top_k
 
         sizes, start = given.sizes, given.weights()
-        self.module, self.shipped = top_k, top_k.remove_gradient_parallel_to_decoder_directions
+        self.module = batch_top_k if batch else top_k
+        self.shipped = self.module.remove_gradient_parallel_to_decoder_directions
         self.removing = _remove_parallel if patched else self.shipped
-        self.trainer = top_k.TopKTrainer(
+        self.trainer = (batch_top_k.BatchTopKTrainer if batch else top_k.TopKTrainer)(
             steps=STEPS,
             activation_dim=sizes.d_in,
             dict_size=sizes.d_sae,
@@ -305,7 +315,7 @@ class DictionaryLearning:
             lm_name="none",
             lr=given.lr,
             warmup_steps=0,
-            threshold_start_step=STEPS,
+            threshold_start_step=0 if batch else STEPS,
             device=str(given.device),
         )
         with torch.no_grad():

@@ -257,7 +257,8 @@ def test_a_batchtopk_sae_goes_through_every_command_as_a_jumprelu(tmp_path: Path
     metrics = printed["metrics"]
     assert metrics["l0"] == pytest.approx(8, rel=0.15) and 0 < metrics["fvu"] < 1 and metrics["ce_recovered"] > 0.5
     chosen = forge_json("features", *where, *SMALL["features"])
-    report = forge_json("eval", *where, *SMALL["eval"])
+    few = ["--limit", "2", "--methods", "scale", "--num_features", "5", "--loss_tokens", "50", "--bootstrap", "20"]
+    report = forge_json("eval", *where, *few, "--max_new_tokens", "2")
     assert "batchtopk-k8" in chosen["outputs"]["selection"]
     assert {"baseline", "scale", "zero"} <= {row["name"] for row in report["metrics"]["methods"]}
     assert "JumpReLU sparse autoencoder" in forge("push", "me/mine", *where, "--dry_run")
