@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 from cli.app import build
 from sae_forge.data.shards import ShardReader
 from sae_forge.features.selection import Selection
+from sae_forge.features.sparsity_files import read_sparsity
 from sae_forge.store.runs import Run
 
 SMALL = ["--max_tokens", "3000", "--model_batch_size", "8"]
@@ -139,4 +140,12 @@ def test_a_threshold_left_open_is_each_methods_own(run: Path) -> None:
     output = forge("features", *where, "--method", "conditional", code=2)
     assert "none of the" in output and "retain_threshold removed" in output
     forge("features", *where, "--method", "conditional", "--retain_threshold", "0.5")
+    # in SAEBench's files the rule of the method takes the same latents, wherever frequencies differ
+    (folder,) = run.glob("features/*/*/saebench")
+    (selection,) = folder.parent.glob("conditional-*.json")
+    forget, retain = read_sparsity(folder)
+    chosen = json.loads(selection.read_text())["latents"]
+    assert len(forget) == json.loads(selection.read_text())["d_sae"]
+    assert [forget[one["index"]] for one in chosen] == [round(one["forget_frequency"], 6) for one in chosen]
+    assert [retain[one["index"]] for one in chosen] == [round(one["retain_frequency"], 6) for one in chosen]
     assert "method" in forge("features", *where, "--method", "fisher", code=2)
