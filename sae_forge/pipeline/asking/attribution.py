@@ -153,7 +153,9 @@ def load_asked(config: FeaturesConfig) -> dict[Role, tuple[Domain, ...]]:
 
 def load_retain_text(lm: LanguageModel, config: FeaturesConfig) -> tuple[Corpus, ...]:
     """The beginning of each retain corpus, for the loss that a latent adds."""
-    shared = {name: getattr(config, name) for name in ("model", "text_field", "split", "ctx_len", "bos")}
+    shared = {
+        name: getattr(config, name) for name in ("model", "text_field", "split", "ctx_len", "bos", "normalize_text")
+    }
     held = HeldOutConfig(**shared, loss_tokens=LOSS_TOKENS, eval_batch_size=config.model_batch_size)
     return tuple(load_corpus(lm, source, "retain", held) for source in config.retain)
 
