@@ -107,7 +107,11 @@ def _software() -> Iterator[_Line]:
     yield _Line("models", ", ".join([*builtin.MODELS, *(name for name, why in real.items() if why is None)]))
     for name, why in real.items():
         if why is not None:
-            short = "terms not accepted" if "Terms" in why else why.removeprefix(f"{name} ").partition(": ")[0]
+            short = (
+                "terms not accepted"
+                if "Terms" in why
+                else why.removeprefix(f"{name} ").removeprefix("is ").partition(": ")[0]
+            )
             yield _Line("", f"{name}: {short}")
 
 

@@ -352,7 +352,7 @@ def test_8_bits_are_loaded_so_that_a_row_hangs_on_no_other(monkeypatch):
     ("auto", {"": "cpu"}, torch.float32), ("bf16", {"": "cpu"}, torch.bfloat16), ("fp32", {"": "cuda:0"}, torch.float32)
 ])  # fmt: skip
 def test_4_bits_compute_as_the_rest_of_the_model_does(monkeypatch, dtype, placed, computed):
-    """bfloat16, which processors emulate, took six times as long there as float32."""
+    """bfloat16, which processors without it emulate, takes five times as long as float32."""
     monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
     config = loading._quantization("4bit", loading._dtype(dtype, placed))
     assert config is not None and config.bnb_4bit_compute_dtype == computed
