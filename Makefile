@@ -29,18 +29,18 @@ lint: $(VENV)/.test-ready
 LOWEST := $(VENV)-lowest
 
 lowest:  ## the suite once with the lowest versions allowed; TORCH=2.13.0 names the lowest that your index has
-	$(PYTHON) -m.venv $(LOWEST)
+	$(PYTHON) -m venv $(LOWEST)
 	$(LOWEST)/bin/python .ci/lowest.py $(if $(TORCH),torch==$(TORCH)) > $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/pip install --quiet --requirement $(LOWEST)/lowest.txt
 	$(LOWEST)/bin/python -m pytest -q -n 2 --dist worksteal
 
 $(VENV)/.run-ready: pyproject.toml constraints.txt
-	$(PYTHON) -m.venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable ".[plot]"
 	touch $@
 
 $(VENV)/.test-ready: pyproject.toml constraints.txt
-	$(PYTHON) -m.venv $(VENV)
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt torch --editable ".[plot,test,dev]"
 	touch $@ $(VENV)/.run-ready
 
