@@ -40,7 +40,7 @@ class SinksConfig(ModelConfig):
     decides: ClassVar[tuple[Artefact, ...]] = ("selection", "report")
 
     keep_sinks: Annotated[
-        bool, "Train on, select by, and edit sinks too: tokens whose activation is over 5 times as long as the median."
+        bool, "Train on, select by, and edit sinks too: tokens whose activation is over 8 times as long as the median."
     ] = False
 
 
