@@ -25,7 +25,7 @@ from sae_forge.sae.formats.pickled import as_safetensors
 from sae_forge.store.tensors import read_header
 
 PICKLES = (".pt", ".pth")
-AT_ONCE = 2**25
+AT_ONCE = 2**23
 """Bytes that are read before they are put where they belong."""
 _FEW = 2**20
 """The same where only a little of them is kept."""
