@@ -163,7 +163,9 @@ def test_unknown_family_is_refused_before_its_weights_are_read(tmp_path):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "model_type": "bloom", "architectures": ["Bloom"]}))
     (folder / "model.safetensors").unlink()
-    with pytest.raises(UnsupportedModelError, match=r"'bloom'; supported: llama, gemma, gemma2.*families\.py"):
+    with pytest.raises(
+        UnsupportedModelError, match=r"'bloom'; supported: llama, gemma, gemma2.*--family FILE.*families\.md"
+    ):
         load_model(str(folder))
 
 
