@@ -180,8 +180,8 @@ def _sheet(title: str, columns: Sequence[Column], several: Sequence[Pooled]) -> 
 def _swept(sweep: Sweep, unsaid: Sequence[str]) -> Sheet:
     """What the sweep tried and chose, a row a method."""
     told = [score for score in SCORES if any(getattr(one, score) is not None for one in sweep.methods.values())]
-    if "saebench_score" in told:  # the same number by its own name
-        told.remove("unlearning_score")
+    if "saebench_score" in told:  # the same number by its own name; a report of before has no other
+        told = [score for score in told if score != "unlearning_score"]
     scores = [SCORES[score] for score in told]
     heads = ("method", "settings tried", "chosen", "by rule", "forget", "retain", *FLOORS.values(), *scores)
     rows = (

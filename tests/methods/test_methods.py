@@ -334,13 +334,13 @@ def test_all_leaves_out_what_cannot_be_measured_and_says_why(run: TinyRun, monke
     without(monkeypatch, "peft")
     selection = replace(run.selection, refusal_latent=None)
     metrics = run.evaluate(selection, methods=("all",), controls=("direction",), limit=2).metrics
-    assert set(metrics["left_out"]) == {"refusal_clamp", "crisp"}
+    assert set(metrics["left_out"]) == {"refusal_clamp", "crisp", "suppress"}
     assert "features --refusal TEXT" in metrics["left_out"]["refusal_clamp"]
     assert "pip install" in metrics["left_out"]["crisp"]
     names = list(dict.fromkeys(row["name"] for row in metrics["methods"]))
     assert names == ["baseline", *(name for name in NAMED if name not in metrics["left_out"]), "random"]
     kinds = {row["name"]: row["kind"] for row in metrics["methods"]}
-    assert {name for name, kind in kinds.items() if kind == "weights"} == KINDS["weights"] - {"crisp"}
+    assert {name for name, kind in kinds.items() if kind == "weights"} == KINDS["weights"] - {"crisp", "suppress"}
     controlled = {row["settings"]["of"] for row in metrics["methods"] if row["name"] == "random"}
     assert controlled == KINDS["hook"] - {"refusal_clamp", *UNTUNED}
 
