@@ -1,6 +1,7 @@
 """SAEBench's frequencies on disk, ``feature_sparsity_forget.txt`` and ``_retain.txt``: a line of six decimals a latent.
 
-What is rounded there stays so: a latent that fires on fewer than one token in two million counts as silent, and one at
+They stand under our seal, over which ``np.loadtxt`` passes, with which SAEBench reads them; its own have none. What is
+rounded there stays so: a latent that fires on fewer than one token in two million counts as silent, and one at
 0.0099999 is not below 0.01 any more.
 """
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from sae_forge.errors import DataError
 from sae_forge.store import files
+from sae_forge.store.seal import BYTES, is_sealed, sealed
 
 NAMES = {"forget": "feature_sparsity_forget.txt", "retain": "feature_sparsity_retain.txt"}
 MAX_BYTES = 2**28
@@ -19,14 +21,15 @@ MAX_BYTES = 2**28
 def write_sparsity(folder: Path, forget: Sequence[float], retain: Sequence[float]) -> None:
     """Both files, each whole or not at all; frequencies by latent."""
     for side, values in (("forget", forget), ("retain", retain)):
-        files.publish_bytes(folder / NAMES[side], "".join(f"{value:f}\n" for value in values).encode())
+        files.publish_bytes(folder / NAMES[side], sealed("".join(f"{value:f}\n" for value in values).encode()))
 
 
 def read_sparsity(folder: Path) -> tuple[np.ndarray, np.ndarray]:
     """Forget and retain frequencies by latent, as SAEBench or :func:`write_sparsity` left them.
 
     Raises:
-        DataError: a file is missing, or a line is no frequency (it is named), or the two are not equally long.
+        DataError: a file is missing, or is not what its seal says, or a line is no frequency (it is named), or the two
+            are not equally long.
     """
     forget, retain = (_read(folder / name) for name in NAMES.values())
     if len(forget) != len(retain):
@@ -49,11 +52,14 @@ def _read(path: Path) -> np.ndarray:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise DataError(f"{path} is larger than {MAX_BYTES >> 20} MiB; it should have a line a latent")
-        lines = path.read_text().splitlines()
+        content = path.read_bytes()
+        lines = content[BYTES * is_sealed(content) :].decode().splitlines()
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError:
         raise DataError(f"{path} is not text; it should have a number a line") from None
+    except ValueError as error:
+        raise DataError(f"{path}: {error}; make it again with features") from None
     values = np.empty(len(lines))
     for number, line in enumerate(lines):
         try:

@@ -215,8 +215,8 @@ def _table(path: Path) -> None:
 
 
 def _other(path: Path) -> None:
-    """A page under its seal; what else may lie there has none."""
-    if path.suffix != ".html" or not is_sealed(path.read_bytes()):
+    """A page or a list of frequencies under its seal; what else may lie there has none."""
+    if path.suffix not in (".html", ".txt") or not is_sealed(path.read_bytes()):
         raise _UnprovenError("is not proven by any record")
 
 

@@ -493,13 +493,15 @@ _DIRECTORY = "sae_forge/sae/directory.py"
 """Reads the YAML of an installed package, which can run code as it is."""
 _TEXTS, _RECORDS = "sae_forge/data/texts/formats.py", "sae_forge/data/texts/records.py"
 """The first reads packed text, a bounded line at a time; the second says what goes wrong there."""
+_FAMILIAR = "sae_forge/tasks/memorisation.py"
+"""Packs a text to see how short it becomes, and unpacks nothing."""
 BANNED_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("pickle", "_pickle", "cPickle", "cloudpickle", "dill", "joblib", "marshal", "shelve"), ()),
     **dict.fromkeys(("copyreg", "ruamel", "tarfile", "ctypes"), ()),
     **dict.fromkeys(("bz2", "gzip"), (_TEXTS,)),
     "yaml": (_DIRECTORY,),
     "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "subprocess": (_PICKLED,),
-    "lzma": (_TEXTS, _RECORDS), "zlib": (_CHECKSUMS, _STORED, _RECORDS),
+    "lzma": (_TEXTS, _RECORDS), "zlib": (_CHECKSUMS, _STORED, _RECORDS, _FAMILIAR),
 }  # fmt: skip
 """Modules that nothing may import, and who alone may."""
 BANNED_CALLS: dict[str, tuple[str, ...]] = {

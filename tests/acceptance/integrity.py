@@ -20,6 +20,7 @@ from sae_forge.data.shards import ShardReader, ShardWriter, find_shards
 from sae_forge.data.windows import WindowPlan
 from sae_forge.errors import DataError, ForgeError
 from sae_forge.features.selection import Selection
+from sae_forge.features.sparsity_files import NAMES, read_sparsity
 from sae_forge.pipeline.streaming import PLAN, RECORD
 from sae_forge.pipeline.verify import verify
 from sae_forge.sae.store import load_sae
@@ -149,6 +150,8 @@ def _read(run: Path, path: Path) -> None:
         load_sae(folder)
     elif path.parts[0] == "features" and path.suffix == ".json":
         Selection.load(run / path)
+    elif path.name in NAMES.values():
+        read_sparsity(folder)
     elif path.name == PLAN:
         WindowPlan.read(run / path)
     elif path.suffix in UNREAD:

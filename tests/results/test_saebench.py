@@ -16,12 +16,27 @@ from sae_forge.results.saebench import read_saebench, saebench_result
 
 def test_frequencies_go_through_six_decimals_and_back(tmp_path: Path) -> None:
     write_sparsity(tmp_path, [0.25, 4e-7, 1 / 3], [0.0, 0.0099999, 1.0])
-    assert (tmp_path / "feature_sparsity_forget.txt").read_text() == "0.250000\n0.000000\n0.333333\n"
+    path = tmp_path / "feature_sparsity_forget.txt"
+    seal, _, lines = path.read_text().partition("\n")
+    assert lines == "0.250000\n0.000000\n0.333333\n" and seal.isspace()
+    assert np.loadtxt(path, dtype=float).tolist() == [0.25, 0.0, 0.333333], "as SAEBench reads it"
     forget, retain = read_sparsity(tmp_path)
     assert forget.tolist() == [0.25, 0.0, 0.333333]
     assert retain.tolist() == [0.0, 0.01, 1.0], "0.0099999 is refused at 0.01 once it was written"
-    np.savetxt(tmp_path / "feature_sparsity_forget.txt", np.array([0.5, 1e-3, 0.0]), fmt="%f")
+    np.savetxt(path, np.array([0.5, 1e-3, 0.0]), fmt="%f")
     assert read_sparsity(tmp_path)[0].tolist() == [0.5, 0.001, 0.0]
+
+
+def test_a_turned_bit_in_frequencies_is_named_and_never_read(tmp_path: Path) -> None:
+    write_sparsity(tmp_path, [0.25, 0.5], [0.0, 0.1])
+    path = tmp_path / "feature_sparsity_retain.txt"
+    whole = path.read_bytes()
+    for place in range(0, 8 * len(whole), 7):
+        spoilt = bytearray(whole)
+        spoilt[place // 8] ^= 1 << place % 8
+        path.write_bytes(spoilt)
+        with pytest.raises(DataError, match=r"feature_sparsity_retain\.txt"):
+            read_sparsity(tmp_path)
 
 
 def test_of_equal_frequencies_the_lower_latent_comes_first() -> None:

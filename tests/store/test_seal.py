@@ -58,3 +58,13 @@ def test_what_is_too_short_for_a_seal_has_none() -> None:
     assert not is_sealed(b"")
     assert not is_sealed(b" " * 65)
     assert is_sealed(sealed(b"x"))
+
+
+def test_a_bit_turned_in_a_seal_leaves_no_content_without_one() -> None:
+    content = sealed(b"<p>")
+    for bit in range(8 * len(content)):
+        flipped = bytearray(content)
+        flipped[bit // 8] ^= 1 << bit % 8
+        with pytest.raises(ValueError, match="it is damaged"):
+            is_sealed(bytes(flipped))
+    assert not is_sealed(b" " * 60 + b"<p>  </p>")
