@@ -151,10 +151,10 @@ def attached(lm: AnyModel, edits: Sequence[Edit]) -> Iterator[EditLog]:
 
 
 def applied(
-    lm: AnyModel, sae: Dictionary, point: HookPoint, intervention: Intervention
+    lm: AnyModel, sae: Dictionary, point: HookPoint, intervention: Intervention, sink_norm: float | None = None
 ) -> AbstractContextManager[EditLog]:
     """``attached`` for one edit, by its parts."""
-    return attached(lm, (Edit(point, sae, intervention),))
+    return attached(lm, (Edit(point, sae, intervention, sink_norm),))
 
 
 def _rewriting(lm: LanguageModel, edit: Edit, log: EditLog, joined: Callable[[], None] | None) -> CarryingRewrite:

@@ -68,13 +68,13 @@ def _make(
     config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
 ) -> dict[str, Selection]:
     """Every selection, saved with its picture; all are chosen from one measurement."""
-    answered = answers(config, named.sae, lambda: asking(config, bench, named), bench.progress)
     norm = None
     if not config.keep_sinks:
         sinks = census([corpora.forget, *corpora.retain.values()], named.provenance.sink_norm)
         norm = sinks.norm
         if sinks.sinks:
             bench.progress.say(sinks.said(bench.decode))
+    answered = answers(config, named.sae, lambda: asking(config, bench, named, norm), bench.progress)
     measured = measure(
         corpora.forget, corpora.retain, named.sae, config, bench.progress,
         refusal=corpora.refusal, answered=answered, sink_norm=norm, decode=bench.decode,

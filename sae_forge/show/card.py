@@ -190,14 +190,18 @@ def _measured(subject: Subject) -> Iterator[str]:
 def _loading(subject: Subject) -> str:
     module, made, count = _headline(subject.report)
     tokens = subject.report.protocol.get("tokens", "real") if subject.report else "real"
+    # as what was measured: sinks stay as they are where they did there
+    spared = subject.report is None or subject.report.protocol.get("sinks_spared", False)
+    norm = ", selection.sink_norm" if spared and subject.selection and subject.selection.sink_norm else ""
     model = "load_model(provenance.model)"
     if subject.model == UNNAMED:
         model = 'load_model("…")  # the model that the SAE was made on: it has no public name'
     edit = f"""
 lm = {model}
-latents = Selection.load(folder / "features.json").indices[:{count}]
+selection = Selection.load(folder / "features.json")
+latents = selection.indices[:{count}]
 edit = {made if tokens == "real" else f'replace({made}, tokens="{tokens}")'}
-with applied(lm, sae, HookPoint.parse(provenance.hook_point), edit):
+with applied(lm, sae, HookPoint.parse(provenance.hook_point), edit{norm}):
     ...  # lm.model forgets inside this block, and only here
 """
     # as what was measured: an edit spares special tokens unless it is told otherwise

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from sae_forge.config.features import FeaturesConfig
 from sae_forge.config.train import TrainConfig
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.sinks import are_sinks, census, sink_norm, without_sinks
@@ -18,6 +19,7 @@ from sae_forge.interventions.edit import Edit
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.saved import load_edits, save_edits
 from sae_forge.models.hooks import capture
+from sae_forge.pipeline.asking.attribution import Asking
 from sae_forge.sae.store import Provenance, load_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.recovered import ce_recovered
@@ -126,6 +128,21 @@ def test_no_edit_touches_a_sink_and_none_is_counted(tiny_llama, tmp_path):
     assert edit != spared and "sinks spared" in str(spared)
     save_edits(tmp_path, [edit, spared])
     assert load_edits(tmp_path) == (edit, spared)
+
+
+def test_a_method_that_asks_the_model_edits_no_sink_either(tiny_llama):
+    lm, ids = tiny_llama, torch.tensor([[5, 9, 11, 20, 31, 8]])
+    x = capture(lm, [HookPoint(1)], ids, torch.ones_like(ids))[HookPoint(1)][0]
+    norm = float(x.norm(dim=1).sort().values[3:5].mean())
+    sae = TopKSAE(lm.d_model, 64, 64, seed=0)
+    latent = int((sae.latent_acts(x, torch.arange(64)) > 0).all(dim=0).nonzero()[0])
+    edited = {}
+    for each in (None, norm):
+        ask = Asking(lm, sae, HookPoint(1), FeaturesConfig(model="toy"), {}, sink_norm=each)
+        with ask.clamped(latent, -50.0) as log, torch.no_grad():
+            lm.model(input_ids=ids)
+        edited[each] = log.edited
+    assert edited == {None: 6, norm: 4}
 
 
 def test_losses_are_taken_with_sinks_restored_and_once_more_without(tiny_llama):

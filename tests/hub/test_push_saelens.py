@@ -1,6 +1,8 @@
 """What a stranger gets back from the Hub: the same SAE in SAELens and in sae_forge, from the very bytes pushed."""
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -78,3 +80,17 @@ def test_the_snippets_on_the_card_run_as_far_as_a_test_can_go(hub: FakeHub, tmp_
     assert names["provenance"].hook_point == POINT
     exec("edit = scale(latents, -7)", names)
     assert names["edit"].latents == (4, 11, 2)
+    assert "edit):" in edit, "no sink was told apart when these latents were chosen"
+
+
+@pytest.mark.parametrize(("spared", "shown"), [(True, "edit, selection.sink_norm):"), (False, "edit):")])
+def test_the_edit_on_the_card_spares_sinks_where_the_one_that_was_measured_did(
+    hub: FakeHub, tmp_path: Path, spared: bool, shown: str
+):
+    made = Artefacts(tmp_path, uneven_sae())
+    replace(Selection.load(made.selection), sink_norm=9.0).save(made.selection)
+    path = made.report / "eval.json"
+    record = json.loads(path.read_text())
+    record["protocol"]["sinks_spared"] = spared
+    path.write_text(json.dumps(record))
+    assert shown in made.push().card

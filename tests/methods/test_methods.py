@@ -229,6 +229,22 @@ def test_diff_means_moves_forget_text_as_far_as_its_budget(run: TinyRun, gated: 
     assert float(touched.double().mean()) < 0.9 if gated else bool(touched.all())
 
 
+@pytest.mark.parametrize("gated", [False, True])
+def test_diff_means_is_as_strong_as_its_budget_on_tokens_that_are_no_sinks(run: TinyRun, gated: bool):
+    x, retain = rows_of(run.shards.forget), [rows_of(one) for one in run.shards.retain.values()]
+    norm = float(x.norm(dim=1).quantile(0.8))
+    materials = run.materials(replace(run.selection, sink_norm=norm), ablation_scale=(-3.0,), gate_percentile=80.0)
+    edit = made("diff_means", {"budget": 1.0, "gated": gated}, materials)
+    x, retain = (x[x.norm(dim=1) <= norm], [rows[rows.norm(dim=1) <= norm] for rows in retain])
+    reference = -4.0 * acts_of(run, x, run.selection.indices) @ run.sae.W_dec[list(run.selection.indices)]
+    moved = delta(edit.dictionary, edit.intervention, x[None], torch.ones(1, len(x), dtype=torch.bool))[0]
+    wanted = float(reference.double().norm(dim=-1).mean())
+    assert float(moved.double().norm(dim=-1).mean()) == pytest.approx(wanted, rel=1e-4)
+    if gated:
+        along = [rows.double() @ edit.dictionary.W_dec[0].double() for rows in retain]
+        assert edit.dictionary.threshold == pytest.approx(max(float(np.percentile(one, 80.0)) for one in along))
+
+
 # ---- gates and the error ------------------------------------------------------------------------
 
 

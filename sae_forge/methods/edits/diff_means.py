@@ -50,8 +50,16 @@ def difference_in_means(
     return Direction((difference / length).float()[None])
 
 
-def retain_threshold(direction: "Direction", retain: Sequence["ShardReader"], *, percentile: float = QUANTILE) -> float:
+def retain_threshold(
+    direction: "Direction",
+    retain: Sequence["ShardReader"],
+    *,
+    percentile: float = QUANTILE,
+    sink_norm: float | None = None,
+) -> float:
     """The projection that ``percentile`` % of a corpus's tokens do not exceed; of several corpora the largest.
+
+    Rows longer than ``sink_norm`` do not count.
 
     Raises:
         ConfigError: the percentile is not in [0, 100].
@@ -63,21 +71,23 @@ def retain_threshold(direction: "Direction", retain: Sequence["ShardReader"], *,
         raise ConfigError(f"percentile={percentile} is not in 0..100; the usual one is {QUANTILE:g}")
     if not retain or not all(reader.rows for reader in retain):
         raise DataError("a threshold needs retain tokens; collect a retain corpus")
-    return max(float(np.percentile(_projections(direction, reader), percentile)) for reader in retain)
+    return max(float(np.percentile(_projections(direction, reader, sink_norm), percentile)) for reader in retain)
 
 
-def matching_strength(direction: "Direction", readers: Sequence["ShardReader"], *, mean_norm: float) -> float:
+def matching_strength(
+    direction: "Direction", readers: Sequence["ShardReader"], *, mean_norm: float, sink_norm: float | None = None
+) -> float:
     """The strength of ``RemoveShare`` at which the edit moves a token by ``mean_norm`` on average.
 
     The average is over all tokens of the shards, those that the direction's threshold leaves alone among them, so a
-    gated edit makes up for them on the others.
+    gated edit makes up for them on the others. Rows longer than ``sink_norm``, which no edit moves, do not count.
 
     Raises:
         DataError: no token lies beyond the direction's threshold.
     """
     import numpy as np
 
-    along = np.concatenate([_projections(direction, reader) for reader in readers])
+    along = np.concatenate([_projections(direction, reader, sink_norm) for reader in readers])
     # the direction d has length 1, so the edit moves a token by strength |x d|: the mean of that is linear in strength
     moved = float(np.abs(np.where(along > direction.threshold, along, 0.0)).mean()) if len(along) else 0.0
     if not moved > 0:
@@ -85,12 +95,14 @@ def matching_strength(direction: "Direction", readers: Sequence["ShardReader"], 
     return mean_norm / moved
 
 
-def _projections(direction: "Direction", reader: "ShardReader") -> "np.ndarray":
+def _projections(direction: "Direction", reader: "ShardReader", sink_norm: float | None) -> "np.ndarray":
     import torch
+
+    from sae_forge.data.sinks import without_sinks
 
     along = direction.W_dec[0].double().cpu()
     blocks = reader.iter_acts(range(reader.block_count), reader.make_scratch())
-    return torch.cat([acts.double() @ along for acts in blocks]).numpy()
+    return torch.cat([without_sinks(acts, sink_norm).double() @ along for acts in blocks]).numpy()
 
 
 def _mean(readers: Sequence["ShardReader"], role: str, sink_norm: float | None) -> "Tensor":
@@ -122,7 +134,8 @@ def _direction(materials: "Materials") -> "Direction":
 def _threshold(materials: "Materials") -> float:
     """How far along the direction a token must lie for the gated form to act."""
     retain = list(materials.shards.retain.values())
-    return retain_threshold(materials.once(_direction), retain, percentile=materials.config.gate_percentile)
+    direction, percentile = materials.once(_direction), materials.config.gate_percentile
+    return retain_threshold(direction, retain, percentile=percentile, sink_norm=materials.sink_norm)
 
 
 def _budget(materials: "Materials") -> float:
@@ -149,7 +162,8 @@ def _build(settings: Settings, materials: "Materials") -> "Edited":
     if settings["gated"]:
         direction = direction.gated(materials.once(_threshold))
     mean_norm = settings["budget"] * materials.once(_budget)
-    strength = matching_strength(direction, [materials.shards.forget], mean_norm=mean_norm)
+    forget, norm = [materials.shards.forget], materials.sink_norm
+    strength = matching_strength(direction, forget, mean_norm=mean_norm, sink_norm=norm)
     edit = Intervention("diff_means", (0,), RemoveShare(strength), tokens=materials.config.tokens)
     return Edited((Edit(materials.point, direction, edit, materials.sink_norm),))
 

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.config.text import HeldOutConfig
+from sae_forge.data.sinks import are_sinks
 from sae_forge.data.texts.sources import corpus_identity
 from sae_forge.errors import DataError
 from sae_forge.hookpoint import HookPoint
@@ -51,6 +52,8 @@ class Asking:
     exams: Mapping[Role, Sequence[Known]] = field(repr=False)
     """Of ``forget`` and of ``retain``."""
     texts: Sequence[Corpus] = field(default=(), repr=False)
+    sink_norm: float | None = None
+    """Length beyond which an activation is a sink's, which no edit will touch; None: there are none."""
 
     @property
     def questions(self) -> int:
@@ -75,11 +78,13 @@ class Asking:
         size = self.config.model_batch_size
         for traced in iter_gradients(self.lm, self.point, exam, self.config.scoring, batch_size=size):
             asked = number[traced.known.domain, traced.known.question.id]
-            yield asked, traced.x[traced.places], traced.gradient[traced.places]
+            x = traced.x[traced.places]
+            ordinary = ~are_sinks(x, self.sink_norm)
+            yield asked, x[ordinary], traced.gradient[traced.places][ordinary]
 
     def clamped(self, latent: int, value: float) -> AbstractContextManager[EditLog]:
         edit = Intervention("attribution", (latent,), ClampFiring(value))
-        return applied(self.lm, self.sae, self.point, edit)
+        return applied(self.lm, self.sae, self.point, edit, self.sink_norm)
 
     def turned(self, number: int) -> bool:
         return self._wrong(self._rotated[number]) > 0
@@ -120,8 +125,11 @@ class Asking:
         return exams
 
 
-def asking(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> Asking:
+def asking(config: FeaturesConfig, bench: Bench, named: NamedSAE, sink_norm: float | None = None) -> Asking:
     """What asks the model that an SAE was trained on, about the questions and texts that the config names.
+
+    Args:
+        sink_norm: Length beyond which an activation is a sink's.
 
     Raises:
         DataError: the config names no questions, or the model is sure of none on one side.
@@ -130,7 +138,7 @@ def asking(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> Asking:
     bench.require_same_model(named)
     texts = load_retain_text(bench.lm, config)
     exams = sure(bench.lm, questions, config, bench.run.folder, bench.progress)
-    return Asking(bench.lm, named.sae, named.point, config, exams, texts)
+    return Asking(bench.lm, named.sae, named.point, config, exams, texts, sink_norm)
 
 
 def load_asked(config: FeaturesConfig) -> dict[Role, tuple[Domain, ...]]:
