@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from types import MappingProxyType
+from typing import Any
 
 from sae_forge import ranks
 from sae_forge.config.train import TrainConfig
@@ -26,6 +27,7 @@ from sae_forge.store.runs import Run
 from sae_forge.study.recovered import ce_recovered
 from sae_forge.tasks.engines.losses import Corpus, load_corpus
 from sae_forge.training.architectures.table import architecture_of
+from sae_forge.training.plan import stored_settings
 from sae_forge.training.report import TrainReport, load_report, save_report
 from sae_forge.training.trainer import Place, train_saes
 
@@ -100,10 +102,16 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained"
     if not readers:
         raise DataError(f"--no_include_forget leaves no activations at {point}; collect text to keep with --retain")
     shards = {reader.manifest.sha256: reader.fingerprint for reader in readers}
-    beyond = {} if config.retain_eval else held_out(readers)
+    begun = _begun(point, readers[0].d_in, config, bench)
+    # the rows decide the steps, so an SAE that is there keeps to what it began on, whatever it is measured on now
+    holds_out = not config.retain_eval if begun is None else begun["data"].get("held_out") is not None
+    beyond = held_out(readers) if holds_out else {}
     readers = [reader.only(beyond[reader].blocks) if reader in beyond else reader for reader in readers]
     unseen = {reader.fingerprint.source: part.sequences for reader, part in beyond.items()}
-    if (fitted := config.fitted(rows := sum(reader.rows for reader in readers))) is not config:
+    fitted = config.fitted(rows := sum(reader.rows for reader in readers))
+    if begun is not None and "batch_size" not in config.spelled and isinstance(batch := begun.get("batch_size"), int):
+        fitted = config if batch == config.batch_size else replace(fitted, batch_size=batch)
+    if fitted is not config:
         bench.progress.say(
             f"{rows:,} tokens are few: trained on {fitted.epochs} times in batches of {fitted.batch_size:,} "
             "(--epochs, --batch_size)"
@@ -113,6 +121,13 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained"
         bench.progress.say(sinks.said(bench.decode))
     known = replace(_provenance(shards, bench), held_out=HELD_OUT if unseen else None)
     return _train_on(training_stream(config, readers), known, point, config, bench, unseen)
+
+
+def _begun(point: HookPoint, d_in: int, config: TrainConfig, bench: Bench) -> dict[str, Any] | None:
+    """The settings of the first SAE among those asked for that is there already, finished or not."""
+    shapes = () if config.starts_over else config.saes(d_in)
+    folders = (bench.run.sae(point, **one._asdict(), architecture=config.other_architecture) for one in shapes)
+    return next((stored for folder in folders if (stored := stored_settings(folder)) is not None), None)
 
 
 def _train_in_windows(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained":
@@ -213,7 +228,7 @@ def _texts(config: TrainConfig, bench: Bench, unseen: Mapping[str, int]) -> list
     sources = config.retain_eval or [each for each in config.retain if corpus_identity(each) in unseen] or config.retain
     if not config.retain_eval:
         where = f"the last {HELD_OUT:.0%} of the retain text, which is held out"
-        where = where if unseen else "text the SAE was trained on, since there is too little to hold some out"
+        where = where if unseen else "text the SAE was trained on: there is too little to hold some out, or it began so"
         bench.progress.say(f"no --retain_eval: FVU and spliced loss are measured on {where}")
     for source in sources:
         try:

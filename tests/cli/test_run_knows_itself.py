@@ -129,6 +129,29 @@ def collected(plugged_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return where
 
 
+@pytest.mark.parametrize("first", [[], ["--retain_eval", "retain.jsonl"]])
+def test_an_sae_is_found_again_whether_or_not_text_is_named_to_measure_it_on(collected: list[str], first: list[str]):
+    plain = ["train", *collected, "--layer", "1", "--k", "2", "--expansion_factor", "1", "--loss_tokens", "100"]
+    plain += ["--batch_size", "64"]
+    forge(*plain, *first)
+    (config,) = Path("run").glob("saes/*/*/config.json")
+    made = config.read_bytes()
+    assert (json.loads(made)["data"]["held_out"] is None) is bool(first)
+    for again in ([], ["--retain_eval", "retain.jsonl"]):
+        forge(*plain, *again)
+        assert config.read_bytes() == made, "it is not trained again, or further, on other rows"
+
+
+def test_more_epochs_take_batches_of_the_size_that_the_sae_began_with(collected: list[str]):
+    plain = ["train", *collected, "--layer", "1", "--k", "2", "--expansion_factor", "1", "--loss_tokens", "100"]
+    forge(*plain, "--batch_size", "64", "--epochs", "2")
+    (config,) = Path("run").glob("saes/*/*/config.json")
+    settings = json.loads(config.read_bytes())
+    forge(*plain, "--epochs", "3")
+    longer = json.loads(config.read_bytes())
+    assert (longer["batch_size"], longer["steps"]) == (64, settings["steps"] // 2 * 3)
+
+
 TRAIN = ["--batch_size", "64", "--k", "2", "--expansion_factor", "1", "--max_steps", "2", "--loss_tokens", "100"]
 
 
