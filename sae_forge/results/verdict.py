@@ -202,7 +202,9 @@ def _beyond(report: Report, one: Pooled, told: _Forgetting) -> list[Estimate]:
 
 def _lasting(report: Report, row: Row) -> Answer:
     """Whether what was forgotten stays so when the model is trained on a little of it again."""
-    again = next((one for one in report.rows if one.name == f"{row.name}+{RELEARNED}"), None)
+    relearned = (one for one in report.rows if one.name == f"{row.name}+{RELEARNED}")
+    # of several settings of a method each was relearned from, so the other's says nothing of this one
+    again = next((one for one in relearned if one.settings.items() >= row.settings.items()), None)
     told = None if again is None else _forgetting(report, again)
     if again is None or told is None:
         return Answer("not measured", f"name {RELEARNED} beside it in --methods")

@@ -111,6 +111,16 @@ def test_whether_it_lasts_is_what_relearning_leaves(again: float, mark: str):
     assert one.answers[3].mark == mark and "relearned" in one.answers[3].words
 
 
+def test_each_setting_lasts_as_its_own_relearning_says():
+    weak, strong = SETTINGS | {"scale": -1.0}, SETTINGS
+    rows = [row("rmu", CHANCE, settings=one) for one in (weak, strong)]
+    again = [
+        row("rmu+relearned", left, settings=one | {"relearn_steps": 9}) for one, left in ((weak, 0.94), (strong, 0.5))
+    ]
+    assert [one.answers[3].mark for one in verdicts(report(*rows, *again))] == ["no", "yes"]
+    assert [one.answers[3].mark for one in verdicts(report(*rows, again[0]))] == ["no", "not measured"]
+
+
 def test_a_run_without_questions_is_judged_by_its_loss():
     edit, beside = row("scale", 0.0), control(0.0)
     for one, forget in ((edit, 2.0), (beside, 1.1)):
