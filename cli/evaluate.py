@@ -30,8 +30,8 @@ def register(app: typer.Typer, kind: "type[EvalConfig]") -> None:
     def evaluate(config: "EvalConfig", screen: "Screen") -> "Outcome":
         """Measure forgetting and side effects: the baseline, the edit, and its controls beside it.
 
-        Every estimate has a 95 % interval. Zero ablation and random directions of the same norm are always measured
-        with the edit. Without --model: the newest run.
+        Every estimate has a 95 % interval. Zero ablation and random pushes of the same norm are measured with the
+        edit unless --methods leaves out zero or random. Without --model: the newest run.
         """
         from sae_forge.pipeline.bench import Bench
         from sae_forge.pipeline.evaluate import evaluate

@@ -78,7 +78,9 @@ class Subjects:
 
     def _settings(self, method: Method) -> list[Settings]:
         """What the report measured the method at, each once; else what its flags say."""
-        rows = [row for row in self.report.rows if row.name == method.name] if self.report else []
+        told = self.report.rows if self.report else ()
+        # a latent alone is a question that the eval was asked, and no setting of the method
+        rows = [row for row in told if row.name == method.name and "latent" not in row.settings]
         # ``requested`` is how many latents were asked for where fewer are selected, and no setting of a method
         measured = [{name: value for name, value in row.settings.items() if name != "requested"} for row in rows]
         if measured:

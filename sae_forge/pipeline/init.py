@@ -153,7 +153,7 @@ def _settings(config: TrainConfig, heading: str, why: dict[str, str | None], **d
             continue
         said = f"{name} = {_toml(value)}"
         open_to = "" if name in config.spelled or name in decided or value != defaults[name].default else "# "
-        yield f"{open_to}{said:<40}# {reason}" if reason else f"{open_to}{said}"
+        yield f"{open_to}{said:<39} # {reason}" if reason else f"{open_to}{said}"
 
 
 def _toml(value: Any) -> str:

@@ -27,7 +27,8 @@ def saes(
         raise ConfigError(f"--site {site} is unknown; choose one of {', '.join(SITES)}")
     if not directory.is_installed():
         raise ConfigError("the directory of released SAEs is SAELens': pip install sae-forge[saelens]")
-    fitting = [each for each in directory.entries() if _fits(each, words, model, layer, site)]
+    listed = list(directory.entries())
+    fitting = [each for each in listed if _fits(each, words, model, layer, site)]
     usable = [each for each in fitting if not each.reason]
     rows = tuple(
         (each.name, each.model, str(each.point or ""), each.reason or "a pickle: --allow_pickle" * each.needs_pickle)
@@ -39,6 +40,8 @@ def saes(
         for each in fitting
     ]
     said = f"{len(fitting):,} SAEs, {len(usable):,} of which --sae opens by name"
+    if not fitting:
+        said = f"none of {len(listed):,} SAEs fits; give fewer words, or leave out --model, --layer or --site"
     return Outcome(
         run=Run(CHECKPOINTS),
         outputs={},

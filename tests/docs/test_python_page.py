@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from sae_forge.store.runs import Run
+
 ROOT = Path(__file__).parents[2]
 PAGE = ROOT / "docs" / "python.md"
 REPORT = ROOT / "tests" / "results" / "report-0.1.json"
@@ -15,8 +17,9 @@ def run(plugged_run, tmp_path):
     """The folder of the run, with a report beside its other artefacts."""
     for name in ("saes", "features"):
         (tmp_path / name).symlink_to(plugged_run.folder / name)
-    (tmp_path / "evals").mkdir()
-    (tmp_path / "evals" / "eval.json").symlink_to(REPORT)
+    folder = Run(tmp_path).evals(next((tmp_path / "saes").glob("*/*"))) / "0a1b2c3d"
+    folder.mkdir(parents=True)
+    (folder / "eval.json").symlink_to(REPORT)
     return tmp_path
 
 

@@ -1,5 +1,6 @@
 """A conversation: what is in force is what is said to be, commands change it, and nothing of it stays on the model."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -121,6 +122,14 @@ def test_a_method_has_the_settings_it_was_measured_at(plugged_run):
     assert list(subjects.named(["clamp"])) == list(Subjects(materials).named(["clamp"])), "it was not measured"
     assert list(subjects.named([ALL])) == ["Scale -3 on 200 latents", "Zero ablation of 200 latents"]
     assert all(isinstance(one, Edited) for one in Subjects(materials).named([ALL]).values())
+
+
+def test_a_latent_that_was_measured_alone_is_no_setting_of_its_method(plugged_run):
+    report = load_report(REPORT)
+    scaled = next(row for row in report.rows if row.name == "scale")
+    alone = replace(scaled, settings={**scaled.settings, "num_features": 1, "latent": 3})
+    subjects = Subjects(plugged_run.materials(num_features=(5,)), replace(report, rows=(*report.rows, alone)))
+    assert list(subjects.named(["scale"])) == ["Scale -3 on 200 latents"]
 
 
 def test_a_method_that_lacks_what_it_is_made_from_says_so(plugged_run):

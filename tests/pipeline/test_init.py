@@ -34,6 +34,8 @@ def test_the_file_says_what_was_named_and_run_takes_it(asked, tmp_path, model_fo
     assert values["k"] == [8] and values["layer"] == [2] and values["model"] == str(model_folders["llama"])
     assert values["ctx_len"] == 128, "as long as this model takes"
     assert "batch_size" not in values, "what nobody named stays a comment"
+    lines = (tmp_path / "mine.toml").read_text().splitlines()
+    assert f'model = "{model_folders["llama"]}" # ' in "\n".join(lines), "a long value and its reason are kept apart"
     assert read_config_file(tmp_path / "mine.toml", run_config())["k"] == (8,)
     metrics = told["metrics"]
     assert metrics["tokens"] > 400 and metrics["d_sae"] == 8 * 56 and metrics["tokens_per_second"] > 0

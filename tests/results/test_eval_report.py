@@ -15,6 +15,7 @@ from tiny_tokenizer import TEXT
 
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
+from sae_forge.features.snippets import Snippet
 from sae_forge.hookpoint import HookPoint
 from sae_forge.methods.materials import Materials
 from sae_forge.methods.subjects import Edited
@@ -296,7 +297,11 @@ def test_each_latent_is_measured_alone_beside_other_latents(tiny_llama: Language
     assert [one.settings["latent"] for one in controls] == [row.settings["latent"] for row in alone]
     assert {one.settings["kind"] for one in controls} == {"latents"}
     assert [len(one.seeds) for one in controls] == [3, 3]
-    (sheet,) = single_latents(found.report, make_selection(12))
+    fired = f"{'a word ' * 20}«peak» after it"
+    selection = make_selection(12)
+    latents = tuple(replace(one, snippets=(Snippet(fired, 1.0, 0, 0),)) for one in selection.latents)
+    (sheet,) = single_latents(found.report, replace(selection, latents=latents))
+    assert sheet.rows[0][-1] == fired, "the token it fires on is not cut off"
     assert [row[0] for row in sheet.rows] == [str(row.settings["latent"]) for row in alone]
     accuracy, spread = alone[0].roles["forget"].estimates["accuracy"], controls[0].roles["forget"]["accuracy"]
     assert sheet.rows[0][1].startswith(f"{accuracy.value:.2f} [")

@@ -9,8 +9,6 @@ COLUMNS = (
     "latent", "forget accuracy", "change", "under other latents of the same norm", "retain change", "edited (forget)",
     "fires most on",
 )  # fmt: skip
-SHOWN = 80
-"""Characters of a snippet."""
 
 
 def single_latents(report: Report, selection: Selection) -> tuple[Sheet, ...]:
@@ -21,7 +19,7 @@ def single_latents(report: Report, selection: Selection) -> tuple[Sheet, ...]:
     controls = {one.settings["latent"]: one for one in report.controls if "latent" in one.settings}
     texts = {latent.index: latent.snippets[0].text if latent.snippets else "" for latent in selection.latents}
     told = tuple(
-        (str(latent), *_cells(row, controls.get(latent)), " ".join(texts.get(latent, "").split())[:SHOWN])
+        (str(latent), *_cells(row, controls.get(latent)), texts.get(latent, ""))
         for latent, row in rows.items()
     )
     return (Sheet("Each latent alone", COLUMNS, told),)
