@@ -18,6 +18,7 @@ from textual.containers import Horizontal, VerticalScroll
 from textual.css.query import NoMatches
 from textual.widgets import Footer, Input, Label, Select, Static, Switch
 
+from cli.talk import LEAVE
 from sae_forge.config.generate import DemoConfig
 from sae_forge.errors import ForgeError
 from sae_forge.live.conversation import Conversation
@@ -205,6 +206,9 @@ class Demo(App[ForgeError | None]):
             self._ask(line)
             return
         field.value = ""
+        if line in LEAVE:
+            self.exit()
+            return
         self._obey(line)
 
     def _obey(self, line: str) -> None:

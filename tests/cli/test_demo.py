@@ -63,6 +63,10 @@ def test_both_answers_stand_side_by_side_and_the_edit_is_switched_by_key_and_com
         assert app.conversation.edited
         await pilot.press("tab")
 
+        app.query_one("#line", Input).value = "/quit"
+        await pilot.press("ctrl+s")
+        assert app._exit, "as in generate --interactive"
+
     app = with_app(config, what)
     assert app.return_value is None
 

@@ -136,6 +136,6 @@ def test_saes_lists_what_fits_and_says_how_to_go_on(listed):
     assert saes("rescaled").metrics["usable"] == 0
     assert saes("rescaled").then is None
     assert saes(model="nobody/at-all").metrics["found"] == 0
-    assert saes(model="nobody/at-all").summary.startswith(f"none of {len(list(directory.entries()))} SAEs fits; give fewer")
+    assert saes(model="nobody/at-all").summary.startswith(f"none of {len(list(directory.entries()))} SAEs fits")
     with pytest.raises(ConfigError, match="--site resid_psot is unknown; choose one of resid_pre"):
         saes(site="resid_psot")

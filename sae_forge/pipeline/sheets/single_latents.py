@@ -19,8 +19,7 @@ def single_latents(report: Report, selection: Selection) -> tuple[Sheet, ...]:
     controls = {one.settings["latent"]: one for one in report.controls if "latent" in one.settings}
     texts = {latent.index: latent.snippets[0].text if latent.snippets else "" for latent in selection.latents}
     told = tuple(
-        (str(latent), *_cells(row, controls.get(latent)), texts.get(latent, ""))
-        for latent, row in rows.items()
+        (str(latent), *_cells(row, controls.get(latent)), texts.get(latent, "")) for latent, row in rows.items()
     )
     return (Sheet("Each latent alone", COLUMNS, told),)
 
