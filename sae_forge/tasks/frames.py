@@ -41,6 +41,20 @@ class Frame:
         options = "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, question.choices, strict=False))
         return template.format(question=question.question.strip(), options=options, subject=subject)
 
+    def require_unseen(self, questions: Sequence[Question], domain: str) -> None:
+        """Refuse to ask what stands in front with its answer.
+
+        Raises:
+            DataError: some of the questions do.
+        """
+        shown = {(shot.question.strip(), frozenset(shot.choices)) for shot in self.shots}
+        told = sum((one.question.strip(), frozenset(one.choices)) in shown for one in questions)
+        if told:
+            raise DataError(
+                f"{told} of the {len(questions)} {domain} questions are among --shot_questions, so their answers would "
+                "stand in front of them; take the shots from questions that are not asked"
+            )
+
     def told(self) -> dict[str, Any]:
         """What a report says of it; nothing, where it is the usual one."""
         said = {"front": self.front, "template": self.template, "shots": len(self.shots) or None}

@@ -90,7 +90,7 @@ class Questions:
         """The questions of each file; a limit counts those that the filter left.
 
         Raises:
-            DataError: a file is missing or malformed, or nothing of it is left.
+            DataError: a file is missing or malformed, nothing of it is left, or its answers stand in front of it.
         """
         from sae_forge.tasks.engines.multiple_choice import encode_questions
         from sae_forge.tasks.engines.orders import filter_questions
@@ -104,6 +104,7 @@ class Questions:
                     name=name, role=role, questions=choose(load_questions(source, progress), half, None, name)
                 )
                 frame = frame_of(config, name, progress)
+                frame.require_unseen(whole.questions, name)
                 kept = filter_questions(
                     lm, whole, config.question_filter, config.scoring, batch_size=config.eval_batch_size,
                     folder=config.run_folder, fresh=config.starts_over, progress=progress,

@@ -280,7 +280,8 @@ def test_a_limit_caps_every_domain(tiny_llama: LanguageModel, tmp_path: Path):
 def test_a_report_says_the_frame_of_each_domain(tiny_llama: LanguageModel, tmp_path: Path):
     sources = {name: files for name, files in make_sources(tmp_path).items() if name.endswith("_questions")}
     frame = {"question_template": "Q: {question}\\n{options}\\nA:", "shots": 1, "scoring": "letter", "limit": 2}
-    found = run(tiny_llama, **sources, **frame, shot_questions=sources["retain_questions"][:1], methods=("zero",))
+    (shots := tmp_path / "shots.jsonl").write_text('{"question": "Is it?", "choices": ["yes", "no"], "answer": 0}\n')
+    found = run(tiny_llama, **sources, **frame, shot_questions=(str(shots),), methods=("zero",))
     told = {"template": "Q: {question}\n{options}\nA:", "shots": 1}
     assert found.metrics["protocol"]["frames"] == dict.fromkeys(found.metrics["domains"], told)
     assert "frames" not in run(tiny_llama, **sources, limit=2, methods=("zero",)).metrics["protocol"]

@@ -13,7 +13,7 @@ from sae_forge.progress import SILENT
 from sae_forge.results.claims import guessing
 from sae_forge.results.report import Cell
 from sae_forge.statistics.estimate import Estimate
-from sae_forge.study.settings import eval_config
+from sae_forge.study.settings import catalogue_of, eval_config
 from sae_forge.tasks.engines.multiple_choice import cloze_prompt, letter_prompt
 from sae_forge.tasks.frames import PLAIN, Frame, frame_of
 from sae_forge.tasks.records import Question
@@ -68,6 +68,14 @@ def test_shots_come_from_the_file_called_like_the_domain(tmp_path: Path) -> None
         frame_of(config(shot_questions=(owls,), shots=5), "owls", SILENT)
     with pytest.raises(ConfigError, match="--shots 2 are taken from --shot_questions"):
         frame_of(config(shots=2), "owls", SILENT)
+
+
+def test_no_question_is_asked_behind_its_own_answer(tiny_llama: "LanguageModel", tmp_path: Path) -> None:
+    few, more = questions(tmp_path / "few.jsonl", 2), questions(tmp_path / "more.jsonl", 5)
+    settings = config(forget_questions=(more,), shot_questions=(few,), half="all", scoring="cloze")
+    task = next(one for one in catalogue_of(settings).tasks if one.name == "questions")
+    with pytest.raises(DataError, match="2 of the 5 more questions are among --shot_questions"):
+        task.load(tiny_llama, settings, half="all", limit=None, progress=SILENT)
 
 
 @pytest.mark.parametrize(
