@@ -8,12 +8,11 @@ import importlib.util
 import os
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol, cast, get_args
+from typing import Any, cast, get_args
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sae_forge.config.train import Backend
 from sae_forge.errors import BackendError, ConfigError
@@ -21,8 +20,9 @@ from sae_forge.kernels import checks, reference
 from sae_forge.kernels.above import above
 from sae_forge.kernels.affine import affine, product
 from sae_forge.kernels.flat import Rectangle
+from sae_forge.kernels.gradients import Encode, Form, SparseDecode, TopKEncode
 from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
-from sae_forge.kernels.transpose import Transpose, transpose
+from sae_forge.kernels.transpose import Transpose
 
 CROSSOVER = {"cpu": 16, "cuda": 184}
 """Beyond k = d_sae over this, dense products are faster than gathers. CPU: between what two sizes gave; CUDA: bf16 FLOP
@@ -40,19 +40,6 @@ than filling it."""
 
 
 _TopK = Callable[[Tensor, int], tuple[Tensor, Tensor]]
-_Encode = Callable[[Tensor, Tensor, Tensor, int], tuple[Tensor, Tensor]]
-
-
-class _Form(Protocol):
-    """What the module of a backend offers; beside these a top-k, which dense products have no use for."""
-
-    def decode(self, values: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor: ...
-    def value_grad(self, grad: Tensor, indices: Tensor, W_dec: Tensor) -> Tensor: ...
-    def weight_grad(self, rows: Tensor, values: Tensor, indices: Tensor, table: Transpose) -> Tensor: ...
-    def latent_sums(self, values: Tensor, indices: Tensor, table: Transpose) -> Tensor: ...
-    def decode_loss(self, values: Tensor, indices: Tensor, W_dec: Tensor, target: Tensor) -> DecodeLoss: ...
-    def row_gradients(self, slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | None) -> RowGradients: ...
-    def rows_adam(self, slopes: Slopes, table: Transpose, rows: Rows, rates: Rates, extra: Extra | None) -> None: ...
 
 
 # ---- with autograd ------------------------------------------------------------------------------
@@ -93,7 +80,7 @@ def sparse_decode(
     form = _choose(backend, W_dec, k=values.shape[-1], d_sae=len(W_dec))
     if form is reference:
         return reference.decode(flat_values, flat_indices, W_dec).view(*batch, d_in)
-    return cast("Tensor", _SparseDecode.apply(flat_values, flat_indices, W_dec, form)).view(*batch, d_in)
+    return cast("Tensor", SparseDecode.apply(flat_values, flat_indices, W_dec, form)).view(*batch, d_in)
 
 
 def topk_encode(
@@ -137,10 +124,10 @@ def topk_encode(
     if flat.numel() == 0:
         return b_enc.new_empty(*batch, k), flat.new_empty(*batch, k, dtype=torch.int64)
     if screened and form is _module("cpu") and dtype == W_enc.dtype and _module("cpu_int8").fits(flat, W_enc, b_enc, k):
-        encode: _Encode = _module("cpu_int8").topk_affine
+        encode: Encode = _module("cpu_int8").topk_affine
     else:
         encode = partial(_topk_affine, dtype=dtype, choose=_choose_topk(backend, W_enc, k))
-    values, indices = cast("Any", _TopKEncode.apply(flat, W_enc, b_enc, b_dec, k, form, encode))
+    values, indices = cast("Any", TopKEncode.apply(flat, W_enc, b_enc, b_dec, k, form, encode))
     return values.view(*batch, k), indices.view(*batch, k)
 
 
@@ -157,56 +144,6 @@ def _topk_affine(
         values[part], where = choose(affine(x[part].to(dtype), weights, bias), k)
         parts.append(where)
     return values, torch.cat(parts)
-
-
-class _SparseDecode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, values: Tensor, indices: Tensor, W_dec: Tensor, form: _Form) -> Tensor:
-        ctx.save_for_backward(values, indices, W_dec)
-        ctx.form = form
-        return form.decode(values, indices, W_dec)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        values, indices, W_dec = ctx.saved_tensors
-        for_values = for_weights = None
-        if ctx.needs_input_grad[0]:
-            for_values = ctx.form.value_grad(grad, indices, W_dec).to(values.dtype)
-        if ctx.needs_input_grad[2]:
-            table = transpose(indices, len(W_dec))
-            for_weights = ctx.form.weight_grad(grad, values, indices, table).to(W_dec.dtype)
-        return for_values, None, for_weights, None
-
-
-class _TopKEncode(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, W_enc: Tensor, b_enc: Tensor, b_dec: Tensor | None, k: int, form: _Form, encode: _Encode
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        centred = x if b_dec is None else x - b_dec
-        values, indices = encode(centred, W_enc, b_enc, k)
-        values.relu_()
-        ctx.mark_non_differentiable(indices)
-        ctx.save_for_backward(centred, W_enc, values, indices)
-        ctx.form = form
-        return values, indices
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        centred, W_enc, values, indices = ctx.saved_tensors
-        table = transpose(indices, W_enc.shape[1])
-        slope = grad * (values > 0)  # through the ReLU
-        bias = ctx.form.latent_sums(slope, indices, table).to(W_enc.dtype)
-        for_x = for_weights = for_centre = None
-        if ctx.needs_input_grad[0]:
-            for_x = ctx.form.decode(slope, indices, W_enc.T.contiguous())
-        if ctx.needs_input_grad[1]:
-            for_weights = ctx.form.weight_grad(centred, slope, indices, table).to(W_enc.dtype).T
-        if ctx.needs_input_grad[3]:  # every token is centred by the same b_dec: one mat-vec, no sum over tokens
-            for_centre = -(W_enc @ bias)
-        return for_x, for_weights, bias, for_centre, None, None, None
 
 
 # ---- for a training step ------------------------------------------------------------------------
@@ -353,7 +290,7 @@ def encode_tokens(d_sae: int, device: torch.device) -> int:
 # ---- choice -------------------------------------------------------------------------------------
 
 
-def _choose_for(rows: Rows, slopes: Slopes, table: Transpose, backend: Backend) -> tuple[_Form, Slopes, Transpose]:
+def _choose_for(rows: Rows, slopes: Slopes, table: Transpose, backend: Backend) -> tuple[Form, Slopes, Transpose]:
     """The form to use, and what it is given."""
     W_dec = rows.W_dec.weight
     if slopes.tokens is None:

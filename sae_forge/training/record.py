@@ -6,7 +6,7 @@ A step leaves its figures on the device. On a GPU they are fetched for many step
 import json
 import math
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
@@ -131,3 +131,18 @@ def _require_finite(step: int, figures: dict[str, float]) -> None:
             f"step {step}: loss {figures['loss']}, gradient norm {figures['grad_norm']}; no weight was changed by it. "
             "Lower --lr, set --max_grad_norm, or look at the activations"
         )
+
+
+def open_log(log: Path | None, stack: ExitStack) -> TextIO | None:
+    """The log, to be added to line by line; closed with the stack.
+
+    Raises:
+        ResourceError: it cannot be written.
+    """
+    if log is None:
+        return None
+    try:
+        log.parent.mkdir(parents=True, exist_ok=True)
+        return stack.enter_context(log.open("a", encoding="utf-8", buffering=1))  # a full disk is met line by line
+    except OSError as error:
+        raise ResourceError(f"{log} cannot be written: {error.strerror}; free some space") from error

@@ -25,7 +25,7 @@ from sae_forge.config.train import SaeShape, TrainConfig
 from sae_forge.data.sinks import sink_norm, without_sinks
 from sae_forge.data.stream import ActivationStream, Part
 from sae_forge.data.windows import Stream
-from sae_forge.errors import ConfigError, NumericalError, ResourceError
+from sae_forge.errors import ConfigError, NumericalError
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.rng import torch_seed
 from sae_forge.sae.jumprelu import JumpReLUSAE
@@ -37,7 +37,7 @@ from sae_forge.training.feed import feed
 from sae_forge.training.further import CHECKPOINTS, open_folder
 from sae_forge.training.initialisation import centre, input_scale, take_sample
 from sae_forge.training.plan import Plan
-from sae_forge.training.record import Record, falling
+from sae_forge.training.record import Record, falling, open_log
 from sae_forge.training.replay import Stepper
 from sae_forge.training.replicas import (
     LOOK_EVERY,
@@ -269,7 +269,7 @@ def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
     with ExitStack() as stack:
         task = stack.enter_context(progress.task("train", sum(run.plan.steps for run in runs), "step"))
         task.advance(sum(run.state.step for run in runs))
-        logs = [_open_log(run.place.log if run.plan.team.leads else None, stack) for run in runs]
+        logs = [open_log(run.place.log if run.plan.team.leads else None, stack) for run in runs]
         loops = [_Loop(run, task, log, stream) for run, log in zip(runs, logs, strict=True)]
         while behind := [run.state.step for run in runs if run.unfinished]:
             part = stream.part(min(behind))
@@ -395,13 +395,3 @@ def _reading(
     finally:
         if isinstance(batches, Generator):
             batches.close()
-
-
-def _open_log(log: Path | None, stack: ExitStack) -> TextIO | None:
-    if log is None:
-        return None
-    try:
-        log.parent.mkdir(parents=True, exist_ok=True)
-        return stack.enter_context(log.open("a", encoding="utf-8", buffering=1))  # a full disk is met line by line
-    except OSError as error:
-        raise ResourceError(f"{log} cannot be written: {error.strerror}; free some space") from error

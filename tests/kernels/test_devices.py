@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sae_forge.kernels import dispatch
+from sae_forge.kernels import dispatch, gradients
 from sae_forge.kernels.rows import DecodeLoss, Rates, RowGradients, Rows, Slopes, Slot
 from sae_forge.kernels.transpose import Transpose
 
@@ -83,7 +83,7 @@ def test_every_operation_is_launched_where_its_tensors_lie(launched, backend):
 
 
 def test_so_are_those_of_a_backward_pass(launched, monkeypatch):
-    monkeypatch.setattr(dispatch, "transpose", lambda indices, d_sae: Transpose(indices, drawn(d_sae + 1).long()))
+    monkeypatch.setattr(gradients, "transpose", lambda indices, d_sae: Transpose(indices, drawn(d_sae + 1).long()))
     x, W_enc, b_enc, W_dec = drawn(TOKENS, D_IN), drawn(D_SAE, D_IN).T, drawn(D_SAE), drawn(D_SAE, D_IN)
     for part in (x, W_enc, b_enc, W_dec):
         part.requires_grad_()
