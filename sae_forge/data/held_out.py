@@ -32,5 +32,6 @@ def held_out(readers: Sequence[ShardReader]) -> dict[ShardReader, Seen]:
         block = reader.block_count
         while block > 1 and int(reader.read_origins(block - 1)["seq_ids"][-1]) >= first:
             block -= 1  # from the end: nearly all of them are before
-        seen[reader] = Seen(range(block), first)
+        if int(reader.read_origins(block - 1)["seq_ids"][-1]) < first:  # else the only block holds them all
+            seen[reader] = Seen(range(block), first)
     return seen

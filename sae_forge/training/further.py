@@ -38,12 +38,15 @@ def open_folder(
         shutil.rmtree(folder, ignore_errors=True)
     stored = stored_settings(folder)
     differences = [] if stored is None else settings_differ(stored, settings)
-    follows = {"lr"} if config.lr is None else set()  # the steps, where nobody asked for a rate
-    if load_report(folder) is not None:
+    finished = load_report(folder) is not None
+    follows = set()
+    if config.lr is None and (finished or (stored or settings)["steps"] != settings["steps"]):
+        follows.add("lr")  # the steps, where nobody asked for a rate; for the same steps another version had another
+    if finished:
         follows.add("data.held_out")  # whether text was held out is no reason to train again what is finished
     differences = [each for each in differences if each[0] not in follows]
     if stored is None or not differences:
-        if load_report(folder) is None:
+        if not finished:
             held.enter_context(files.locked(folder / CHECKPOINTS))
             files.publish_json(folder / CONFIG, settings)
         return

@@ -3,9 +3,22 @@
 import torch
 
 from sae_forge.data.held_out import HELD_OUT, held_out
+from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.study.settings import eval_config
 from sae_forge.tasks.engines.losses import load_corpus
+
+
+def test_nothing_is_held_out_of_a_single_block(tmp_path):
+    fingerprint = Fingerprint(
+        model="toy", weights="w", tokenizer="t", hook_point="blocks.1.hook_resid_post", d_in=2, storage_dtype="fp32",
+        ctx_len=12, bos="none", batch_size=20, max_tokens=None, corpus="c", source="c", role="retain",
+    )  # fmt: skip
+    places = torch.arange(240).int()
+    with ShardWriter(tmp_path, fingerprint, shard_rows=256) as writer:
+        writer.write_batch(0, torch.randn(240, 2), places // 12, places % 12, places)
+        writer.finish()
+    assert held_out([ShardReader(tmp_path)]) == {}, "training would take what is measured on"
 
 
 def test_the_text_that_is_measured_on_is_that_which_no_batch_holds(plugged_run):

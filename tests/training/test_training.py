@@ -335,6 +335,16 @@ def test_a_rate_that_nobody_named_follows_the_steps(stream, tmp_path):
         train_sae(stream, config(), tmp_path, PROVENANCE)
 
 
+def test_a_training_that_another_version_began_does_not_change_its_rate_midway(stream, tmp_path):
+    with pytest.raises(KilledError):
+        train_sae(stream, config(lr=None, max_steps=9), tmp_path, PROVENANCE, progress=kill_at(7))
+    noted = json.loads((tmp_path / "config.json").read_bytes())
+    (tmp_path / "config.json").write_text(json.dumps(noted | {"lr": 1e-5}))
+    with pytest.raises(CheckpointError, match=f"lr expected {noted['lr']}, found 1e-05"):
+        train_sae(stream, config(lr=None, max_steps=9), tmp_path, PROVENANCE)
+    train_sae(stream, config(lr=1e-5, max_steps=9), tmp_path, PROVENANCE)
+
+
 def damage_bytes(path: Path) -> None:
     content = bytearray((path / "weights.safetensors").read_bytes())
     content[-3] ^= 4
