@@ -60,12 +60,15 @@ def init(config: TrainConfig, bench: Bench, out: Path) -> Outcome:
         "train_seconds": steps * step,
         "memory_bytes": weights + buffers,
     }
+    short = ""
+    if tokens < trained.batch_size:
+        short = f"; less than a batch of {trained.batch_size:,}, refused by train: more text or a smaller --batch_size"
     files.publish_bytes(out, "\n".join(_lines(config, lm, jobs, told)).encode())
     return Outcome(
         run=bench.run,
         outputs={"config": out},
         metrics=told,
-        summary=f"{out}: {_reckoned(told)}",
+        summary=f"{out}: {_reckoned(told)}{short}",
         then=f"sae-forge run --config {out}",
         noted=False,
     )

@@ -28,7 +28,7 @@ def label(name: str, settings: Mapping[str, Any], unsaid: Collection[str] = ()) 
         if key == name:  # the scale of scale needs no name
             words.insert(0, text)
         elif key == "num_features":
-            words.append(f"{text} latents")
+            words.append(f"{text} latent{'s' * (value != 1)}")
         elif key not in unsaid:
             words.append(f"{spaced(key)} {text}")
     return " ".join([name, ", ".join(words)]).strip()

@@ -48,4 +48,5 @@ def test_what_stands_there_is_not_written_over_and_text_must_be_named(asked, tmp
     (tmp_path / "forge.toml").write_text("mine")
     assert "forge.toml is there" in forge("init", *asked, code=2)
     assert (tmp_path / "forge.toml").read_text() == "mine"
+    assert "less than a batch of 4,096" in forge("init", *asked, "--out", "little.toml")
     assert "name the text to forget" in forge("init", *asked[:6], "--out", "other.toml", code=2)

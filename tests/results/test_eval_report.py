@@ -25,6 +25,7 @@ from sae_forge.pipeline.sheets.single_latents import single_latents
 from sae_forge.progress import SILENT
 from sae_forge.results.claims import REVERSIBLE, claims
 from sae_forge.results.measure import Measure
+from sae_forge.results.words import label
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.statistics.estimate import Estimate
@@ -295,6 +296,7 @@ def test_each_latent_is_measured_alone_beside_other_latents(tiny_llama: Language
     assert [row.name for row in alone] == ["scale", "scale"], "the first edit of latents that puts none to rest"
     assert all(row.settings["num_features"] == 1 for row in alone)
     assert len({row.settings["latent"] for row in alone}) == 2
+    assert label("scale", alone[0].settings).startswith("scale -3, 1 latent, latent ")
     assert [one.settings["latent"] for one in controls] == [row.settings["latent"] for row in alone]
     assert {one.settings["kind"] for one in controls} == {"latents"}
     assert [len(one.seeds) for one in controls] == [3, 3]
