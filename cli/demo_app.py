@@ -27,7 +27,7 @@ from sae_forge.live.subjects import BASELINE
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.demo import ready
-from sae_forge.pipeline.generate import Opened, marks, sampling_of
+from sae_forge.pipeline.generate import Opened, marks
 from sae_forge.progress import Task
 
 PER_SECOND = 20
@@ -150,13 +150,7 @@ class Demo(App[ForgeError | None]):
         try:
             self.bench = bench = Bench(self.config, _Loading(self._tell_loading))
             self.under = under = ready(self.config, bench)
-            conversation = Conversation(
-                under.subjects,
-                sampling_of(self.config),
-                chat=self.config.chat or bool(under.subjects.materials.lm.tokenizer.chat_template),
-                edits=under.chosen,
-                compare=True,
-            )
+            conversation = under.conversation(self.config, compare=True)
         except ForgeError as error:
             self.call_from_thread(self.exit, error)
             return

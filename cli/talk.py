@@ -13,7 +13,7 @@ from sae_forge.errors import ForgeError
 from sae_forge.live.conversation import Conversation
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
-from sae_forge.pipeline.generate import opened, sampling_of
+from sae_forge.pipeline.generate import opened
 
 LEAVE = ("/quit", "/exit")
 
@@ -26,14 +26,7 @@ def talk(config: GenerateConfig, bench: Bench, first: Sequence[str], *, machine:
     """
     config = bench.settle(config)
     under = opened(config, bench, any_method=True)
-    conversation = Conversation(
-        under.subjects,
-        sampling_of(config),
-        chat=config.chat or bool(bench.lm.tokenizer.chat_template),
-        progress=bench.progress,
-        edits=under.chosen,
-        compare=config.compare,
-    )
+    conversation = under.conversation(config, bench.progress, compare=config.compare)
     console = Console(highlight=False, soft_wrap=True, stderr=machine)
     console.print(f"{bench.lm.name}; /help lists the commands, /quit leaves", style="dim")
     said = []

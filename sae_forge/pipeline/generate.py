@@ -11,6 +11,7 @@ from sae_forge.config.generate import GenerateConfig, WritingConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.selection import Selection
 from sae_forge.interventions.edit import read_ahead
+from sae_forge.live.conversation import Conversation
 from sae_forge.live.session import Session, Token
 from sae_forge.live.subjects import BASELINE, Subjects
 from sae_forge.methods.materials import Materials
@@ -21,6 +22,7 @@ from sae_forge.models.tokens import room_after
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collected import shards_of
+from sae_forge.progress import SILENT, Progress
 from sae_forge.results.report import Report, load_report
 from sae_forge.results.sheets import Sheet
 from sae_forge.settings import parse_value
@@ -47,6 +49,11 @@ class Opened:
     chosen: dict[str, Subject]
     """By title, without the baseline."""
     selection: Path
+
+    def conversation(self, config: WritingConfig, progress: Progress = SILENT, *, compare: bool) -> Conversation:
+        """One held under these edits; through the chat template where the model has one."""
+        chat = config.chat or bool(self.subjects.materials.lm.tokenizer.chat_template)
+        return Conversation(self.subjects, sampling_of(config), chat, progress, self.chosen, compare=compare)
 
 
 def opened(config: WritingConfig, bench: Bench, *, any_method: bool = False) -> Opened:

@@ -44,10 +44,11 @@ def init(config: TrainConfig, bench: Bench, out: Path) -> Outcome:
     for remark in (remark for job in jobs for remark in job.remarks):
         bench.progress.say(remark)
     tokens = sum(job.expected or 0 for job in jobs)
-    rate = tokens_per_second(config, lm)
-    d_sae = (config.d_sae or (config.expansion_factor[0] * lm.width(next(iter(jobs[0].folders))),))[0]
+    rate = tokens_per_second(config, lm, list(jobs[0].folders))
+    width = lm.width(next(iter(jobs[0].folders)))
+    d_sae = config.saes(width)[0].d_sae
     trained = config.fitted(tokens)  # little text is taken several times, in smaller batches
-    step = _step_seconds(trained, lm.width(next(iter(jobs[0].folders))), d_sae)
+    step = _step_seconds(trained, width, d_sae)
     steps = trained.max_steps or max(1, trained.epochs * tokens // trained.batch_size)
     weights, buffers = peak_bytes(config, lm, jobs)
     told = {
@@ -74,11 +75,10 @@ def init(config: TrainConfig, bench: Bench, out: Path) -> Outcome:
     )
 
 
-def tokens_per_second(config: TrainConfig, lm: LanguageModel) -> float:
-    """How fast this machine reads text up to the hook point, on made-up tokens of the batch that is asked for."""
+def tokens_per_second(config: TrainConfig, lm: LanguageModel, points: Sequence[HookPoint]) -> float:
+    """How fast this machine reads text up to the hook points, on made-up tokens of the batch that is asked for."""
     shape = (config.model_batch_size, config.ctx_len)
     ids = torch.randint(lm.rows, shape, generator=torch.Generator().manual_seed(config.seed))
-    points = config.hook_points or (HookPoint(lm.n_layers // 2, config.site),)
     capture(lm, points, ids, torch.ones(shape, dtype=torch.long))
     started, passes = time.monotonic(), 0
     while time.monotonic() - started < PROBE_SECONDS or not passes:

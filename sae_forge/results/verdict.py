@@ -75,6 +75,8 @@ class _Forgetting:
     after: Estimate
     change: Estimate
     """After less before; below zero is forgetting."""
+    turn: int
+    """1 where less of the measure is forgetting, -1 where more is."""
     role: Measure | None = None
     """None: the loss on held-out forget text, which rises."""
     chance: float | None = None
@@ -93,6 +95,7 @@ def _forgetting(report: Report, row: Row) -> _Forgetting | None:
                 _times(before.estimates[measure.name], turn),
                 _times(cell.estimates[measure.name], turn),
                 _times(changed[measure.name], turn),
+                turn,
                 measure,
                 None if turn < 0 else (cell.chance or {}).get(measure.name, measure.chance),
             )
@@ -101,7 +104,7 @@ def _forgetting(report: Report, row: Row) -> _Forgetting | None:
         return None
     before = report.base.groups["loss"]["forget"]
     return _Forgetting(
-        "loss on forget text", _times(before, -1), _times(losses["forget"], -1), _times(change["forget"], -1)
+        "loss on forget text", _times(before, -1), _times(losses["forget"], -1), _times(change["forget"], -1), -1
     )
 
 
@@ -179,12 +182,8 @@ def _further(report: Report, one: Pooled) -> Answer:
 
 def _overlaps(control: Pooled, told: _Forgetting) -> bool:
     """Whether the widest interval over the control's seeds reaches the edit's; one without numbers does not."""
-    if told.role is None:
-        reached = control.group("loss", "forget")
-        turn = -1
-    else:
-        reached, turn = control.role("forget", told.role.name), 1 if told.role.better == "up" else -1
-    return reached is not None and _times(reached, turn).low <= told.after.high
+    reached = control.group("loss", "forget") if told.role is None else control.role("forget", told.role.name)
+    return reached is not None and _times(reached, told.turn).low <= told.after.high
 
 
 def _beyond(report: Report, one: Pooled, told: _Forgetting) -> list[Estimate]:
@@ -195,8 +194,7 @@ def _beyond(report: Report, one: Pooled, told: _Forgetting) -> list[Estimate]:
         if control.settings.items() >= asked:
             where, key = ("loss", "forget") if told.role is None else ("forget", told.role.name)
             if paired := control.edit_minus_control.get(where, {}).get(key):
-                turn = 1 if told.role is not None and told.role.better == "up" else -1
-                differences.append(_times(paired, turn))
+                differences.append(_times(paired, told.turn))
     return differences
 
 
