@@ -1,11 +1,11 @@
 """open-unlearning's summaries: a report's rows written as it writes them, and its own laid beside a report's."""
 
-import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sae_forge.errors import DataError
+from sae_forge.results.foreign import read_foreign
 from sae_forge.results.report import Report, Row
 from sae_forge.results.sheets import Sheet
 from sae_forge.results.words import number
@@ -66,15 +66,8 @@ def read_summary(path: Path) -> dict[str, float | None]:
     Raises:
         DataError: it is missing, too large, or no object of numbers.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES} bytes; give a *_SUMMARY.json, not a *_EVAL.json")
-        said = json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        line = getattr(error, "lineno", 1)
-        raise DataError(f"{path} line {line} is not JSON: {str(error)[:80]}") from error
+    advice = f"is larger than {MAX_BYTES} bytes; give a *_SUMMARY.json, not a *_EVAL.json"
+    said = read_foreign(path, most=MAX_BYTES, too_large=advice)
     if not isinstance(said, dict) or not said:
         raise DataError(f"{path} is no summary of open-unlearning: it should be an object of numbers by metric")
     for key, value in said.items():

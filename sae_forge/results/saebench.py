@@ -1,12 +1,12 @@
 """SAEBench's result of its unlearning evaluation: written of a sweep on filtered questions, and read."""
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_forge.errors import DataError
+from sae_forge.results.foreign import read_foreign
 from sae_forge.results.report import Report
 
 TYPE, METRIC = "unlearning", "unlearning_score"
@@ -42,14 +42,8 @@ def read_saebench(path: Path) -> tuple[str, float]:
     Raises:
         DataError: it is missing, no JSON, of another evaluation, or has no score between 0 and 1.
     """
-    try:
-        if path.stat().st_size > MAX_BYTES:
-            raise DataError(f"{path} is larger than {MAX_BYTES >> 20} MiB; give a result of SAEBench")
-        said = json.loads(path.read_text())
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path} line {getattr(error, 'lineno', 1)} is not JSON: {str(error)[:80]}") from error
+    advice = f"is larger than {MAX_BYTES >> 20} MiB; give a result of SAEBench"
+    said = read_foreign(path, most=MAX_BYTES, too_large=advice)
     if not isinstance(said, Mapping) or said.get("eval_type_id") != TYPE:
         found = said.get("eval_type_id") if isinstance(said, Mapping) else type(said).__name__
         raise DataError(f"{path} is no result of SAEBench's {TYPE} evaluation: eval_type_id is {str(found)[:40]!r}")
