@@ -4,16 +4,20 @@ import importlib
 import importlib.util
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from itertools import cycle
 from typing import TYPE_CHECKING
 
 from sae_forge.errors import BackendError, CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.methods.weights.recipe import Pace
+from sae_forge.methods.weights.sentences import DEFAULT, Writing, written
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from sae_forge.methods.weights.texts import TextBatch, Texts
     from sae_forge.models.loading import LanguageModel
     from sae_forge.models.projections import Projection
     from sae_forge.sae.dictionary import Dictionary
@@ -29,17 +33,48 @@ class Suppressed:
     """Distinct, at least one."""
 
 
-def points_of(suppressed: Sequence[Suppressed]) -> list[HookPoint]:
-    """Where latents are read."""
-    return list(dict.fromkeys(entry.point for entry in suppressed))
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdapterPace(Pace):
+    """What recipes have in common that silence latents through adapters; the defaults are CRISP's."""
 
+    suppressed: tuple[Suppressed, ...]
+    """At one hook point or several; the losses are means over them."""
+    layers: tuple[int, ...] | None = None
+    """Layers that are adapted. None: all up to the highest hook point."""
+    alpha: float = 5.0
+    """How far an act is moved, in means of the token's whole code."""
+    beta: float = 0.99
+    """Weight of the retain term."""
+    gamma: float = 0.01
+    """Weight of the coherence term; 0 leaves it out."""
+    rank: int = 4
+    dropout: float = 0.05
+    """Of what adapters read; 0 in models with experts, whose stacked weights peft adapts without it."""
+    writing: Writing = DEFAULT
+    """The sentences of the coherence term."""
+    batch_size: int = 1
+    amsgrad: bool = True
 
-def require_adaptable(suppressed: Sequence[Suppressed], rank: int, dropout: float) -> None:
-    """Raise ConfigError where there is nothing to suppress, or an adapter could not be made."""
-    if not suppressed or not all(entry.latents for entry in suppressed):
-        raise ConfigError("CRISP needs latents to suppress; select at least one at each hook point")
-    if rank < 1 or not 0 <= dropout < 1:
-        raise ConfigError(f"rank={rank}, dropout={dropout}: give a rank from 1 and a dropout in [0, 1)")
+    def __post_init__(self) -> None:
+        if not self.suppressed or not all(entry.latents for entry in self.suppressed):
+            raise ConfigError("CRISP needs latents to suppress; select at least one at each hook point")
+        if self.rank < 1 or not 0 <= self.dropout < 1:
+            raise ConfigError(f"rank={self.rank}, dropout={self.dropout}: give a rank from 1 and a dropout in [0, 1)")
+
+    @property
+    def points(self) -> list[HookPoint]:
+        """Where latents are read."""
+        return list(dict.fromkeys(entry.point for entry in self.suppressed))
+
+    def changed(self, lm: "LanguageModel") -> list[str]:
+        return [projection.weight for projection in adapted(lm, self.suppressed, self.layers)]
+
+    def training(self, lm: "LanguageModel") -> AbstractContextManager["list[nn.Parameter]"]:
+        return adapting(lm, adapted(lm, self.suppressed, self.layers), self.rank, self.dropout)
+
+    def sentences(self, frozen: "LanguageModel", retain: "Texts", seed: int) -> "Iterator[TextBatch] | None":
+        """Those of the coherence term, over and over, as ``frozen`` writes them before the first step; None without."""
+        return cycle(written(frozen, self.writing, retain, self.batch_size, seed)) if self.gamma else None
 
 
 def adapted(
@@ -54,7 +89,7 @@ def adapted(
     from sae_forge.models.hooks import check_points
     from sae_forge.models.projections import projections
 
-    points = points_of(suppressed)
+    points = [entry.point for entry in suppressed]
     check_points(lm, points)
     for entry in suppressed:
         if entry.sae.d_in != lm.d_model:

@@ -9,28 +9,18 @@ of 0.99 the unlearning term weighs 0.01. The paper's own sentences are not shipp
 written by the given model.
 """
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import cycle
 from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, cast, runtime_checkable
 
 from sae_forge.config.fields import Setting
 from sae_forge.errors import ConfigError
 from sae_forge.methods.edits.latents import latents_of, parts
 from sae_forge.methods.method import Settings, Strength
-from sae_forge.methods.weights.adapters import (
-    Suppressed,
-    adapted,
-    adapting,
-    points_of,
-    require_adaptable,
-    without_peft,
-)
-from sae_forge.methods.weights.recipe import Pace, PaceSettings, paced, retraining
-from sae_forge.methods.weights.sentences import DEFAULT, Writing, written
+from sae_forge.methods.weights.adapters import AdapterPace, Suppressed, without_peft
+from sae_forge.methods.weights.recipe import PaceSettings, paced, retraining
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sae_forge.methods.materials import Materials
     from sae_forge.methods.weights.objectives import Loss
@@ -66,29 +56,13 @@ class Shiftable(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class CRISP(Pace):
+class CRISP(AdapterPace):
     """``(1 - beta) unlearn + beta (retain + gamma coherence)``, through adapters of rank ``rank``."""
-
-    suppressed: tuple[Suppressed, ...]
-    """At one hook point or several; ``unlearn`` and ``retain`` are means over them."""
-    layers: tuple[int, ...] | None = None
-    """Layers that are adapted. None: all up to the highest hook point."""
-    alpha: float = 5.0
-    beta: float = 0.99
-    gamma: float = 0.01
-    """0 leaves the coherence term out."""
-    rank: int = 4
-    dropout: float = 0.05
-    """Of what adapters read; 0 in models with experts, whose stacked weights peft adapts without it."""
-    writing: Writing = DEFAULT
-    """The sentences of the coherence term."""
-    batch_size: int = 1
-    amsgrad: bool = True
 
     name: ClassVar[str] = "crisp"
 
     def __post_init__(self) -> None:
-        require_adaptable(self.suppressed, self.rank, self.dropout)
+        super().__post_init__()
         for entry in self.suppressed:
             if not isinstance(entry.sae, Shiftable):
                 raise ConfigError(
@@ -96,14 +70,8 @@ class CRISP(Pace):
                     "suppress trains latents to rest by their acts"
                 )
 
-    def changed(self, lm: "LanguageModel") -> list[str]:
-        return [projection.weight for projection in adapted(lm, self.suppressed, self.layers)]
-
-    def training(self, lm: "LanguageModel") -> AbstractContextManager["list[nn.Parameter]"]:
-        return adapting(lm, adapted(lm, self.suppressed, self.layers), self.rank, self.dropout)
-
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
-        coherence = cycle(written(frozen, self.writing, retain, self.batch_size, seed)) if self.gamma else None
+        coherence = self.sentences(frozen, retain, seed)
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
             forgotten = unlearning(lm, frozen, self, forget_batch)
@@ -121,7 +89,7 @@ def unlearning(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, forg
 
     from sae_forge.models.hooks import capture, capture_with_gradients
 
-    points, valid = points_of(recipe.suppressed), _valid(forget)
+    points, valid = recipe.points, _valid(forget)
     before = capture(frozen, points, *forget)
     after = capture_with_gradients(lm, points, *forget)
     means = []
@@ -145,7 +113,7 @@ def retaining(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, retai
 
     from sae_forge.models.hooks import capture, capture_with_gradients
 
-    points = points_of(recipe.suppressed)
+    points = recipe.points
     before = capture(frozen, points, *retain)
     after = capture_with_gradients(lm, points, *retain)
     return torch.stack([_change(after[point], before[point], retain).cpu() for point in points]).mean().to(lm.device)

@@ -7,27 +7,16 @@ near the given model's. A last term holds the likelihood of sentences that the g
 text stays fluent.
 """
 
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from itertools import cycle
 from typing import TYPE_CHECKING, ClassVar
 
-from sae_forge.hookpoint import HookPoint
 from sae_forge.methods.edits.latents import latents_of, parts
 from sae_forge.methods.method import Strength
-from sae_forge.methods.weights.adapters import (
-    Suppressed,
-    adapted,
-    adapting,
-    points_of,
-    require_adaptable,
-    without_peft,
-)
-from sae_forge.methods.weights.recipe import Pace, paced, retraining
-from sae_forge.methods.weights.sentences import DEFAULT, Writing, written
+from sae_forge.methods.weights.adapters import AdapterPace, Suppressed, without_peft
+from sae_forge.methods.weights.recipe import paced, retraining
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
     from sae_forge.methods.weights.objectives import Loss
     from sae_forge.methods.weights.texts import TextBatch, Texts
@@ -35,49 +24,16 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Suppress(Pace):
+class Suppress(AdapterPace):
     """``suppress + beta retain + gamma coherence``, through adapters of rank ``rank`` on every projection."""
 
-    suppressed: tuple[Suppressed, ...]
-    """At one hook point or several; the losses are means over them."""
-    layers: tuple[int, ...] | None = None
-    """Layers that are adapted. None: all up to the highest hook point."""
-    alpha: float = 5.0
-    """How far below zero an act is pulled, in mean acts of the token's whole code."""
-    beta: float = 0.99
-    """Weight of the retain term."""
-    gamma: float = 0.01
-    """Weight of the coherence term; 0 leaves it out."""
-    rank: int = 4
-    dropout: float = 0.05
-    """Of what adapters read; 0 in models with experts, whose stacked weights peft adapts without it."""
-    writing: Writing = DEFAULT
-    """The sentences of the coherence term."""
-    batch_size: int = 1
-    amsgrad: bool = True
-
     name: ClassVar[str] = "suppress"
-
-    def __post_init__(self) -> None:
-        require_adaptable(self.suppressed, self.rank, self.dropout)
-
-    @property
-    def points(self) -> list[HookPoint]:
-        """Where latents are read."""
-        return points_of(self.suppressed)
-
-    def changed(self, lm: "LanguageModel") -> list[str]:
-        return [projection.weight for projection in adapted(lm, self.suppressed, self.layers)]
-
-    def training(self, lm: "LanguageModel") -> AbstractContextManager["list[nn.Parameter]"]:
-        return adapting(lm, adapted(lm, self.suppressed, self.layers), self.rank, self.dropout)
 
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
         """But for the coherence term no layer above the points runs; its sentences start as retain text does."""
         from sae_forge.methods.weights.objectives import nats_per_token
 
-        # written once, before the first step, by the model as it was given
-        coherence = cycle(written(frozen, self.writing, retain, self.batch_size, seed)) if self.gamma else None
+        coherence = self.sentences(frozen, retain, seed)
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
             total = suppression(lm, frozen, self, forget_batch) + self.beta * drift(lm, frozen, self, retain_batch)
