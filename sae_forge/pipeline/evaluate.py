@@ -31,7 +31,7 @@ from sae_forge.study.kept import discard
 from sae_forge.study.run import REPORT_FILE, EvalReport
 from sae_forge.study.run import evaluate as measure
 from sae_forge.study.settings import catalogue_of
-from sae_forge.tasks.choice import choices
+from sae_forge.tasks.choice import Door, choices
 from sae_forge.training.report import load_report as load_training
 from sae_forge.training.verdict import Verdict
 
@@ -50,7 +50,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         rivals = [Selection.load(path, weights=named.weights) for path in paths]
     if config.steering is not None:
         also = [_steered(config.steering, config, named, selection, bench.progress)]
-    identity = _identity(config, [selection, *rivals], named.provenance)
+    identity = identity_of(config, [selection, *rivals], named.provenance)
     folder = bench.run.evals(named.folder) / files.short_hash(identity)
     if (folder / REPORT_FILE).exists() and not config.starts_over:
         bench.progress.say(f"{folder} is there under the same settings")
@@ -125,7 +125,7 @@ def _export(report: EvalReport, named: NamedSAE, folder: Path) -> None:
         write_steering_csv(folder / "steering" / f"{edit.intervention.name}-{number}.csv", written)
 
 
-def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: Provenance) -> dict[str, Any]:
+def identity_of(config: EvalConfig, selections: Sequence[Selection], provenance: Provenance) -> dict[str, Any]:
     """All that decides the numbers: settings, the files they name, the selections and the model by their content."""
     parts = [task.settings for task in catalogue_of(config).tasks]
     brought = [part for part in parts if part is not None and not issubclass(EvalConfig, part)]
@@ -136,6 +136,9 @@ def _identity(config: EvalConfig, selections: Sequence[Selection], provenance: P
     if config.tasks:  # a task that a file describes counts by the content of that file and of those it names
         chosen = zip(dict.fromkeys(config.tasks), choices(config.tasks, catalogue_of(config).tasks), strict=True)
         asked["tasks"] = [[corpus_identity(name), *map(corpus_identity, one.items)] for name, one in chosen]
+        doors = [one for one in catalogue_of(config).tasks if isinstance(one, Door)]
+        if read := [corpus_identity(source) for one in doors for source in one.reads(config)]:
+            asked["read"] = read
     return {
         "settings": _deciding(config),
         "items": [corpus_identity(source) for name in names for source in items.get(name, ())],

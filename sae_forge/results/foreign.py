@@ -1,6 +1,7 @@
 """JSON that another tool wrote, which no seal proves: read whole, with the line where it is none."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,3 +25,13 @@ def read_foreign(path: Path, *, most: int, too_large: str) -> Any:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} line {getattr(error, 'lineno', 1)} is not JSON: {str(error)[:80]}") from error
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value of such a file is a number that a float holds: no truth value, no NaN, no integer beyond 1e308."""
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # JSON's integers have no end
+        return False

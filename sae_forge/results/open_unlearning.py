@@ -1,11 +1,10 @@
 """open-unlearning's summaries: a report's rows written as it writes them, and its own laid beside a report's."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sae_forge.errors import DataError
-from sae_forge.results.foreign import read_foreign
+from sae_forge.results.foreign import is_number, read_foreign
 from sae_forge.results.report import Report, Row
 from sae_forge.results.sheets import Sheet
 from sae_forge.results.words import number
@@ -71,8 +70,7 @@ def read_summary(path: Path) -> dict[str, float | None]:
     if not isinstance(said, dict) or not said:
         raise DataError(f"{path} is no summary of open-unlearning: it should be an object of numbers by metric")
     for key, value in said.items():
-        plain = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not (plain or value is None):
+        if value is not None and not is_number(value):
             raise DataError(f"{path}: {key[:60]!r} should be a number or null, not {str(value)[:40]!r}")
     return said
 

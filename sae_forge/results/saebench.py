@@ -1,12 +1,11 @@
 """SAEBench's result of its unlearning evaluation: written of a sweep on filtered questions, and read."""
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from sae_forge.errors import DataError
-from sae_forge.results.foreign import read_foreign
+from sae_forge.results.foreign import is_number, read_foreign
 from sae_forge.results.report import Report
 
 TYPE, METRIC = "unlearning", "unlearning_score"
@@ -48,8 +47,9 @@ def read_saebench(path: Path) -> tuple[str, float]:
         found = said.get("eval_type_id") if isinstance(said, Mapping) else type(said).__name__
         raise DataError(f"{path} is no result of SAEBench's {TYPE} evaluation: eval_type_id is {str(found)[:40]!r}")
     metrics = said.get("eval_result_metrics")
-    score = metrics.get(TYPE, {}).get(METRIC) if isinstance(metrics, Mapping) else None
-    if not isinstance(score, int | float) or isinstance(score, bool) or not math.isfinite(score) or not 0 <= score <= 1:
+    told = metrics.get(TYPE) if isinstance(metrics, Mapping) else None
+    score = told.get(METRIC) if isinstance(told, Mapping) else None
+    if score is None or not is_number(score) or not 0 <= score <= 1:
         place = f"eval_result_metrics.{TYPE}.{METRIC}"
         raise DataError(f"{path}: {place} should be between 0 and 1, not {str(score)[:40]!r}")
     return f"{said.get('sae_lens_release_id', '')}:{said.get('sae_lens_id', '')}".strip(":"), float(score)

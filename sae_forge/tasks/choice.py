@@ -82,6 +82,10 @@ class Door(Protocol):
         """The one of this name, or a part of it; ``meant`` is what to say where there is none."""
         ...
 
+    def reads(self, config: Any) -> tuple[str, ...]:
+        """Sources that decide what they answer beside those that settings name."""
+        ...
+
 
 def choices(names: Sequence[str], known: Sequence[Task]) -> tuple[Choice, ...]:
     """The tasks of these names; every known one, where none is named.

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 FORGOTTEN = "wmdp"
 """Tasks whose names hold this are on what is to be forgotten, unless ``--forget_tasks`` says which are."""
 
+DATA_FOLDER = r"""(?m)(?:dataset_path|data_dir):\s*['"]?([^'"\s,}#]+)"""
+"""Where a description says which folder its data are in."""
 NUMBERS = r"\d+(?:-\d+)?(?:\+\d+(?:-\d+)?)*"
 
 
@@ -134,6 +137,17 @@ class LmEval:
             return Choice(task=replace(own, numbers=tuple(numbers)))
         return Choice(task=own, part=part)
 
+    def reads(self, config: Any) -> tuple[str, ...]:
+        """Data on this disk that the folder's descriptions name and that lie outside it: they decide a report too."""
+        folders = [Path(name).resolve() for name in config.lm_eval_folder]
+        descriptions = [path for folder in folders for path in folder.rglob("*.y*ml") if path.is_file()]
+        named = set()
+        for text in (path.read_text(encoding="utf-8", errors="replace") for path in descriptions):
+            # YAML is not parsed here: any word that is a file is taken for data, a folder where data are named
+            named |= {word for word in re.split(r"""[\s'"\[\]{},]+""", text) if _is_data(word)}
+            named |= {place for place in re.findall(DATA_FOLDER, text) if _is_data(place, folder=True)}
+        return tuple(sorted(n for n in named if not any(Path(n).resolve().is_relative_to(one) for one in folders)))
+
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
     ) -> tuple[Asked, ...]:
@@ -200,6 +214,14 @@ class LmEval:
                     values["correct" if name == "acc" else name] = float(value)
             items.append(asked.answered(number, values, weights))
         return items
+
+
+def _is_data(place: str, *, folder: bool = False) -> bool:
+    """Whether there is a file of this name, seen from the working folder as the harness does; or a glob, or a folder."""
+    try:
+        return Path(place).is_dir() if folder else Path(place).is_file() or ("*" in place and bool(glob(place)))
+    except (OSError, ValueError):  # too long a name, or a null character
+        return False
 
 
 def _described(task: Any, *, chat: bool) -> dict[str, Any]:

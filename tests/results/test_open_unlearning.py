@@ -57,6 +57,7 @@ def test_a_row_is_written_as_its_summaries_and_read_again(tmp_path: Path) -> Non
         ('{\n"a": 1,\n}', r"line 3 is not JSON"),
         ('{"forget_quality": {"agg_value": 1}}', "'forget_quality' should be a number or null"),
         ('{"a": NaN}', "'a' should be a number or null"),
+        (f'{{"a": 1{"0" * 400}}}', "'a' should be a number or null, not '1000"),
         ('{"a": true}', "'a' should be a number or null"),
     ],
 )

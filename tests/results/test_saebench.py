@@ -84,6 +84,11 @@ def test_a_sweep_on_filtered_questions_is_a_result_of_saebench(tmp_path: Path) -
         ({"eval_type_id": "scr"}, "eval_type_id is 'scr'"),
         ({"eval_type_id": "unlearning"}, "should be between 0 and 1, not 'None'"),
         ({"eval_type_id": "unlearning", "eval_result_metrics": {"unlearning": {"unlearning_score": 3}}}, "not '3'"),
+        ({"eval_type_id": "unlearning", "eval_result_metrics": {"unlearning": [0.5]}}, "not 'None'"),
+        (
+            {"eval_type_id": "unlearning", "eval_result_metrics": {"unlearning": {"unlearning_score": 10**400}}},
+            "not '1000",
+        ),
     ],
 )
 def test_what_is_no_result_is_refused(tmp_path: Path, record: object, words: str) -> None:

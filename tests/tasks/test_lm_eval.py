@@ -15,14 +15,17 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel
+from sae_forge.pipeline.evaluate import identity_of
 from sae_forge.progress import SILENT
+from sae_forge.sae.store import Provenance
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.store.files import digest
 from sae_forge.study.settings import eval_config
 from sae_forge.tasks.choice import choices
 from sae_forge.tasks.engines.harness import HarnessLM
 from sae_forge.tasks.item import Item
-from sae_forge.tasks.lm_eval import KNOWN, measure_of
+from sae_forge.tasks.lm_eval import KNOWN, LmEval, measure_of
 from sae_forge.tasks.table import TASKS
 from sae_forge.tasks.task import Asked
 
@@ -237,6 +240,36 @@ def test_code_in_a_folder_is_asked_about_and_missing_data_are_named(
         loaded(tiny_llama, tmp_path, "toy_choice")
     with pytest.raises(ConfigError, match="is no folder"):
         loaded(tiny_llama, tmp_path / "none", "toy_choice")
+
+
+def test_data_outside_the_folder_of_descriptions_decide_what_a_report_is(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.chdir(tmp_path)
+    own = tmp_path / "descriptions"
+    (tmp_path / "kept").mkdir()
+    own.mkdir()
+    for name, place in (("one", "data.jsonl"), ("two", f"{tmp_path}/kept/*.jsonl"), ("three", "descriptions/own.csv")):
+        text = COMMON.replace("DATA", f'"{place}"') + TASKS_OF["toy_choice"]
+        (own / f"{name}.yaml").write_text(f"task: {name}\n{text}")
+    (own / "four.yaml").write_text("task: four\ndataset_path: kept\n")
+    for file in ("data.jsonl", "kept/a.jsonl", "descriptions/own.csv"):
+        (tmp_path / file).write_text((folder / "data.jsonl").read_text())
+    config = EvalConfig(tasks=("one",), lm_eval_folder=("descriptions",))
+    door = next(task for task in TASKS if task.name == "lm_eval")
+    assert isinstance(door, LmEval)
+    assert door.reads(config) == (f"{tmp_path}/kept/*.jsonl", "data.jsonl", "kept")
+    assert door.reads(EvalConfig(tasks=("one",))) == ()
+
+    def identity() -> str:
+        return digest(identity_of(config, [], Provenance(model="tiny", hook_point="blocks.1.hook_resid_post")))
+
+    before = identity()
+    assert identity() == before
+    for file in ("data.jsonl", "kept/a.jsonl", "descriptions/own.csv"):
+        (tmp_path / file).write_text((tmp_path / file).read_text().replace("owl", "elk"))
+        assert identity() != before, file
+        before = identity()
 
 
 def test_a_chat_is_laid_out_by_the_template(tiny_llama: LanguageModel, folder: Path, monkeypatch: pytest.MonkeyPatch):
