@@ -28,7 +28,7 @@ def read_foreign(path: Path, *, most: int, too_large: str) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value of such a file is a number that a float holds: no truth value, no NaN, no integer beyond 1e308."""
+    """Whether a value of such a file is a number that a float holds: no truth value, NaN or integer beyond 1e308."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return False
     try:

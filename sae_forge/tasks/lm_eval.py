@@ -8,7 +8,6 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from glob import glob
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
+from sae_forge.data.texts.sources import named
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
@@ -141,12 +141,12 @@ class LmEval:
         """Data on this disk that the folder's descriptions name and that lie outside it: they decide a report too."""
         folders = [Path(name).resolve() for name in config.lm_eval_folder]
         descriptions = [path for folder in folders for path in folder.rglob("*.y*ml") if path.is_file()]
-        named = set()
+        data = set()
         for text in (path.read_text(encoding="utf-8", errors="replace") for path in descriptions):
             # YAML is not parsed here: any word that is a file is taken for data, a folder where data are named
-            named |= {word for word in re.split(r"""[\s'"\[\]{},]+""", text) if _is_data(word)}
-            named |= {place for place in re.findall(DATA_FOLDER, text) if _is_data(place, folder=True)}
-        return tuple(sorted(n for n in named if not any(Path(n).resolve().is_relative_to(one) for one in folders)))
+            data |= {word for word in re.split(r"""[\s'"\[\]{},]+""", text) if _is_data(word)}
+            data |= {place for place in re.findall(DATA_FOLDER, text) if _is_data(place, folder=True)}
+        return tuple(sorted(n for n in data if not any(Path(n).resolve().is_relative_to(one) for one in folders)))
 
     def load(
         self, lm: "LanguageModel", config: Any, *, half: Half, limit: int | None, progress: Progress
@@ -217,9 +217,13 @@ class LmEval:
 
 
 def _is_data(place: str, *, folder: bool = False) -> bool:
-    """Whether there is a file of this name, seen from the working folder as the harness does; or a glob, or a folder."""
+    """Whether there is a file or folder of this name, or a glob; seen from the working folder, as the harness does."""
     try:
-        return Path(place).is_dir() if folder else Path(place).is_file() or ("*" in place and bool(glob(place)))
+        if folder or "*" not in place:
+            return Path(place).is_dir() if folder else Path(place).is_file()
+        return bool(named(place).files)
+    except DataError:  # a glob of nothing
+        return False
     except (OSError, ValueError):  # too long a name, or a null character
         return False
 
