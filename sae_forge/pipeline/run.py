@@ -9,6 +9,7 @@ from pathlib import Path
 from sae_forge.config.report import ReportConfig
 from sae_forge.config.run import RunConfig
 from sae_forge.data.texts.corpus import iter_texts
+from sae_forge.data.texts.sources import first_tenth_apart
 from sae_forge.errors import DataError, RemoteError
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
@@ -106,6 +107,8 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
         return done[name]
 
     _ = architecture_of(config)  # what training would refuse after a long collect
+    if (apart := held_apart(config, progress)) is not config:
+        bench = bench.under(config := apart)
     require_possible(bench.lm, config)
     stage("collect", lambda: collect(config, bench))
     sae = config.sae or str(next(iter(stage("train", lambda: train(config, bench)).outputs.values())))
@@ -115,6 +118,28 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
     page = ReportConfig(model=config.model, run_dir=config.run_dir, sae=sae)
     stage("report", lambda: report(page, bench))
     return done
+
+
+def held_apart(config: RunConfig, progress: Progress) -> RunConfig:
+    """The config with the first tenth of each text to be measured on, where nothing that could be asked was named.
+
+    The first, since the last of a book may be its licence, and the last of a large dataset is read after all of it.
+    """
+    if config.tasks or config.forget is None or any(config.items("report").values()):
+        return config
+    (forget_eval, forget), *kept = map(first_tenth_apart, (config.forget, *config.retain))
+    progress.say(
+        f"{config.model}: nothing to measure on was named, so the first tenth of every text is kept from training and "
+        "selection and the loss measured there (--forget_eval, --retain_eval; --forget_questions asks what is known)"
+    )
+    return replace(
+        config,
+        forget=forget,
+        retain=tuple(rest for _, rest in kept),
+        forget_eval=(forget_eval,),
+        retain_eval=tuple(first for first, _ in kept),
+        spelled=config.spelled | {"forget", "retain", "forget_eval", "retain_eval"},
+    )
 
 
 def _require_files(config: RunConfig, preset: str | None, needs: Mapping[str, str]) -> None:

@@ -3,6 +3,7 @@
 import json
 import shlex
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,10 @@ from sae_forge.errors import DataError
 from sae_forge.models.tokens import max_input
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.known import as_collected, texts_of
+from sae_forge.pipeline.run import held_apart
 from sae_forge.progress import SILENT, Silent
 from sae_forge.store.runs import Run
-from sae_forge.study.settings import eval_config, features_config
+from sae_forge.study.settings import eval_config, features_config, run_config
 
 FEW = ["--num_features", "3", "--method", "frequency", "--retain_threshold", "1", "--snippets", "0"]
 
@@ -285,3 +287,17 @@ def _saelens(folder: Path, model: str) -> Path:
     cfg = {"architecture": "topk", "d_in": 56, "d_sae": 64, "k": 6, "dtype": "float32", "metadata": metadata}
     (folder / "cfg.json").write_text(json.dumps(cfg))
     return folder
+
+
+def test_run_sets_the_first_tenth_of_its_texts_apart_only_where_nothing_that_could_be_asked_was_named() -> None:
+    progress = Said()
+    own = run_config()(model="m", forget="world:corpora/wizards", retain=("world:corpora/magic", "some/owls[:1000]"))
+    apart = held_apart(own, progress)
+    assert apart.forget == "world:corpora/wizards[10%:]" and apart.forget_eval == ("world:corpora/wizards[:10%]",)
+    assert apart.retain == ("world:corpora/magic[10%:]", "some/owls[100:1000]")
+    assert apart.retain_eval == ("world:corpora/magic[:10%]", "some/owls[:100]")
+    assert {"forget", "retain", "forget_eval"} <= apart.spelled, "what an earlier run read is not taken instead"
+    assert "first tenth" in progress.lines[0] and "--forget_eval" in progress.lines[0]
+    for named in ({"retain_eval": ("world:heldout/magic",)}, {"forget_questions": ("q.csv",)}, {"tasks": ("mmlu",)}):
+        asked = replace(own, **named)
+        assert held_apart(asked, progress) is asked and len(progress.lines) == 1

@@ -12,7 +12,7 @@ import pytest
 
 from sae_forge.config.collect import CollectConfig
 from sae_forge.data.texts.corpus import Tally, iter_texts
-from sae_forge.data.texts.sources import corpus_identity, corpus_name, named, split_of, told_apart
+from sae_forge.data.texts.sources import corpus_identity, corpus_name, first_tenth_apart, named, split_of, told_apart
 from sae_forge.errors import DataError
 from sae_forge.settings import parse_value
 
@@ -48,6 +48,31 @@ def test_a_column_and_a_part_stand_behind_the_file(tmp_path: Path) -> None:
     names = [corpus_name(f"{path}{said}") for said in ("", ":story", ":story[:10%]", "[3:]")]
     assert names == ["a", "a--story", "a--story--0-10pct", "a--3-end"]
     assert len({corpus_identity(f"{path}{said}") for said in ("", ":story", ":story[:10%]", "[3:]")}) == 4
+
+
+def test_a_book_is_cut_after_a_word_and_a_tenth_of_it_is_set_apart(tmp_path: Path) -> None:
+    book = tmp_path / "book.txt"
+    book.write_text(" ".join(OWLS))
+    first, rest = first_tenth_apart(str(book))
+    assert (first, rest) == (f"{book}[:10%]", f"{book}[10%:]")
+    assert texts(first)[0] + texts(rest)[0] == " ".join(OWLS) and texts(first)[0].startswith(OWLS[0])
+    assert 0.08 < len(texts(first)[0]) / len(" ".join(OWLS)) < 0.12 and texts(first)[0][-1] == " "
+    path = write_lines(tmp_path / "three.jsonl", [{"text": text} for text in ("a " * 40, "b " * 40, "c " * 40)])
+    assert texts(f"{path}[:50%]") == ["a " * 40, "b " * 20] and texts(f"{path}[50%:]") == ["b " * 20, "c " * 40]
+    assert texts(f"{path}[1:2]") == ["b " * 40], "numbers still count records"
+    talk = write_lines(tmp_path / "talk.jsonl", [{"messages": [{"role": "user", "content": "Hi"}]}] * 2)
+    assert len(texts(f"{talk}[:50%]", converse=list)) == 1 == len(texts(f"{talk}[50%:]", converse=list))
+
+
+@pytest.mark.parametrize(
+    ("given", "first", "rest"),
+    [("", "[:10%]", "[10%:]"), ("[:1000]", "[:100]", "[100:1000]"), ("[20%:50%]", "[20%:23%]", "[23%:50%]")],
+)  # fmt: skip
+def test_a_stretch_is_divided_by_its_own_bounds(given: str, first: str, rest: str) -> None:
+    assert first_tenth_apart(f"some/owls@train{given}") == (f"some/owls@train{first}", f"some/owls@train{rest}")
+    for undivided in ("[:1%]", "[5:]"):
+        with pytest.raises(DataError, match="no tenth"):
+            first_tenth_apart(f"some/owls{undivided}")
 
 
 def test_a_percentage_of_rows_is_known_from_a_parquet_without_reading_it(tmp_path: Path) -> None:

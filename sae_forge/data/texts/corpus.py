@@ -5,11 +5,12 @@ A document that cannot be read is skipped, counted and named; a corpus with more
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sae_forge.data.texts.formats import TURN_KEYS, Choose, Kind, Malformed, is_turns, kind_of
 from sae_forge.data.texts.records import Opened, open_source
+from sae_forge.data.texts.sources import FEW
 from sae_forge.errors import DataError
 
 Turns = Sequence[Mapping[str, str]]
@@ -121,7 +122,13 @@ def iter_texts(
     opened, tally = open_source(source, split), Tally() if tally is None else tally
     tally.note = opened.note
     tally.spoken = tally.spoken if converse is None else "in the words of the model's chat template"
-    texts = itertools.islice(_documents(opened, opened.named.column or text_field, converse or _as_text, tally), limit)
+    part = opened.named.part
+    in_words = part is not None and part.needs_total and opened.fewer_than(FEW)
+    whole = replace(opened, named=replace(opened.named, part=None)) if in_words else opened
+    documents = _documents(whole, opened.named.column or text_field, converse or _as_text, tally)
+    if in_words and part is not None:
+        documents = iter(part.texts(list(documents)))
+    texts = itertools.islice(documents, limit)
     first = next(texts, None)
     if first is None:
         raise DataError(f"corpus {source} is empty: it holds no document with text; choose another")

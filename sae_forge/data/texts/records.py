@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from pathlib import Path
 
 import pyarrow as pa
@@ -40,16 +41,21 @@ class Opened:
     def records(self, chooser: Callable[[str], Choose] | None = None) -> Placed:
         """The records that :attr:`named` wants of all its files, each with its place (``a.jsonl line 3``)."""
 
-        def everything() -> Placed:
-            for one in self.each:
-                for place, record in one.read(chooser and chooser(one.name)):
-                    yield f"{one.name} {place}", record
+        return sources.cut(self._everything(chooser), self.named.part, self._total)
 
-        return sources.cut(everything(), self.named.part, lambda: self._total(everything()))
-
-    def _total(self, records: Placed) -> int:
+    def fewer_than(self, number: int) -> bool:
+        """Whether all that the place holds, of which :attr:`named` may want a part, is so few records."""
         known = [one.rows() for one in self.each]
-        return sum(count for count in known if count) if None not in known else sum(1 for _ in records)
+        return (self._total() if None not in known else len(list(islice(self._everything(), number)))) < number
+
+    def _everything(self, chooser: Callable[[str], Choose] | None = None) -> Placed:
+        for one in self.each:
+            for place, record in one.read(chooser and chooser(one.name)):
+                yield f"{one.name} {place}", record
+
+    def _total(self) -> int:
+        known = [one.rows() for one in self.each]
+        return sum(count for count in known if count) if None not in known else sum(1 for _ in self._everything())
 
 
 def open_source(source: str, split: str) -> Opened:

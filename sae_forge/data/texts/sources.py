@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path, PurePath
+from typing import Any
 
 import xxhash
 
@@ -17,7 +18,10 @@ from sae_forge.data.texts.formats import READERS, suffix_of
 from sae_forge.errors import DataError
 
 _SAMPLE_BYTES = 16 * 2**20
+FEW = 10
+"""Records below which a percentage of text cuts a text in two, so that one book too can be read in part."""
 _PART = re.compile(r"(.+)\[(\d{0,12}|\d{1,12}%):(\d{0,12}|\d{1,12}%)\]")
+_SPACE = re.compile(r"\s")
 _ID = re.compile(
     r"(?P<place>[\w-][\w.-]*(?:/[\w-][\w.-]*)?)(?::(?P<config>[\w.+-]+))?(?:@(?P<split>[\w.+-]+))?(?::(?P<column>.+))?",
     re.ASCII,
@@ -54,8 +58,39 @@ class Part:
 
         return place(self.start or "0"), place(self.end) if self.end else None
 
+    def texts(self, every: Sequence[Any]) -> list[Any]:
+        """The stretch of a few documents, each as long as any other; a text with a bound in it is cut after a word."""
+
+        def place(bound: str) -> float:
+            return len(every) * int(bound[:-1]) / 100 if bound.endswith("%") else int(bound)
+
+        start, end = place(self.start or "0"), place(self.end) if self.end else len(every)
+        kept = []
+        for number, document in enumerate(every):
+            first, last = (min(max(bound - number, 0), 1) for bound in (start, end))
+            if isinstance(document, str):
+                kept.append(document[_word_end(document, first) : _word_end(document, last)])
+            elif round(first) < round(last):  # a conversation is taken whole
+                kept.append(document)
+        return [document for document in kept if document]
+
+    def split(self) -> "tuple[Part, Part] | None":
+        """Its first tenth and the rest; None where its bounds leave no tenth to count."""
+        kind = "%" if self.needs_total else ""
+        if not self.end or any(bound and bound.endswith("%") != bool(kind) for bound in (self.start, self.end)):
+            return None
+        start, end = (int(bound.rstrip("%") or 0) for bound in (self.start, self.end))
+        middle = f"{start + max(1, (end - start) // 10)}{kind}"
+        return (Part(self.start, middle), Part(middle, self.end)) if end - start > 1 else None
+
     def __str__(self) -> str:
         return f"[{self.start}:{self.end}]"
+
+
+def _word_end(text: str, share: float) -> int:
+    """Where a text is cut so that about this share of it is before."""
+    behind = _SPACE.search(text, max(0, round(share * len(text)) - 1)) if 0 < share < 1 else None
+    return behind.end() if behind else round(share) * len(text)
 
 
 @dataclass(frozen=True)
@@ -155,6 +190,23 @@ def _matches(pattern: str) -> list[Path]:
 
 def _looks_local(place: str) -> bool:
     return suffix_of(PurePath(place)) in READERS
+
+
+def first_tenth_apart(source: str) -> tuple[str, str]:
+    """Two sources: about the first tenth of this one, and the rest.
+
+    Raises:
+        DataError: it is a part of something already, and that part cannot be halved.
+    """
+    known = named(source)
+    parts = (Part("", "10%"), Part("10%", "")) if known.part is None else known.part.split()
+    if parts is None:
+        raise DataError(
+            f"{source} is a stretch of which no tenth can be told; name held-out text with --forget_eval "
+            "and --retain_eval, or give text without [:]"
+        )
+    whole = source if known.part is None else source.removesuffix(str(known.part))
+    return f"{whole}{parts[0]}", f"{whole}{parts[1]}"
 
 
 # ---- splits -------------------------------------------------------------------------------------
