@@ -60,7 +60,7 @@ def ce_recovered(
         sink_norm: Length beyond which an activation is a sink's.
     """
     meter = Explained(sae.d_in, sae.W_dec.device, sink_norm)
-    base = _loss(lm, corpora, nullcontext())
+    base = loss_on(lm, corpora)
 
     def losses(norm: float | None, meter: Explained | None) -> tuple[float, float]:
         def rebuild(x: Tensor, real: Tensor) -> Tensor:
@@ -74,7 +74,7 @@ def ce_recovered(
         def silence(x: Tensor, real: Tensor) -> Tensor:
             return _written(x, torch.zeros_like(x), real & ~are_sinks(x, norm))
 
-        rebuilt, silent = (_loss(lm, corpora, splice(lm, point, edit)) for edit in (rebuild, silence))
+        rebuilt, silent = (loss_on(lm, corpora, splice(lm, point, edit)) for edit in (rebuild, silence))
         return rebuilt, silent
 
     rebuilt, silent = losses(sink_norm, meter)
@@ -100,7 +100,8 @@ def _written(
     return torch.where(real[..., None], new.to(x.dtype), x)
 
 
-def _loss(lm: LanguageModel, corpora: Sequence[Corpus], edit: AbstractContextManager[None]) -> float:
-    with edit:
+def loss_on(lm: LanguageModel, corpora: Sequence[Corpus], edit: AbstractContextManager[None] | None = None) -> float:
+    """Nats per real token, over all of them together."""
+    with edit or nullcontext():
         measured = [sequence_losses(lm, corpus.batches) for corpus in corpora]
     return sum(sum(losses.nats) for losses in measured) / sum(sum(losses.tokens) for losses in measured)

@@ -191,7 +191,7 @@ class Sparsify:
 
     def __init__(self, given: Problem, *, signum: bool = False) -> None:
         if given.device.type == "cpu":
-            os.environ["SPARSIFY_DISABLE_TRITON"] = "1"  # it takes Triton wherever Triton imports
+            no_triton()
         from sparsify import SparseCoder, SparseCoderConfig
 
         sizes = given.sizes
@@ -203,7 +203,9 @@ class Sparsify:
             self.sae.encoder.bias.copy_(start.b_enc)
             self.sae.W_dec.copy_(start.W_dec)
             self.sae.b_dec.copy_(start.b_dec)
-        self.optimizer = _signum(self.sae, sizes.d_sae) if signum else torch.optim.Adam(self.sae.parameters(), given.lr)
+        self.optimizer = (
+            signum_of(self.sae, sizes.d_sae)[0] if signum else torch.optim.Adam(self.sae.parameters(), given.lr)
+        )
         self.alpha = 0.0 if given.dead is None else AUXK_ALPHA
         self.since_fired = torch.zeros(sizes.d_sae, device=given.device, dtype=torch.long)
         if given.dead is not None:
@@ -228,13 +230,20 @@ class Sparsify:
         return Weights(*(each.detach() for each in (sae.encoder.weight.T, sae.encoder.bias, sae.W_dec, sae.b_dec)))
 
 
-def _signum(sae: nn.Module, d_sae: int) -> Any:
+def no_triton() -> None:
+    """On a CPU; it takes Triton wherever Triton imports."""
+    os.environ["SPARSIFY_DISABLE_TRITON"] = "1"
+
+
+def signum_of(sae: nn.Module, d_sae: int, times: float = 1) -> tuple[Any, float]:
+    """Its default optimizer at ``times`` its default rate, and that rate."""
     from schedulefree import ScheduleFreeWrapper
     from sparsify.sign_sgd import SignSGD
 
-    optimizer = ScheduleFreeWrapper(SignSGD(sae.parameters(), lr=5e-3 / (d_sae / 2**14) ** 0.5), momentum=0.95)
+    rate = times * 5e-3 / (d_sae / 2**14) ** 0.5
+    optimizer = ScheduleFreeWrapper(SignSGD(sae.parameters(), lr=rate), momentum=0.95)
     optimizer.train()
-    return optimizer
+    return optimizer, rate
 
 
 # ---- sae-lens -----------------------------------------------------------------------------------
@@ -305,7 +314,7 @@ class DictionaryLearning:
         sizes, start = given.sizes, given.weights()
         self.module = batch_top_k if batch else top_k
         self.shipped = self.module.remove_gradient_parallel_to_decoder_directions
-        self.removing = _remove_parallel if patched else self.shipped
+        self.removing = parallel_part_at_once if patched else self.shipped
         self.trainer = (batch_top_k.BatchTopKTrainer if batch else top_k.TopKTrainer)(
             steps=STEPS,
             activation_dim=sizes.d_in,
@@ -340,7 +349,7 @@ class DictionaryLearning:
         return Weights(*(each.detach() for each in every))
 
 
-def _remove_parallel(weight: Tensor, grad: Tensor, *_: int) -> Tensor:
+def parallel_part_at_once(weight: Tensor, grad: Tensor, *_: int) -> Tensor:
     """What the shipped function computes; columns are directions."""
     unit = weight.detach() / (weight.detach().norm(dim=0, keepdim=True) + 1e-6)
     return grad.sub_((grad * unit).sum(dim=0) * unit)

@@ -1,6 +1,6 @@
 """Which peak rate an SAE wants for how many steps: FVU of rows held out, over rates, steps, widths, k and batches.
 
-Every tenth sequence is held out; giant rows are left out of both. A result is a line of ``--log``, and a line that is
+Every tenth sequence is held out; sinks are left out of both. A result is a line of ``--log``, and a line that is
 there is not made again: stop it at any time, and the same command goes on. Activations are those of any run::
 
     sae-forge collect --model tiny-llama --run_dir checkpoints/rates
@@ -23,6 +23,7 @@ from torch import Tensor
 
 from sae_forge.config.train import SaeShape, TrainConfig
 from sae_forge.data.shards import ShardReader, find_shards
+from sae_forge.data.sinks import CENSUS_ROWS, sink_norm, without_sinks
 from sae_forge.hookpoint import HookPoint
 from sae_forge.rng import generator, torch_seed
 from sae_forge.sae.losses import FvuMeter
@@ -32,8 +33,6 @@ from sae_forge.training.plan import Plan
 from sae_forge.training.state import TrainState
 from sae_forge.training.step import train_step
 
-GIANT = 8
-"""Times the median norm beyond which a row is left out."""
 HELD_OUT = 10
 """One sequence of so many is held out."""
 
@@ -100,60 +99,97 @@ def _load(run: Path, point: HookPoint) -> Rows:
         for block in reader.iter_blocks():
             out = block.seq_ids % HELD_OUT == HELD_OUT - 1
             for part, chosen in zip(parts, (~out, out), strict=True):
-                part.append(block.acts[chosen].float())
+                part.append(block.acts[chosen])
     found = Rows(*map(torch.cat, parts))
-    most = GIANT * found.train.norm(dim=1).median()
-    rows = Rows(*(part[part.norm(dim=1) <= most] for part in found))
+    norm = sink_norm(found.train)
+    rows = Rows(*(without_sinks(part, norm) for part in found))
     left = sum(map(len, found)) - sum(map(len, rows))
-    print(f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out, {left} giant ones left out")
+    print(f"{len(rows.train):,} rows to train on, {len(rows.held_out):,} held out, {left} sinks left out")
     return rows
 
 
-def _trained(rows: Rows, case: dict[str, Any]) -> dict[str, float]:
-    """One training in memory, as the trainer takes it, and what came of it."""
-    began = time.process_time()
-    config = TrainConfig(batch_size=case["batch"], lr_warmup=case["warmup"], lr_decay=case["decay"])
-    shape = SaeShape(case["k"], case["d_sae"], case["seed"])
-    rate, cpu = case["times"] * per_width(shape.d_sae), torch.device("cpu")
-    d_in = rows.train.shape[1]
-    plan = Plan(config=config, d_in=d_in, **shape._asdict(), steps=case["steps"], lr=rate, device=cpu)
-    sae = TopKSAE(d_in, shape.d_sae, shape.k, seed=torch_seed(shape.seed, "sae weights"))
-    order = _order(len(rows.train), case["steps"] * case["batch"])
-    sample = rows.train[order[:SAMPLE_ROWS]]
+def train_rows(run: Path, point: HookPoint) -> Float[Tensor, "rows d_in"]:
+    """All that a run has collected there but sinks, as it is stored."""
+    blocks = [block.acts for reader in map(ShardReader, find_shards(run, str(point))) for block in reader.iter_blocks()]
+    rows = torch.cat(blocks)
+    return without_sinks(rows, sink_norm(rows[:: max(1, len(rows) // CENSUS_ROWS)]))
+
+
+class Start(NamedTuple):
+    """What every trainer is given: rows, and how many to take when."""
+
+    rows: Float[Tensor, "rows d_in"]
+    batch: int
+    steps: int
+
+    @property
+    def d_in(self) -> int:
+        """Width of a row."""
+        return self.rows.shape[1]
+
+    def order(self) -> Tensor:
+        """Which row comes when: pass after pass, each in an order of its own."""
+        wanted = self.steps * self.batch
+        passes = range(-(-wanted // len(self.rows)))
+        orders = [torch.from_numpy(generator(0, "rates", number).permutation(len(self.rows))) for number in passes]
+        return torch.cat(orders)[:wanted]
+
+    def batches(self) -> Iterator[Float[Tensor, "batch d_in"]]:
+        """Of fp32, in that order."""
+        return (self.rows[part].float() for part in self.order().split(self.batch))
+
+
+class Trained(NamedTuple):
+    """What a training in memory came to."""
+
+    sae: TopKSAE
+    falling: float
+    """Fall of the loss over the last fifth of the steps at the full rate, as a share."""
+
+
+def trained_by_us(start: Start, shape: SaeShape, rate: float, **settings: Any) -> Trained:
+    """One training in memory, as the trainer takes it."""
+    config = TrainConfig(batch_size=start.batch, **settings)
+    cpu = torch.device("cpu")
+    plan = Plan(config=config, d_in=start.d_in, **shape._asdict(), steps=start.steps, lr=rate, device=cpu)
+    sae = TopKSAE(start.d_in, shape.d_sae, shape.k, seed=torch_seed(shape.seed, "sae weights"))
+    sample = start.rows[start.order()[:SAMPLE_ROWS]].float()
     middle = centre(sample, config.b_dec_init)
     scale = input_scale(sample, middle)
     with torch.no_grad():
         sae.b_dec.copy_(middle * scale)
     state = TrainState.start(sae, scale)
-    losses = [float(train_step(state, rows.train[part], plan)[1]) for part in order.split(case["batch"])]
-    whole = sae.folded(scale)
-    held_out, fired = _measured(whole, rows.held_out)
-    seen, _ = _measured(whole, rows.train[order[: len(rows.held_out)]])
+    losses = [float(train_step(state, x, plan)[1]) for x in start.batches()]
     level = plan.level_until
     before, after = (sum(losses[end - end // 10 - 1 : end]) / (end // 10 + 1) for end in (level - level // 5, level))
+    return Trained(sae.folded(scale), 1 - after / before)
+
+
+def _trained(rows: Rows, case: dict[str, Any]) -> dict[str, float]:
+    """One training, and what came of it."""
+    began = time.process_time()
+    shape = SaeShape(case["k"], case["d_sae"], case["seed"])
+    rate = case["times"] * per_width(shape.d_sae)
+    start = Start(rows.train, case["batch"], case["steps"])
+    made = trained_by_us(start, shape, rate, lr_warmup=case["warmup"], lr_decay=case["decay"])
+    held_out, fired = _measured(made.sae, rows.held_out)
+    seen, _ = _measured(made.sae, rows.train[start.order()[: len(rows.held_out)]])
     return {
         "lr": rate,
         "fvu": held_out,
         "fvu_train": seen,
         "dead": 1 - float(fired.double().mean()),
-        "falling": 1 - after / before,  # of the loss, over the last fifth of the steps at the full rate
+        "falling": made.falling,
         "cpu_seconds": round(time.process_time() - began, 1),
     }
-
-
-def _order(rows: int, wanted: int) -> Tensor:
-    """Which row comes when: pass after pass, each in an order of its own."""
-    passes = range(-(-wanted // rows))
-    orders = [torch.from_numpy(generator(0, "rates", number).permutation(rows)) for number in passes]
-    return torch.cat(orders)[:wanted]
 
 
 @torch.no_grad()
 def _measured(sae: TopKSAE, rows: Tensor) -> tuple[float, Tensor]:
     meter, fired = FvuMeter(sae.d_in), torch.zeros(sae.d_sae, dtype=torch.bool)
     for x in rows.split(4096):
-        x_hat, acts = sae.reconstruct(x)
-        meter.add(x, x_hat, acts.values)
+        x_hat, acts = sae.reconstruct(x.float())
+        meter.add(x.float(), x_hat, acts.values)
         fired[acts.indices[acts.values > 0]] = True
     return meter.fvu, fired
 
