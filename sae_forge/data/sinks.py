@@ -18,8 +18,10 @@ from sae_forge.data.reader import ShardReader
 
 TIMES = 8.0
 """Times the median: between 6, the longest row of tiny-llama (SmolLM2: 1.6), and 10, the shortest sink of Gemma 3."""
-CENSUS_ROWS = 32_768
-"""Rows that are looked at to know what is ordinary."""
+CENSUS_ROWS, CENSUS_NUMBERS = 32_768, 2**25
+"""Rows that are looked at to know what is ordinary, fewer where they would be more numbers than this (128 MiB)."""
+_PART = 4096
+"""Rows of which a temporary copy is made."""
 
 
 def sink_norm(rows: Float[Tensor, "rows d_in"]) -> float:
@@ -84,23 +86,34 @@ def census(readers: Sequence[ShardReader], norm: float | None = None) -> Census:
     Args:
         norm: Length beyond which a row is a sink's. None: by these rows themselves.
     """
-    per_block = max(1, max(reader.block_rows(0) for reader in readers))
-    every = max(1, sum(reader.block_count for reader in readers) * per_block // CENSUS_ROWS)
-    blocks = [reader.read_block(number) for reader in readers for number in range(0, reader.block_count, every)]
-    rows = torch.cat([block.acts.float() for block in blocks])
-    token_ids, positions = (
-        torch.cat([getattr(block, name) for block in blocks]) for name in ("token_ids", "positions")
-    )
+    d_in, per_block = readers[0].d_in, max(1, max(reader.block_rows(0) for reader in readers))
+    wanted = min(CENSUS_ROWS, CENSUS_NUMBERS // d_in)
+    every = max(1, sum(reader.block_count for reader in readers) * per_block // wanted)
+    chosen = [(reader, number) for reader in readers for number in range(0, reader.block_count, every)]
+    rows = torch.empty(sum(reader.block_rows(number) for reader, number in chosen), d_in)
+    token_ids, positions, filled = [], [], 0
+    for reader, number in chosen:  # one after the other: of wide activations nothing is held twice
+        block = reader.read_block(number)
+        rows[filled : filled + len(block.acts)] = block.acts
+        filled += len(block.acts)
+        token_ids.append(block.token_ids)
+        positions.append(block.positions)
+    return _told(rows, torch.cat(token_ids), torch.cat(positions), norm)
+
+
+def _told(rows: Float[Tensor, "rows d_in"], token_ids: Tensor, positions: Tensor, norm: float | None) -> Census:
     norm = sink_norm(rows) if norm is None else norm
     sinks = are_sinks(rows, norm)
     energy = rows[sinks].square().sum(dim=0)
-    variance = (rows - rows.mean(dim=0)).square().sum(dim=1)
+    middle = rows.mean(dim=0)
+    variance = torch.cat([(part - middle).square().sum(dim=1) for part in rows.split(_PART)])
+    lengths = _lengths(rows)
     common = Counter(token_ids[sinks].tolist()).most_common(3)
     return Census(
         norm=norm,
         rows=len(rows),
         sinks=int(sinks.sum()),
-        times=float(_lengths(rows).max() / _lengths(rows).median()),
+        times=float(lengths.max() / lengths.median()),
         channel=int(energy.argmax()),
         channel_share=float(energy.max() / energy.sum()) if sinks.any() else 0.0,
         variance_share=float(variance[sinks].sum() / variance.sum()),

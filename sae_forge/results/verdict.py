@@ -206,6 +206,10 @@ def _lasting(report: Report, row: Row) -> Answer:
     told = None if again is None else _forgetting(report, again)
     if again is None or told is None:
         return Answer("not measured", f"name {RELEARNED} beside it in --methods")
-    if told.change.high < 0:
-        return Answer("yes", f"{again.title}: {told.words} still {moved(told.change)}")
-    return Answer("no", f"{again.title}: {told.words} {moved(told.change)}, so it comes back")
+    said = f"{again.title}: {told.words} {moved(told.change)}"
+    if told.change.high >= 0:
+        return Answer("no", f"{said}, so it comes back")
+    before = _forgetting(report, row)
+    if before is not None and told.change.low > before.change.high:
+        return Answer("partly", f"{said}, where it was {moved(before.change)}: part of it comes back")
+    return Answer("yes", f"{said}, not told apart from before")

@@ -80,6 +80,11 @@ def test_a_census_says_how_many_which_tokens_and_which_channel(reader):
     assert found.variance_share > 0.9
 
 
+def test_a_census_of_wide_rows_looks_at_fewer(reader, monkeypatch):
+    monkeypatch.setattr("sae_forge.data.sinks.CENSUS_NUMBERS", ROWS * reader.d_in // 2)
+    assert census([reader]).rows == ROWS // 2
+
+
 def test_an_sae_learns_the_others_as_if_sinks_were_not_there(reader, tmp_path):
     reports = {}
     for keep in (False, True):

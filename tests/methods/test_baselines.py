@@ -40,7 +40,7 @@ from sae_forge.methods.edits.diff_means import (
     matching_strength,
     retain_threshold,
 )
-from sae_forge.methods.weights import suppress
+from sae_forge.methods.weights import crisp, suppress
 from sae_forge.methods.weights.adapters import Suppressed
 from sae_forge.methods.weights.crisp import CRISP
 from sae_forge.methods.weights.grad_diff import GradDiff
@@ -354,6 +354,27 @@ def test_suppression_is_its_formula(tiny_model, sae):
     assert float(found) == pytest.approx(float(torch.stack(pulled).mean()), rel=1e-4)
     found = suppress.drift(changed, tiny_model, recipe, whole(texts))
     assert float(found) == pytest.approx(float(torch.stack(drifts).mean()), rel=1e-4)
+
+
+def test_a_sink_of_the_given_model_counts_in_no_loss(tiny_model, sae):
+    """Here whatever is longer than the median token, also where training has made it shorter or others longer."""
+    changed, texts = other(tiny_model), ragged(tiny_model, [TEXT[0], TEXT[1][:30], "owl"])
+    x, y = (hidden(lm.model, texts, POINT.layer) for lm in (tiny_model, changed))
+    real = real_token_mask(texts.token_ids, texts.attention_mask, tiny_model.special_ids)
+    norm = float(x.norm(dim=-1)[real].median())
+    kept = real & (x.norm(dim=-1) <= norm)
+    assert 2 * int(kept.sum()) <= int(real.sum()) + 1
+    drift = ((x - y) ** 2).mean(-1)
+    recipe = RMU(layer=POINT.layer, coefficient=30.0, alpha=7.0, sink_norm=norm)
+    aim = ((y - recipe.direction(D_IN, 3).double()) ** 2).mean(-1)
+    found = recipe.loss(changed, tiny_model, texts, 3)(whole(texts), whole(texts))
+    assert float(found) == pytest.approx(float((aim + 7 * drift)[kept].mean()), rel=1e-4)
+    silenced = (Suppressed(POINT, sae, (0, 1), norm),)
+    found = suppress.drift(changed, tiny_model, Suppress(suppressed=silenced), whole(texts))
+    assert float(found) == pytest.approx(float(drift[kept].mean()), rel=1e-4)
+    later = kept & (texts.attention_mask.long().cumsum(-1) > 1)
+    found = crisp.retaining(changed, tiny_model, crisp.CRISP(suppressed=silenced), whole(texts))
+    assert float(found) == pytest.approx(float(torch.where(later, drift, 0).mean()), rel=1e-4)
 
 
 # ---- what is promised about models --------------------------------------------------------------

@@ -31,6 +31,8 @@ class Suppressed:
     sae: "Dictionary"
     latents: tuple[int, ...]
     """Distinct, at least one."""
+    sink_norm: float | None = None
+    """Length beyond which an activation of the given model is a sink's there and counts in no loss; None: all count."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,6 +67,11 @@ class AdapterPace(Pace):
     def points(self) -> list[HookPoint]:
         """Where latents are read."""
         return list(dict.fromkeys(entry.point for entry in self.suppressed))
+
+    @property
+    def sink_norms(self) -> dict[HookPoint, float | None]:
+        """The sinks' length at each point."""
+        return {entry.point: entry.sink_norm for entry in self.suppressed}
 
     def changed(self, lm: "LanguageModel") -> list[str]:
         return [projection.weight for projection in adapted(lm, self.suppressed, self.layers)]

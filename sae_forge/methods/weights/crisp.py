@@ -87,6 +87,7 @@ def unlearning(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, forg
     """Mean of the selected acts above 0, once what fired in ``frozen`` was lifted; 0 where there is none."""
     import torch
 
+    from sae_forge.methods.weights.objectives import without_sinks
     from sae_forge.models.hooks import capture, capture_with_gradients
 
     points, valid = recipe.points, _valid(forget)
@@ -102,7 +103,8 @@ def unlearning(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, forg
         pre_acts = sae.pre_acts(after[entry.point].to(weights.device, dtype))  # [batch, seq, d_sae]
         lift = torch.where(fired, (recipe.alpha * pre_acts.mean(-1, keepdim=True)).abs(), 0.0)
         acts = sae.activated(pre_acts.index_add(-1, latents, lift))[..., latents]
-        counted = acts[(acts > 0) & valid.to(acts.device)[..., None]]
+        inside = without_sinks(valid, before[entry.point], entry.sink_norm)
+        counted = acts[(acts > 0) & inside.to(acts.device)[..., None]]
         means.append((counted.mean() if len(counted) else counted.sum()).to(valid.device))
     return torch.stack(means).mean()
 
@@ -111,12 +113,17 @@ def retaining(lm: "LanguageModel", frozen: "LanguageModel", recipe: CRISP, retai
     """Mean squared change of the retain text's activations, over every position."""
     import torch
 
+    from sae_forge.methods.weights.objectives import without_sinks
     from sae_forge.models.hooks import capture, capture_with_gradients
 
     points = recipe.points
     before = capture(frozen, points, *retain)
     after = capture_with_gradients(lm, points, *retain)
-    return torch.stack([_change(after[point], before[point], retain).cpu() for point in points]).mean().to(lm.device)
+    changes = []
+    for point, norm in recipe.sink_norms.items():
+        counted = without_sinks(_valid(retain), before[point], norm)
+        changes.append(_change(after[point], before[point], counted).cpu())
+    return torch.stack(changes).mean().to(lm.device)
 
 
 def cohering(lm: "LanguageModel", frozen: "LanguageModel", sentences: "TextBatch") -> "Tensor":
@@ -127,7 +134,7 @@ def cohering(lm: "LanguageModel", frozen: "LanguageModel", sentences: "TextBatch
 
     with torch.no_grad():
         before = last_hidden(frozen, sentences)
-    return _change(last_hidden(lm, sentences), before, sentences)
+    return _change(last_hidden(lm, sentences), before, _valid(sentences))
 
 
 def _valid(batch: "TextBatch") -> "Tensor":
@@ -135,11 +142,11 @@ def _valid(batch: "TextBatch") -> "Tensor":
     return batch.attention_mask & (batch.attention_mask.long().cumsum(-1) > 1)
 
 
-def _change(after: "Tensor", before: "Tensor", batch: "TextBatch") -> "Tensor":
+def _change(after: "Tensor", before: "Tensor", counted: "Tensor") -> "Tensor":
     import torch
 
     squared = (after.float() - before.float()).square().mean(-1)
-    return torch.where(_valid(batch).to(squared.device), squared, 0.0).mean()
+    return torch.where(counted.to(squared.device), squared, 0.0).mean()
 
 
 # ---- the method ---------------------------------------------------------------------------------
@@ -166,7 +173,7 @@ METHOD = retraining(
     finished=_finished,
     needs=lambda _: without_peft(),
     build=lambda settings, materials: CRISP(
-        suppressed=(Suppressed(materials.point, materials.sae, latents_of(settings, materials)),),
+        suppressed=(Suppressed(materials.point, materials.sae, latents_of(settings, materials), materials.sink_norm),),
         layers=tuple(settings["layers"]) if "layers" in settings else None,
         **{name: value for name, value in settings.items() if name not in ("num_features", "layers")},
     ),

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from sae_forge.data.sinks import are_sinks
 from sae_forge.methods.weights.texts import TextBatch
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import embeddable, real_token_mask
@@ -18,6 +19,17 @@ Loss = Callable[[TextBatch, TextBatch], Float[Tensor, ""]]
 def real_tokens(lm: LanguageModel, batch: TextBatch) -> Bool[Tensor, "batch seq"]:
     """Which tokens of a batch are text, on the model's device."""
     return real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids).to(lm.device)
+
+
+def without_sinks(
+    counted: Bool[Tensor, "batch seq"], before: Float[Tensor, "batch seq d_in"], norm: float | None
+) -> Bool[Tensor, "batch seq"]:
+    """Those that are no sinks in the given model: there one counts as much as a text of others, and no edit moves it.
+
+    Args:
+        before: Activations of the given model, since training may make ordinary ones as long.
+    """
+    return counted & ~are_sinks(before, norm).to(counted.device) if norm else counted
 
 
 def mean_squared(

@@ -70,6 +70,8 @@ class RMU(Pace):
     batch_size: int = 4
     mean: Mean = "real"
     """What both squared distances are averaged over."""
+    sink_norm: float | None = None
+    """Length beyond which an activation of the given model is a sink's and counts in neither; None: all count."""
 
     name: ClassVar[str] = "rmu"
 
@@ -103,27 +105,30 @@ class RMU(Pace):
 
     def loss(self, lm: "LanguageModel", frozen: "LanguageModel", retain: "Texts", seed: int) -> "Loss":
         """No layer above the recipe's runs."""
-        from sae_forge.methods.weights.objectives import real_tokens, squared_mean
+        from sae_forge.methods.weights.objectives import real_tokens, squared_mean, without_sinks
         from sae_forge.models.hooks import capture, capture_with_gradients
 
         del retain
         point, target = HookPoint(self.layer), self.direction(frozen.d_model, seed)
 
-        def distance(x: "Tensor", aim: "Tensor", batch: "TextBatch") -> "Tensor":
+        def distance(x: "Tensor", aim: "Tensor", batch: "TextBatch", before: "Tensor | None") -> "Tensor":
             counted = real_tokens(frozen, batch)
             if self.mean in ("attended", "positions"):
                 counted = batch.attention_mask | (self.mean == "positions")
+            if before is not None:
+                counted = without_sinks(counted, before, self.sink_norm)
             return squared_mean(x, aim.to(x.device), counted, self.mean)
 
         def of(forget_batch: "TextBatch", retain_batch: "TextBatch") -> "Tensor":
             pushed = capture_with_gradients(lm, [point], *forget_batch)[point]
-            forget_loss = distance(pushed, target, forget_batch)
+            given = capture(frozen, [point], *forget_batch)[point] if self.sink_norm else None
+            forget_loss = distance(pushed, target, forget_batch, given)
             if self.alpha == 0:
                 return forget_loss
             # h(x_r) and h_frozen(x_r) of the same batch, [batch, seq, d_model] at the output of the layer
             held = capture_with_gradients(lm, [point], *retain_batch)[point]
             before = capture(frozen, [point], *retain_batch)[point]
-            return forget_loss + self.alpha * distance(held, before, retain_batch)
+            return forget_loss + self.alpha * distance(held, before, retain_batch, before)
 
         return of
 
@@ -155,7 +160,9 @@ METHOD = retraining(
     from_flags=_from_flags,
     finished=lambda point, materials: _aimed(point["times"], point["alpha"], point["rate"], materials),
     build=lambda settings, materials: RMU(
-        layer=materials.point.layer, **{name: value for name, value in settings.items() if name != "relative"}
+        layer=materials.point.layer,
+        sink_norm=materials.sink_norm,
+        **{name: value for name, value in settings.items() if name != "relative"},
     ),
     settings=RMUSettings,
 )

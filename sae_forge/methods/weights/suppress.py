@@ -48,7 +48,7 @@ def suppression(lm: "LanguageModel", frozen: "LanguageModel", recipe: Suppress, 
     """How much of what fires in ``frozen`` still fires in ``lm``, and beyond zero by ``alpha`` mean acts: a number."""
     import torch
 
-    from sae_forge.methods.weights.objectives import real_tokens
+    from sae_forge.methods.weights.objectives import real_tokens, without_sinks
     from sae_forge.models.hooks import capture, capture_with_gradients
 
     real = real_tokens(frozen, forget)
@@ -61,7 +61,8 @@ def suppression(lm: "LanguageModel", frozen: "LanguageModel", recipe: Suppress, 
         latents = torch.tensor(entry.latents, device=weights.device)
         with torch.no_grad():
             inside = before[entry.point].to(weights.device, dtype)
-            fired = (entry.sae.latent_acts(inside, latents) > 0) & real.to(weights.device)[..., None]
+            counted = without_sinks(real, before[entry.point], entry.sink_norm).to(weights.device)
+            fired = (entry.sae.latent_acts(inside, latents) > 0) & counted[..., None]
             # zeros of the code count: the mean act over all d_sae latents, [batch, seq, 1]
             mean_act = entry.sae.encode(inside).values.sum(-1, keepdim=True) / entry.sae.d_sae
         acts = entry.sae.latent_acts(still.to(weights.device, dtype), latents)
@@ -74,13 +75,17 @@ def drift(lm: "LanguageModel", frozen: "LanguageModel", recipe: Suppress, retain
     """Mean squared change of the retain text's activations: a number."""
     import torch
 
-    from sae_forge.methods.weights.objectives import mean_squared, real_tokens
+    from sae_forge.methods.weights.objectives import mean_squared, real_tokens, without_sinks
     from sae_forge.models.hooks import capture, capture_with_gradients
 
     real = real_tokens(frozen, retain)
     before = capture(frozen, recipe.points, *retain)
     after = capture_with_gradients(lm, recipe.points, *retain)
-    return torch.stack([mean_squared(after[point], before[point], real).to(real.device) for point in after]).mean()
+    changes = []
+    for point, norm in recipe.sink_norms.items():
+        counted = without_sinks(real, before[point], norm)
+        changes.append(mean_squared(after[point], before[point], counted).to(real.device))
+    return torch.stack(changes).mean()
 
 
 # ---- the method ---------------------------------------------------------------------------------
@@ -91,7 +96,7 @@ METHOD = retraining(
     from_flags=lambda size, materials: [{"num_features": size} | paced(Suppress, materials)],
     needs=lambda _: without_peft(),
     build=lambda settings, materials: Suppress(
-        suppressed=(Suppressed(materials.point, materials.sae, latents_of(settings, materials)),),
+        suppressed=(Suppressed(materials.point, materials.sae, latents_of(settings, materials), materials.sink_norm),),
         **{name: value for name, value in settings.items() if name != "num_features"},
     ),
 )
