@@ -91,7 +91,17 @@ def of_report(report: Report) -> tuple[Picture[Report], ...]:
         for measure in report.measures
         if measure.shown != "in the file"
     )
-    return tuple(picture for picture in (*bars, METHODS, SWEEP, TRADE_OFF) if picture.when(report))
+    whole = (
+        Picture[Report](
+            heading,
+            f"{task.title}: what they were judged to be, as shares of all that were judged.",
+            lambda report, heading=heading: heading in report.groups,
+            lambda report, heading=heading: plots.parts(report, heading),
+        )
+        for heading, task in report.groups.items()
+        if sum(map(plots.is_part, task.measures)) > 1
+    )
+    return tuple(picture for picture in (*bars, *whole, METHODS, SWEEP, TRADE_OFF) if picture.when(report))
 
 
 def _leading(report: Report) -> Measure:

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+PART = "share of answers"
+"""The unit of a measure that is one part of a whole."""
 _OWN = (VERMILLION, GREEN, PURPLE, ORANGE, "#332288", "#882255", "#117733")
 _FORGET_BOUNDS = ("min_freq", "max_freq")
 _RETAIN_BOUNDS = ("max_neutral_freq", "retain_threshold")
@@ -100,6 +102,37 @@ def domain_bars(report: Report, measure: Measure, *, kind: Kind = "png") -> byte
         axes.set_title(f"{capital(measure.words)} by domain, 95 % intervals")
         _legend_below(figure, axes)
         return write(kind)
+
+
+def parts(report: Report, heading: str, *, kind: Kind = "png") -> bytes:
+    """What the answers under every method were judged to be, as parts of a whole; seeds of a control are one bar."""
+    bars = headline(report)
+    every = [one for one in report.groups[heading].measures if is_part(one)]
+    shade = (BLUE, ORANGE, SKY, GREY, GREEN, PURPLE, VERMILLION)
+    with canvas.figure(7.4, 1.4 + 0.34 * len(bars)) as (figure, write):
+        axes = figure.add_subplot()
+        left = np.zeros(len(bars))
+        for number, measure in enumerate(every):
+            known = [bar.group(heading, measure.name) for bar in bars]
+            width = np.array([0.0 if one is None else one.value for one in known])
+            axes.barh(
+                range(len(bars)), width, 0.7, left=left, label=measure.words, color=shade[number % len(shade)],
+                hatch="/" * (number // len(shade)) or None, edgecolor="white", linewidth=0.6,
+            )  # fmt: skip
+            left += width
+        axes.set_yticks(range(len(bars)), [bar.label for bar in bars], fontsize=8)
+        axes.invert_yaxis()
+        axes.grid(visible=False, axis="y")
+        axes.set_xlim(0, 1)
+        axes.set_xlabel("share of the answers that were judged")
+        axes.set_title(report.groups[heading].title)
+        _legend_below(figure, axes)
+        return write(kind)
+
+
+def is_part(measure: Measure) -> bool:
+    """Whether it is one of several that add up to one, of all answers to all prompts."""
+    return measure.unit == PART and measure.shown == "always" and "/" not in measure.name
 
 
 def trade_off(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes:

@@ -85,8 +85,9 @@ def control_summary(
 
 
 def _spreads(measured: Sequence[Mapping[str, Estimate]]) -> dict[str, Spread]:
-    """Spread over seeds of each estimate."""
-    return {name: _spread([one[name].value for one in measured]) for name in measured[0]}
+    """Spread over seeds of each estimate that all of them have."""
+    shared = [name for name in measured[0] if all(name in one for one in measured)]
+    return {name: _spread([one[name].value for one in measured]) for name in shared}
 
 
 def _spread(values: Sequence[float]) -> Spread:
@@ -99,10 +100,13 @@ def _beyond(
     """What the edit's measures are beyond the mean over controls, where they are means and controls were asked."""
     beyond = {}
     for name, pool in edit.items():
-        others = [one[name].series for one in controls if name in one]
-        if (series := pool.series) is not None and others:
-            known = [other for other in others if other is not None]
-            # the mean over seeds item by item, so that the difference stays paired
+        others = [one[name] for one in controls if name in one]
+        # items that have a value everywhere, and their mean over seeds one by one, so that the difference is paired
+        together = zip(pool.items, *(one.items for one in others), strict=True)
+        whole = [at for at, items in enumerate(together) if all(pool.measure.of(item) is not None for item in items)]
+        both = [replace(one, items=tuple(one.items[at] for at in whole)).series for one in (pool, *others)]
+        series, *known = [one for one in both if one is not None] or [None]
+        if series is not None and known and whole:
             mean = replace(known[0], sums=np.mean([other.sums for other in known], axis=0))
             beyond[name] = series.minus(mean).estimate(bootstrap)
     return beyond

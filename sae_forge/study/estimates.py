@@ -88,6 +88,22 @@ class Pool:
         ]
         return float(np.mean(known)) if known else None
 
+    def difference(self, other: "Pool") -> Series | None:
+        """The paired difference to the same items measured otherwise, over those that have a value in both."""
+        if self.measure.aggregate is not None or other.measure.aggregate is not None:
+            return None
+        of = self.measure.of
+        both = [
+            (now, then)
+            for now, then in zip(self.items, other.items, strict=True)
+            if of(now) is not None and of(then) is not None
+        ]
+        if not both:
+            return None
+        kept, before = zip(*both, strict=True)
+        now, then = replace(self, items=kept).series, replace(other, items=before).series
+        return now.minus(then) if now is not None and then is not None else None
+
     def estimate(self, bootstrap: Bootstrap) -> Estimate:
         """The measure of these items."""
         if self.measure.aggregate is not None:
@@ -116,12 +132,16 @@ def by_role(answers: Sequence[Answers]) -> dict[str, list[Answers]]:
 def pooled(answers: Iterable[Answers]) -> dict[str, Pool]:
     """What these answers measured, taken together, by measure; of two measures of one name the later task's."""
     items: dict[Measure, list[Item]] = {}
-    # a measure of no item at all would be a mean over nothing, so it is left out rather than 0
     for one in sorted(answers, key=lambda one: one.asked.rank):
         for measure in one.asked.measured:
-            if measure.aggregate is not None or any(measure.of(item) is not None for item in one.items):
-                items.setdefault(measure, []).extend(one.items)
-    return {measure.name: Pool(measure, tuple(kept)) for measure, kept in items.items() if measure.complete(kept)}
+            items.setdefault(measure, []).extend(one.items)
+    # a measure of no item at all would be a mean over nothing, so it is left out rather than 0
+    return {
+        measure.name: Pool(measure, tuple(kept))
+        for measure, kept in items.items()
+        if measure.complete(kept)
+        and (measure.aggregate is not None or any(measure.of(item) is not None for item in kept))
+    }
 
 
 def under_headings(answers: Sequence[Answers]) -> dict[str, dict[str, Pool]]:
@@ -314,9 +334,9 @@ def _estimates(pools: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Est
 def differences(now: Mapping[str, Pool], before: Mapping[str, Pool], bootstrap: Bootstrap) -> dict[str, Estimate]:
     """Paired differences of every measure that is a mean, by the same keys."""
     return {
-        name: series.minus(other).estimate(bootstrap)
+        name: series.estimate(bootstrap)
         for name, pool in now.items()
-        if (series := pool.series) is not None and (other := before[name].series) is not None
+        if name in before and (series := pool.difference(before[name])) is not None
     }
 
 

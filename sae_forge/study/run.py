@@ -189,10 +189,10 @@ def _left_out(methods: Sequence[Method], materials: Materials, progress: Progres
 def _measured(
     materials: Materials, asked: Sequence[Asked], plans: list[Plan], progress: Progress, folder: Path | None
 ) -> list[Measurement]:
-    """What the scorers saw under each plan; controls write no text, since only numbers are compared with them."""
+    """What the scorers saw under each plan; controls write no text but for what is judged of it."""
     # what lies below the edit is the same under every edit, so it runs once and is played to the rest
     tape = Tape(materials.lm, materials.point)
-    unwritten = [one for one in asked if not one.written]
+    unwritten = [one for one in asked if not one.written or one.of_controls]
     asked_of = [unwritten if plan.name == CONTROL else asked for plan in plans]
     size = materials.config.eval_batch_size
     measurements = []

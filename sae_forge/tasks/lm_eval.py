@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
-from sae_forge.data.texts.sources import named
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.progress import Progress
 from sae_forge.results.measure import Measure
@@ -218,6 +217,8 @@ class LmEval:
 
 def _is_data(place: str, *, folder: bool = False) -> bool:
     """Whether there is a file or folder of this name, or a glob; seen from the working folder, as the harness does."""
+    from sae_forge.data.texts.sources import named
+
     try:
         if folder or "*" not in place:
             return Path(place).is_dir() if folder else Path(place).is_file()

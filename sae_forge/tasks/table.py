@@ -2,6 +2,7 @@
 
 from sae_forge.tasks.completions import Completions
 from sae_forge.tasks.held_out import HeldOut
+from sae_forge.tasks.judge import Judge
 from sae_forge.tasks.lm_eval import LmEval
 from sae_forge.tasks.memorisation import Memorisation
 from sae_forge.tasks.muse import Muse
@@ -10,5 +11,15 @@ from sae_forge.tasks.questions import Questions
 from sae_forge.tasks.task import Task
 from sae_forge.tasks.tofu import Tofu
 
-TASKS: tuple[Task, ...] = (Questions(), Completions(), HeldOut(), Prompts(), Muse(), Tofu(), Memorisation(), LmEval())
+TASKS: tuple[Task, ...] = (
+    Questions(),
+    Completions(),
+    HeldOut(),
+    Prompts(),
+    Muse(),
+    Tofu(),
+    Memorisation(),
+    Judge(),
+    LmEval(),
+)
 """In the order in which a domain is asked."""

@@ -75,7 +75,7 @@ class Task(Protocol):
 
     @property
     def writes(self) -> bool:
-        """Whether it has text written: then it is not asked of controls, and comes last."""
+        """Whether it has text written: it comes last, and controls are asked it only where an ``Asked`` says so."""
         ...
 
     def load(
@@ -118,6 +118,8 @@ class Asked:
     """The name under which a row says what share of the tokens read here was edited: a role, or one of its own."""
     reads: bool = False
     """Whether it only reads, though its task writes elsewhere."""
+    of_controls: bool = False
+    """Whether random controls are asked it too, though text is written for it."""
     protocol: Mapping[str, Any] = field(default_factory=dict)
     """How it was asked, for the report's ``protocol``."""
     content: Any = field(repr=False, default=None)

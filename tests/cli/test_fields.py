@@ -33,7 +33,8 @@ DECIDING: dict[Artefact, str] = {
         "ablation_scale allow_pickle baseline_batch baseline_eps baseline_lr baseline_steps baseline_weight_decay "
         "bootstrap bos clamp_value compare_selections configurations controls crisp_layers ctx_len dtype each_latent "
         "eos_targets eval_batch_size forget_eval forget_prompts forget_questions forget_tasks gate gate_percentile "
-        "gate_policy gate_tokens gate_window generation_prompts half keep_error keep_sinks knowmem_forget "
+        "gate_policy gate_tokens gate_window generation_prompts half judge judge_prompts judge_rubric judge_tokens "
+        "judge_topic judge_words keep_error keep_sinks knowmem_forget "
         "knowmem_retain knowmem_shots layer limit lm_eval_chat lm_eval_code lm_eval_folder lm_eval_shots loss_tokens "
         "max_new_tokens member_forget member_holdout memorised methods model neighbour_prompts neighbour_questions "
         "normalize_text num_features privleak_forget privleak_holdout privleak_reference quantise_bits quantize "
@@ -62,7 +63,19 @@ def test_ranks_agree_on_all_but_where_things_are() -> None:
 
 
 def test_whatever_an_evaluation_reads_counts_by_its_content() -> None:
-    kinds = ("questions", "prompts", "eval", "verbmem", "knowmem", "privleak", "tofu", "lm_eval", "memorised", "member")
+    kinds = (
+        "questions",
+        "prompts",
+        "eval",
+        "verbmem",
+        "knowmem",
+        "privleak",
+        "tofu",
+        "lm_eval",
+        "memorised",
+        "member",
+        "judge",
+    )
     named = {
         name
         for name, said in described(eval_config()).items()

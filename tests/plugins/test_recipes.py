@@ -13,7 +13,7 @@ import sae_forge
 PACKAGE = Path(sae_forge.__file__).parent
 ROOT = PACKAGE.parent
 ENTRIES = {
-    "tasks/muse.py": ("tasks/table.py", r"from sae_forge\.tasks\.muse import Muse\n|, Muse\(\)"),
+    "tasks/muse.py": ("tasks/table.py", r"from sae_forge\.tasks\.muse import Muse\n|    Muse\(\),\n"),
     "methods/weights/crisp.py": ("methods/table.py", r"crisp, (?=grad_diff)|    crisp\.METHOD,\n"),
     "features/methods/crisp.py": ("features/methods/table.py", r"from \S+\.crisp import CRISP\n|(?<= )CRISP, "),
     "interventions/gates/cusum.py": ("interventions/gates/table.py", r"from \S+\.cusum import CUSUM\n|CUSUM, "),
