@@ -104,9 +104,9 @@ def _beyond(
         # items that have a value everywhere, and their mean over seeds one by one, so that the difference is paired
         together = zip(pool.items, *(one.items for one in others), strict=True)
         whole = [at for at, items in enumerate(together) if all(pool.measure.of(item) is not None for item in items)]
-        both = [replace(one, items=tuple(one.items[at] for at in whole)).series for one in (pool, *others)]
-        series, *known = [one for one in both if one is not None] or [None]
-        if series is not None and known and whole:
+        told = [replace(one, items=tuple(one.items[at] for at in whole)).series for one in (pool, *others)]
+        known = [one for one in told[1:] if one is not None]
+        if (series := told[0]) is not None and known and whole:
             mean = replace(known[0], sums=np.mean([other.sums for other in known], axis=0))
             beyond[name] = series.minus(mean).estimate(bootstrap)
     return beyond
