@@ -1,7 +1,8 @@
-"""Where the built-in world lies: two small models and the words they know, shipped with the package.
+"""Where the built-in worlds lie: an invented one, with two small models that know it, and one of true facts.
 
-Questions are scored as cloze: the prompt is ``question`` and each continuation is a space and the choice. Log-prob
-prompts likewise continue with a space and ``target``.
+The invented one is all that ``world:questions/magic`` names; of the other, ``world:real/questions/asia``, real models
+know a part. Questions are scored as cloze: the prompt is ``question`` and each continuation is a space and the choice.
+Log-prob prompts likewise continue with a space and ``target``.
 """
 
 import json
@@ -16,6 +17,8 @@ MODELS = ("tiny-llama", "tiny-gemma2")
 """Names that ``--model`` takes without a download."""
 
 SCHEME = "world:"
+INVENTED, REAL = "", "real/"
+"""What stands between scheme and kind, and so where in the folder a world lies."""
 KINDS = ("corpora", "heldout", "questions", "prompts", "generation")
 """Kinds of words there are for every domain: training text, held-out text, questions and two sorts of prompts."""
 
@@ -26,25 +29,31 @@ def model_folder(name: str) -> Path | None:
 
 
 @cache
-def world() -> dict[str, Any]:
-    """How the world was made: its domains and their roles, seed and versions, and what each model got right."""
-    return json.loads((WORLD / "world.json").read_bytes())
+def world(name: str = INVENTED) -> dict[str, Any]:
+    """How a world was made: its domains and their roles, and of the invented one what each model got right."""
+    return json.loads((WORLD / name / "world.json").read_bytes())
 
 
-def domains(role: str | None = None) -> list[str]:
+def domains(role: str | None = None, world_name: str = INVENTED) -> list[str]:
     """Names of the domains, in alphabetical order, that play ``role`` (forget, neighbour or retain), or of all."""
-    roles: dict[str, str] = world()["domains"]
+    roles: dict[str, str] = world(world_name)["domains"]
     return sorted(name for name in roles if role is None or roles[name] == role)
 
 
-def source(kind: str, domain: str) -> str:
+def source(kind: str, domain: str, world_name: str = INVENTED) -> str:
     """The name under which every command takes these words, such as ``world:corpora/wizards``."""
-    return f"{SCHEME}{kind}/{domain}"
+    return f"{SCHEME}{world_name}{kind}/{domain}"
 
 
 def is_builtin(name: str) -> bool:
-    """Whether ``name`` asks for words of the built-in world."""
+    """Whether ``name`` asks for words of a built-in world."""
     return name.startswith(SCHEME)
+
+
+def is_there(name: str) -> bool:
+    """Whether there are words of this name."""
+    world_name, kind, domain = _parts(name)
+    return is_builtin(name) and kind in KINDS and domain in domains(world_name=world_name)
 
 
 def locate(name: str) -> Path:
@@ -53,11 +62,18 @@ def locate(name: str) -> Path:
     Raises:
         DataError: there is no such kind or domain; the message lists those there are.
     """
-    kind, _, domain = name.removeprefix(SCHEME).partition("/")
-    known = domains()
-    if not is_builtin(name) or kind not in KINDS or domain not in known:
+    world_name, kind, domain = _parts(name)
+    if not is_there(name):
+        known = {each: ", ".join(domains(world_name=each)) for each in (INVENTED, REAL)}
         raise DataError(
-            f"{name!r} is not in the built-in world; write {SCHEME}KIND/DOMAIN with a kind of {', '.join(KINDS)} "
-            f"and a domain of {', '.join(known)}"
+            f"{name!r} is not in the built-in worlds; write {SCHEME}KIND/DOMAIN with a kind of {', '.join(KINDS)} "
+            f"and a domain of {known[INVENTED]}, or {SCHEME}{REAL}KIND/DOMAIN with one of {known[REAL]}"
         )
-    return WORLD / kind / f"{domain}.jsonl"
+    return WORLD / world_name / kind / f"{domain}.jsonl"
+
+
+def _parts(name: str) -> tuple[str, str, str]:
+    place = name.removeprefix(SCHEME)
+    world_name = REAL if place.startswith(REAL) else INVENTED
+    kind, _, domain = place.removeprefix(world_name).partition("/")
+    return world_name, kind, domain

@@ -7,7 +7,7 @@ from sae_forge.config.fields import Artefact, Setting
 from sae_forge.config.model import ModelConfig
 
 Scoring = Literal["cloze", "letter", "chat"]
-QuestionFilter = Literal["none", "correct", "correct_iff_question", "correct_no_tricks"]
+QuestionFilter = Literal["none", "correct", "correct_iff_question", "correct_no_tricks", "known"]
 Half = Literal["test", "dev", "all"]
 
 

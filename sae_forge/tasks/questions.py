@@ -46,7 +46,8 @@ class Settings(QuestionsConfig):
     question_filter: Annotated[
         QuestionFilter,
         "Ask only questions the unedited model gets right in all orders of the options (24 of four); "
-        "_iff_question: and not without the question; _no_tricks: and no option names other options.",
+        "_iff_question: and not without the question; _no_tricks: and no option names other options. "
+        "known: of each fact whose questions marked as probe it gets right, the others.",
     ] = "none"
     question_front: Annotated[
         str | None,

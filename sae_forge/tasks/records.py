@@ -37,6 +37,8 @@ class Question:
     answer: int
     """Index of the right option, from 0."""
     subject: str | None = None
+    probe: bool = False
+    """Whether it is there to find out if a model knows the fact, and is then left out of what is reported."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,11 +164,16 @@ def read_question(record: Record, where: str) -> Question:
 
 
 def _question(form: Form, record: Record, where: str, first: int) -> Question:
-    """A form with optional ``subject``, ``fact`` and ``id`` of its record."""
+    """A form with optional ``subject``, ``fact``, ``id`` and ``probe`` of its record."""
     subject = text_field(record, "subject", where) if record.get("subject") else None
     answer = form.index(first)
     name, fact = record_names(record, where, [form.question, *form.choices, answer])
-    return Question(id=name, fact=fact, question=form.question, choices=form.choices, answer=answer, subject=subject)
+    probe = record.get("probe", False)
+    if not isinstance(probe, bool):
+        raise DataError(f"{where} needs 'probe' as true or false, found {brief(probe)}")
+    return Question(
+        id=name, fact=fact, question=form.question, choices=form.choices, answer=answer, subject=subject, probe=probe
+    )
 
 
 def read_prompt(record: Record, where: str, *, prompt: str = "prompt", target: str = "target") -> Prompt:

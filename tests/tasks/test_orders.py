@@ -375,3 +375,30 @@ def test_a_damaged_file_is_refused(tiny_llama: LanguageModel, tmp_path: Path, fl
 
 def test_the_default_asks_every_question() -> None:
     assert EvalConfig().question_filter == "none"
+
+
+def test_known_asks_what_is_no_probe_of_the_facts_whose_probes_are_all_right(world_llama: LanguageModel) -> None:
+    whole = load_questions("world:questions/wizards")[:24]
+    wrong = dataclasses.replace(whole[9], answer=(whole[9].answer + 1) % 4)
+    marked = [dataclasses.replace(item, probe=item.id[-1] in "0189") for item in (*whole[:9], wrong, *whole[10:])]
+    domain = Domain(name="wizards", role="forget", questions=tuple(marked))
+    told = Told()
+    kept = filter_questions(world_llama, domain, "known", "cloze", batch_size=8, progress=told)
+    probes = {item.fact for item in marked if item.probe}
+    assert {item.fact for item in kept} == probes - {wrong.fact}
+    assert {item.id for item in kept} == {item.id for item in marked if item.fact != wrong.fact and not item.probe}
+    assert f"wizards: {len(probes) - 1} of {len(probes)} facts are known" in told.lines[-1]
+    assert told.lines[-1].endswith("fewer than 25 say little")
+
+
+def test_known_without_probes_says_what_to_mark(tiny_llama: LanguageModel) -> None:
+    with pytest.raises(DataError, match="'wmdp-cyber' has none; mark"):
+        filter_questions(tiny_llama, MAGIC, "known", "letter", batch_size=24)
+
+
+class Told(Silent):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, line: str) -> None:
+        self.lines.append(line)

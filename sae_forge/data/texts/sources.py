@@ -169,8 +169,7 @@ def visible_files(folder: Path) -> list[Path]:
 
 def _is_there(place: str) -> bool:
     if builtin.is_builtin(place):
-        kind, _, domain = place.removeprefix(builtin.SCHEME).partition("/")
-        return kind in builtin.KINDS and domain in builtin.domains()
+        return builtin.is_there(place)
     try:
         return bool(place) and (Path(place).exists() or bool(_matches(place)))
     except (OSError, ValueError):  # too long a name, or a null character

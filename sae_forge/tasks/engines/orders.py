@@ -7,8 +7,9 @@ question by question, so a stopped run continues and another half or limit of th
 Under ``cloze`` the options are never listed, so their order changes nothing and one order stands for all.
 """
 
+import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Container, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import permutations
@@ -30,6 +31,9 @@ FORMAT = 1
 WHAT = "the answers of a model to reordered questions"
 CHUNK = 64
 """Questions between two savings."""
+
+ENOUGH_FACTS = 25
+"""Known facts of a domain below which it is said that they are few."""
 
 ALL_ORDERS_OF = 4
 """Options up to which every order is asked."""
@@ -63,7 +67,7 @@ class Reordered:
         match chosen:
             case "none":
                 return True
-            case "correct":
+            case "correct" | "known":
                 return sure
             case "correct_iff_question":
                 return sure and self.blind_right != self.orders
@@ -150,23 +154,37 @@ def filter_questions(
     progress: Progress = SILENT,
     frame: Frame = PLAIN,
 ) -> tuple[Question, ...]:
-    """The questions of a class, as ``lm`` answers them now.
+    """The questions of a class, as ``lm`` answers them now; ``known``: those that are no probes, of the facts of which
+    all probes are of the class ``correct``.
 
     Args:
         folder: Where the answers are kept and looked for; None asks anew and keeps nothing.
         fresh: Ask again even what is there.
 
     Raises:
-        DataError: none is left, or a kept file is of another model.
+        DataError: none is left, ``known`` finds no probes, or a kept file is of another model.
     """
     if chosen == "none" or not domain.questions:
         return domain.questions
     path = None if folder is None else orders_file(folder, domain.name, scoring)
+    whole = domain
+    if chosen == "known":
+        domain = replace(domain, questions=tuple(item for item in domain.questions if item.probe))
+        if not domain.questions:
+            raise DataError(
+                f'--question_filter known asks the questions with "probe": true, and {domain.name!r} has none; mark '
+                "two or more wordings of each fact, or use another filter"
+            )
     orders = ask_orders(
         lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress, frame=frame
     )
     progress.say(orders.summary())
     ids = set(orders.ids(chosen))
+    if chosen == "known":
+        facts = known_facts(domain.questions, ids)
+        ids = {item.id for item in whole.questions if item.fact in facts and not item.probe}
+        progress.say(_known(domain, facts))
+        domain = whole
     if not ids:
         chance = sum(1 / len(item.choices) for item in domain.questions) / len(domain.questions)
         counts = (
@@ -178,6 +196,28 @@ def filter_questions(
             "knows more"
         )
     return tuple(item for item in domain.questions if item.id in ids)
+
+
+def known_facts(probes: Sequence[Question], right: Container[str]) -> set[str]:
+    """The facts of which every probe was answered rightly.
+
+    Args:
+        right: Ids of the probes that were.
+    """
+    return {item.fact for item in probes} - {item.fact for item in probes if item.id not in right}
+
+
+def _known(probes: Domain, facts: Collection[str]) -> str:
+    """One sentence on how many facts a model knows, and how many it would by guessing."""
+    by_fact: dict[str, list[int]] = {}
+    for item in probes.questions:
+        by_fact.setdefault(item.fact, []).append(len(item.choices))
+    guessed = sum(1 / math.prod(options) for options in by_fact.values())
+    few = f"; fewer than {ENOUGH_FACTS} say little" if len(facts) < ENOUGH_FACTS else ""
+    return (
+        f"{probes.name}: {len(facts)} of {len(by_fact)} facts are known (guessing: {guessed:.1f}), told by "
+        f"{len(probes.questions)} questions that are not asked again{few}"
+    )
 
 
 def orders_file(folder: Path, domain: str, scoring: Scoring) -> Path:
