@@ -18,6 +18,11 @@ if TYPE_CHECKING:
     from sae_forge.statistics.estimate import Estimate
 
 
+STRETCH = 128
+"""Tokens whose loss is one item, by which texts are resampled: a short text is one or two sequences of a long context,
+and an interval over so few says nothing."""
+
+
 def _perplexity(items: Sequence[Item], bootstrap: "Bootstrap") -> "Estimate":
     # exp of the mean over all tokens, and not the mean of each text's perplexity
     nats, tokens = zip(*(_loss(item) for item in items), strict=True)
@@ -84,10 +89,10 @@ class HeldOut:
         )
 
     def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
-        """The log-prob of each sequence, summed over its real tokens."""
+        """The log-prob of each stretch of a sequence, summed over its real tokens."""
         from sae_forge.tasks.engines.losses import sequence_losses
 
-        losses = sequence_losses(lm, asked.content, done=done)
+        losses = sequence_losses(lm, asked.content, stretch=STRETCH, done=done)
         return [
             asked.answered(number, {"logprob": -nats}, {"tokens": tokens})
             for number, (nats, tokens) in enumerate(zip(losses.nats, losses.tokens, strict=True))

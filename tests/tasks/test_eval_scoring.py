@@ -237,6 +237,10 @@ def test_sequence_losses_are_those_of_a_loop(tiny_model: LanguageModel, tmp_path
     assert list(found.tokens) == slow_tokens
     assert list(found.nats) == pytest.approx(slow_nats, rel=1e-5)
     assert sum(found.tokens) <= 100
+    parts = sequence_losses(tiny_model, corpus.batches, stretch=5)
+    assert max(parts.tokens) == 5 and len(parts.tokens) > 2 * len(found.tokens)
+    assert sum(parts.tokens) == sum(found.tokens) and sum(parts.nats) == pytest.approx(sum(found.nats))
+    assert sum(parts.nats[:4]) == pytest.approx(found.nats[0]), "stretch by stretch of the first sequence"
     assert (corpus.key, corpus.name, corpus.predicted) == ("forget/text", "text", sum(found.tokens))
 
 

@@ -1,4 +1,4 @@
-"""How well a model predicts held-out text: nats per real token, sequence by sequence so that they can be resampled."""
+"""How well a model predicts held-out text: nats per real token, stretch by stretch so that they can be resampled."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -50,10 +50,10 @@ class Corpus:
 
 @dataclass(frozen=True)
 class SequenceLosses:
-    """Losses of the sequences that hold at least one real token to predict."""
+    """Losses of the sequences, or stretches of them, that hold at least one real token to predict."""
 
     nats: tuple[float, ...]
-    """Summed over the real tokens of each sequence."""
+    """Summed over the real tokens of each."""
     tokens: tuple[int, ...]
 
 
@@ -108,8 +108,13 @@ def _some(batches: Iterator[PackedBatch], first: int, tokens: int) -> Iterator[P
 
 
 @torch.inference_mode()
-def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch], *, done: Done | None = None) -> SequenceLosses:
+def sequence_losses(
+    lm: LanguageModel, batches: Sequence[PackedBatch], *, stretch: int | None = None, done: Done | None = None
+) -> SequenceLosses:
     """Loss on every real token but a sequence's first; BOS, EOS and padding are read but never predicted.
+
+    Args:
+        stretch: Tokens of a sequence that are summed at most; None: all of it.
 
     Raises:
         NumericalError: a loss is not finite.
@@ -125,12 +130,19 @@ def sequence_losses(lm: LanguageModel, batches: Sequence[PackedBatch], *, done: 
             if not kept.any():
                 continue
             losses = token_losses(lm, batch.token_ids[rows][kept], batch.attention_mask[rows][kept], wanted[kept])
-            nats += losses.sum(-1).tolist()
-            tokens += wanted[kept].sum(-1).tolist()
+            width = stretch or losses.shape[1]
+            for values, counts in zip(*(_stretches(each, width) for each in (losses, wanted[kept])), strict=True):
+                nats += values[counts > 0].tolist()
+                tokens += counts[counts > 0].tolist()
         report(done, len(batch.token_ids))
     if any(value - value != 0 for value in nats):
         raise NumericalError("the loss on held-out text is not finite; compute with --dtype fp32 or bf16")
     return SequenceLosses(tuple(nats), tuple(tokens))
+
+
+def _stretches(each: Tensor, width: int) -> Tensor:
+    """Sums over so many positions of each row, ``[rows, stretches]``."""
+    return torch.stack([part.sum(dim=1) for part in each.split(width, dim=1)], dim=1)
 
 
 def _targets(lm: LanguageModel, batch: PackedBatch) -> Tensor:
