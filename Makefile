@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The suite starts many processes, each of which would compile the package anew.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: run check test test-slow real lint lowest clean
 
@@ -14,7 +16,7 @@ check: lint  ## lint, types, import contract and the tests that take no second: 
 test: lint  ## lint, types, import contract and the whole suite: what CI runs
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal
 
-test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers, the second model
+test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers, whole default runs
 	$(BIN)/python -m pytest -q -rP -m long
 
 real: $(VENV)/.real-ready  ## the tests that need GGUF packages or bitsandbytes, and the invariants on real weights (Gemma: accept its terms)

@@ -62,7 +62,9 @@ def interpret(file: Path, report: Path) -> None:
     """Run the tests of a file that need Triton where its kernels are interpreted."""
     command = [sys.executable, "-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", "-m", "interpreted"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST")}
-    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
-    command += [str(file), f"--junitxml={report}"]
-    done = subprocess.run(command, env=environment, cwd=Path(__file__).parents[1], capture_output=True, text=True)
+    tests = Path(__file__).parent
+    paths = os.pathsep.join(filter(None, (str(tests), os.environ.get("PYTHONPATH"))))
+    environment |= {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": paths}
+    command += ["-p", "quick_interpreter", str(file), f"--junitxml={report}"]
+    done = subprocess.run(command, env=environment, cwd=tests.parent, capture_output=True, text=True)
     assert report.exists(), done.stdout[-4000:] + done.stderr[-4000:]

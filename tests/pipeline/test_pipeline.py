@@ -26,7 +26,7 @@ SMALL = {
     "features": ["--num_features", "5,20", "--max_neutral_freq", "0.05", "--min_target_fires", "4", "--snippets", "2"],
     "eval": [
         *("--limit", "3", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "150"),
-        *("--max_new_tokens", "6", "--bootstrap", "100"),
+        *("--max_new_tokens", "6", "--bootstrap", "100", "--controls", "latents,direction"),
     ],
 }
 
