@@ -283,8 +283,8 @@ def start_collecting(folder: Path, *, die_at: int | None = None) -> int:
     child = os.fork()
     if child:
         os.close(begin)
-        with open(begun, "rb") as told:
-            told.read(1)
+        os.read(begun, 1)
+        os.close(begun)
         return child
     signal.alarm(60)
     calls = 0
