@@ -117,6 +117,11 @@ class TrainConfig(CollectConfig, HeldOutConfig, SinksConfig):
         "Steps between resumable checkpoints.",
         Setting(decides=(), at_least=1, wanted="give at least 1 step"),
     ] = 1000
+    track: Annotated[
+        str | None,
+        "Show the figures of training in a tracker too: trackio or wandb, :PROJECT may follow.",
+        Setting(decides=(), local=True),
+    ] = None
     accumulation: Annotated[
         int,
         "Parts a batch is taken in, one after the other, to save memory; gradients are summed.",

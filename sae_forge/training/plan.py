@@ -114,12 +114,17 @@ class Plan:
 
     def settings(self, provenance: Provenance) -> dict[str, Any]:
         """What is written as config.json, and held against it on a second run."""
+        return {**self.decided, "order_seed": self.config.seed, "data": provenance.to_json()}
+
+    @property
+    def decided(self) -> dict[str, Any]:
+        """All that is decided but the text."""
         decided = {name: getattr(self, name) for name in ("d_in", "k", "d_sae", "seed", "steps", "lr")}
         if self.config.keep_sinks:  # an SAE of before has no word of it
             decided["keep_sinks"] = True
         if self.config.other_architecture:
             decided["architecture"] = self.config.other_architecture
-        return {**self.config.deciding("sae"), **decided, "order_seed": self.config.seed, "data": provenance.to_json()}
+        return {**self.config.deciding("sae"), **decided}
 
 
 def stored_settings(folder: Path) -> dict[str, Any] | None:

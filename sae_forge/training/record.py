@@ -17,6 +17,7 @@ from torch import Tensor
 from sae_forge.data.windows import Stream
 from sae_forge.errors import NumericalError, ResourceError
 from sae_forge.progress import Task
+from sae_forge.training.tracking import Tracker
 
 FIGURES: tuple[str, ...] = ("loss", "fvu", "l0", "dead_share", "grad_norm")
 """What a step leaves behind, in this order: ``loss`` is FVU plus weighted AuxK; ``grad_norm`` is before clipping, and 0
@@ -63,10 +64,13 @@ class Record:
         clipped: Whether the gradient norm belongs in the log.
         tokens: Tokens seen before the first step recorded here.
         stream: Where the batches come from, to tell reading from computing.
+        tracker: Where figures go beside the log.
     """
 
-    def __init__(self, task: Task, log: TextIO | None, *, clipped: bool, tokens: int, stream: Stream) -> None:
-        self._task, self._log, self._clipped, self._stream = task, log, clipped, stream
+    def __init__(
+        self, task: Task, log: TextIO | None, tracker: Tracker, *, clipped: bool, tokens: int, stream: Stream
+    ) -> None:
+        self._task, self._log, self._tracker, self._clipped, self._stream = task, log, tracker, clipped, stream
         self._flushed_bytes, self._flushed_wait = stream.bytes_read, stream.seconds_waited
         self._waiting: list[_Step] = []
         self._flushed_tokens, self._flushed_at = tokens, time.perf_counter()
@@ -115,10 +119,11 @@ class Record:
         )
 
     def _write(self, done: _Step, figures: dict[str, float], rates: dict[str, float]) -> None:
-        if self._log is None:
-            return
         shown = {name: value for name, value in figures.items() if self._clipped or name != "grad_norm"}
         line = {"step": done.step, "tokens": done.tokens, **shown, "lr": done.lr, **rates}
+        self._tracker.add(done.step, line)
+        if self._log is None:
+            return
         try:
             self._log.write(json.dumps(line) + "\n")
         except OSError as error:

@@ -49,7 +49,7 @@ from sae_forge.training.replicas import (
 from sae_forge.training.report import TrainReport, load_report, measure, measuring_window, save_report
 from sae_forge.training.sharded import ShardedSAE
 from sae_forge.training.signals import Pending, held_signals
-from sae_forge.training.state import (
+from sae_forge.training.state import (  # fmt: skip
     KEPT,
     LEVEL,
     TrainState,
@@ -58,6 +58,7 @@ from sae_forge.training.state import (
     load_weights,
     save_checkpoint,
 )
+from sae_forge.training.tracking import Tracker, require_tracker, tracked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,6 +119,7 @@ def train_saes(
         PeerError: the ranks no longer hold the same weights.
     """
     _ = architecture_of(config)
+    require_tracker(config.track)
     team = ranks.here()
     if team.world > 1 and len(places) > 1:
         raise ConfigError(f"{len(places)} SAEs from one read are trained in one process; over ranks ask for one")
@@ -213,12 +215,12 @@ class _Run:
 class _Loop:
     """What a run keeps while steps are taken."""
 
-    def __init__(self, run: _Run, task: Task, log: TextIO | None, stream: Stream) -> None:
+    def __init__(self, run: _Run, task: Task, log: TextIO | None, tracker: Tracker, stream: Stream) -> None:
         self.run = run
         self.first_tokens = run.state.tokens
         self._step = Stepper(run.state, run.plan)
         clipped = run.plan.config.max_grad_norm is not None
-        self._record = Record(task, log, clipped=clipped, tokens=run.state.tokens, stream=stream)
+        self._record = Record(task, log, tracker, clipped=clipped, tokens=run.state.tokens, stream=stream)
 
     def resume(self) -> None:
         """Steps begin, or go on after something else."""
@@ -270,7 +272,8 @@ def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
         task = stack.enter_context(progress.task("train", sum(run.plan.steps for run in runs), "step"))
         task.advance(sum(run.state.step for run in runs))
         logs = [open_log(run.place.log if run.plan.team.leads else None, stack) for run in runs]
-        loops = [_Loop(run, task, log, stream) for run, log in zip(runs, logs, strict=True)]
+        sent = [tracked(run.plan, log, run.state.step, stack, progress) for run, log in zip(runs, logs, strict=True)]
+        loops = [_Loop(run, task, *told, stream) for run, *told in zip(runs, logs, sent, strict=True)]
         while behind := [run.state.step for run in runs if run.unfinished]:
             part = stream.part(min(behind))
             started = time.perf_counter()
