@@ -52,7 +52,7 @@ def register(app: typer.Typer, kind: "type[GenerateConfig]") -> None:
         if interactive:
             from cli.talk import talk
 
-            return talk(config, bench, prompt or [], machine=screen.machine)
+            return talk(config, bench, prompt or [], screen)
         lines = [line for each in prompt or [] for line in (_lines() if each == STDIN else [each])]
         return generate(config, bench, lines, screen.writer())
 

@@ -7,11 +7,14 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NoReturn, get_args, get_origin
 
 import typer
 
+from cli.called import as_called
+from cli.in_hand import in_hand
 from cli.pages import Page
 from sae_forge import builtin
 from sae_forge.config.fields import Described, described
@@ -33,6 +36,9 @@ PLUGIN = Annotated[
     ),
 ]
 JSON = Annotated[bool, typer.Option("--json", help="Print one JSON object on stdout; prose goes to stderr.")]
+DRY_RUN = Annotated[
+    bool, typer.Option("--dry_run", help="Say what would be done, how long it takes and what is written; do nothing.")
+]
 DEBUG = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 
 
@@ -81,6 +87,7 @@ def verb(
 
         command.__signature__ = _signature(kind, own)  # pyright: ignore[reportFunctionMemberAccess]
         command.__doc__ = body.__doc__
+        command.in_hand = partial(in_hand, kind, reads_run=reads_run)  # pyright: ignore[reportFunctionMemberAccess]
         app.command(name or body.__name__, cls=Page, epilog="Examples:\n\n\b\n" + inspect.cleandoc(examples))(command)
         return body
 
@@ -179,7 +186,7 @@ def _fail(error: ForgeError, debug: bool) -> NoReturn:
         traceback.print_exception(error)
     from cli.launch import spoken_by
 
-    typer.echo(f"error: {spoken_by()}{' '.join(str(error).split())}", err=True)
+    typer.echo(as_called(f"error: {spoken_by()}{' '.join(str(error).split())}"), err=True)
     raise typer.Exit(error.exit_code)
 
 

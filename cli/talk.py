@@ -7,7 +7,7 @@ from contextlib import closing
 from rich.console import Console
 from rich.text import Text
 
-from cli.screen import Writing
+from cli.screen import Screen, Writing
 from sae_forge.config.generate import GenerateConfig
 from sae_forge.errors import ForgeError
 from sae_forge.live.conversation import Conversation
@@ -18,16 +18,16 @@ from sae_forge.pipeline.generate import opened
 LEAVE = ("/quit", "/exit")
 
 
-def talk(config: GenerateConfig, bench: Bench, first: Sequence[str], *, machine: bool) -> Outcome:
+def talk(config: GenerateConfig, bench: Bench, first: Sequence[str], screen: Screen) -> Outcome:
     """Answer line after line until the end of the input or ``/quit``; what was said is what the outcome holds.
 
-    Args:
-        machine: Stdout is for one JSON object, so the conversation is shown on stderr.
+    Where stdout is for one JSON object, the conversation is shown on stderr.
     """
     config = bench.settle(config)
     under = opened(config, bench, any_method=True)
     conversation = under.conversation(config, bench.progress, compare=config.compare)
-    console = Console(highlight=False, soft_wrap=True, stderr=machine)
+    console = Console(highlight=False, soft_wrap=True, stderr=screen.machine)
+    screen.stop()
     console.print(f"{bench.lm.name}; /help lists the commands, /quit leaves", style="dim")
     said = []
     for line in _lines(console, conversation, first):

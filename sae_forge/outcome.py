@@ -1,6 +1,6 @@
 """What a verb hands to whoever called it: where its artefacts are, its numbers, and what to do next."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,8 +20,8 @@ class Outcome:
     """JSON-ready numbers, in the shape the command line promises."""
     summary: str
     tables: tuple[Sheet, ...] = field(default=())
-    then: str | None = None
-    """The command to try next."""
+    then: str | Sequence[str] | None = None
+    """The command to try next, or several."""
     exit_code: int = 0
     """What the process ends with: above 0 when the command did its work and found something wrong."""
     noted: bool = True

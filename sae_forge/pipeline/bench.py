@@ -59,15 +59,16 @@ class Bench:
     def lm(self) -> LanguageModel:
         """The language model, on its device; its texts open as this run has recorded, if it has."""
         config = self.config
-        lm = load_model(
-            config.model,
-            revision=config.revision,
-            dtype=config.dtype,
-            device=config.model_device,
-            device_map=config.device_map,
-            quantize=config.quantize,
-            family=None if config.family is None else read_family(config.family),
-        )
+        with self.progress.task(f"load {config.model}", None, ""):
+            lm = load_model(
+                config.model,
+                revision=config.revision,
+                dtype=config.dtype,
+                device=config.model_device,
+                device_map=config.device_map,
+                quantize=config.quantize,
+                family=None if config.family is None else read_family(config.family),
+            )
         if unread := control_strings(lm):
             self.progress.say(
                 f"the tokenizer of {lm.name} takes {', '.join(unread[:5])} for control tokens where a text spells them"
@@ -96,11 +97,12 @@ class Bench:
         """The hook points asked for, else the middle layer's."""
         return self.config.hook_points or (HookPoint(self.lm.n_layers // 2, self.config.site),)
 
-    def sae(self, named: str | None, *, partly: bool = False) -> NamedSAE:
+    def sae(self, named: str | None, *, partly: bool = False, keeps: bool = True) -> NamedSAE:
         """The SAE that was named, else the newest at the hook point, on its device.
 
         Args:
             partly: A few of its latents will do, so it stays in its file where those can be read alone.
+            keeps: One made elsewhere leaves a pointer in the run; else nothing is written.
         """
         points = self.config.hook_points or ()
         if len(points) > 1:
@@ -117,6 +119,7 @@ class Bench:
             device=device_of(self.config.sae_device),
             allow_pickle=getattr(self.config, "allow_pickle", False),
             partly=partly,
+            keeps=keeps,
             progress=self.progress,
         )
         trained_on = named_sae.provenance.model

@@ -4,7 +4,7 @@ Both are of activations as the model has them, not as they were stored: what rou
 never learned, and shards cannot show it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from sae_forge.data.sinks import are_sinks
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import splice
 from sae_forge.models.loading import LanguageModel
+from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.architectures.architecture import Built
 from sae_forge.tasks.engines.losses import Corpus, sequence_losses
 from sae_forge.training.explained import Explained
@@ -49,7 +50,12 @@ class Recovered:
 
 
 def ce_recovered(
-    lm: LanguageModel, sae: Built, point: HookPoint, corpora: Sequence[Corpus], sink_norm: float | None = None
+    lm: LanguageModel,
+    sae: Built,
+    point: HookPoint,
+    corpora: Sequence[Corpus],
+    sink_norm: float | None = None,
+    progress: Progress = SILENT,
 ) -> Recovered:
     """Losses on ``corpora`` with the SAE in the model, beside the model itself and the whole site at zero; and its FVU.
 
@@ -60,7 +66,9 @@ def ce_recovered(
         sink_norm: Length beyond which an activation is a sink's.
     """
     meter = Explained(sae.d_in, sae.W_dec.device, sink_norm)
-    base = loss_on(lm, corpora)
+    rows = sum(corpus.rows for corpus in corpora)
+    with progress.task("loss of the model as it is", rows, "sequences") as task:
+        base = loss_on(lm, corpora, done=task.advance)
 
     def losses(norm: float | None, meter: Explained | None) -> tuple[float, float]:
         def rebuild(x: Tensor, real: Tensor) -> Tensor:
@@ -74,8 +82,9 @@ def ce_recovered(
         def silence(x: Tensor, real: Tensor) -> Tensor:
             return _written(x, torch.zeros_like(x), real & ~are_sinks(x, norm))
 
-        rebuilt, silent = (loss_on(lm, corpora, splice(lm, point, edit)) for edit in (rebuild, silence))
-        return rebuilt, silent
+        with progress.task("loss with the SAE in its place", 2 * rows, "sequences") as task:
+            each = [loss_on(lm, corpora, splice(lm, point, edit), done=task.advance) for edit in (rebuild, silence)]
+        return each[0], each[1]
 
     rebuilt, silent = losses(sink_norm, meter)
     with_sinks = None
@@ -100,8 +109,13 @@ def _written(
     return torch.where(real[..., None], new.to(x.dtype), x)
 
 
-def loss_on(lm: LanguageModel, corpora: Sequence[Corpus], edit: AbstractContextManager[None] | None = None) -> float:
+def loss_on(
+    lm: LanguageModel,
+    corpora: Sequence[Corpus],
+    edit: AbstractContextManager[None] | None = None,
+    done: Callable[[int], None] | None = None,
+) -> float:
     """Nats per real token, over all of them together."""
     with edit or nullcontext():
-        measured = [sequence_losses(lm, corpus.batches) for corpus in corpora]
+        measured = [sequence_losses(lm, corpus.batches, done=done) for corpus in corpora]
     return sum(sum(losses.nats) for losses in measured) / sum(sum(losses.tokens) for losses in measured)

@@ -1,17 +1,25 @@
 """The command line: its flags are frozen, its help is light, its errors are one line with their own exit code."""
 
 import inspect
+import os
+import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import typer.main
+from tiny_run import TinyRun
 from typer.testing import CliRunner
 
 import sae_forge
+from cli import screen
 from cli.app import build
+from cli.called import _program as called_by
+from cli.called import as_called
 from cli.options import Call
+from cli.screen import Screen
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.features import FeaturesConfig
@@ -20,7 +28,9 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.config.run import RunConfig
 from sae_forge.config.train import TrainConfig
 from sae_forge.errors import ConfigError
+from sae_forge.outcome import Outcome
 from sae_forge.settings import parse_value, presets, resolve
+from sae_forge.store.runs import Run
 from sae_forge.study.settings import eval_config, features_config, run_config
 
 COMMANDS = ("run", "collect", "train", "features", "eval", "push", "generate", "demo", "report", "verify", "convert")
@@ -58,7 +68,7 @@ def test_flags_are_frozen() -> None:
 
 
 @pytest.mark.slow
-def test_help_loads_nothing_that_takes_long() -> None:
+def test_help_loads_nothing_that_takes_long(tmp_path: Path) -> None:
     """Of no command: one process prints every page, and what the first loads is still loaded after the last."""
     code = inspect.cleandoc(
         f"""
@@ -74,9 +84,78 @@ def test_help_loads_nothing_that_takes_long() -> None:
             assert not heavy, (command, heavy)
         """
     )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    where = {"cwd": tmp_path, "env": os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}}  # of no run
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False, **where)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Examples:") == len(COMMANDS)
+
+
+def test_a_help_page_shows_the_defaults_of_the_run_in_hand(plugged_run: TinyRun) -> None:
+    """How it was collected and what its model's preset says, not what stands in the code."""
+    assert "default here" not in invoke("collect", "--help")
+    page = " ".join(invoke("collect", "--run_dir", str(plugged_run.folder), "--help").split())
+    assert "[default here: 24]" in page and "[default here: fp32]" in page
+    assert f"in{plugged_run.folder}." in page.replace(" ", "")
+    assert "[default here: 64]" in " ".join(invoke("train", "--model=google/gemma-2-2b", "--help").split())
+    assert "[default: bf16]" in " ".join(invoke("collect", "--run_dir", "/nowhere", "--help").split())
+
+
+@pytest.mark.parametrize(
+    ("called", "found", "program"),
+    [
+        ("venv/bin/sae-forge", None, "venv/bin/sae-forge"),
+        ("venv/bin/sae-forge", "venv/bin/sae-forge", "sae-forge"),
+        ("sae_forge/__main__.py", None, f"{sys.executable} -m sae_forge"),
+        ("sae_forge/__main__.py", "venv/bin/sae-forge", "sae-forge"),
+        ("pytest", None, "sae-forge"),
+    ],
+)
+def test_a_command_to_paste_is_spelled_as_it_was_called(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, called: str, found: str | None, program: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "venv/bin").mkdir(parents=True)
+    (tmp_path / "venv/bin/sae-forge").write_text("")
+    monkeypatch.setattr(sys, "argv", [called])
+    monkeypatch.setattr(shutil, "which", lambda _: found)
+    called_by.cache_clear()
+    said = as_called("make one with: sae-forge train --model x, or pip install 'sae-forge[demo]'")
+    called_by.cache_clear()
+    assert said == f"make one with: {program} train --model x, or pip install 'sae-forge[demo]'"
+
+
+def test_several_next_commands_stand_a_line_each(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    for then, shown in ((("a", "b"), "next:\n  a\n  b\n"), (("a",), "next: a\n"), ("a", "next: a\n")):
+        Screen().show(Outcome(run=Run(tmp_path), outputs={}, metrics={}, summary="done", then=then))
+        assert capsys.readouterr().out == f"done\n\n{shown}"
+
+
+def test_somebody_who_watches_sees_that_work_goes_on(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A line now and then in a pipe, a moving one on a terminal, and neither on stdout or after the end."""
+    monkeypatch.setattr(screen, "LOG_EVERY", 0.02)
+    with Screen(machine=True) as piped:
+        time.sleep(0.3)
+        with piped.task("load it", None, ""):
+            pass
+        with piped.task("read", 100, "tokens") as task:
+            task.advance(50)
+            time.sleep(0.05)
+            task.advance(1)
+    time.sleep(0.1)
+    out, told = capsys.readouterr()
+    assert 1 <= told.count("working, ") <= 6 and "load it" not in told
+    assert "read: 51/100 tokens, 0 s, about 0 s left" in told and out == ""
+    time.sleep(0.1)
+    assert capsys.readouterr().err == "", "it is over"
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Screen() as watched:
+        with watched.task("load it", None, ""):
+            time.sleep(0.2)
+        time.sleep(0.2)
+    told = capsys.readouterr().err
+    assert 0 <= told.index("starting") < told.index("load it") < told.index("working")
 
 
 def test_seed_commands_parse_verbatim(resolved: list[ModelConfig], tmp_path: Path) -> None:
