@@ -1,29 +1,22 @@
 """``init``: a commented file of settings for a user's own model and texts, with what they will take on this machine."""
 
 import json
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from sae_forge.collect_plan import Job, fitted, peak_bytes, plan
 from sae_forge.config.fields import described
 from sae_forge.config.train import TrainConfig
+from sae_forge.data.shards import Manifest
 from sae_forge.errors import ConfigError
-from sae_forge.hookpoint import HookPoint
-from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.outcome import Outcome
-from sae_forge.pipeline.bench import Bench, device_of
+from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import corpora
+from sae_forge.pipeline.reckoning import duration, step_seconds, tokens_per_second
 from sae_forge.store import files
 
-PRODUCT_SHARE = 0.7
-"""Share of a training step that the encoder's dense product takes on a CPU, as profiled at 12,288 latents."""
-PROBE_SECONDS = 2.0
-"""How long the model is tried, after one pass that is not counted."""
 GB = 1e9
 
 
@@ -43,16 +36,18 @@ def init(config: TrainConfig, bench: Bench, out: Path) -> Outcome:
     jobs = plan(config, lm, corpora(config))
     for remark in (remark for job in jobs for remark in job.remarks):
         bench.progress.say(remark)
-    tokens = sum(job.expected or 0 for job in jobs)
+    counts = {job.name: _tokens_of(job) for job in jobs}
+    tokens = sum(count or 0 for count in counts.values())
     rate = tokens_per_second(config, lm, list(jobs[0].folders))
     width = lm.width(next(iter(jobs[0].folders)))
     d_sae = config.saes(width)[0].d_sae
     trained = config.fitted(tokens)  # little text is taken several times, in smaller batches
-    step = _step_seconds(trained, width, d_sae)
+    step = step_seconds(trained, width, d_sae)
     steps = trained.max_steps or max(1, trained.epochs * tokens // trained.batch_size)
     weights, buffers = peak_bytes(config, lm, jobs)
     told = {
         "tokens": tokens,
+        "uncounted": [name for name, count in counts.items() if count is None],
         "shards_bytes": sum(job.bytes_to_write for job in jobs),
         "collect_seconds": tokens / rate,
         "tokens_per_second": rate,
@@ -62,58 +57,42 @@ def init(config: TrainConfig, bench: Bench, out: Path) -> Outcome:
         "memory_bytes": weights + buffers,
     }
     short = ""
-    if tokens < trained.batch_size:
+    if tokens < trained.batch_size and not told["uncounted"]:
         short = f"; less than a batch of {trained.batch_size:,}, refused by train: more text or a smaller --batch_size"
-    files.publish_bytes(out, "\n".join(_lines(config, lm, jobs, told)).encode())
+    files.publish_bytes(out, "\n".join(_lines(config, lm, jobs, told, counts)).encode())
     return Outcome(
         run=bench.run,
         outputs={"config": out},
         metrics=told,
         summary=f"{out}: {_reckoned(told)}{short}",
-        then=f"sae-forge run --config {out}",
+        then=(f"sae-forge run --config {out} --dry_run", f"sae-forge run --config {out}"),
         noted=False,
     )
 
 
-def tokens_per_second(config: TrainConfig, lm: LanguageModel, points: Sequence[HookPoint]) -> float:
-    """How fast this machine reads text up to the hook points, on made-up tokens of the batch that is asked for."""
-    shape = (config.model_batch_size, config.ctx_len)
-    ids = torch.randint(lm.rows, shape, generator=torch.Generator().manual_seed(config.seed))
-    capture(lm, points, ids, torch.ones(shape, dtype=torch.long))
-    started, passes = time.monotonic(), 0
-    while time.monotonic() - started < PROBE_SECONDS or not passes:
-        capture(lm, points, ids, torch.ones(shape, dtype=torch.long))
-        passes += 1
-    return passes * ids.numel() / (time.monotonic() - started)
-
-
-def _step_seconds(config: TrainConfig, d_in: int, d_sae: int) -> float:
-    """A training step, reckoned from a slice of its dense product."""
-    rows, device = min(config.batch_size, 512), device_of(config.sae_device)
-    x, weights = torch.randn(rows, d_in, device=device), torch.randn(d_in, d_sae, device=device)
-    seconds = []
-    for _ in range(3):
-        started = time.monotonic()
-        (x @ weights).sum().item()
-        seconds.append(time.monotonic() - started)
-    return min(seconds) * config.batch_size / rows / PRODUCT_SHARE
+def _tokens_of(job: Job) -> int | None:
+    """Tokens of a corpus, about, or as collected; None where nobody can know: all of a dataset on the Hub."""
+    if job.pending:
+        return job.expected
+    return Manifest.read(next(iter(job.folders.values()))).rows
 
 
 def _reckoned(told: dict[str, Any]) -> str:
+    more = f" beside {' and '.join(told['uncounted'])}, not counted (--max_tokens)" if told["uncounted"] else ""
     return (
-        f"about {told['tokens']:,} tokens, {told['shards_bytes'] / GB:.2f} GB of shards, "
-        f"{_duration(told['collect_seconds'])} to collect; {told['d_sae']:,} latents, {told['steps']:,} steps, "
-        f"{_duration(told['train_seconds'])} to train; {told['memory_bytes'] / GB:.1f} GB of memory"
+        f"about {told['tokens']:,} tokens{more}, {told['shards_bytes'] / GB:.2f} GB of shards, "
+        f"{duration(told['collect_seconds'])} to collect; {told['d_sae']:,} latents, {told['steps']:,} steps, "
+        f"{duration(told['train_seconds'])} to train; {told['memory_bytes'] / GB:.1f} GB of memory"
     )
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
-
-
-def _lines(config: TrainConfig, lm: LanguageModel, jobs: Sequence[Job], told: dict[str, Any]) -> Iterator[str]:
+def _lines(
+    config: TrainConfig,
+    lm: LanguageModel,
+    jobs: Sequence[Job],
+    told: dict[str, Any],
+    counts: Mapping[str, int | None],
+) -> Iterator[str]:
     """The file: what is decided as settings, what may be changed as comments."""
     yield f"# Settings for {lm.name} on {lm.device}; use them with: sae-forge run --config FILE"
     yield f"# Reckoned here: {_reckoned(told)}."
@@ -123,7 +102,7 @@ def _lines(config: TrainConfig, lm: LanguageModel, jobs: Sequence[Job], told: di
         "layer": "edits reach what lies above; a third, half and two thirds of the way up are worth trying",
         "site": None,
     }, layer=(next(iter(jobs[0].folders)).layer,))  # fmt: skip
-    seen = "; ".join(f"{job.name}: {'unknown' if job.expected is None else f'{job.expected:,}'} tokens" for job in jobs)
+    seen = "; ".join(f"{name}: {'unknown' if count is None else f'{count:,}'} tokens" for name, count in counts.items())
     yield from _settings(config, f"The text ({seen})", {
         "forget": "what the model is to lose",
         "retain": "what it is to keep; text of the same genre tells topic from style",

@@ -213,6 +213,11 @@ def test_a_flag_that_contradicts_what_was_collected_is_said(collected: list[str]
     assert said.lines == ["--ctx_len 12: run was collected with 24"]
 
 
+def test_text_that_is_not_there_is_told_as_that(collected: list[str]) -> None:
+    """And not as another text than was collected."""
+    assert "nowhere.txt does not exist" in forge("train", *collected, "--layer", "1", "--forget", "nowhere.txt", code=2)
+
+
 def test_text_that_moved_with_its_run_is_found_and_without_the_log_it_is_asked_for(collected: list[str]) -> None:
     Path("moved").mkdir()
     for name in ("run", "forget.jsonl", "retain.jsonl"):

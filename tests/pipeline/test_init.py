@@ -7,6 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.app import build
+from sae_forge import collect_plan
 from sae_forge.settings import read_config_file
 from sae_forge.study.settings import run_config
 
@@ -14,7 +15,7 @@ from sae_forge.study.settings import run_config
 @pytest.fixture
 def asked(model_folders, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("sae_forge.pipeline.init.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr("sae_forge.pipeline.reckoning.PROBE_SECONDS", 0.01)
     for name, text in (("saga", "The wizard of the north keeps a silver owl."), ("rocks", "Granite is a rock.")):
         (tmp_path / f"{name}.jsonl").write_text((json.dumps({"story": text, "n": 1}) + "\n") * 40)
     where = ["--model", str(model_folders["llama"]), "--run_dir", "run", "--text_field", "story"]
@@ -42,6 +43,19 @@ def test_the_file_says_what_was_named_and_run_takes_it(asked, tmp_path, model_fo
     collected = json.loads(forge("collect", *asked, "--json"))["metrics"]
     assert abs(collected["tokens"] - metrics["tokens"]) <= 0.1 * collected["tokens"]
     assert 0.5 < collected["bytes"] / metrics["shards_bytes"] < 2
+
+
+@pytest.mark.slow
+def test_text_that_is_collected_already_is_counted(asked):
+    tokens = json.loads(forge("collect", *asked, "--json"))["metrics"]["tokens"]
+    assert json.loads(forge("init", *asked, "--json"))["metrics"]["tokens"] == tokens
+
+
+def test_what_nobody_can_count_is_no_nothing(asked, monkeypatch, tmp_path):
+    monkeypatch.setattr(collect_plan, "_expected_tokens", lambda config, lm, source, tally: None)
+    told = forge("init", *asked, "--out", "mine.toml")
+    assert "beside forget-saga and retain-rocks, not counted (--max_tokens)" in told and "less than a batch" not in told
+    assert "retain-rocks: unknown tokens" in (tmp_path / "mine.toml").read_text()
 
 
 def test_what_stands_there_is_not_written_over_and_text_must_be_named(asked, tmp_path):
