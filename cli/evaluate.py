@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.options import verb
+from cli.options import DRY_RUN, verb
 
 if TYPE_CHECKING:
     from cli.screen import Screen
@@ -22,18 +22,20 @@ def register(app: typer.Typer, kind: "type[EvalConfig]") -> None:
         reads_run=True,
         examples="""
         sae-forge eval
+        sae-forge eval --methods all --sweep --dry_run
         sae-forge eval --layer 15 --num_features 100 --ablation_scale -3.0
         sae-forge eval --ablation_scales=-1,-3,-10 --num_features=10,50,100
         sae-forge eval --model google/gemma-2-2b --forget_questions bio.jsonl --retain_questions history.csv,geography.csv
         """,
     )
-    def evaluate(config: "EvalConfig", screen: "Screen") -> "Outcome":
+    def evaluate(config: "EvalConfig", screen: "Screen", dry_run: DRY_RUN = False) -> "Outcome":
         """Measure forgetting and side effects: the baseline, the edit, and its controls beside it.
 
         Every estimate has a 95 % interval. Zero ablation and random pushes of the same norm are measured with the
         edit unless --methods leaves out zero or random. Without --model: the newest run.
         """
         from sae_forge.pipeline.bench import Bench
+        from sae_forge.pipeline.dry_run import of_eval
         from sae_forge.pipeline.evaluate import evaluate
 
-        return evaluate(config, Bench(config, screen))
+        return (of_eval if dry_run else evaluate)(config, Bench(config, screen))

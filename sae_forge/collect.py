@@ -26,7 +26,7 @@ from torch import Tensor
 
 import sae_forge
 from sae_forge import ranks
-from sae_forge.collect_plan import Job, describe, fitted, plan, require_few_shards
+from sae_forge.collect_plan import Job, looked_at
 from sae_forge.config.collect import CollectConfig
 from sae_forge.data.rounding import STORED
 from sae_forge.data.shards import Fingerprint, Manifest, ShardWriter, complete
@@ -41,7 +41,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import packing, real_token_mask
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.store import files
-from sae_forge.store.remote import AnyPath, RemotePath
+from sae_forge.store.remote import AnyPath
 from sae_forge.store.runs import Run
 from sae_forge.store.tensors import DTYPES
 
@@ -127,15 +127,8 @@ def collect(
         NumericalError: more than 0.1 % of a corpus's activations are not finite.
     """
     started = time.monotonic()
-    team, config = ranks.here(), fitted(config, lm)
-    jobs = plan(config, lm, corpora)
-    require_few_shards(config, jobs)
-    team.meet()  # before any of them changes what another looks at
-    describe(config, lm, jobs, progress)
-    run = Run(config.run_folder, config.shards_dir)
-    run.require_place()
-    if not isinstance(run.shards, RemotePath):
-        files.require_disk(run.shards, sum(job.bytes_to_write for job in jobs))
+    team, run = ranks.here(), Run(config.run_folder, config.shards_dir)
+    config, jobs = looked_at(config, lm, corpora, progress)
     with team.led() as first:
         if first:
             run.begin([name for job in jobs for name in job.folder_names], fresh=config.starts_over)

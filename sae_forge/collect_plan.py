@@ -6,7 +6,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TypeVar
 
-from sae_forge import builtin
+from sae_forge import builtin, ranks
 from sae_forge.config.collect import CollectConfig
 from sae_forge.data.manifest import require_match
 from sae_forge.data.shards import MAX_SHARDS, Fingerprint, Manifest, buffer_bytes, complete, row_bytes
@@ -66,6 +66,26 @@ class Job:
             present = sum(shard.stat().st_size for shard in self.folders[point].glob("shard-*.safetensors"))
             total += max(0, (self.expected or 0) * row_bytes(self.fingerprints[point]) - present)
         return total
+
+
+def looked_at(
+    config: CollectConfig, lm: LanguageModel, corpora: Sequence[tuple[str, str]], progress: Progress
+) -> tuple[CollectConfig, list[Job]]:
+    """The settings as they will be and the work they come to, said and found possible; nothing is written.
+
+    Raises:
+        ConfigError, DataError, ResourceError, ShardError: as ``collect``, before its first token.
+    """
+    config = fitted(config, lm)
+    jobs = plan(config, lm, corpora)
+    require_few_shards(config, jobs)
+    ranks.here().meet()  # before any of them changes what another looks at
+    describe(config, lm, jobs, progress)
+    run = Run(config.run_folder, config.shards_dir)
+    run.require_place()
+    if not isinstance(run.shards, RemotePath):
+        files.require_disk(run.shards, sum(job.bytes_to_write for job in jobs))
+    return config, jobs
 
 
 def fitted(config: CollectConfigT, lm: LanguageModel) -> CollectConfigT:

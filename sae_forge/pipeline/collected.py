@@ -13,7 +13,7 @@ from sae_forge.collect import collect
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import described
 from sae_forge.data.shards import Fingerprint, ShardReader, complete, find_shards
-from sae_forge.data.texts.sources import corpus_identity
+from sae_forge.data.texts.sources import corpus_identity, named
 from sae_forge.errors import ShardError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
@@ -125,12 +125,17 @@ def gather(
     with ranks.here().led() as first:
         if first:
             note(bench.run, shards)
+    bench.progress.say(collect(further(point, config, shards), bench.lm, corpora, bench.progress).summary())
+
+
+def further(point: HookPoint, config: CollectConfig, shards: Sequence[ShardReader]) -> CollectConfig:
+    """The settings by which further corpora are collected beside these."""
     values: dict[str, Any] = {entry.name: getattr(config, entry.name) for entry in fields(CollectConfig)}
     for name in _KEPT:
         if shards and name not in config.spelled and name not in ("split", "text_field"):  # these are the new text's
             values[name] = getattr(shards[0].fingerprint, _KEPT[name])
     here = {"layer": (point.layer,), "site": point.site, "fresh": False, "resume": True}
-    bench.progress.say(collect(CollectConfig(**(values | here)), bench.lm, corpora, bench.progress).summary())
+    return CollectConfig(**(values | here))
 
 
 def _of(config: CollectConfig, role: str) -> tuple[str, ...]:
@@ -146,6 +151,8 @@ def _source(config: CollectConfig, reader: ShardReader) -> list[tuple[str, Any, 
     asked = [corpus_identity(named) for named in _of(config, role)]
     if source in asked:
         return []
+    for place in _of(config, role):
+        named(place)  # what is not there is told as that, not as another text
     name, hashed, _ = source.partition(" xxh3:")
     if hashed and name in [identity.partition(" xxh3:")[0] for identity in asked]:
         raise ShardError(

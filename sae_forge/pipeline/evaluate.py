@@ -1,6 +1,7 @@
 """``eval``: an SAE and a selection become a report of forgetting and side effects beside their controls."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -38,20 +39,8 @@ from sae_forge.training.verdict import Verdict
 
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
-    config = bench.settle(config)
-    named = bench.sae(config.sae, partly=True)
-    selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
-    for name in getattr(config, "tofu_summaries", ()):
-        read_summary(Path(name))  # refused before the work
-    rivals: list[Selection] = []
-    also: list[Edit] = []
-    if config.compare_selections:  # with every one made for this SAE
-        paths = sorted(bench.run.selections(named.folder).glob("*.json"))
-        rivals = [Selection.load(path, weights=named.weights) for path in paths]
-    if config.steering is not None:
-        also = [_steered(config.steering, config, named, selection, bench.progress)]
-    identity = identity_of(config, [selection, *rivals], named.provenance)
-    folder = bench.run.evals(named.folder) / files.short_hash(identity)
+    asked = looked_at(config, bench)
+    config, named, selection, folder = asked.config, asked.named, asked.selection, asked.folder
     if (folder / REPORT_FILE).exists() and not config.starts_over:
         bench.progress.say(f"{folder} is there under the same settings")
         report = load_report(folder / REPORT_FILE)
@@ -60,8 +49,8 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         bench.progress.say(bench.lm.opening.sentence())
         measured = measure(
             bench.lm, named.sae, selection, config, named.point, bench.progress,
-            collected=shards_of(selection, bench.run, named.point), also=also,
-            rivals=rivals, folder=folder, table=catalogue_of(config).methods, verdict=_verdict(named),
+            collected=shards_of(selection, bench.run, named.point), also=asked.also,
+            rivals=asked.rivals, folder=folder, table=catalogue_of(config).methods, verdict=_verdict(named),
         )  # fmt: skip
         report = measured.report
         files.publish_json(folder / "config.json", config.deciding("report"))
@@ -88,6 +77,41 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         tables=(overview(report), verdict_sheet(report), *_beside(config, report), *single_latents(report, selection)),
         then=bench.next("report"),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Looked:
+    """What an eval stands on, and where its report goes."""
+
+    config: EvalConfig
+    named: NamedSAE
+    selection: Selection
+    rivals: list[Selection]
+    also: list[Edit]
+    folder: Path
+
+
+def looked_at(config: EvalConfig, bench: Bench, *, keeps: bool = True) -> Looked:
+    """All that is named, opened and checked before the model is asked anything.
+
+    Args:
+        keeps: An SAE made elsewhere leaves a pointer in the run; else nothing is written.
+    """
+    config = bench.settle(config)
+    named = bench.sae(config.sae, partly=True, keeps=keeps)
+    selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
+    for name in getattr(config, "tofu_summaries", ()):
+        read_summary(Path(name))  # refused before the work
+    rivals: list[Selection] = []
+    also: list[Edit] = []
+    if config.compare_selections:  # with every one made for this SAE
+        paths = sorted(bench.run.selections(named.folder).glob("*.json"))
+        rivals = [Selection.load(path, weights=named.weights) for path in paths]
+    if config.steering is not None:
+        also = [_steered(config.steering, config, named, selection, bench.progress)]
+    identity = identity_of(config, [selection, *rivals], named.provenance)
+    folder = bench.run.evals(named.folder) / files.short_hash(identity)
+    return Looked(config=config, named=named, selection=selection, rivals=rivals, also=also, folder=folder)
 
 
 def _beside(config: EvalConfig, report: Report) -> list[Sheet]:

@@ -25,7 +25,16 @@ from sae_forge.results.report import load_report
 from sae_forge.settings import presets
 from sae_forge.study.sweep import require_possible
 from sae_forge.training.architectures.table import architecture_of
+from sae_forge.training.tracking import require_tracker
 
+WHY = {
+    "collect": "it reads what it is to forget and what it is to keep; what a layer computes is stored",
+    "train": "a sparse autoencoder learns to write that as a few of many latents a token",
+    "features": "latents are chosen that fire on the text to forget and not on the text to keep",
+    "eval": "they are edited while the model runs, and it is asked before and after, beside controls",
+    "report": "all of it on one page",
+}
+"""What each stage does, for who watches."""
 WORDS = 4
 """Of a text, as a prompt."""
 
@@ -41,7 +50,7 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
     """
     chosen = presets()[preset] if preset else {}
     for config in configs:
-        _require_files(config, preset, chosen.get("needs", {}))
+        require_files(config, preset, chosen.get("needs", {}))
     said = {config.model: as_published(preset, chosen, config) for config in configs} if preset else {}
     for sheet in said.values():
         progress.say(sheet.title)
@@ -73,15 +82,18 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
     )
 
 
-def _then(config: RunConfig, bench: Bench) -> str:
-    """The command to try next: the opening words of what was to be forgotten, continued."""
+def _then(config: RunConfig, bench: Bench) -> list[str]:
+    """The commands to try next: the opening words of what was to be forgotten, continued; what a sweep would take."""
+    words: list[str] = []
     forget = next((text.source for text in texts_of(bench.run) if text.role == "forget"), None)
     config = bench.settle(config)
     if forget is not None:
         with suppress(DataError, RemoteError):  # all is done; this is but advice
             text = next(iter_texts(forget, text_field=config.text_field, split=config.split, limit=1))
-            return bench.next("generate", " ".join(text.split()[:WORDS]))
-    return bench.next("push", "you/your-repository", "--dry_run")
+            words = [bench.next("generate", " ".join(text.split()[:WORDS]))]
+    asked = bench.under(replace(config, spelled=config.spelled - {"methods", "sweep"}))
+    asked = asked.next("eval", "--methods", "all", "--sweep", "--dry_run")
+    return [*words, asked, bench.next("push", "you/your-repository", "--dry_run")]
 
 
 def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
@@ -100,13 +112,14 @@ def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
     done: dict[str, Outcome] = {}
 
     def stage(name: str, work: Callable[[], Outcome]) -> Outcome:
-        progress.say(f"{config.model}: {name}")
+        progress.say(f"{config.model}: {name} – {WHY[name]}")
         started = time.monotonic()
         done[name] = work()
         done[name].log(name, time.monotonic() - started)
         return done[name]
 
     _ = architecture_of(config)  # what training would refuse after a long collect
+    require_tracker(config.track)
     if (apart := held_apart(config, progress)) is not config:
         bench = bench.under(config := apart)
     require_possible(bench.lm, config)
@@ -142,7 +155,7 @@ def held_apart(config: RunConfig, progress: Progress) -> RunConfig:
     )
 
 
-def _require_files(config: RunConfig, preset: str | None, needs: Mapping[str, str]) -> None:
+def require_files(config: RunConfig, preset: str | None, needs: Mapping[str, str]) -> None:
     """Refuse at once, and not after hours of collecting, what would be missing at the end."""
     named = {source for sources in config.items("report").values() for source in sources}
     for file, content in needs.items():

@@ -29,6 +29,7 @@ from sae_forge.tasks.engines.losses import Corpus, load_corpus
 from sae_forge.training.architectures.table import architecture_of
 from sae_forge.training.plan import stored_settings
 from sae_forge.training.report import TrainReport, load_report, save_report
+from sae_forge.training.tracking import require_tracker
 from sae_forge.training.trainer import Place, train_saes
 
 
@@ -38,16 +39,17 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
     The shards are collected first where they are missing; with ``max_disk_gb`` they come and go, one window at a time.
     """
     _ = architecture_of(config)  # what training would refuse after a long collect
+    require_tracker(config.track)
     config = bench.settle(config)
     if config.max_disk_gb is None:
         _collect_missing(config, bench)
     else:
-        _require_sizes(config, bench)
+        require_sizes(config, bench)
     with ranks.here().led() as first:
         if first:
             bench.run.open(bench.config.model, bench.lm.weights, opening=bench.lm.opening.to_json())
             if config.max_disk_gb is None:
-                collected.note(bench.run, [reader for point in bench.points for reader in _shards(bench.run, point)])
+                collected.note(bench.run, [reader for point in bench.points for reader in shards_of(bench.run, point)])
     train_at = _train_at if config.max_disk_gb is None else _train_in_windows
     trained = {name: done for point in bench.points for name, done in train_at(point, config, bench).items()}
     metrics = {name: report.to_json() for name, (_, report) in trained.items()}
@@ -62,31 +64,36 @@ def train(config: TrainConfig, bench: Bench) -> Outcome:
 
 def _collect_missing(config: TrainConfig, bench: Bench) -> None:
     """Have every corpus that was named at every hook point."""
-    for point in bench.points:
-        shards = _shards(bench.run, point)
-        collected.require_spelled(config, shards)
-        advice = "name that model, or another --run_dir and --shards_dir"  # a place that runs share may hold others'
-        collected.require_same_weights(shards, bench.lm.weights_as, bench.lm.name, advice)
-    wanted = {name for name in bench.run.corpora if not name.startswith(f"{collected.REFUSAL}-")}
-    absent = []
-    for point in bench.points:
-        there = {reader.folder.parent.name for reader in _shards(bench.run, point)}
-        if not there or not there >= wanted:  # nothing, or a collect was stopped before its last corpus
-            absent.append(str(point))
-    if absent:
-        _require_sizes(config, bench)
+    if absent := absent_points(config, bench):
+        require_sizes(config, bench)
         bench.progress.say(f"no activations at {', '.join(absent)} in {bench.run.folder}: collecting first")
         bench.progress.say(collect(config, bench).summary)
     for point in bench.points:
-        shards = _shards(bench.run, point)
+        shards = shards_of(bench.run, point)
         if named := collected.missing(config, shards):
-            _require_sizes(config, bench, shards)
+            require_sizes(config, bench, shards)
             sources = ", ".join(source for _, source in named)
             bench.progress.say(f"not all that was asked for of {sources} is collected at {point}: collecting")
             collected.gather(named, point, config, bench, shards)
 
 
-def _require_sizes(config: TrainConfig, bench: Bench, shards: Sequence[ShardReader] = ()) -> None:
+def absent_points(config: TrainConfig, bench: Bench) -> list[str]:
+    """Hook points where nothing is collected, or a collect was stopped before its last corpus.
+
+    Raises:
+        ShardError: what is there is another model's, or contradicts a setting that was named.
+    """
+    for point in bench.points:
+        shards = shards_of(bench.run, point)
+        collected.require_spelled(config, shards)
+        advice = "name that model, or another --run_dir and --shards_dir"  # a place that runs share may hold others'
+        collected.require_same_weights(shards, bench.lm.weights_as, bench.lm.name, advice)
+    wanted = {name for name in bench.run.corpora if not name.startswith(f"{collected.REFUSAL}-")}
+    there = {point: {reader.folder.parent.name for reader in shards_of(bench.run, point)} for point in bench.points}
+    return [str(point) for point, names in there.items() if not names or not names >= wanted]
+
+
+def require_sizes(config: TrainConfig, bench: Bench, shards: Sequence[ShardReader] = ()) -> None:
     """Refuse before a long collect what training would refuse after it; further corpora are stored as those found."""
     d_in = bench.lm.width(bench.points[0])
     _ = config.saes(d_in)
@@ -96,12 +103,25 @@ def _require_sizes(config: TrainConfig, bench: Bench, shards: Sequence[ShardRead
 
 def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained":
     """Train on the shards that are there."""
-    readers = _shards(bench.run, point)
+    config, readers, unseen = readied(shards_of(bench.run, point), point, config, bench)
+    if not config.keep_sinks and (sinks := census(readers)).sinks:
+        bench.progress.say(sinks.said(bench.decode))
+    return _train_on(
+        training_stream(config, readers), provenance_of(readers, unseen, bench), point, config, bench, unseen
+    )
+
+
+def readied(
+    readers: Sequence[ShardReader], point: HookPoint, config: TrainConfig, bench: Bench
+) -> tuple[TrainConfig, list[ShardReader], dict[str, int]]:
+    """The settings that fit these shards, and what of them is trained on; nothing is written.
+
+    The third is, of each corpus by its identity, how many sequences come before those held out.
+    """
     if not config.include_forget:
         readers = [reader for reader in readers if reader.fingerprint.role != "forget"]
     if not readers:
         raise DataError(f"--no_include_forget leaves no activations at {point}; collect text to keep with --retain")
-    shards = {reader.manifest.sha256: reader.fingerprint for reader in readers}
     begun = _begun(point, readers[0].d_in, config, bench)
     # the rows decide the steps, so an SAE that is there keeps to what it began on, whatever it is measured on now
     holds_out = not config.retain_eval if begun is None else begun["data"].get("held_out") is not None
@@ -117,10 +137,13 @@ def _train_at(point: HookPoint, config: TrainConfig, bench: Bench) -> "_Trained"
             "(--epochs, --batch_size)"
         )
         config = fitted
-    if not config.keep_sinks and (sinks := census(readers)).sinks:
-        bench.progress.say(sinks.said(bench.decode))
-    known = replace(_provenance(shards, bench), held_out=HELD_OUT if unseen else None)
-    return _train_on(training_stream(config, readers), known, point, config, bench, unseen)
+    return config, readers, unseen
+
+
+def provenance_of(readers: Sequence[ShardReader], unseen: Mapping[str, int], bench: Bench) -> Provenance:
+    """What an SAE that is trained on these may be used for."""
+    shards = {reader.manifest.sha256: reader.fingerprint for reader in readers}
+    return replace(_provenance(shards, bench), held_out=HELD_OUT if unseen else None)
 
 
 def _begun(point: HookPoint, d_in: int, config: TrainConfig, bench: Bench) -> dict[str, Any] | None:
@@ -176,7 +199,7 @@ def _train_on(
                 texts = texts or _texts(config, bench, unseen)
             if first and report.ce_recovered is None and texts:
                 sae, known = load_sae(folder, device=device_of(config.sae_device))
-                live = ce_recovered(bench.lm, sae, point, texts, known.sink_norm)
+                live = ce_recovered(bench.lm, sae, point, texts, known.sink_norm, bench.progress)
                 report = replace(
                     report, fvu=live.fvu, fvu_stored=report.fvu, l0=live.l0, fvu_pca=live.fvu_pca,
                     fvu_with_sinks=live.fvu_with_sinks, ce_recovered=live.share,
@@ -187,7 +210,7 @@ def _train_on(
     return trained
 
 
-def _shards(run: Run, point: HookPoint) -> list[ShardReader]:
+def shards_of(run: Run, point: HookPoint) -> list[ShardReader]:
     """Every complete corpus of activations at ``point`` that may be trained on."""
     return [reader for reader in collected.readers(run, point) if reader.fingerprint.role != collected.REFUSAL]
 

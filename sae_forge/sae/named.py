@@ -62,6 +62,7 @@ def load_dictionary(
     device: str = "cpu",
     allow_pickle: bool = False,
     partly: bool = False,
+    keeps: bool = True,
     norms_take_mean: Callable[[], bool] = lambda: False,
     progress: Progress = SILENT,
 ) -> NamedSAE:
@@ -77,6 +78,7 @@ def load_dictionary(
         spelled: What of ``asked`` it may not contradict: ``layer``, ``site`` or both.
         allow_pickle: Read a weights file that is a pickle, in a limited process (``formats.pickled``).
         partly: Leave one whose latents fire each by itself in its file (``sae.filed``), for who asks for a few of them.
+        keeps: Leave that pointer; else nothing is written.
         norms_take_mean: Whether the norms of the model take the mean over the width off; asked only for an SAE that
             was trained on activations without it.
 
@@ -92,7 +94,7 @@ def load_dictionary(
     elif run.holds(path):
         named = _trained(path, wanted)
     else:
-        named = _adopted(_located(path, str(source), wanted), wanted)
+        named = _adopted(_located(path, str(source), wanted), wanted, keeps=keeps)
     cast("nn.Module | FiledSAE", named.sae).to(device)
     trained_on = named.provenance.model
     if not named.provenance.weights and trained_on not in ("", model):  # else it is the weights that say it
@@ -267,15 +269,18 @@ def _told(origin: _Origin) -> tuple[Found, Described]:
     return origin.found, origin.found.format.describe(origin.found, origin.hints)
 
 
-def _adopted(origin: _Origin, wanted: _Wanted) -> NamedSAE:
-    """An SAE made elsewhere, and the pointer to it in the run."""
+def _adopted(origin: _Origin, wanted: _Wanted, *, keeps: bool) -> NamedSAE:
+    """An SAE made elsewhere, and the pointer to it in the run, if that ``keeps`` one."""
     on_disk, told = _told(origin)
     point = wanted.place(told, on_disk.where)
     folder = wanted.run.folder / "saes" / str(point) / origin.name
     named = _described(folder, on_disk, told, point, wanted)
     if (folder / POINTER).exists():
         _require_weights(named, _pointer(folder).weights)
-        wanted.run.note(folder)
+        if keeps:
+            wanted.run.note(folder)
+        return named
+    if not keeps:
         return named
     pinned = origin.pinned
     pointer = _Pointer(

@@ -13,7 +13,6 @@ from sae_forge.methods.method import Method, Settings, titled
 from sae_forge.methods.subjects import AsItIs, Edited, Subject
 from sae_forge.methods.table import controlled
 from sae_forge.progress import SILENT, Progress
-from sae_forge.results.report import Sweep
 from sae_forge.study.controls import CONTROL, controls_of, edits_every_token
 
 
@@ -43,7 +42,7 @@ class Plan:
 def iter_plans(
     materials: Materials,
     methods: Sequence[Method],
-    swept: Sweep | None = None,
+    chosen: Mapping[str, Settings] | None = None,
     also: Sequence[Edit] = (),
     progress: Progress = SILENT,
 ) -> Iterator[Plan]:
@@ -52,11 +51,14 @@ def iter_plans(
     Where fewer latents were selected than asked for, those there are are taken and both numbers recorded.
 
     Args:
+        chosen: Settings of each method that a sweep tuned; None: those of the flags.
         also: Edits that are handed in ready.
     """
     # first, since every change is taken from it and it records the tape that spares all others the layers below
     yield Plan("baseline", {}, AsItIs(), title="baseline")
-    rows = list(_from_flags(materials, methods, progress) if swept is None else _from_sweep(materials, methods, swept))
+    rows = list(
+        _from_flags(materials, methods, progress) if chosen is None else _from_sweep(materials, methods, chosen)
+    )
     for edit in also:
         name, settings, subject = edit.intervention.name, {"given": len(edit.intervention.written)}, Edited((edit,))
         everywhere = edits_every_token(subject)
@@ -119,8 +121,7 @@ def _of_latents(method: Method, materials: Materials) -> bool:
     return any("num_features" in settings for settings in method.from_flags(1, materials))
 
 
-def _from_sweep(materials: Materials, methods: Sequence[Method], swept: Sweep) -> Iterator[Plan]:
-    chosen = {name: dict(one.chosen.settings) for name, one in swept.methods.items()}
+def _from_sweep(materials: Materials, methods: Sequence[Method], chosen: Mapping[str, Settings]) -> Iterator[Plan]:
     for method in methods:
         # a method made of others was not tuned itself: it takes what was chosen for each of them
         names = [part.name for part in method.parts or (method,)]

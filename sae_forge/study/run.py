@@ -115,13 +115,14 @@ def evaluate(
     """
     materials = Materials(lm, sae, point, selection, config, collected)
     asked, tasks = load_asked(lm, config, progress), catalogue_of(config).tasks
-    for line in _told_of_length(lm, asked):
+    for line in told_of_length(lm, asked):
         progress.say(line)
     methods = methods_of(config.methods, table or catalogue_of(config).methods)
-    left_out = _left_out(methods, materials, progress)
+    left_out = why_left_out(methods, materials, progress)
     swept = sweep(methods, materials, progress, folder) if config.sweep else None
-    selections = _selections(selection, rivals, progress)
-    plans = [*iter_plans(materials, methods, swept, also, progress), *of_selections(materials, selections)]
+    selections = told_apart(selection, rivals, progress)
+    chosen = None if swept is None else {name: dict(one.chosen.settings) for name, one in swept.methods.items()}
+    plans = [*iter_plans(materials, methods, chosen, also, progress), *of_selections(materials, selections)]
     plans += of_each_latent(materials, methods)
     read_ahead(sae, [edit for plan in plans for edit in plan.subject.edits])
     bootstrap = Bootstrap(config.bootstrap, config.seed)
@@ -162,7 +163,7 @@ def evaluate(
     return EvalReport(report, items, tuple(edits))
 
 
-def _told_of_length(lm: LanguageModel, asked: Sequence[Asked]) -> Iterator[str]:
+def told_of_length(lm: LanguageModel, asked: Sequence[Asked]) -> Iterator[str]:
     """What does not fit into the model: said before the work, and counted in the report's protocol."""
     takes = f"the {max_input(lm)} tokens that {lm.name} takes"
     for one in asked:
@@ -173,7 +174,7 @@ def _told_of_length(lm: LanguageModel, asked: Sequence[Asked]) -> Iterator[str]:
             yield f"{what}: {one.shortened} of {one.units} leave too few of {takes}; what is written ends early"
 
 
-def _left_out(methods: Sequence[Method], materials: Materials, progress: Progress) -> dict[str, str]:
+def why_left_out(methods: Sequence[Method], materials: Materials, progress: Progress) -> dict[str, str]:
     """Methods that ``all`` stands for and that cannot be measured here, and why; a named one must be possible."""
     reasons: dict[str, str] = {}
     for method in methods:
@@ -214,7 +215,7 @@ def _measured(
     return measurements
 
 
-def _selections(own: Selection, rivals: Sequence[Selection], progress: Progress) -> dict[str, Selection]:
+def told_apart(own: Selection, rivals: Sequence[Selection], progress: Progress) -> dict[str, Selection]:
     """Every selection by its name in the report; none where there is nothing to compare."""
     every = [own, *(rival for rival in rivals if rival.indices != own.indices)]
     if len(every) == 1 and rivals:

@@ -36,6 +36,26 @@ def open_folder(
     """
     if config.starts_over:
         shutil.rmtree(folder, ignore_errors=True)
+    stored, is_longer, finished = found(folder, config, settings)
+    if stored is None or not is_longer:
+        if not finished:
+            held.enter_context(files.locked(folder / CHECKPOINTS))
+            files.publish_json(folder / CONFIG, settings)
+        return
+    held.enter_context(files.locked(folder / CHECKPOINTS))
+    progress.say(_told(folder, stored, settings))
+    (folder / REPORT).unlink(missing_ok=True)
+    for _, path in checkpoints(folder / CHECKPOINTS) if checkpoints(folder / LEVEL) else ():
+        files.discard_folder(path)  # of steps at a rate that was falling already
+    files.publish_json(folder / CONFIG, settings)
+
+
+def found(folder: Path, config: TrainConfig, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool, bool]:
+    """The settings of the SAE that is there, whether these train it further, and whether it is finished.
+
+    Raises:
+        CheckpointError: as :func:`open_folder`.
+    """
     stored = stored_settings(folder)
     differences = [] if stored is None else settings_differ(stored, settings)
     finished = load_report(folder) is not None
@@ -46,23 +66,14 @@ def open_folder(
         follows.add("data.held_out")  # whether text was held out is no reason to train again what is finished
     differences = [each for each in differences if each[0] not in follows]
     if stored is None or not differences:
-        if not finished:
-            held.enter_context(files.locked(folder / CHECKPOINTS))
-            files.publish_json(folder / CONFIG, settings)
-        return
+        return stored, False, finished
     _require_longer(folder, differences)
-    held.enter_context(files.locked(folder / CHECKPOINTS))
-    kept = checkpoints(folder / LEVEL)
-    if not kept and (folder / REPORT).exists():
+    if not checkpoints(folder / LEVEL) and finished:
         raise CheckpointError(
             f"{folder} was trained for {stored['steps']} steps by a version that kept no state to go on from; start "
             "over with --fresh"
         )
-    progress.say(_told(folder, stored, settings))
-    (folder / REPORT).unlink(missing_ok=True)
-    for _, path in checkpoints(folder / CHECKPOINTS) if kept else ():
-        files.discard_folder(path)  # of steps at a rate that was falling already
-    files.publish_json(folder / CONFIG, settings)
+    return stored, True, finished
 
 
 def _require_longer(folder: Path, differences: list[tuple[str, Any, Any]]) -> None:

@@ -1,0 +1,119 @@
+"""``--dry_run``: what is told is what is done then, refusals are the same, and nothing is written."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tiny_run import FORGET, RETAIN, TinyRun, forge
+
+from sae_forge.study import rehearsal
+
+LITTLE = ("--max_steps", "6", "--batch_size", "64", "--d_sae", "48", "--k", "4", "--loss_tokens", "60")
+
+
+@pytest.fixture(autouse=True)
+def tried_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sae_forge.pipeline.reckoning.PROBE_SECONDS", 0.01)
+    monkeypatch.setattr(rehearsal, "FEW", 2)
+
+
+@pytest.fixture(scope="module")
+def run(new_run: Callable[[], TinyRun]) -> TinyRun:
+    return new_run()
+
+
+@pytest.fixture
+def texts(tmp_path: Path, model_folders: dict[str, Path]) -> list[str]:
+    """Flags for a run that is not there yet, on texts of its own."""
+    for name, lines in {"saga": FORGET, **RETAIN}.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": line}) + "\n" for line in lines))
+    where = ["--model", str(model_folders["llama"]), "--run_dir", str(tmp_path / "run"), "--layer", "1"]
+    return [*where, "--forget", f"{tmp_path}/saga.jsonl", "--retain", f"{tmp_path}/stones.jsonl", "--ctx_len", "24"]
+
+
+def told(command: str, *flags: str) -> dict[str, Any]:
+    return json.loads(forge(command, *flags, "--dry_run", "--json"))["metrics"]
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.mark.slow
+def test_collect_and_train_do_what_was_told_of_them(texts: list[str], tmp_path: Path):
+    forget, retain, sae = told("train", *texts, *LITTLE)["pieces"]
+    assert not (tmp_path / "run").exists()
+    assert sae["steps"] == 6 and sae["seconds"] > 0 and sae["basis"]
+    collected = json.loads(forge("collect", *texts, "--json"))
+    assert {forget["path"], retain["path"]} == set(collected["outputs"].values())
+    assert abs(forget["tokens"] + retain["tokens"] - collected["metrics"]["tokens"]) < 0.1 * forget["tokens"]
+    assert forget["bytes"] + retain["bytes"] == pytest.approx(collected["metrics"]["bytes"], rel=0.2)
+    assert [piece["is_there"] for piece in told("collect", *texts)["pieces"]] == [True, True]
+    before = tree(tmp_path / "run")
+    assert [piece["is_there"] for piece in told("train", *texts, *LITTLE)["pieces"]] == [True, True, False]
+    assert tree(tmp_path / "run") == before
+    trained = json.loads(forge("train", *texts, *LITTLE, "--json"))
+    assert list(trained["outputs"].values()) == [sae["path"]] and trained["metrics"]["steps"] == sae["steps"]
+    assert all(piece["is_there"] for piece in told("train", *texts, *LITTLE)["pieces"])
+    longer = told("train", *texts, *LITTLE, "--max_steps", "9")["pieces"][-1]
+    assert longer["steps"] == 9 and "going on after about 6 steps" in longer["told"]
+
+
+@pytest.mark.parametrize(
+    ("command", "flags"),
+    [
+        ("collect", ["--layer", "99"]),
+        ("collect", ["--forget", "/nowhere/saga.txt"]),
+        ("train", ["--k", "4000"]),
+        ("train", ["--batch_size", "1000000"]),
+        ("train", ["--architecture", "none"]),
+    ],
+)
+def test_what_the_command_refuses_is_refused(texts: list[str], tmp_path: Path, command: str, flags: list[str]):
+    said = forge(command, *texts, *flags, "--dry_run", code=2)
+    assert not (tmp_path / "run").exists()
+    if "--batch_size" not in flags:  # which training finds out from the shards, to the token
+        assert said == forge(command, *texts, *flags, code=2)
+
+
+@pytest.mark.slow
+def test_an_sae_under_other_settings_is_refused_as_train_does(run: TinyRun):
+    forge("train", *run.where, "--layer", "1", *LITTLE)
+    for flags in (["--max_steps", "3"], ["--lr", "0.5"]):
+        again = [*run.where, "--layer", "1", *LITTLE, *flags]
+        before = tree(run.folder)
+        said = forge("train", *again, "--dry_run", code=2)
+        assert tree(run.folder) == before
+        assert said == forge("train", *again, code=2)
+
+
+@pytest.mark.slow
+def test_eval_has_the_rows_and_items_that_were_told(run: TinyRun):
+    before = tree(run.folder)
+    sae = ["--sae", str(run.named.folder), "--methods", "scale,zero,random", "--controls", "latents"]
+    (piece,) = told("eval", *run.where, *run.asked, *sae)["pieces"]
+    assert tree(run.folder) == before
+    done = json.loads(forge("eval", *run.where, *run.asked, *sae, "--json"))
+    assert piece["path"] == done["outputs"]["folder"]
+    assert piece["rows"] == len(done["metrics"]["methods"]) and piece["seconds"] > 0
+    items = sum(domain["items"] for domain in done["metrics"]["domains"].values())
+    assert f"{items} items a row" in piece["told"]
+    (again,) = told("eval", *run.where, *run.asked, *sae)["pieces"]
+    assert again["is_there"] and again["path"] == piece["path"]
+
+
+def test_a_sweep_says_how_many_settings_it_tries(run: TinyRun):
+    swept = ["--sae", str(run.named.folder), "--methods", "scale,clamp,random", "--sweep", "--configurations", "8"]
+    (piece,) = told("eval", *run.where, *run.asked, *swept)["pieces"]
+    assert "16 settings tried beforehand" in piece["told"]
+
+
+def test_run_tells_of_all_stages(texts: list[str], run: TinyRun, tmp_path: Path):
+    asked = [flag for flag in run.asked if not flag.startswith(("--ctx_len", "--eval_batch"))]
+    said = forge("run", *texts, *LITTLE, *asked, "--dry_run")
+    assert not (tmp_path / "run").exists()
+    for word in ("collect  ", "train    ", "features ", "eval     ", "leave --dry_run out"):
+        assert word in said
+    assert max(map(len, [line for line in said.splitlines() if str(tmp_path) not in line])) <= 80
