@@ -22,6 +22,6 @@ def _program() -> str:
     called, found = Path(sys.argv[0]), shutil.which(NAME)
     if called.name == NAME and called.exists():
         return NAME if found and Path(found).samefile(called) else shlex.quote(str(called))
-    if called.name not in ("__main__.py", "main.py") or found:
+    if found or called.parts[-2:] != ("sae_forge", "__main__.py"):
         return NAME
     return f"{shlex.quote(sys.executable)} -m sae_forge"

@@ -122,6 +122,7 @@ def main() -> None:
     try:
         terminal.until("latents firing", args.wait)
         terminal.until(" · ", args.wait)
+        terminal.drain(2.0)  # until the line to write on has the focus
         for number in range(args.rounds):
             chosen = [KEYS[(number * args.keys + place) % len(KEYS)] for place in range(args.keys)]
             times += measured(terminal, args.prompt, chosen)

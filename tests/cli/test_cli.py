@@ -107,7 +107,7 @@ def test_a_help_page_shows_the_defaults_of_the_run_in_hand(plugged_run: TinyRun)
         ("venv/bin/sae-forge", "venv/bin/sae-forge", "sae-forge"),
         ("sae_forge/__main__.py", None, f"{sys.executable} -m sae_forge"),
         ("sae_forge/__main__.py", "venv/bin/sae-forge", "sae-forge"),
-        ("pytest", None, "sae-forge"),
+        ("pytest/__main__.py", None, "sae-forge"),
     ],
 )
 def test_a_command_to_paste_is_spelled_as_it_was_called(
