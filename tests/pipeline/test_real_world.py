@@ -13,7 +13,8 @@ from data_scripts import real_world
 from sae_forge import builtin
 from sae_forge.data.texts.corpus import iter_texts
 from sae_forge.errors import DataError
-from sae_forge.settings import presets
+from sae_forge.settings import preset_of, presets, resolve
+from sae_forge.study.settings import run_config
 from sae_forge.tasks.records import half_of, load_questions
 
 DOMAINS = builtin.domains(world_name=builtin.REAL)
@@ -126,3 +127,14 @@ def test_what_a_preset_names_of_the_built_in_worlds_is_there() -> None:
         if isinstance(source, str) and builtin.is_builtin(source)
     ]
     assert len(named) > 20 and all(map(builtin.is_there, named))
+
+
+@pytest.mark.parametrize("name", ["smollm2-135m", "gemma3-270m"])
+def test_a_preset_of_a_real_model_asks_all_of_it_and_is_no_default_of_the_model(name: str) -> None:
+    config = resolve(run_config(), {}, preset=name)
+    assert config.model == name and config.sweep and config.question_filter == "known"
+    asked = (*config.forget_questions, *config.neighbour_questions, *config.retain_questions)
+    assert sorted(asked) == [builtin.source("questions", domain, builtin.REAL) for domain in DOMAINS]
+    assert config.forget == builtin.source("corpora", FORGET, builtin.REAL)
+    assert {source.rpartition("/")[2] for source in config.retain} == set(builtin.domains("retain", builtin.REAL))
+    assert preset_of(name) is None
