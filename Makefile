@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 # The suite starts many processes, each of which would compile the package anew.
 export PYTHONDONTWRITEBYTECODE :=
+NODE := tests/browser/node_modules/.package-lock.json
 
-.PHONY: run check test test-slow real lint lowest clean
+.PHONY: run check test test-slow browser pictures real lint lowest clean
 
 run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in models
 	$(BIN)/sae-forge run
@@ -18,6 +19,16 @@ test: lint  ## lint, types, import contract and the whole suite: what CI runs
 
 test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for every target, faults in full numbers, whole default runs
 	$(BIN)/python -m pytest -q -rP -m long
+
+browser: $(VENV)/.test-ready $(NODE)  ## the page in headless Chromium (CHROMIUM names it; needs node), and axe; PAGE=FILE another page
+	$(BIN)/python -m pytest -q -rs tests/browser
+
+pictures: $(NODE)  ## the pictures of docs/page.md anew, from the page that `make run` wrote
+	cd tests/browser && node shots.mjs ../../checkpoints/tiny-llama/report.html ../../docs/pictures docs
+
+$(NODE): tests/browser/package.json
+	cd tests/browser && npm install --no-audit --no-fund --silent
+	touch $@
 
 real: $(VENV)/.real-ready  ## the tests that need GGUF packages or bitsandbytes, and the invariants on real weights (Gemma: accept its terms)
 	$(BIN)/python -m pytest -q -rs -m real tests

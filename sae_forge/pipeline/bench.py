@@ -1,10 +1,12 @@
 """One model on one run folder: loaded when first needed, and shared by the verbs that need it."""
 
 import shlex
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import PreTrainedTokenizerBase
@@ -12,7 +14,7 @@ from transformers import PreTrainedTokenizerBase
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import described
 from sae_forge.config.generate import GenerateConfig
-from sae_forge.config.model import ModelConfig, shown
+from sae_forge.config.model import ModelConfig, plain, shown
 from sae_forge.config.push import PushConfig
 from sae_forge.config.report import ReportConfig
 from sae_forge.config.train import TrainConfig
@@ -29,6 +31,7 @@ from sae_forge.pipeline.known import ConfigT, as_collected
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.report import load_report
 from sae_forge.sae.named import NamedSAE, load_dictionary
+from sae_forge.settings import resolve
 from sae_forge.store import weights
 from sae_forge.store.runs import Run
 from sae_forge.study.settings import catalogue_of, eval_config, features_config
@@ -190,10 +193,7 @@ class Bench:
             words: What the command takes beside its settings.
         """
         config, known = self.config, catalogue_of(self.config)
-        composed = {"features": features_config, "eval": eval_config}
-        plain = (CollectConfig, TrainConfig, GenerateConfig, ReportConfig, PushConfig)
-        kinds = {kind.__name__.lower().removesuffix("config"): kind for kind in plain}
-        kind: type[ModelConfig] = composed[command](known) if command in composed else kinds[command]
+        kind = self._kind(command)
         recorded = {name for name, said in described(CollectConfig).items() if "shards" in said.decides}
         named = [name for name in described(kind) if name in config.spelled - recorded - _NOT_REPEATED]
         flags = {name: getattr(config, name) for name in ("model", "run_dir", *named)}
@@ -201,14 +201,43 @@ class Bench:
             flags["layer"] = flags["layer"][:1]
         if hasattr(kind, "catalogue") and known.plugins:
             flags["plugin"] = ",".join(name for name, _ in known.plugins)
-        said = []
-        for name, value in flags.items():
-            if isinstance(value, bool):
-                said.append(f"--{name}" if value else f"--no_{name}")
-            elif value is not None:
-                text = shlex.quote(shown(value))
-                said.append(f"--{name}={text}" if text.startswith("-") else f"--{name} {text}")  # or -3 is a flag
-        return " ".join(["sae-forge", command, *map(shlex.quote, words), *said])
+        return " ".join(["sae-forge", command, *map(shlex.quote, words), *_spelled(flags)])
+
+    def again(self, command: str, record: Mapping[str, Any]) -> str:
+        """The command that was given with these settings: those are named that neither a default nor the preset says.
+
+        Args:
+            record: Settings by name as JSON has them; of names that are none here nothing is said.
+        """
+        kind = self._kind(command)
+        known = resolve(kind, {"model": self.config.model})
+        # a folder's name says nothing to others, and no path of this machine leaves it
+        model = "YOUR_MODEL" if Path(self.config.model).expanduser().exists() else self.config.model
+        flags: dict[str, Any] = {"model": model}
+        for name, said in described(kind).items():
+            value = record.get(name)
+            told = name in record and not said.setting.local and not isinstance(value, dict) and name not in flags
+            if told and value != plain(getattr(known, name)):
+                flags[name] = tuple(value) if isinstance(value, list) else value
+        return " ".join(["sae-forge", command, *_spelled(flags)])
+
+    def _kind(self, command: str) -> type[ModelConfig]:
+        composed = {"features": features_config, "eval": eval_config}
+        kinds = (CollectConfig, TrainConfig, GenerateConfig, ReportConfig, PushConfig)
+        named = {kind.__name__.lower().removesuffix("config"): kind for kind in kinds}
+        return composed[command](catalogue_of(self.config)) if command in composed else named[command]
+
+
+def _spelled(flags: Mapping[str, Any]) -> list[str]:
+    """Settings as flags; what is unset has none."""
+    said = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            said.append(f"--{name}" if value else f"--no_{name}")
+        elif value is not None:
+            text = shlex.quote(shown(value))
+            said.append(f"--{name}={text}" if text.startswith("-") else f"--{name} {text}")  # or -3 is a flag
+    return said
 
 
 _NOT_REPEATED = frozenset({"fresh", "resume"})

@@ -55,7 +55,7 @@ def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
         report = measured.report
         files.publish_json(folder / "config.json", config.deciding("report"))
         for picture in gallery.of_report(report):
-            files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report))
+            files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report, "png"))
         _export(measured, named, folder)
         for number, row in enumerate(report.rows):
             for file, told in ({} if row.is_control else summaries(row)).items():

@@ -96,7 +96,7 @@ def _make(
             selection.indices,
             thresholds.get(method, {}),
         )
-        files.publish_bytes(paths[method].with_suffix(".png"), FREQUENCIES.draw(shown))
+        files.publish_bytes(paths[method].with_suffix(".png"), FREQUENCIES.draw(shown, "png"))
         selection.save(paths[method])
     return selections
 

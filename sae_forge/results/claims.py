@@ -13,13 +13,14 @@ from itertools import pairwise
 
 from sae_forge.results.measure import Measure
 from sae_forge.results.report import Cell, ControlSummary, Report, Row, Spread
-from sae_forge.results.words import KINDS, capital, interval, moved, verb, with_unit
+from sae_forge.results.words import KINDS, capital, in_percent, interval, moved, share, went, with_unit
 from sae_forge.statistics.bootstrap import Estimate
 
 REVERSIBLE = "This is a hook on a running model: the weights are unchanged, and removing the hook restores everything."
 RETRAINED = (
     "{names}: other weights, trained on a copy; the given model is unchanged, and what went may be learned again."
 )
+UNCONTROLLED = "Without a random-direction control these numbers do not show that the chosen latents matter."
 POINTS = 100
 BROKEN_NATS, BROKEN_POINTS = 0.5, 10
 """From how much more loss on retain text, or how many points fewer of its questions, a model no longer works."""
@@ -34,16 +35,12 @@ def claims(report: Report) -> list[str]:
     rows = report.rows[1:]
     edits = [row for row in rows if row.edits and not {"selection", "latent"} & set(row.settings)]
     trained = [row for row in rows if row.kind == "weights"]
-    lines = _of_sae(report)
-    # before all effects: under a model that lost what is to be kept nothing was unlearned, whatever it forgot
-    broken = [f"{row.title}: {', '.join(lost)}" for row in rows if not row.is_control and (lost := _lost(row))]
-    lines += [f"The model is broken under {'; and under '.join(broken)}."] if broken else []
+    lines = [*_of_sae(report), *_of_broken(report)]
     lines += _of_sweep(report) if report.sweep else ()
     lines += _of_edit(report, edits[0]) if edits and not report.sweep else ()
     lines += _of_all(report, edits)
     lines += guessing(report.base.roles)
-    lines.append(REVERSIBLE)
-    lines += [RETRAINED.format(names=", ".join(row.name for row in trained))] if trained else []
+    lines += _of_weights(report)
     # without a sweep the first edit has been said above
     lines += [line for row in edits[0 if report.sweep else 1 :] for line in _of_edit(report, row)]
     lines += [line for row in trained for line in _of_method(report, row)]
@@ -54,6 +51,28 @@ def claims(report: Report) -> list[str]:
             "the dev half and reports on the test half."
         )
     return lines
+
+
+def caveats(report: Report) -> list[str]:
+    """What to bear in mind beside the verdict: what is broken, what was asked of guessing, how it was done."""
+    edits = [row for row in report.rows[1:] if row.edits and not {"selection", "latent"} & set(row.settings)]
+    lines = [*_of_sae(report), *_of_broken(report), *guessing(report.base.roles), *_of_all(report, edits)]
+    if edits and not report.controls:
+        lines.append(UNCONTROLLED)
+    return [*lines, *_of_weights(report)]
+
+
+def _of_broken(report: Report) -> list[str]:
+    """Before all effects: under a model that lost what is to be kept nothing was unlearned, whatever it forgot."""
+    edited = [row for row in report.rows[1:] if not row.is_control]
+    broken = [f"{row.title}: {', '.join(lost)}" for row in edited if (lost := _lost(row))]
+    return [f"The model is broken under {'; and under '.join(broken)}."] if broken else []
+
+
+def _of_weights(report: Report) -> list[str]:
+    """Which of what was done can be taken back."""
+    trained = [row.name for row in report.rows if row.kind == "weights"]
+    return [REVERSIBLE, *([RETRAINED.format(names=", ".join(trained))] if trained else [])]
 
 
 def _of_sae(report: Report) -> list[str]:
@@ -144,7 +163,7 @@ def _standing(row: Row, measure: str, chance: float) -> tuple[float, float]:
 def _of_all(report: Report, edits: list[Row]) -> Iterator[str]:
     """What holds for every edit and is not how the papers have it."""
     how = report.protocol
-    if len({row.name for row in edits}) > 1:
+    if len({row.name for row in edits}) > 1 and "selection" in how:
         yield (
             f"All edits of latents use one selection, {how['selection']}; a paper's own is made with features --method "
             "and compared with --compare_selections."
@@ -169,7 +188,7 @@ def _of_edit(report: Report, row: Row) -> Iterator[str]:
     beside = _controls_of(report, row)
     yield from (f"  {_control(report, control, row)}" for control in beside)
     if not beside:
-        yield "  Without a random-direction control these numbers do not show that the chosen latents matter."
+        yield f"  {UNCONTROLLED}"
 
 
 def _of_method(report: Report, row: Row) -> Iterator[str]:
@@ -199,7 +218,7 @@ def _forgetting(report: Report, row: Row) -> str:
     if "accuracy" not in role.estimates:
         return f"forget prompts: {shift}."
     accuracy, change = role.estimates["accuracy"], _change(row, "forget", "accuracy")
-    said = f"forget questions {verb(change)} from {before.estimates['accuracy'].value:.2f} to {interval(accuracy)}"
+    said = f"forget questions {went(before.estimates['accuracy'].value, accuracy, change)}"
     return f"{said}, {_against_chance(report, role, fell=change.high < 0)}; {shift}."
 
 
@@ -232,7 +251,7 @@ def _fluency(row: Row, base: Row) -> str:
     if now is None:
         return ""
     before = base.groups["generation"]["degenerate"].value
-    return f"Generated text: {before:.0%} degenerate without the edit, {interval(now)} with it."
+    return f"Generated text: {share(before, 0)} degenerate without the edit, {in_percent(now)} with it."
 
 
 def _of_measure(report: Report, row: Row, measure: Measure) -> str:
@@ -242,7 +261,7 @@ def _of_measure(report: Report, row: Row, measure: Measure) -> str:
         if (after := cell.estimates.get(measure.name)) is None:
             continue
         before, change = report.base.roles[role].estimates[measure.name], _change(row, role, measure.name)
-        said = f"{role} {verb(change)} from {before.value:.{measure.digits}f} to {interval(after, measure.digits)}"
+        said = f"{role} {went(before.value, after, change, measure.digits)}"
         chance = (cell.chance or {}).get(measure.name, measure.chance)
         if chance is not None:
             apart = (
@@ -268,7 +287,7 @@ def _of_group(report: Report, row: Row, group: str) -> str:
         before, now = report.base.groups[group][key].value, interval(after, measure.digits)
         name = measure.words if measure.name == key else f"{measure.words} of {key}"
         if change is not None:
-            parts.append(f"{name} {verb(change)} from {before:.{measure.digits}f} to {now}")
+            parts.append(f"{name} {went(before, after, change, measure.digits)}")
         else:
             note = f", where {measure.note}" if measure.note else ""
             parts.append(f"{name} is {now} and was {before:.{measure.digits}f}{note}")

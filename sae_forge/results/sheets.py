@@ -11,9 +11,9 @@ from sae_forge.results.words import capital, interval, label, lowered, number, s
 
 CONTROLS = "Random controls: "
 FLOORS = {
-    "utility_99": "lowest forget at 99 % of retain",
+    "utility_99": "lowest forget at 99% of retain",
     "utility_1pt": "lowest forget at one point lost",
-    "neighbours_99": "lowest forget at 99 % of retain and neighbours",
+    "neighbours_99": "lowest forget at 99% of retain and neighbours",
 }
 """What a sweep's best points keep, as heads of columns."""
 SCORES = {

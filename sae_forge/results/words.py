@@ -69,17 +69,24 @@ def interval(estimate: Estimate | None, digits: int = 2) -> str:
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
 
 
+def in_percent(estimate: Estimate) -> str:
+    """A share: ``26% [20, 31]``."""
+    return f"{100 * estimate.value:.0f}% [{100 * estimate.low:.0f}, {100 * estimate.high:.0f}]"
+
+
 def moved(change: Estimate, times: float = 1) -> str:
     """A change with its sign: ``-1.73 [-3.08, -0.769]``."""
     value, low, high = (number * times for number in (change.value, change.low, change.high))
     return f"{value:+.3g} [{low:+.3g}, {high:+.3g}]"
 
 
-def verb(change: Estimate) -> str:
-    """What a paired change allows one to say."""
-    if change.high < 0:
-        return "fell"
-    return "rose" if change.low > 0 else "moved, not measurably,"
+def went(before: float, after: Estimate, change: Estimate, digits: int = 2) -> str:
+    """What a paired change allows one to say: ``fell from 1.00 to 0.26 [0.20, 0.31]``, or that it stayed."""
+    was, now = f"{before:.{digits}f}", interval(after, digits)
+    if change.high < 0 or change.low > 0:
+        return f"{'fell' if change.high < 0 else 'rose'} from {was} to {now}"
+    same = was == f"{after.value:.{digits}f}"
+    return f"stayed at {now}" if same else f"went from {was} to {now}, which is no measurable change"
 
 
 def share(value: float | None, digits: int = 2) -> str:

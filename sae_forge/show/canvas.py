@@ -1,9 +1,11 @@
-"""The canvas every picture is drawn on: the house style, its colours, and figures that give the same bytes every time.
+"""The canvas every picture is drawn on: the house style, its colours, and figures of the same bytes every time.
 
-Colours are Okabe and Ito's, told apart by colour-blind readers.
+Colours are Okabe and Ito's, told apart by colour-blind readers. Within a page a picture takes the page's own colours,
+so it is dark where the page is.
 """
 
 import io
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal
@@ -18,6 +20,27 @@ Kind = Literal["png", "svg"]
 BLUE, VERMILLION, GREEN, ORANGE, PURPLE, SKY, GREY = (
     "#0072B2", "#D55E00", "#009E73", "#E69F00", "#CC79A7", "#56B4E9", "#767676",
 )  # fmt: skip
+INDIGO, WINE, FOREST = "#332288", "#882255", "#117733"
+INKS = {
+    BLUE: "blue",
+    VERMILLION: "vermillion",
+    GREEN: "green",
+    ORANGE: "orange",
+    PURPLE: "purple",
+    SKY: "sky",
+    GREY: "grey",
+    INDIGO: "indigo",
+    WINE: "wine",
+    FOREST: "forest",
+    "#ffffff": "paper",
+    "#000000": "ink",
+    "#222222": "ink",
+    "#444444": "soft",
+    "#999999": "soft",
+    "#cccccc": "line",
+    "#e4e4e4": "line",
+}
+"""What the page calls each colour of a picture."""
 STYLE: dict[Any, Any] = {
     "figure.dpi": 144,
     "figure.facecolor": "white",
@@ -36,6 +59,7 @@ STYLE: dict[Any, Any] = {
     "grid.linewidth": 0.7,
     "legend.frameon": False,
     "legend.fontsize": 8.5,
+    "svg.fonttype": "none",
     "svg.hashsalt": "sae_forge",  # unset, the ids within an SVG are drawn anew for every file
 }  # fmt: skip
 
@@ -66,3 +90,17 @@ def figure(width: float, height: float) -> Iterator[tuple["Figure", Any]]:
             return held.getvalue()
 
         yield drawn, write
+
+
+def inline(svg: bytes) -> str:
+    """An SVG to stand within a page: without prolog, size and names nobody asks for, in the colours of the page."""
+    text = svg.decode()
+    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg") :], flags=re.DOTALL)
+    text = re.sub(
+        r'<svg [^>]*viewBox="([^"]*)"[^>]*>', r'<svg viewBox="\1" aria-hidden="true" focusable="false">', text, count=1
+    )
+    asked = set(re.findall(r'(?:url\(#|href="#)([^)"]+)', text))
+    text = re.sub(r' id="([^"]*)"', lambda match: match[0] if match[1] in asked else "", text)
+    for colour, name in INKS.items():
+        text = text.replace(colour.lower(), f"var(--{name})")
+    return re.sub(r"\n\s*", "\n", text)

@@ -73,8 +73,9 @@ class Subject:
     @property
     def roles(self) -> dict[str, list[str]]:
         """The domains of each role that has any."""
+        names = self.report.domain_names if self.report else ()
         domains = self.report.domains if self.report else {}
-        named = {role: sorted(name for name, one in domains.items() if one.role == role) for role in ROLES}
+        named = {role: [name for name in names if domains[name].role == role] for role in ROLES}
         return {role: names for role, names in named.items() if names}
 
     @property
@@ -107,7 +108,8 @@ def render(subject: Subject) -> str:
 def _results(report: Report) -> Iterator[EvalResult]:
     """Every method's estimates by domain; random controls stand in the tables, pooled over seeds."""
     for method in methods(report):
-        for domain, about in report.domains.items():
+        for domain in report.domain_names:
+            about = report.domains[domain]
             for measure in report.measures:
                 estimate = method.domain(domain, measure.name)
                 if estimate is not None and measure.shown != "in the file":
@@ -171,7 +173,7 @@ def _measured(subject: Subject) -> Iterator[str]:
     yield "## What was measured"
     yield items([line for line in first if line != REVERSIBLE])
     yield (
-        "Estimates with 95 % intervals, resampled by fact. Random directions are the control: same norm on the same "
+        "Estimates with 95% intervals, resampled by fact. Random directions are the control: same norm on the same "
         "tokens, other directions, seeds pooled to their mean and widest interval."
         + (
             f" Guessing gives {' and '.join(guessing)}; below it is knowledge turned round, not gone."

@@ -10,7 +10,8 @@ from sae_forge.results.measure import Measure
 from sae_forge.results.pooled import headline, methods
 from sae_forge.results.report import Report
 from sae_forge.results.words import capital, with_unit
-from sae_forge.show import plots
+from sae_forge.show import plots, sweeps
+from sae_forge.show.canvas import Kind
 
 MOST_BARS = 8
 """Methods whose bars can be told apart in one picture."""
@@ -29,8 +30,8 @@ class Picture(Generic[T]):
     caption: str
     when: Callable[[T], bool]
     """Whether there is something to show."""
-    draw: Callable[[T], bytes]
-    """A PNG, the same bytes for the same data."""
+    draw: Callable[[T, Kind], bytes]
+    """An image, the same bytes for the same data."""
 
 
 @dataclass(frozen=True)
@@ -50,31 +51,37 @@ METHODS = Picture[Report](
     "methods",
     "Every method on the test half, at the setting that was chosen for it on the dev half.",
     lambda report: report.sweep is not None and report.leading is not None,
-    lambda report: plots.method_map(report, _leading(report)),
+    lambda report, kind: plots.method_map(report, _leading(report), kind=kind),
 )
 SWEEP = Picture[Report](
     "sweep",
     "Every setting of every method on the dev half; the chosen one is ringed.",
     lambda report: report.sweep is not None,
-    plots.sweep_panels,
+    lambda report, kind: sweeps.sweep_panels(report, kind=kind),
+)
+STRENGTH = Picture[Report](
+    "latents_and_strength",
+    "What is left of what is to be forgotten, by how many latents are edited and how roughly; chosen settings ringed.",
+    sweeps.has_grids,
+    lambda report, kind: sweeps.latents_and_strength(report, kind=kind),
 )
 TRADE_OFF = Picture[Report](
     "trade_off",
     "Forgetting against what is kept, over the settings that were swept.",
     lambda report: report.sweep is None and report.leading is not None and len(methods(report)) > FEWEST_POINTS,
-    lambda report: plots.trade_off(report, _leading(report)),
+    lambda report, kind: plots.trade_off(report, _leading(report), kind=kind),
 )
 FREQUENCIES = Picture[Frequencies](
     "frequencies",
     "Every latent by how often it fires; the chosen ones marked.",
     lambda one: len(one.forget) > 0,
-    lambda one: plots.frequency_scatter(one.forget, one.retain, one.chosen, thresholds=one.thresholds),
+    lambda one, kind: plots.frequency_scatter(one.forget, one.retain, one.chosen, thresholds=one.thresholds, kind=kind),
 )
 TRAINING = Picture[Steps](
     "training",
     "Training: unexplained variance and dead latents by step.",
     lambda steps: len(steps) > 0,
-    plots.training_curve,
+    lambda steps, kind: plots.training_curve(steps, kind=kind),
 )
 
 
@@ -83,10 +90,10 @@ def of_report(report: Report) -> tuple[Picture[Report], ...]:
     bars = (
         Picture[Report](
             measure.name,
-            f"{capital(with_unit(measure.words, measure.unit))}, by domain, before and after, with 95 % intervals.",
+            f"{capital(with_unit(measure.words, measure.unit))}, by domain, before and after, with 95% intervals.",
             lambda report: len(headline(report)) <= MOST_BARS,
             # measure=measure binds it now: else every picture would be of the last one
-            lambda report, measure=measure: plots.domain_bars(report, measure),
+            lambda report, kind, measure=measure: plots.domain_bars(report, measure, kind=kind),
         )
         for measure in report.measures
         if measure.shown != "in the file"
@@ -96,12 +103,12 @@ def of_report(report: Report) -> tuple[Picture[Report], ...]:
             heading,
             f"{task.title}: what they were judged to be, as shares of all that were judged.",
             lambda report, heading=heading: heading in report.groups,
-            lambda report, heading=heading: plots.parts(report, heading),
+            lambda report, kind, heading=heading: plots.parts(report, heading, kind=kind),
         )
         for heading, task in report.groups.items()
         if sum(map(plots.is_part, task.measures)) > 1
     )
-    return tuple(picture for picture in (*bars, *whole, METHODS, SWEEP, TRADE_OFF) if picture.when(report))
+    return tuple(picture for picture in (*bars, *whole, METHODS, TRADE_OFF, STRENGTH, SWEEP) if picture.when(report))
 
 
 def _leading(report: Report) -> Measure:

@@ -1,183 +1,162 @@
-"""One HTML page about a run: what may be claimed, the numbers with their controls, the latents, the pictures.
+"""One HTML page about a run: the verdict, the numbers with their controls, the latents, the texts, how it was made.
 
-It is one file with nothing fetched from elsewhere, readable in light and dark, by keyboard and by screen reader. Every
-text is escaped: snippets come from corpora, and a corpus may hold anything.
+It is one file that fetches nothing, readable in light and dark, by keyboard and by screen reader, on paper and, but for
+the latents and the texts, without its script. ``page/`` holds its template, its look and its script. Every text is
+escaped: snippets come from corpora, and a corpus may hold anything.
 """
 
-import base64
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
-from html import escape
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sae_forge.results.claims import headlines
+from sae_forge.results.claims import caveats, headlines
+from sae_forge.results.pooled import methods
 from sae_forge.results.report import Report
-from sae_forge.results.sheets import notes, sheets
-from sae_forge.results.verdict import QUESTIONS, Verdict, verdicts
-from sae_forge.results.words import number, share, spaced
-from sae_forge.show.style import CSS
+from sae_forge.results.sheets import Sheet, notes, overview, sheets
+from sae_forge.results.verdict import QUESTIONS, verdicts
+from sae_forge.results.words import capital, interval, number, spaced
+from sae_forge.show.explorer import Continued, Latents, data
 from sae_forge.store import files
 from sae_forge.store.seal import sealed
 
-if TYPE_CHECKING:  # it loads torch
-    from sae_forge.features.selection import Selection
+if TYPE_CHECKING:
+    from jinja2 import Template
 
-UNMEASURED = ("No eval report is here, so nothing can be claimed about forgetting or side effects.",)
-MAX_SNIPPETS = 3
-"""Snippets shown for each latent; the selection file holds the rest."""
+UNMEASURED = "No eval report is here, so nothing can be claimed about forgetting or side effects."
+PARTS = Path(__file__).parent / "page"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What one hook point's run has to show; what is missing is left out of the page."""
+    """What one SAE has to show; what is missing is left out of the page."""
 
     title: str
     """Hook point or SAE this is about."""
     train: Mapping[str, Any] | None = None
     """Metrics of ``train``."""
-    selection: "Selection | None" = None
     report: Report | None = None
-    pictures: Mapping[str, bytes] = field(default_factory=dict)
-    """PNG images by the sentence that says what they show."""
+    pictures: Mapping[str, str] = field(default_factory=dict)
+    """SVG images by the sentence that says what they show."""
+    latents: Latents | None = None
+    texts: Sequence[Continued] = ()
+    selections: Sheet | None = None
+    """Several selections of this SAE side by side."""
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Settings by the verb they were given to."""
+    commands: Sequence[str] = ()
+    """What makes all this again."""
 
 
-def write_page(path: Path, model: str, sections: Sequence[Section]) -> None:
+def write_page(path: Path, model: str, sections: Sequence[Section], **more: Any) -> None:
     """Publish the page as one file."""
-    files.publish_bytes(path, sealed(page(model, sections).encode()))
+    files.publish_bytes(path, sealed(page(model, sections, **more).encode()))
 
 
-def page(model: str, sections: Sequence[Section]) -> str:
-    """The whole page, the same bytes for the same data."""
-    title = f"Unlearning report: {model}" if model else "Unlearning report"
-    body = [
-        f"<h1>{escape(title)}</h1>",
-        *(part for section in sections for part in _section(section, len(sections) > 1)),
-    ]
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
-        + "\n".join(body)
-        + "\n<footer>Made by sae_forge. Intervals are 95 %; seeds of a control are pooled: mean value, widest interval."
-        "</footer>\n</main>\n</body>\n</html>\n"
-    )
-
-
-def _section(section: Section, several: bool) -> Iterable[str]:
-    if several:
-        yield f"<h2>{escape(section.title)}</h2>"
-    if section.report and (told := verdicts(section.report)):
-        yield _verdict(told)
-    yield '<section class="claims" aria-label="What may be claimed">'
-    first, rest = headlines(section.report) if section.report else (list(UNMEASURED), [])
-    yield from map(_sentence, first)
-    if rest:
-        yield f"<details><summary>Method by method</summary>{''.join(map(_sentence, rest))}</details>"
-    yield "</section>"
-    if section.report:
-        yield from (_table(sheet.title, sheet.columns, sheet.rows) for sheet in sheets(section.report))
-        yield from map(_sentence, notes(section.report))
-    for caption, image in section.pictures.items():
-        # within the page, which must show them wherever it is sent
-        data, words = base64.b64encode(image).decode(), escape(caption)
-        yield (
-            f'<figure><img src="data:image/png;base64,{data}" alt="{words}"><figcaption>{words}</figcaption></figure>'
-        )
-    if section.selection:
-        yield from _selection(section.selection)
-    if section.train:
-        yield "<h3>The SAE</h3>"
-        yield _pairs({spaced(name): number(value) for name, value in section.train.items()})
-    for verb, settings in section.settings.items():
-        yield f"<details><summary>Settings of {escape(verb)}</summary>{_pairs(settings)}</details>"
-
-
-def _verdict(told: Sequence[Verdict]) -> str:
-    """The questions one asks first, and below each mark the numbers it stands on."""
-    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ("method", *QUESTIONS))
-    lines = []
-    for one in told:
-        cells = "".join(
-            f'<td><div class="mark {answer.mark.replace(" ", "-")}">{escape(str(answer))}</div>'
-            f'<div class="snippet">{escape(answer.words)}</div></td>'
-            for answer in one.answers
-        )
-        lines.append(f'<tr><th scope="row">{escape(one.title)}</th>{cells}</tr>')
-    return (
-        '<div class="table verdict" role="region" aria-label="The verdict" tabindex="0"><table>'
-        "<caption>The verdict, as far as the intervals allow one</caption>"
-        f"<thead><tr>{heads}</tr></thead><tbody>{''.join(lines)}</tbody></table>"
-        "</div>"
-    )
-
-
-def _sentence(text: str) -> str:
-    """A claim or a note; one that is indented belongs to the one above it."""
-    return f"<p{' class=under' if text.startswith(' ') else ''}>{escape(text.strip())}</p>"
-
-
-def _selection(selection: "Selection") -> Iterable[str]:
-    removed = ", ".join(f"{name} {count:,}" for name, count in selection.filtered.items() if count)
-    yield "<h3>The latents</h3>"
-    yield (
-        f"<p>{len(selection.latents):,} of {selection.candidates:,} valid latents, by {escape(selection.method)}, "
-        f"{selection.order}." + (f" Filters removed: {escape(removed)}." if removed else "") + "</p>"
-    )
-    rows = [
-        (
-            str(latent.index),
-            number(latent.score),
-            share(latent.forget_frequency, 3),
-            share(latent.retain_frequency, 3),
-            number(latent.ratio),
-            *((share(latent.marks["content"]), share(latent.marks["unseen"])) if latent.marks else ("", "")),
-            tuple(snippet.text for snippet in latent.snippets[:MAX_SNIPPETS]),
-        )
-        for latent in selection.latents
-    ]
-    heads = (
-        "latent", "score", "forget frequency", "retain frequency", "ratio", "on content words", "on words retain lacks",
-        "fires most on «this token»",
-    )  # fmt: skip
-    yield _table(f"Chosen latents, {selection.order}", heads, rows, scroll=True)
-
-
-def _table(
-    caption: str, heads: Sequence[str], rows: Iterable[Sequence[str | Sequence[str]]], *, scroll: bool = False
+def page(
+    model: str, sections: Sequence[Section], *, facts: Sequence[str] = (), versions: Mapping[str, str] | None = None
 ) -> str:
-    """A table with row and column headers that a screen reader can announce."""
-    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in heads)
-    lines = []
-    for row in rows:
-        cells = "".join(f"<td>{_cell(cell)}</td>" for cell in row[1:])
-        lines.append(f'<tr><th scope="row">{_cell(row[0])}</th>{cells}</tr>')
-    region = f'role="region" aria-label="{escape(caption)}" tabindex="0"'
-    return (
-        f'<div class="table{" tall" if scroll else ""}" {region}><table><caption>{escape(caption)}</caption>'
-        f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody></table></div>"
+    """The whole page, the same bytes for the same data.
+
+    Args:
+        facts: What stands below the title: what was to be forgotten, when it was measured.
+        versions: Of what it was made with.
+    """
+    explored = {one.title: one.latents for one in sections if one.latents is not None}
+    texts = next((one.texts for one in sections if one.texts), ())
+    contents = {
+        "compared": ("Side by side", len(sections) > 1),
+        "verdict": ("Verdict", True),
+        "methods": ("Methods", any(one.report for one in sections)),
+        "pictures": ("Pictures", any(one.pictures for one in sections)),
+        "latents": ("Latents", bool(explored)),
+        "generations": ("What it writes", bool(texts)),
+        "made": ("How it was made", True),
+    }
+    return _template().render(
+        title=f"Unlearning report: {model}" if model else "Unlearning report",
+        css=(PARTS / "page.css").read_text(),
+        script=(PARTS / "page.js").read_text(),
+        data=data(explored, texts),
+        facts=facts,
+        versions=versions or {},
+        questions=QUESTIONS,
+        contents=[(anchor, name) for anchor, (name, there) in contents.items() if there],
+        compared=_compared(sections) if len(sections) > 1 else None,
+        sections=[_told(one) for one in sections],
+        explorable=bool(explored),
+        written=bool(texts),
     )
 
 
-def _cell(cell: str | Sequence[str]) -> str:
-    """A text, or snippets whose «peak» stands out."""
-    if isinstance(cell, str):
-        return escape(cell)
-    snippets = []
-    for text in cell:
-        # the first pair of marks is ours, as snippets are written with one; others are the corpus's own
-        before, opened, rest = text.partition("«")
-        peak, closed, after = rest.partition("»")
-        marked = f"{escape(before)}<mark>{escape(peak)}</mark>{escape(after)}" if opened and closed else escape(text)
-        snippets.append(f'<div class="snippet">{marked}</div>')
-    return "".join(snippets)
+def _template() -> "Template":
+    import jinja2  # which the command line need not load
+
+    folder = jinja2.FileSystemLoader(PARTS)
+    return jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True).get_template("page.html")
 
 
-def _pairs(values: Mapping[str, Any]) -> str:
-    """Names and values; a number stands as it was given."""
-    plain = {str(name): str(value) if isinstance(value, float) else number(value) for name, value in values.items()}
-    items = (f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in plain.items())
-    return f"<dl>{''.join(items)}</dl>"
+def _told(one: Section) -> Mapping[str, Any]:
+    """A section in finished words."""
+    report = one.report
+    first, rest = headlines(report) if report else ([], [])
+    return {
+        "title": one.title,
+        "verdicts": verdicts(report) if report else [],
+        "caveats": caveats(report) if report else [UNMEASURED],
+        "claims": [*first, *rest],
+        "overview": _titled(overview(report)) if report else None,
+        "sheets": list(sheets(report)) if report else [],
+        "notes": list(notes(report)) if report else [],
+        "pictures": list(one.pictures.items()),
+        "train": _pairs({spaced(name): value for name, value in (one.train or {}).items()}, short=True),
+        "selections": one.selections,
+        "settings": {verb: _pairs(settings) for verb, settings in one.settings.items()},
+        "commands": one.commands,
+    }
+
+
+def _titled(sheet: Sheet) -> Sheet:
+    return replace(sheet, title=capital(sheet.title))
+
+
+def _pairs(values: Mapping[str, Any], *, short: bool = False) -> Mapping[str, str]:
+    """Names and values; a number of a setting stands as it was given."""
+    return {
+        str(name): str(value) if isinstance(value, float) and not short else number(value)
+        for name, value in values.items()
+    }
+
+
+def _compared(sections: Sequence[Section]) -> Sheet:
+    """Every SAE of the page to a row: how good it is, and the first method measured on it, with its verdict."""
+    heads = (
+        "SAE",
+        "FVU",
+        "dead",
+        "loss recovered",
+        "latents by",
+        "method",
+        "forget",
+        "neighbour",
+        "retain",
+        *QUESTIONS,
+    )
+    return Sheet(
+        "The SAEs of this run, each with the first method that was measured on it", heads, tuple(map(_row, sections))
+    )
+
+
+def _row(one: Section) -> tuple[str, ...]:
+    train = one.train or {}
+    quality = [
+        number(train[name]) if train.get(name) is not None else "" for name in ("fvu", "dead_share", "ce_recovered")
+    ]
+    chosen = one.latents.selection.method if one.latents else ""
+    told = verdicts(one.report) if one.report else []
+    if one.report is None or not told:
+        return (one.title, *quality, chosen, "", "", "", "", *("" for _ in QUESTIONS))
+    first = next(each for each in methods(one.report) if each.rows[0].title == told[0].title)
+    measure = one.report.leading
+    roles = [interval(first.role(role, measure.name)) if measure else "" for role in ("forget", "neighbour", "retain")]
+    return (one.title, *quality, chosen, first.label, *roles, *map(str, told[0].answers))

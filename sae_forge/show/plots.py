@@ -10,10 +10,10 @@ import numpy as np
 
 from sae_forge.results.measure import Measure
 from sae_forge.results.pooled import Pooled, TradeOff, headline, trade_offs
-from sae_forge.results.report import Point, Report
+from sae_forge.results.report import Report
 from sae_forge.results.words import capital
 from sae_forge.show import canvas
-from sae_forge.show.canvas import BLUE, GREEN, GREY, ORANGE, PURPLE, SKY, VERMILLION, Kind
+from sae_forge.show.canvas import BLUE, FOREST, GREEN, GREY, INDIGO, ORANGE, PURPLE, SKY, VERMILLION, WINE, Kind
 from sae_forge.statistics.estimate import Estimate
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 PART = "share of answers"
 """The unit of a measure that is one part of a whole."""
-_OWN = (VERMILLION, GREEN, PURPLE, ORANGE, "#332288", "#882255", "#117733")
+_OWN = (VERMILLION, GREEN, PURPLE, ORANGE, INDIGO, WINE, FOREST)
 _FORGET_BOUNDS = ("min_freq", "max_freq")
 _RETAIN_BOUNDS = ("max_neutral_freq", "retain_threshold")
 _PLATE = {"facecolor": "white", "alpha": 0.8, "edgecolor": "none", "pad": 1}
@@ -74,7 +74,7 @@ def frequency_scatter(
 
 
 def domain_bars(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes:
-    """One measure in every domain under every method, with 95 % intervals, and the line of guessing if it has one.
+    """One measure in every domain under every method, with 95% intervals, and the line of guessing if it has one.
 
     Of a sweep it shows the first setting of each method. Seeds of a control are one bar: their mean, with an interval
     that spans all of theirs.
@@ -99,7 +99,7 @@ def domain_bars(report: Report, measure: Measure, *, kind: Kind = "png") -> byte
         axes.set_xticks(range(len(shown)), [f"{domain}\n({report.domains[domain].role})" for domain in shown])
         axes.grid(visible=False, axis="x")
         axes.set_ylabel(measure.unit or measure.words)
-        axes.set_title(f"{capital(measure.words)} by domain, 95 % intervals")
+        axes.set_title(f"{capital(measure.words)} by domain, 95% intervals")
         _legend_below(figure, axes)
         return write(kind)
 
@@ -136,7 +136,7 @@ def is_part(measure: Measure) -> bool:
 
 
 def trade_off(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes:
-    """Forgetting against the worst damage elsewhere, a point for each method and setting, with 95 % intervals.
+    """Forgetting against the worst damage elsewhere, a point for each method and setting, with 95% intervals.
 
     Utility is the lowest value among neighbour and retain domains, with that domain's own interval: a mean would let
     one ruined domain hide among intact ones. Settings that differ only in how rough they are are joined by a line.
@@ -148,7 +148,7 @@ def trade_off(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes:
             _draw_family(axes, words, points, _colour(points[0].pooled, number))
         axes.set_xlabel(f"{measure.words} on what is forgotten")
         axes.set_ylabel(f"lowest {measure.words} on what is kept")
-        axes.set_title("The trade-off, 95 % intervals (small numbers: how rough)")
+        axes.set_title("The trade-off, 95% intervals (small numbers: how rough)")
         _legend_below(figure, axes)
         return write(kind)
 
@@ -176,7 +176,7 @@ def method_map(report: Report, measure: Measure, *, kind: Kind = "png") -> bytes
             )
         axes.set_xlabel(f"{measure.words} on what is forgotten (test half)")
         axes.set_ylabel(f"lowest {measure.words} on what is kept")
-        axes.set_title("Every method at the setting it was tuned to, 95 % intervals")
+        axes.set_title("Every method at the setting it was tuned to, 95% intervals")
         _legend_below(figure, axes)
         figure.draw_without_rendering()  # places of names are in pixels, which the layout settles only now
         own = ("edit of activations", "retrained weights")
@@ -213,39 +213,6 @@ def _name_points(axes: "Axes", points: Sequence[TradeOff]) -> None:
             name, (point.forget.value, point.utility.value), xytext=(6, -down), textcoords="offset points",
             fontsize=7.5,
         )  # fmt: skip
-
-
-def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
-    """Every setting that was tried on the dev half, a panel a method, over those of all methods in grey.
-
-    A ring marks the chosen setting, a line joins the settings that no other of the method beats, and the dotted line is
-    99 % of the utility of the model as it is, which the star marks.
-    """
-    swept = report.sweep
-    assert swept is not None
-    tried = [point for one in swept.methods.values() for point in one.points]
-    columns = min(4, len(swept.methods))
-    rows = -(-len(swept.methods) // columns)  # rounded up
-    with canvas.figure(2.3 * columns + 0.4, 1.9 * rows + 0.6) as (figure, write):
-        panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, (name, one) in zip(panels, swept.methods.items(), strict=False):
-            axes.scatter(*_places(tried), s=6, color="#cccccc", linewidth=0)
-            axes.plot(*_places(one.front), color=VERMILLION, linewidth=1)
-            axes.scatter(*_places(one.points), s=14, color=VERMILLION, linewidth=0)
-            axes.scatter(*_places([one.chosen]), s=60, facecolor="none", edgecolor="black", linewidth=1.2, zorder=4)
-            axes.scatter(*_places([swept.base]), s=60, marker="*", color=GREY, zorder=3)
-            axes.axhline(swept.floors["utility_99"], color="black", linewidth=0.8, linestyle=":")
-            axes.set_title(name, fontsize=9)
-        for axes in panels[len(swept.methods) :]:  # the last row may be longer than what is left
-            axes.set_visible(False)
-        words = next((one.words for one in report.measures if one.name == swept.measure), swept.measure)
-        figure.supxlabel(f"{words} on what is forgotten (dev half)")
-        figure.supylabel(f"{words} on what is kept")
-        return write(kind)
-
-
-def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:
-    return [point.forget for point in points], [point.utility for point in points]
 
 
 def training_curve(steps: Sequence[Mapping[str, Any]], *, kind: Kind = "png") -> bytes:

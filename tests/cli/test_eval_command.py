@@ -14,7 +14,7 @@ from sae_forge.interventions.steering_csv import read_steering_csv, write_steeri
 from sae_forge.interventions.steering_table import steering_table
 from sae_forge.results.report import Report
 from sae_forge.results.sheets import overview
-from sae_forge.show import plots
+from sae_forge.show import sweeps
 from sae_forge.store.runs import Run
 
 pytestmark = pytest.mark.slow
@@ -59,7 +59,7 @@ def test_what_is_printed_is_what_is_kept(run: TinyRun, swept: dict[str, Any]):
     folder = Path(swept["outputs"]["folder"])
     assert json.loads((folder / "eval.json").read_text()) == swept["metrics"]
     assert {path.name for path in folder.iterdir()} >= {"config.json", "items.parquet", "methods.png", "sweep.png"}
-    assert (folder / "sweep.png").read_bytes() == plots.sweep_panels(Report.from_json(swept["metrics"]))
+    assert (folder / "sweep.png").read_bytes() == sweeps.sweep_panels(Report.from_json(swept["metrics"]))
     before = (folder / "eval.json").read_bytes()
     assert evaluated(run, *SWEEP)["outputs"] == swept["outputs"]
     assert (folder / "eval.json").read_bytes() == before

@@ -154,7 +154,8 @@ def test_report_generate_and_push_stand_on_the_run(run: Made) -> None:
     where = ["--run_dir", str(folder)]
     page = Path(forge_json("report", *where)["outputs"]["page"]).read_text()
     assert "restores everything" in page
-    assert page.count("<img") >= 3
+    assert page.count("<figure>") >= 3
+    assert page.count("sae-forge ") >= 3 and str(folder) not in page
     written = forge_json("generate", *where, "The young wizard", "--max_new_tokens", "5")["metrics"]["texts"]
     assert len(written) == 2
     assert written["baseline"]["edited_tokens"] == 0

@@ -1,5 +1,7 @@
 """Reports say what the numbers allow, escape what they are given, and draw the same picture every time."""
 
+import base64
+import json
 import re
 import struct
 import subprocess
@@ -15,18 +17,22 @@ import pytest
 from reports import estimate, filled
 
 from sae_forge.errors import BackendError
+from sae_forge.features.cards import Card, Cards, remembered
+from sae_forge.features.cards import Snippet as CardSnippet
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.features.snippets import Snippet
-from sae_forge.results.claims import REVERSIBLE, headlines
+from sae_forge.results.claims import RETRAINED, REVERSIBLE, headlines
 from sae_forge.results.measure import Measure
 from sae_forge.results.pooled import headline, pool, pooled, trade_offs
 from sae_forge.results.report import Report
 from sae_forge.results.sheets import overview
-from sae_forge.show import plots
+from sae_forge.show import plots, sweeps
+from sae_forge.show.canvas import inline
+from sae_forge.show.explorer import DECADES, STEPS, UNKNOWN, Continued, Latents, Voted, Written
 from sae_forge.show.html import Section, page, write_page
 
 HOSTILE = """<script>alert(1)</script> " onload='x' &amp; </table><img src=http://evil/x.png>"""
-VOID = {"meta", "img", "br"}
+VOID = {"meta", "img", "br", "input"}
 
 
 def method(name: str, accuracies: list[float], *, seed: int | None = None, **settings: Any) -> dict[str, Any]:
@@ -109,6 +115,18 @@ SELECTION = Selection(
 )  # fmt: skip
 
 
+CARDS = Cards(
+    ("saga", "wiki"), (40, 60), np.array([[0.5, 0.25, 0.0, np.nan] + [0.0] * 92, [0.0] * 96]), (HOSTILE, "the", " end"),
+    (0, 1, 2, 1),
+    (
+        Card(7, (5, 0), 3.0, 1.5, ((5, 0), (0, 0)), ((1, 5),), (CardSnippet(100, 0, 0, 3, 1, (1,), (3.0,)),)),
+        Card(2, (0, 4), 2.0, 1.0, ((0, 0), (3, 1)), ((0, 4),), (CardSnippet(100, 1, 2, 2, 0, (0, 1), (2.0, 1.0)),)),
+    ),
+)  # fmt: skip
+LATENTS = Latents(selection=SELECTION, cards=CARDS, contexts=True, votes={7: Voted((HOSTILE,), ("no",))})
+TEXTS = [Continued(f"Once {HOSTILE}", {"baseline": Written(HOSTILE), "Scale -3": Written("an end", ((0, 2, "7"),))})]
+
+
 @pytest.mark.parametrize("said", ["4-bit (Q4_1 GGUF)", ""])
 def test_table_and_page_say_that_the_weights_were_rounded_and_nothing_where_they_were_not(said):
     rounded = filled(METRICS | {"protocol": {"precision": said}})
@@ -176,11 +194,18 @@ def parsed(text: str) -> Outline:
     return outline
 
 
+def embedded(text: str) -> dict[str, Any]:
+    """What the script of a page is handed."""
+    (told,) = re.findall(r'<script id="data" type="application/json">(.*?)</script>', text, re.DOTALL)
+    return json.loads(told)
+
+
 def section(**changes: Any) -> Section:
+    drawn = plots.training_curve([{"step": 0, "fvu": 1.0}], kind="svg")
     given: dict[str, Any] = {
-        "title": "blocks.1.hook_resid_post", "train": {"fvu": 0.0112, "steps": 1200}, "selection": SELECTION,
-        "report": TABLE, "pictures": {"Accuracy by domain": plots.training_curve([{"step": 0, "fvu": 1.0}])},
-        "settings": {"train": {"k": 16, "layer": [1], "lr": None}},
+        "title": "blocks.1.hook_resid_post", "train": {"fvu": 0.0112, "steps": 1200}, "latents": LATENTS,
+        "report": TABLE, "pictures": {"Accuracy by domain": inline(drawn)}, "texts": TEXTS,
+        "settings": {"train": {"k": 16, "layer": [1], "lr": None}}, "commands": ["sae-forge eval --model m"],
     }  # fmt: skip
     return Section(**{**given, **changes})
 
@@ -192,46 +217,74 @@ def test_the_page_escapes_hostile_text_wherever_it_comes_from():
     hostile["domains"] = {HOSTILE: hostile["domains"]["wizards"], **hostile["domains"]}
     for row in hostile["methods"]:
         row["domains"][HOSTILE] = row["domains"]["wizards"]
-    text = page(
-        HOSTILE,
-        [
-            section(
-                title=HOSTILE, report=filled(hostile), train={HOSTILE: HOSTILE},
-                pictures={HOSTILE: b"png"}, settings={HOSTILE: {HOSTILE: [HOSTILE]}},
-            ),
-            section(),
-        ],
+    one = section(
+        title=HOSTILE, report=filled(hostile), train={HOSTILE: HOSTILE}, pictures={},
+        settings={HOSTILE: {HOSTILE: [HOSTILE]}}, commands=[HOSTILE],
     )  # fmt: skip
+    text = page(HOSTILE, [one, section(pictures={})], facts=[HOSTILE], versions={HOSTILE: HOSTILE})
     outline = parsed(text)
-    assert {tag for tag, _ in outline.seen} <= {
-        "html", "head", "meta", "title", "style", "body", "main", "h1", "h2", "h3", "section", "p", "div", "table",
-        "caption", "thead", "tbody", "tr", "th", "td", "mark", "figure", "img", "figcaption", "dl", "dt", "dd",
-        "details", "summary", "footer",
-    }  # fmt: skip
+    tags = [tag for tag, _ in outline.seen]
+    assert tags.count("script") == 2 and "img" not in tags
     assert not any(name.startswith("on") for _, attributes in outline.seen for name in attributes)
     assert HOSTILE in "".join(outline.text)
+    data = embedded(text)
+    assert data["saes"][0]["pieces"][0] == data["texts"][0]["under"]["baseline"]["text"] == HOSTILE
+    assert data["saes"][0]["cards"][0]["promoted"] == [HOSTILE]
 
 
-def test_the_page_needs_nothing_from_elsewhere():
-    text = page("tiny-llama", [section(selection=None)])
-    outline = parsed(text)
-    assert all(attributes["src"].startswith("data:") for tag, attributes in outline.seen if tag == "img")
-    assert not re.search(r"https?:|@import|url\(|<link|<script|/tmp|/home", text)
+def test_the_page_needs_nothing_from_elsewhere_and_may_fetch_nothing():
+    text = page("tiny-llama", [section(latents=None, texts=())])
+    script = re.search(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert script and not re.search(r"fetch|XMLHttp|WebSocket|import\(|eval\(|innerHTML", script[1])
+    # the one address is the name of a kind of picture
+    assert set(re.findall(r"https?:[^\s\"']*", text)) == {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"@import|url\((?!#)|<link|src=|/tmp|/home", text)
+    assert "default-src 'none'" in text
 
 
-def test_the_page_opens_with_the_verdict_the_claims_and_that_the_hook_can_be_removed():
-    words = "".join(parsed(page("tiny-llama", [section()])).text)
-    first = words.index("forget questions fell.")
+def test_what_the_script_is_handed_is_all_that_is_known_of_the_latents():
+    one, other = embedded(page("m", [section(), section(title="other", texts=())]))["saes"]
+    assert (one["name"], other["name"]) == ("blocks.1.hook_resid_post", "other")
+    codes = np.frombuffer(base64.b64decode(one["forget"]), "<u2")
+    shares = 10.0 ** (DECADES * ((codes[:3] - 1.0) / STEPS - 1))
+    assert shares[:2] == pytest.approx([0.5, 0.25], rel=3e-4) and codes[2] == 0 and codes[3] == UNKNOWN
+    # of a chosen latent what the selection counted, which saw every token
+    assert 10.0 ** (DECADES * ((codes[7] - 1.0) / STEPS - 1)) == pytest.approx(LATENT.forget_frequency, rel=3e-4)
+    chosen, busy = one["cards"]
+    assert one["chosen"] == [7] and chosen["latent"] == 7 and chosen["score"] == 0.5 and busy["score"] is None
+    assert chosen["favourites"] == [["the", 5]] and chosen["snippets"] == [[100, 0, 0, 3, 1, [1], [3.0]]]
+    assert one["about"].startswith("1 of 2 valid latents are chosen, by inlp, highest score first; filters removed: ")
+
+
+def test_where_the_activations_are_gone_the_selection_is_shown_as_far_as_it_goes():
+    shown = Latents(selection=SELECTION, cards=remembered(SELECTION, show_forget=True), contexts=True)
+    (told,) = embedded(page("m", [section(latents=shown)]))["saes"]
+    (card,) = told["cards"]
+    _, _, start, length, peak, _, acts = card["snippets"][0]
+    # only the first pair of marks is the peak; others are the corpus's own
+    pieces = [told["pieces"][place] for place in told["text"][start : start + length]]
+    assert pieces == [f"{HOSTILE} ", f"the {HOSTILE}", " end » « x"] and acts == [3.0] and peak == 1
+    assert "are gone" in told["about"]
+    assert (np.frombuffer(base64.b64decode(told["forget"]), "<u2")[:7] == UNKNOWN).all()
+    assert remembered(SELECTION, show_forget=False).pieces == ()
+
+
+def test_the_page_opens_with_the_verdict_beside_its_caveats_and_folds_the_sentences():
+    text = page("tiny-llama", [section()])
+    words = "".join(parsed(text).text)
     assert (
         words.index("Unlearning report: tiny-llama")
         < words.index("Forgotten?")
-        < first
         < words.index(REVERSIBLE)
-        < words.index("Question accuracy")
+        < words.index("forget questions fell.")
+        < words.index("Question accuracy by role")
     )
+    folded = text.split("<details")[1].split("</details>")[0]
+    assert "forget questions fell." in folded and "under" in folded
+    assert RETRAINED.format(names="rmu") in page("m", [section(report=MAPPED)])
 
 
-def test_after_a_sweep_the_claims_about_each_method_can_be_folded_away():
+def test_after_a_sweep_the_claims_about_all_methods_come_first():
     claims = [
         "2 methods, tuned.",
         "  scale: 1 to 0",
@@ -242,11 +295,19 @@ def test_after_a_sweep_the_claims_about_each_method_can_be_folded_away():
     ]
     found = swept(2, claims=claims, methods=[*METRICS["methods"], RMU])
     assert headlines(found) == (claims[:4], claims[4:])
-    text = page("m", [section(report=found)])
-    first, rest = text.split("<details><summary>Method by method</summary>")
-    assert all(line.strip() in first for line in claims[:4]) and "Scale -3: fell." not in first
-    assert "Scale -3: fell." in rest.split("</details>")[0]
     assert headlines(filled(METRICS | {"claims": claims})) == (claims, [])
+
+
+def test_several_saes_stand_side_by_side():
+    text = page("m", [section(title="k 8"), section(title="k 16", report=None, latents=None)])
+    compared = table_of(text, "The SAEs of this run, each with the first method that was measured on it")
+    rows = re.findall(r"<th scope=\"row\">(.*?)</th>", compared)
+    assert rows == ["k 8", "k 16"] and "scale -3, 100 latents" in compared and "not measured" in compared
+    # those within a picture are of its content, so equal ones are of equal things
+    own = re.sub(r"<svg.*?</svg>", "", text, flags=re.DOTALL)
+    ids = [attributes["id"] for _, attributes in parsed(own).seen if "id" in attributes]
+    assert len(ids) == len(set(ids)) and {"verdict", "verdict-2"} <= set(ids)
+    assert "side by side" not in page("m", [section()]).lower().split("<script")[0]
 
 
 def test_retrained_weights_have_no_edited_tokens_to_show():
@@ -267,9 +328,7 @@ def test_names_on_the_map_do_not_cover_one_another():
 
 
 def test_a_page_without_results_claims_nothing():
-    words = "".join(
-        parsed(page("m", [section(report=None, selection=None, train=None, pictures={}, settings={})])).text
-    )
+    words = "".join(parsed(page("m", [Section(title="t")])).text)
     assert "nothing can be claimed" in words
 
 
@@ -321,22 +380,33 @@ def test_tables_and_pictures_can_be_read_aloud():
     tags = [tag for tag, _ in outline.seen]
     assert tags.count("caption") == tags.count("table") > 0
     assert all(attributes.get("scope") in ("col", "row") for tag, attributes in outline.seen if tag == "th")
-    assert all(attributes.get("alt") for tag, attributes in outline.seen if tag == "img")
+    # a picture says nothing that its caption and the tables do not
+    assert all(attributes.get("aria-hidden") == "true" for tag, attributes in outline.seen if tag == "svg")
+    assert tags.count("figure") == tags.count("figcaption") == 1
     assert tags.count("h1") == 1
     assert ("html", {"lang": "en"}) in outline.seen
 
 
-def test_only_the_first_pair_of_marks_is_the_peak():
-    text = page("m", [section()])
-    assert text.count("<mark>") == 1
-    assert "<mark>the &lt;script&gt;" in text
-    assert "</mark> end » « x" in text
+def test_a_picture_within_the_page_takes_its_colours():
+    drawn = inline(plots.trade_off(TABLE, ACCURACY, kind="svg"))
+    colours = set(re.findall(r"(?:fill|stroke): ?(#\w+)", drawn))
+    assert not colours and "var(--paper)" in drawn and "var(--ink)" in drawn
+    ids = re.findall(r' id="([^"]+)"', drawn)
+    assert ids and all(f"#{name}" in drawn for name in ids)
+    assert "xmlns=" not in drawn and "<metadata" not in drawn
+
+
+def test_latents_and_strength_has_a_panel_for_each_method_that_has_both():
+    found = swept(2)
+    assert sweeps.has_grids(found) and not sweeps.has_grids(TABLE)
+    text = inline(sweeps.latents_and_strength(found, kind="svg"))
+    assert all(f"method {number}: scale" in text for number in range(2)) and ">31<" in text and ">50<" in text
 
 
 @pytest.mark.slow
 def test_writing_the_page_twice_gives_the_same_bytes(tmp_path: Path):
     for name in ("a.html", "b.html"):
-        write_page(tmp_path / name, "tiny-llama", [section(), section(title="other")])
+        write_page(tmp_path / name, "tiny-llama", [section(), section(title="other", texts=())])
     assert (tmp_path / "a.html").read_bytes() == (tmp_path / "b.html").read_bytes()
     assert "other" in (tmp_path / "a.html").read_text()
 
@@ -359,8 +429,8 @@ DRAWINGS: dict[str, Callable[[plots.Kind], bytes]] = {
     "training of nothing": lambda kind: plots.training_curve([], kind=kind),
     "map": lambda kind: plots.method_map(MAPPED, ACCURACY, kind=kind),
     "map of nothing": lambda kind: plots.method_map(report(), ACCURACY, kind=kind),
-    "sweep": lambda kind: plots.sweep_panels(swept(2), kind=kind),
-    "sweep of more than a row": lambda kind: plots.sweep_panels(swept(5), kind=kind),
+    "sweep": lambda kind: sweeps.sweep_panels(swept(2), kind=kind),
+    "sweep of more than a row": lambda kind: sweeps.sweep_panels(swept(5), kind=kind),
 }
 
 

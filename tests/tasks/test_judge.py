@@ -377,7 +377,7 @@ def test_every_row_of_a_report_is_judged_and_drawn(
     assert "judged_explicit" in report.rows[1].change.groups["judge"]
     assert report.protocol["judge"]["rubric"] == "inlp"
     (picture,) = [one for one in of_report(report) if one.name == "judge"]
-    assert picture.draw(report) == picture.draw(report)
+    assert picture.draw(report, "png") == picture.draw(report, "png")
     assert any(control.groups["judge"] for control in report.controls)
 
 
