@@ -28,7 +28,7 @@ LOG_EVERY = 10.0
 LONG = 2.0
 """Seconds after which what counts nothing is worth a line there."""
 PATIENCE = 300.0
-"""Seconds that a command may work there without a word; the first are ``LOG_EVERY``, then twice as many each time."""
+"""Seconds that a command may work there without a word; the first are twice ``LOG_EVERY``, then twice as many each time."""
 
 
 class _BarTask:
@@ -79,12 +79,12 @@ class _Heart:
 
     def __init__(self) -> None:
         self._started = self._last = time.monotonic()
-        self._wait, self._over = LOG_EVERY, threading.Event()
+        self._wait, self._over = 2 * LOG_EVERY, threading.Event()  # what counts itself speaks sooner
         threading.Thread(target=self._beat, daemon=True).start()
 
     def heard(self) -> None:
         """Something was said."""
-        self._last, self._wait = time.monotonic(), LOG_EVERY
+        self._last, self._wait = time.monotonic(), 2 * LOG_EVERY
 
     def stop(self) -> None:
         """Say nothing more."""

@@ -77,6 +77,11 @@ def _tokens_of(job: Job) -> int | None:
     return Manifest.read(next(iter(job.folders.values()))).rows
 
 
+_SHOWN = {"model", "layer", "site", "forget", "retain", "text_field", "ctx_len", "max_tokens", "storage_dtype"}
+_SHOWN |= {"k", "expansion_factor", "batch_size", "fresh", "resume"}
+"""Settings that have a line of their own in the file, or say nothing of the run."""
+
+
 def _reckoned(told: dict[str, Any]) -> str:
     more = f" beside {' and '.join(told['uncounted'])}, not counted (--max_tokens)" if told["uncounted"] else ""
     return (
@@ -116,6 +121,9 @@ def _lines(
         "expansion_factor": f"{told['d_sae']:,} latents; more are finer and take more text",
         "batch_size": "tokens a step",
     })  # fmt: skip
+    also = {name: None for name in described(TrainConfig) if name in config.spelled - _SHOWN}
+    if also:
+        yield from _settings(config, "Asked for too", also)
     yield "\n# ---- Questions (JSON lines of question, choices, answer); without any, loss alone is measured ----"
     for role in ("forget", "neighbour", "retain"):
         yield f'# {role}_questions = ["{role}.jsonl"]'
@@ -144,4 +152,4 @@ def _toml(value: Any) -> str:
         return str(value).lower()
     if isinstance(value, tuple):
         return f"[{', '.join(map(_toml, value))}]"
-    return json.dumps(value, ensure_ascii=False) if isinstance(value, str) else str(value)
+    return json.dumps(str(value), ensure_ascii=False) if isinstance(value, str | Path) else str(value)

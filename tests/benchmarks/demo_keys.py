@@ -25,6 +25,8 @@ ALPHABETS = ((0x391, 0x3A1), (0x3B1, 0x3C9), (0x410, 0x44F), (0x531, 0x556))
 KEYS = [chr(code) for first, last in ALPHABETS for code in range(first, last + 1)]
 PACE = 0.06
 """Seconds between keys: those of a fast typist."""
+PATIENCE = 8.0
+"""Seconds in which the last key must be shown."""
 LIMIT_MS = 100
 CONTROL = re.compile(r"\\033\[[0-9;?]*[A-Za-z]|\\033.|\\0\d\d")
 
@@ -85,14 +87,18 @@ class Terminal:
 def measured(terminal: Terminal, prompt: str, keys: list[str]) -> list[float]:
     """Milliseconds from key to paint, of the keys that were pressed while an answer was written."""
     terminal.send("C-u")
+    terminal.drain(0.5)  # Textual deletes what is typed in the same read as this key, since it does so later
     terminal.send("-l", prompt)
+    terminal.drain(0.5)
     terminal.send("Enter")
     terminal.until(f"> {prompt}", 30)
     came, sent = [], {}
     for key in keys:
         sent[key] = terminal.send("-l", key)
         came += terminal.drain(PACE)
-    came += terminal.drain(1.0)
+    end = time.perf_counter() + PATIENCE
+    while time.perf_counter() < end and not all(any(key in text for _, text in came) for key in keys):
+        came += terminal.drain(0.5)
     terminal.send("Escape")
     came += terminal.drain(0.5)
     written = [moment for moment, text in came if re.search("[a-z]{2}", text)]

@@ -29,9 +29,12 @@ def forge(*args, code=0):
 
 
 def test_the_file_says_what_was_named_and_run_takes_it(asked, tmp_path, model_folders):
-    told = json.loads(forge("init", *asked, "--k", "8", "--out", "mine.toml", "--json"))
+    told = json.loads(
+        forge("init", *asked, "--k", "8", "--max_steps", "7", "--no_include_forget", "--out", "mine.toml", "--json")
+    )
     values = tomllib.loads((tmp_path / "mine.toml").read_text())
     assert values["forget"] == "saga.jsonl" and values["retain"] == ["rocks.jsonl"] and values["text_field"] == "story"
+    assert (values["run_dir"], values["max_steps"], values["include_forget"]) == ("run", 7, False)
     assert values["k"] == [8] and values["layer"] == [2] and values["model"] == str(model_folders["llama"])
     assert values["ctx_len"] == 128, "as long as this model takes"
     assert "batch_size" not in values, "what nobody named stays a comment"
