@@ -313,6 +313,6 @@ def _piece(token: int, decode: Callable[[list[int]], str]) -> str:
     return twice[len(once) :] if twice.startswith(once) and len(twice) > len(once) else once
 
 
-def _rounded(act: float) -> float:
+def _rounded(act: float | np.floating) -> float:
     """Three digits, which is what is shown."""
     return float(f"{act:.3g}")

@@ -12,9 +12,10 @@ export async function opened(page, how, work) {
   const profile = mkdtempSync(join(tmpdir(), "sae-forge-page-"));
   const [path, hash] = page.split("#");
   const executablePath = process.env.CHROMIUM || "/usr/bin/chromium";
-  const browser = await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: FLAGS, ...how });
+  const browser = await chromium.launchPersistentContext(profile, { executablePath, headless: true, args: FLAGS, reducedMotion: "reduce", ...how });
   try {
     const tab = browser.pages()[0] ?? (await browser.newPage()), faults = [];
+    tab.setDefaultTimeout(180_000); // a busy machine is no fault of the page
     tab.on("console", (line) => ["error", "warning"].includes(line.type()) && faults.push(line.text()));
     tab.on("pageerror", (error) => faults.push(String(error)));
     tab.on("request", (asked) => /^(file|data|blob):/.test(asked.url()) || faults.push(`asked for ${asked.url()}`));

@@ -23,6 +23,7 @@ if (only[0] === "docs") {
 const shots = only[0] === "docs" ? {} : {
   wide: { viewport: { width: 1280, height: 900 } },
   dark: { viewport: { width: 1280, height: 900 }, colorScheme: "dark" },
+  paper: { viewport: { width: 794, height: 1123 } },
   phone: { viewport: { width: 390, height: 844 }, isMobile: true },
 };
 for (const [name, how] of Object.entries(shots)) {
@@ -30,6 +31,7 @@ for (const [name, how] of Object.entries(shots)) {
   await opened(page, how, async (tab) => {
     await tab.screenshot({ path: `${folder}/${name}-top.png` });
     await tab.evaluate((latent) => (location.hash = latent), LATENT);
+    if (name === "paper") await tab.emulateMedia({ media: "print" });
     const sections = await tab.$$eval("main > section", (all) => all.map((one) => one.id));
     for (const id of sections) await tab.locator(`#${id}`).screenshot({ path: `${folder}/${name}-${id}.png` });
     if (name === "wide") await tab.pdf({ path: `${folder}/page.pdf`, format: "A4" });

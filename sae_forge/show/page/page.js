@@ -246,15 +246,15 @@
     if (!card) article.append(make("p", {}, `${told(latent)}. It has no card: those have one that were chosen or fire most.`));
     else {
       const [forget, retain] = [0, 1].map((side) => card.snippets.filter((one) => (one.corpus > 0) === (side > 0)));
-      article.append(make("dl", {}, ...facts(card).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))));
-      article.append(make("div", { class: "columns" }, ...chips("Fires on", card.favourites.map(([piece, count]) => `${piece} ×${count}`)),
+      article.append(make("p", { class: "soft" }, told(latent)), make("div", { class: "columns" }, ...chips("Fires on", card.favourites.map(([piece, count]) => `${piece} ×${count}`)),
         ...chips("Promotes", card.promoted), ...chips("Suppresses", card.suppressed)));
-      if (card.histogram[0].length) article.append(make("h4", {}, `Firings by strength, 0 to ${short(card.peak)}; up: forget, down: retain (square roots)`), bars(card));
       const group = (title, those) => { if (those.length) article.append(make("h4", {}, title), ...those.map((one) => snippet(card, one))); };
       group("In text to forget, where it fires most", forget.filter((one) => one.percentile === 100));
       for (const share of new Set(forget.map((one) => one.percentile).filter((share) => share < 100)))
         group(`Stronger than ${share}% of its firings there`, forget.filter((one) => one.percentile === share));
       group("In text to keep, where it fires most", retain);
+      if (card.histogram[0].length) article.append(make("h4", {}, `Firings by strength, 0 to ${short(card.peak)}; up: forget, down: retain (square roots)`), bars(card));
+      article.append(make("h4", {}, "Numbers"), make("dl", {}, ...facts(card).map(([name, value]) => make("div", {}, make("dt", {}, name), make("dd", {}, value)))));
       if (!sae.contexts) article.append(make("p", { class: "soft" }, "Text to forget is left out of this page: report --include_contexts puts it in."));
     }
     $("said").textContent = told(latent);
