@@ -46,6 +46,7 @@ def with_app(config, what):
     return asyncio.run(run())
 
 
+@pytest.mark.slow
 def test_both_answers_stand_side_by_side_and_the_edit_is_switched_by_key_and_command(config):
     async def what(app, pilot):
         await loaded(pilot, app)
@@ -91,6 +92,7 @@ def test_scale_latents_and_method_change_and_what_cannot_be_is_said(config):
     with_app(config, what)
 
 
+@pytest.mark.slow
 def test_a_key_is_answered_while_the_model_works_on_a_token(config):
     go = threading.Event()
 

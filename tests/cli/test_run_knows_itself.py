@@ -59,6 +59,7 @@ def test_a_path_has_one_spelling(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     assert corpus_identity("x" * 300) == "x" * 300
 
 
+@pytest.mark.slow
 def test_a_run_is_of_a_model_by_its_weights_under_any_name(run: Run, tmp_path: Path) -> None:
     """The folder is renamed, spelled otherwise, copied; the run goes on, and its SAE is used."""
     sae = str(next(run.folder.glob("saes/*/*")))
@@ -71,6 +72,7 @@ def test_a_run_is_of_a_model_by_its_weights_under_any_name(run: Run, tmp_path: P
     assert run.model == "m/renamed"
 
 
+@pytest.mark.slow
 def test_other_weights_under_the_same_name_are_refused(run: Run, tmp_path: Path) -> None:
     other = save_model(tmp_path / "other" / "tiny-llama", "llama", seed=1)
     where = ["--model", str(other), "--run_dir", "run"]

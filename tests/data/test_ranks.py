@@ -171,6 +171,7 @@ def test_two_ranks_killed_and_started_again_end_in_the_same_bytes(train, tmp_pat
     assert contents(tmp_path / "killed") == contents(train("alone", accumulation=2))
 
 
+@pytest.mark.slow
 def test_a_frozen_rank_is_named_and_waited_for_no_longer(train, tmp_path):
     frozen = at_step(5, lambda: os.kill(os.getpid(), signal.SIGSTOP))
     codes = over_ranks(2, lambda rank: train("frozen", frozen if rank == 1 else None), tmp_path / "said", limit=2)
@@ -198,6 +199,7 @@ def test_ranks_told_different_things_refuse_before_the_first_step(train, tmp_pat
     assert not (tmp_path / "apart").exists()
 
 
+@pytest.mark.slow
 def test_an_error_of_one_rank_ends_the_others_with_its_code(tmp_path):
     def work(rank: int) -> None:
         if rank == 1:
@@ -208,6 +210,7 @@ def test_an_error_of_one_rank_ends_the_others_with_its_code(tmp_path):
     assert "0: rank 1 ended, at the start: this rank has no checkpoint" in (tmp_path / "said").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("rank", "said"), [(0, "rank 1 of 2 did not come within 1 s"), (1, "rank 0 did not answer")])
 def test_a_rank_that_never_comes_is_named(monkeypatch, rank, said):
     for name, value in environment(rank, 2, free_port()).items():
@@ -290,6 +293,7 @@ def test_shares_of_a_checkpoint_are_read_in_any_other_number_of_them(tmp_path):
             assert torch.equal(found.tokens_since_fired, torch.cat([p.tokens_since_fired for p in parts])[mine])
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_rank_was_killed_in_the_middle_is_none(train, tmp_path, monkeypatch):
     from sae_forge.training import state
 

@@ -216,6 +216,7 @@ def test_batches_of_training_are_those_of_a_plain_folder(storage_dtype: str, sto
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
 
 
+@pytest.mark.slow
 def test_ranks_fill_one_url_as_one_process_does(plain, tmp_path: Path) -> None:
     folder = folder_at(f"file://{tmp_path}/bucket", tmp_path)
 

@@ -72,6 +72,7 @@ def features(run: TinyRun, command: Callable[..., str]) -> Features:
     return printed
 
 
+@pytest.mark.slow
 def test_it_is_chosen_analysed_drawn_and_saved_beside_those_that_ship(features: Features) -> None:
     told = features("--method", "steady,top_mean,random_matched", "--steady_fires", "9", "--num_features", "4")
     chosen = {name: Selection.load(Path(told["outputs"][name])) for name in ("steady", "top_mean", "random_matched")}

@@ -222,6 +222,7 @@ def test_a_lost_answer_is_not_posted_again(made: Artefacts, hub: FakeHub):
     assert hub.steps().count("commit") == 1
 
 
+@pytest.mark.slow
 def test_the_wait_the_server_asks_for_is_kept(made: Artefacts, hub: FakeHub):
     waited = []
     hub.faults.append(Fault("commit", 429, headers={"Retry-After": "1"}))

@@ -383,6 +383,8 @@ TARGETS = {
     "gfx1100": Compiled("gfx1100", triton_tuning.Target(), 64 * 1024),
 }
 IN_THE_SUITE = ("sm_90", "gfx942")
+FEW = (2560, 4096, 5376)
+"""Widths that the suite compiles for: each has spilled on some target, or takes the most registers."""
 MOST_THREADS = 1024
 WIDTHS, LATENTS = (1152, 2304, 2560, 3584, 4096, 5120, 5376), (16384, 32768, 65536)
 COUNTS = (32, 64, 128, 256)
@@ -391,7 +393,9 @@ DIVISIBLE = ("D_IN", "D_SAE", "K", "SEGMENT")
 """Numbers that are multiples of 16 at these sizes, which a launch tells the compiler by itself."""
 
 
-def launches(on: triton_tuning.Target) -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
+def launches(
+    on: triton_tuning.Target, widths: tuple[int, ...]
+) -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
     """Every kernel as the table launches it: its pointers (None: not given), its constants and its warps."""
     from sae_forge.kernels import triton_decode_loss, triton_rows, triton_sparse_decode, triton_topk
 
@@ -412,7 +416,7 @@ def launches(on: triton_tuning.Target) -> Iterator[tuple[Any, dict[str, str | No
             for k in COUNTS:
                 pointers = {"pre_acts": bits, "values": bits, "indices": "*i32", "scratch": "*i32"}
                 yield triton_topk.topk_kernel, pointers, triton_tuning.topk(d_sae, k)
-        for d_in in WIDTHS:
+        for d_in in widths:
             tokens = {"values": "*fp32", "indices": "*i32", "W_dec": kind, "target": kind, "grad": kind, "out": kind}
             tokens |= {"residual": kind, "squares": "*fp32", "dots": "*fp32"}
             for k in COUNTS:
@@ -433,9 +437,9 @@ def launches(on: triton_tuning.Target) -> Iterator[tuple[Any, dict[str, str | No
             yield triton_rows.rows_kernel, alone, {**adam, **rows, "UNIT": False}
 
 
-def distinct_launches(on: triton_tuning.Target) -> list[Any]:
+def distinct_launches(on: triton_tuning.Target, widths: tuple[int, ...]) -> list[Any]:
     found = {}
-    for kernel, pointers, launch in launches(on):
+    for kernel, pointers, launch in launches(on, widths):
         used = {name: kind for name, kind in pointers.items() if name in kernel.arg_names}
         found[kernel.__name__, repr(sorted(used.items(), key=str)), repr(launch)] = (kernel, used, launch)
     return list(found.values())
@@ -444,16 +448,20 @@ def distinct_launches(on: triton_tuning.Target) -> list[Any]:
 @pytest.mark.slow
 @pytest.mark.skipif(INTERPRETED, reason="interpreted kernels cannot be compiled")
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=() if name in IN_THE_SUITE else pytest.mark.long) for name in TARGETS]
+    ("name", "widths"),
+    [
+        *(pytest.param(name, FEW, id=name) for name in IN_THE_SUITE),
+        *(pytest.param(name, WIDTHS, id=f"{name} at every width", marks=pytest.mark.long) for name in TARGETS),
+    ],
 )
-def test_every_launch_of_the_table_compiles_without_spills(name, tmp_path):
+def test_every_launch_of_the_table_compiles_without_spills(name, widths, tmp_path):
     triton = pytest.importorskip("triton")
     from triton.backends.compiler import GPUTarget
     from triton.compiler import ASTSource
 
     (arch, on, shared), found = TARGETS[name], []
     vendor = "hip" if isinstance(arch, str) else "cuda"
-    for kernel, pointers, launch in distinct_launches(on):
+    for kernel, pointers, launch in distinct_launches(on, widths):
         names = kernel.arg_names
         constants = {name: number for name, number in launch.items() if name in names}
         constants |= {name: None for name, kind in pointers.items() if kind is None}

@@ -44,6 +44,7 @@ def test_methods_of_ones_own_are_planned_controlled_and_reported(run: TinyRun):
     assert rows[3]["settings"] == {"push": 2.0, "level": 1}
 
 
+@pytest.mark.slow
 def test_a_sweep_tunes_them_and_measures_wrappers_at_the_choice(run: TinyRun):
     metrics = own(run, "nudge", "shrink", "coarse", limit=2, sweep=True, configurations=8)
     tuned = metrics["sweep"]["methods"]
@@ -91,6 +92,7 @@ def test_quantised_weights_take_few_values_and_the_edit_stays(run: TinyRun):
     assert (logits(run, fine) - plain).abs().mean() < (logits(run, subject) - plain).abs().mean()
 
 
+@pytest.mark.slow
 def test_relearning_brings_the_forget_text_back_under_the_edit(run: TinyRun):
     names = ("steer", "gradient_ascent", "relearned")
     plans = planned(run, names, relearn_steps=15, baseline_lr=1e-3)

@@ -288,6 +288,7 @@ def test_a_report_says_the_frame_of_each_domain(tiny_llama: LanguageModel, tmp_p
     assert "frames" not in run(tiny_llama, **sources, limit=2, methods=("zero",)).metrics["protocol"]
 
 
+@pytest.mark.slow
 def test_each_latent_is_measured_alone_beside_other_latents(tiny_llama: LanguageModel, tmp_path: Path):
     sources = {name: files for name, files in make_sources(tmp_path).items() if name.endswith("_questions")}
     found = run(tiny_llama, **sources, limit=2, methods=("zero", "scale", "random"), each_latent=2)

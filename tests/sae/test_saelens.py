@@ -1,6 +1,7 @@
 """Our SAEs in the real SAELens, and its TopK SAEs in ours: the same numbers both ways."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -9,13 +10,16 @@ from sae_forge.hookpoint import HookPoint
 from sae_forge.sae.store import CFG, Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
 
-sae_lens = pytest.importorskip("sae_lens")
-
 D_IN, D_SAE, K = 24, 72, 6
 
 
 def draw(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(scope="module")
+def sae_lens() -> Any:
+    return pytest.importorskip("sae_lens")
 
 
 @pytest.fixture
@@ -40,7 +44,7 @@ def close(found: torch.Tensor, expected: torch.Tensor) -> bool:
     return bool((found - expected).norm() <= 1e-6 * expected.norm())
 
 
-def test_saelens_loads_our_files_and_computes_the_same(sae, x, tmp_path):
+def test_saelens_loads_our_files_and_computes_the_same(sae_lens, sae, x, tmp_path):
     point = "blocks.3.hook_mlp_out"
     provenance = Provenance(
         model="google/gemma-2-2b", hook_point=point, hf_hook_name="model.layers.3.mlp", ctx_len=128, bos="row"
@@ -59,7 +63,7 @@ def test_saelens_loads_our_files_and_computes_the_same(sae, x, tmp_path):
 
 @pytest.mark.parametrize("rescaled", [True, False])
 @pytest.mark.parametrize("centred", [True, False])
-def test_we_load_what_saelens_saved_whatever_its_conventions(x, tmp_path, rescaled, centred):
+def test_we_load_what_saelens_saved_whatever_its_conventions(sae_lens, x, tmp_path, rescaled, centred):
     cfg = sae_lens.TopKSAEConfig(
         d_in=D_IN, d_sae=D_SAE, k=K, apply_b_dec_to_input=centred, rescale_acts_by_decoder_norm=rescaled
     )
@@ -80,7 +84,7 @@ def test_we_load_what_saelens_saved_whatever_its_conventions(x, tmp_path, rescal
 
 
 @pytest.mark.parametrize("kind", ["Standard", "Gated", "JumpReLU", "AbsTopK"])
-def test_every_architecture_of_saelens_gives_the_same_here(kind, x, tmp_path):
+def test_every_architecture_of_saelens_gives_the_same_here(sae_lens, kind, x, tmp_path):
     cfg = getattr(sae_lens, f"{kind}SAEConfig")(d_in=D_IN, d_sae=D_SAE, **({"k": K} if "TopK" in kind else {}))
     theirs = getattr(sae_lens, f"{kind}SAE")(cfg)
     with torch.no_grad():
@@ -95,7 +99,7 @@ def test_every_architecture_of_saelens_gives_the_same_here(kind, x, tmp_path):
         assert close(ours(x), theirs.decode(acts))
 
 
-def test_nothing_of_ours_is_lost_on_saelens(sae, tmp_path):
+def test_nothing_of_ours_is_lost_on_saelens(sae_lens, sae, tmp_path):
     save_sae(tmp_path, sae, Provenance(model="m", hook_point="blocks.0.hook_resid_pre", bos="none"))
     cfg = json.loads((tmp_path / CFG).read_text())
     theirs = sae_lens.SAE.load_from_disk(str(tmp_path), device="cpu").cfg.to_dict()

@@ -152,6 +152,7 @@ def test_an_sae_of_centred_activations_is_converted_for_the_model_it_is_used_on(
     same(read_dictionary(folder).sae, read_dictionary(str(tmp_path / "out")).sae)
 
 
+@pytest.mark.slow
 def test_a_pickle_is_converted_only_where_it_may_be_read(tmp_path):
     folder = convert(str(KINDS["topk"](tmp_path / "sae")), to="dictionary_learning", out=tmp_path / "ae").outputs["sae"]
     with pytest.raises(CheckpointError, match="--allow_pickle"):

@@ -128,6 +128,7 @@ def of_harness(lm: LanguageModel, folder: Path, names: list[str], model: Any = N
     return by_name | {"results": found["results"]}
 
 
+@pytest.mark.slow
 def test_items_are_those_of_the_harness(tiny_llama: LanguageModel, folder: Path):
     # a text read whole: with BOS put in by the tokenizer, the harness scores BOS after BOS as its first token
     whole = of_harness(tiny_llama, folder, ["toy_rolling"], hf_model(tiny_llama, add_bos_token=False))
@@ -170,6 +171,7 @@ def test_examples_in_front_are_those_of_the_harness(tiny_llama: LanguageModel, f
     assert prompts == {request[0] for n in asked.ids for request in by_number[n]["arguments"]}
 
 
+@pytest.mark.slow
 def test_the_model_may_be_handed_to_the_harness(tiny_llama: LanguageModel, folder: Path):
     before = (tiny_llama.tokenizer.pad_token, tiny_llama.tokenizer.padding_side)
     theirs = of_harness(tiny_llama, folder, ["toy_cloze", "toy_greedy"])

@@ -502,6 +502,7 @@ def test_the_numbers_are_those_of_asking_one_by_one(lm: LanguageModel, known: di
         assert values(edited) == pytest.approx(slow_numbers(lm, known), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_an_edit_in_force_takes_away_what_the_model_recited(report: EvalReport):
     (base,), (edited,) = rows_of(report, "baseline"), rows_of(report, "scale")
     recited = [name for name in MEASURES[:3] if base["muse"][name]["value"] > 60]
@@ -516,6 +517,7 @@ def test_an_edit_in_force_takes_away_what_the_model_recited(report: EvalReport):
         assert one["value"] == pytest.approx(edited["muse"][name]["value"] - base["muse"][name]["value"])
 
 
+@pytest.mark.slow
 def test_controls_write_no_text_and_are_read_all_the_same(report: EvalReport):
     controls = rows_of(report, "random")
     assert len(controls) == 3
@@ -528,6 +530,7 @@ def test_controls_write_no_text_and_are_read_all_the_same(report: EvalReport):
     }  # fmt: skip
 
 
+@pytest.mark.slow
 def test_items_bear_out_the_estimates(report: EvalReport, tmp_path: Path):
     read = pyarrow.parquet.read_table(report.save(tmp_path)["items"]).to_pylist()
     for row in (*rows_of(report, "baseline"), *rows_of(report, "scale")):
