@@ -4,11 +4,10 @@ The model works in a thread of its own and puts tokens into a queue; the screen 
 second. So a key is answered while the model writes, however long a token takes.
 """
 
-import os
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
@@ -36,8 +35,6 @@ PER_SECOND = 20
 """How often what was written meanwhile is shown."""
 SWITCH = 0.001
 """Seconds after which a thread that computes in Python lets the screen's have its turn; by default five times as many."""
-BEHIND = 10
-"""How much nicer than the screen's the model's threads are."""
 SHOWN = 8
 """Latents in the panel."""
 
@@ -64,13 +61,6 @@ class _Counted:
         del facts
         self._done += amount
         self._say(f"{self._title}: {self._done:,}{f'/{self._total:,}' if self._total else ''} {self._unit}")
-
-
-def _step_back() -> None:
-    """Let this thread, and those it starts to compute, go behind the screen's where both want a core."""
-    sys.setswitchinterval(SWITCH)
-    with suppress(OSError, AttributeError):  # threads have a niceness of their own on Linux alone
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), BEHIND)
 
 
 class Demo(App[ForgeError | None]):
@@ -156,6 +146,7 @@ class Demo(App[ForgeError | None]):
         self.query_one("#latents").border_title = "latents firing"
         self.query_one("#line", Input).disabled = True
         self.set_interval(1 / PER_SECOND, self.show_written)
+        sys.setswitchinterval(SWITCH)
         self.run_worker(self._load, thread=True)
 
     def _load(self) -> None:
@@ -243,7 +234,6 @@ class Demo(App[ForgeError | None]):
 
         def work() -> None:
             end: ForgeError | None = None
-            _step_back()
             try:
                 with closing(conversation.answer(line)) as answer:
                     for told in answer:

@@ -121,7 +121,7 @@ def _lines(
         "expansion_factor": f"{told['d_sae']:,} latents; more are finer and take more text",
         "batch_size": "tokens a step",
     })  # fmt: skip
-    also = {name: None for name in described(TrainConfig) if name in config.spelled - _SHOWN}
+    also: dict[str, str | None] = {name: None for name in described(TrainConfig) if name in config.spelled - _SHOWN}
     if also:
         yield from _settings(config, "Asked for too", also)
     yield "\n# ---- Questions (JSON lines of question, choices, answer); without any, loss alone is measured ----"

@@ -273,7 +273,7 @@ def _train(stream: Stream, runs: list[_Run], progress: Progress) -> None:
         task.advance(sum(run.state.step for run in runs))
         logs = [open_log(run.place.log if run.plan.team.leads else None, stack) for run in runs]
         sent = [tracked(run.plan, log, run.state.step, stack, progress) for run, log in zip(runs, logs, strict=True)]
-        loops = [_Loop(run, task, *told, stream) for run, *told in zip(runs, logs, sent, strict=True)]
+        loops = [_Loop(run, task, log, to, stream) for run, log, to in zip(runs, logs, sent, strict=True)]
         while behind := [run.state.step for run in runs if run.unfinished]:
             part = stream.part(min(behind))
             started = time.perf_counter()
