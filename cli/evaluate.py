@@ -25,6 +25,7 @@ def register(app: typer.Typer, kind: "type[EvalConfig]") -> None:
         sae-forge eval --methods all --sweep --dry_run
         sae-forge eval --layer 15 --num_features 100 --ablation_scale -3.0
         sae-forge eval --ablation_scales=-1,-3,-10 --num_features=10,50,100
+        sae-forge eval --methods all --sweep --part 2/8
         sae-forge eval --model google/gemma-2-2b --forget_questions bio.jsonl --retain_questions history.csv,geography.csv
         """,
     )
@@ -37,5 +38,8 @@ def register(app: typer.Typer, kind: "type[EvalConfig]") -> None:
         from sae_forge.pipeline.bench import Bench
         from sae_forge.pipeline.dry_run import of_eval
         from sae_forge.pipeline.evaluate import evaluate
+        from sae_forge.pipeline.several import on_each
 
-        return (of_eval if dry_run else evaluate)(config, Bench(config, screen))
+        if dry_run:
+            return of_eval(config, Bench(config, screen))
+        return on_each("eval", evaluate, config, Bench(config, screen))

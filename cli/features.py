@@ -26,6 +26,7 @@ def register(app: typer.Typer, kind: "type[FeaturesConfig]") -> None:
         sae-forge features --method inlp,dsg_ratio,crisp,random_matched --num_features 20
         sae-forge features --method conditional --fire_threshold 0.01 --refusal refusals.txt
         sae-forge features --latents 12,873,4410
+        sae-forge features --model google/gemma-2-2b --sae 'google/gemma-scope-2b-pt-res:layer_3/width_16k/*'
         """,
     )
     def features(config: "FeaturesConfig", screen: "Screen") -> "Outcome":
@@ -36,5 +37,6 @@ def register(app: typer.Typer, kind: "type[FeaturesConfig]") -> None:
         """
         from sae_forge.pipeline.bench import Bench
         from sae_forge.pipeline.features import features
+        from sae_forge.pipeline.several import on_each
 
-        return features(config, Bench(config, screen))
+        return on_each("features", features, config, Bench(config, screen))

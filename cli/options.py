@@ -15,6 +15,7 @@ import typer
 
 from cli.called import as_called
 from cli.in_hand import in_hand
+from cli.launch import as_rank, leads, spoken_by
 from cli.pages import Page
 from sae_forge import builtin
 from sae_forge.config.fields import Described, described
@@ -115,7 +116,6 @@ class Call:
         started = time.monotonic()
         try:
             work = self._configs(values)
-            from cli.launch import as_rank
             from cli.screen import Screen
 
             with as_rank(self.name, work[0]) as first, Screen(silent=not first, machine=machine) as screen:
@@ -155,7 +155,8 @@ class Call:
             else:
                 run = Run(given["run_dir"]) if "run_dir" in given else newest_run()
                 given |= {"model": run.model, "run_dir": run.folder}
-                typer.echo(f"run folder: {run.folder} ({run.model})", err=True)
+                if leads():
+                    typer.echo(f"run folder: {run.folder} ({run.model})", err=True)
         works = [given]
         if self.each_model:
             works = [{**given, "model": model} for model in self.each_model(given, preset)]
@@ -184,8 +185,6 @@ def _terminate(number: int, frame: object) -> None:
 def _fail(error: ForgeError, debug: bool) -> NoReturn:
     if debug:
         traceback.print_exception(error)
-    from cli.launch import spoken_by
-
     typer.echo(as_called(f"error: {spoken_by()}{' '.join(str(error).split())}"), err=True)
     raise typer.Exit(error.exit_code)
 

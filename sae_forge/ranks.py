@@ -6,6 +6,7 @@ store and listens to the others', because a process that waits in a collective f
 """
 
 import json
+import math
 import os
 import signal
 import threading
@@ -125,6 +126,21 @@ class Ranks:
         with self._named():
             dist.all_gather(gathered, tensor.contiguous())
         return gathered
+
+    def every(self, tensors: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+        """The tensors of every rank, by rank, each of whatever shape; on the CPU, and the same names everywhere."""
+        if self.world == 1:
+            return [dict(tensors)]
+        self.connect(torch.device("cpu"))
+        shapes = self.tell({name: list(tensor.shape) for name, tensor in tensors.items()})
+        found: list[dict[str, Tensor]] = [{} for _ in shapes]
+        for name, tensor in tensors.items():
+            sizes = [math.prod(its[name]) * tensor.element_size() for its in shapes]
+            padded = torch.zeros(max(1, *sizes), dtype=torch.uint8)  # no collective takes nothing
+            padded[: sizes[self.rank]] = tensor.contiguous().flatten().view(torch.uint8)
+            for rank, whole in enumerate(self.each(padded)):
+                found[rank][name] = whole[: sizes[rank]].view(tensor.dtype).reshape(shapes[rank][name])
+        return found
 
     def largest(self, number: int, device: torch.device) -> int:
         """The greatest of the numbers the ranks give."""

@@ -204,7 +204,7 @@ class _Handler(BaseHTTPRequestHandler):
                 "preupload": ("preupload", lambda repo: self._preupload(json.loads(body))),
                 "commit": ("commit", lambda repo: self._commit(name, repo, rest[1], query, body)),
                 "branch": ("branch", lambda repo: self._branch(repo, rest[1])),
-                "tree": ("look", lambda repo: self._tree(repo, rest[1])),
+                "tree": ("look", lambda repo: self._tree(repo, rest[1], "/".join(rest[2:-1]))),
                 "discussions": ("discussions", lambda repo: self._discussions(name, repo)),
             }
             step, found = routes.get(rest[0], ("unknown", lambda _: _missing("EntryNotFound")))
@@ -236,13 +236,18 @@ class _Handler(BaseHTTPRequestHandler):
         siblings = [sibling(path, content) for path, content in commit.files.items()]
         return 200, {"id": name, "sha": commit.oid, "private": repo.private, "tags": [], "siblings": siblings}, {}
 
-    def _tree(self, repo: Repo, revision: str) -> Any:
+    def _tree(self, repo: Repo, revision: str, inside: str) -> Any:
         commit = repo.find(revision)
         if commit is None:
             return _missing("RevisionNotFound")
+        listed = {
+            path: content for path, content in commit.files.items() if path.startswith(f"{inside}/" if inside else "")
+        }
+        if inside and not listed:
+            return _missing("EntryNotFound")
         entries = [
             {"type": "file", "path": path, "size": len(content), "oid": blob(content)}
-            for path, content in commit.files.items()
+            for path, content in listed.items()
         ]
         return 200, entries, {}
 

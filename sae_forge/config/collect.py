@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal
 
 from sae_forge.config.fields import Artefact, Setting
+from sae_forge.config.ranks import RanksConfig
 from sae_forge.config.text import TextConfig
 from sae_forge.store.remote import check_url, is_url
 
@@ -14,7 +15,7 @@ DEFAULT_RETAIN = ("Salesforce/wikitext:wikitext-2-raw-v1", "roneneldan/TinyStori
 
 
 @dataclass(frozen=True, kw_only=True)
-class CollectConfig(TextConfig):
+class CollectConfig(TextConfig, RanksConfig):
     """Corpus and model to shards."""
 
     heading: ClassVar[str] = "Activations"
@@ -51,11 +52,6 @@ class CollectConfig(TextConfig):
         "Where shards go: a folder or an fsspec URL (s3://…). Unset: shards/ in the run folder.",
         Setting(decides=()),
     ] = None
-    dist_timeout: Annotated[
-        float,
-        "Seconds a rank of a job of several may be silent before the job ends.",
-        Setting(decides=(), at_least=1, wanted="give at least 1 second"),
-    ] = 45.0
     resume: Annotated[bool, "Continue what is there; --no_resume is --fresh.", Setting(decides=())] = True
     fresh: Annotated[bool, "Start over, deleting what is there.", Setting(decides=())] = False
 

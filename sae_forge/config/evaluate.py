@@ -1,5 +1,6 @@
 """``eval``: an SAE and a selection to a report."""
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
@@ -7,16 +8,20 @@ from typing import Annotated, ClassVar, Literal
 from sae_forge.config.editing import EditingConfig
 from sae_forge.config.fields import Alias, Setting, described
 from sae_forge.config.questions import Half, QuestionsConfig
+from sae_forge.config.ranks import RanksConfig
 from sae_forge.config.sae import SelectedConfig
 from sae_forge.config.sampling import SamplingConfig
 from sae_forge.config.text import HeldOutConfig, SinksConfig
 from sae_forge.errors import ConfigError
 
 ControlKind = Literal["latents", "isotropic", "places", "direction"]
+_PART = re.compile(r"(\d{1,5})/(\d{1,5})")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, SelectedConfig, SinksConfig):
+class EvalConfig(
+    HeldOutConfig, RanksConfig, SamplingConfig, QuestionsConfig, EditingConfig, SelectedConfig, SinksConfig
+):
     """An SAE and a selection to a report of forgetting and side effects beside their controls."""
 
     heading: ClassVar[str] = "Evaluation"
@@ -76,6 +81,11 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
         "Bootstrap resamples behind each interval.",
         Setting(at_least=100, wanted="give at least 100 resamples"),
     ] = 2000
+    part: Annotated[
+        str | None,
+        "Measure one part of several, as 2/8, and write no report; the command without it puts them together.",
+        Setting(decides=()),
+    ] = None
     resume: Annotated[bool, "Return the stored report if it is there; --no_resume is --fresh.", Setting(decides=())] = (
         True
     )
@@ -88,5 +98,17 @@ class EvalConfig(HeldOutConfig, SamplingConfig, QuestionsConfig, EditingConfig, 
             raise ConfigError(f"--sweep tries values of its own, so --{ignored[0]} would mean nothing; leave it out")
         if self.sweep and self.half != "test":
             raise ConfigError(f"--sweep tunes on the dev half and reports on the test half; drop --half {self.half}")
+        number, of = self.job
+        self.require(part=(0 <= number < of, "give one part of several, from 1/8 to 8/8"))
+        if self.part is not None and self.starts_over:
+            raise ConfigError("--part adds to what the other parts have measured; start over without it, then in parts")
         if self.methods == ("random",) and self.steering is None:
             raise ConfigError("--methods random: controls stand beside an edit; name one too, as in scale,random")
+
+    @property
+    def job(self) -> tuple[int, int]:
+        """Which part of how many this is, counted from 0; a ``part`` that is none has no number."""
+        if self.part is None:
+            return 0, 1
+        read = _PART.fullmatch(self.part)
+        return (int(read[1]) - 1, int(read[2])) if read else (-1, 1)

@@ -21,6 +21,7 @@ class RunConfig(TrainConfig, FeaturesConfig, EvalConfig):
                 for name, given in several.items()
             }
         )
+        self.require(part=(self.part is None, "run makes all of it; give parts to eval"))
         self.require(
             max_disk_gb=(
                 self.max_disk_gb is None,

@@ -16,7 +16,7 @@ class SaeConfig(ModelConfig):
 
     sae: Annotated[
         str | None,
-        "SAE folder, params.npz, or Hub owner/name:path. Unset: the newest here.",
+        "SAE folder, params.npz, Hub owner/name:path, or several: a list, a glob, owner/name:path/*. Unset: newest.",
         Setting(decides=()),
     ] = None
     allow_pickle: Annotated[bool, "Read an SAE in a pickle (dictionary_learning's ae.pt), in a limited process."] = (

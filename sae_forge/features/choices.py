@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_forge import ranks
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.features.identity import requested
@@ -47,8 +48,15 @@ def answers(
             f"--method {finding[0].name} asks the model questions, so counts cannot decide it; use sae-forge features, "
             "or hand select what asks: sae_forge.pipeline.asking.attribution.asking"
         )
-    handed = ask() if finding and ask else None
-    return {method.name: method.find(handed, sae, config, progress) for method in finding if method.find and handed}
+    handed, team = ask() if finding and ask else None, ranks.here()
+    found = {}
+    for method in finding:
+        assert method.find is not None and handed is not None
+        own = method.find(handed, sae, config, progress) if team.leads else None
+        # the model is asked on the first rank alone; pairs, since JSON has no whole numbers for keys
+        scores, removed, decided = team.tell(own and [[*own.scores.items()], own.removed, own.settings])[0]
+        found[method.name] = own or Found(scores=dict(scores), removed=removed, settings=decided)
+    return found
 
 
 def choices(

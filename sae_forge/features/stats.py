@@ -1,26 +1,31 @@
 """What one pass over a corpus says about every latent: counts that add up, the places of its peaks, who fired where.
 
 Everything here is a sum, a maximum or a best-of, so any cut of a corpus into parts gives the result of the whole (the
-float64 sums up to rounding): ranks and blocks are combined with ``+``. Memory does not grow with the corpus but for
-the firings, which are kept for at most about ``MAX_SEQUENCES`` sequences, and only of the latents asked for: 8 bytes a
-firing, so at most ``8 * k`` bytes a token of those sequences.
+float64 sums up to rounding): ranks and blocks are combined with ``+``. Those sums are formed over stretches of the
+corpus and then over these in their order, whoever read them, so any number of ranks comes to the same bits.
+
+Memory does not grow with the corpus but for the firings, which are kept for at most about ``MAX_SEQUENCES`` sequences,
+and only of the latents asked for: 8 bytes a firing, so at most ``8 * k`` bytes a token of those sequences.
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from itertools import tee
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise, tee
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from sae_forge import ranks
 from sae_forge.data.shards import BLOCK_ROWS, ShardReader
 from sae_forge.data.sinks import are_sinks
 from sae_forge.errors import ShardError
 from sae_forge.features.forms import Marks
 from sae_forge.features.places import TopPlaces
 from sae_forge.progress import SILENT, Progress
+from sae_forge.ranks import Ranks
 from sae_forge.sae.dictionary import Dictionary
 
 MAX_SEQUENCES = 8192
@@ -28,6 +33,9 @@ MAX_SEQUENCES = 8192
 
 ROWS = 4096
 """Tokens tallied at once."""
+
+STRETCHES = 64
+"""Pieces of a corpus that ranks share out, at most: of each its sums travel, 16 bytes a latent."""
 
 
 @dataclass(frozen=True)
@@ -121,23 +129,101 @@ def survey(
         ShardError: the activations are not as wide as the SAE reads, or there are none.
     """
     require_width(reader, sae, title)
-    every = sequence_stride(reader)
-    stats: LatentStats | None = None
-    with progress.task(title, reader.rows, "tokens") as task:
-        for acts, seq_ids, places in iter_rows(reader, sink_norm=sink_norm):
-            with torch.no_grad():
-                code = sae.encode(acts.to(sae.W_dec.device, sae.W_dec.dtype))
-            values, indices = code.values.float().cpu(), code.indices.long().cpu()
-            part = tally(
-                values, indices, seq_ids, places, d_sae=sae.d_sae, keep_top=keep_top, watch=watch, every=every,
-                floor=stats.top.floor if stats else None, fire_threshold=fire_threshold,
-                kinds=marks.of(places) if marks else None,
-            )  # fmt: skip
-            stats = part if stats is None else stats + part
-            task.advance(len(acts))
-    if stats is None:
+    every, team, stretches = sequence_stride(reader), ranks.here(), _stretches(reader)
+    how: dict[str, Any] = {"d_sae": sae.d_sae, "keep_top": keep_top, "watch": watch, "every": every}
+    how |= {"fire_threshold": fire_threshold}
+    none = torch.zeros(0, dtype=torch.long)
+    # what a rank has that no stretch falls to
+    whole = tally(torch.zeros(0, 1), none[:, None], none, none, kinds=marks.of(none) if marks else None, **how)
+    mine, sums = range(team.rank, len(stretches), team.world), []
+    rows = sum(reader.block_rows(block) for number in mine for block in stretches[number])
+    with progress.task(title, rows, "tokens") as task:
+        for number in mine:
+            team.at = f"{title}, stretch {number + 1} of {len(stretches)}"
+            parts = []
+            for acts, seq_ids, places in iter_rows(reader, blocks=stretches[number], sink_norm=sink_norm):
+                with torch.no_grad():
+                    code = sae.encode(acts.to(sae.W_dec.device, sae.W_dec.dtype))
+                kinds = marks.of(places) if marks else None
+                part = tally(
+                    code.values.float().cpu(), code.indices.long().cpu(), seq_ids, places,
+                    floor=whole.top.floor, kinds=kinds, **how,
+                )  # fmt: skip
+                whole, parts = whole + part, [_summed(*parts, torch.stack([part.sums, part.squares]))]
+                task.advance(len(acts))
+            # of ranks each keeps the sums of its stretches apart, for these are added in the order of the corpus
+            sums = [*sums, *parts] if team.world > 1 else [_summed(*sums, *parts)]
+    if team.world > 1:
+        whole, sums = _of_all_ranks(team, whole, sums, len(stretches))
+    if not whole.tokens:
         raise ShardError(f"{title}: the shards hold no tokens; collect the corpus again")
-    return stats
+    return replace(whole, sums=_summed(*sums)[0], squares=_summed(*sums)[1])
+
+
+def _stretches(reader: ShardReader) -> list[range]:
+    """The blocks of a corpus in :data:`STRETCHES` pieces at most, each of as many calls of ``tally`` as the others."""
+    begins = []
+    held = ROWS
+    for block in range(reader.block_count):
+        if held + BLOCK_ROWS > ROWS:
+            begins.append(block)
+            held = 0
+        held += reader.block_rows(block)
+    begins = begins[:: max(1, math.ceil(len(begins) / STRETCHES))]
+    return [range(*ends) for ends in pairwise([*begins, reader.block_count])]
+
+
+def _summed(first: Tensor, *others: Tensor) -> Tensor:
+    """One after the other, in the order given."""
+    for other in others:
+        first = first + other
+    return first
+
+
+def _of_all_ranks(
+    team: Ranks, mine: LatentStats, sums: list[Tensor], stretches: int
+) -> tuple[LatentStats, list[Tensor]]:
+    """What all ranks have counted, and the sums of every stretch in the order of the corpus."""
+    team.at = "the sum over the ranks"
+    lengths = [(len(part.seq_ids), len(part.tokens)) for part in mine.firings]
+    columns = {
+        name: [getattr(part, name) for part in mine.firings] for name in ("seq_ids", "lengths", "tokens", "latents")
+    }
+    tensors = {
+        f"firings {name}": torch.cat([torch.zeros(0, dtype=torch.long), *(p.long() for p in parts)])
+        for name, parts in columns.items()
+    }
+    tensors |= {f"top {name}": getattr(mine.top, name) for name in ("acts", "places", "seq_ids")}
+    tensors |= {name: getattr(mine, name) for name in ("fires", "clear_fires", "peaks")}
+    tensors |= {"marked": mine.marked} if mine.marked is not None else {}
+    tensors |= {"firings": torch.tensor(lengths, dtype=torch.long).reshape(-1, 2), "tokens": torch.tensor(mine.tokens)}
+    tensors |= {"sums": torch.stack(sums) if sums else mine.sums.new_zeros(0, 2, len(mine.sums))}
+    every = team.every(tensors)
+    whole = _unpacked(every[0])
+    for its in every[1:]:
+        whole = whole + _unpacked(its)
+    return whole, [every[number % team.world]["sums"][number // team.world] for number in range(stretches)]
+
+
+def _unpacked(its: Mapping[str, Tensor]) -> LatentStats:
+    """What another rank has counted, but for its sums."""
+    runs, firings = its["firings"].T.tolist() if len(its["firings"]) else ([], [])
+    columns = (
+        its[f"firings {name}"].split(sizes)
+        for name, sizes in (("seq_ids", runs), ("lengths", runs), ("tokens", firings), ("latents", firings))
+    )
+    nothing = torch.zeros(len(its["fires"]), dtype=torch.double)
+    return LatentStats(
+        tokens=int(its["tokens"]),
+        fires=its["fires"],
+        clear_fires=its["clear_fires"],
+        sums=nothing,
+        squares=nothing,
+        peaks=its["peaks"],
+        top=TopPlaces(its["top acts"], its["top places"], its["top seq_ids"]),
+        firings=tuple(Firings(*parts) for parts in zip(*columns, strict=True)),
+        marked=its.get("marked"),
+    )
 
 
 def tally(
@@ -228,29 +314,35 @@ def _watched(
 
 
 def iter_rows(
-    reader: ShardReader, *, every: int = 1, sink_norm: float | None = None
+    reader: ShardReader, *, every: int = 1, sink_norm: float | None = None, blocks: Iterable[int] | None = None
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The rows of every ``every``-th sequence, about ``ROWS`` at once: activations, sequence numbers, places.
 
     Blocks that hold none of these sequences cost 16 bytes a row, since their activations are not read.
+
+    Args:
+        blocks: Where to look; None: in the whole corpus.
     """
     held: list[tuple[Tensor, Tensor, Tensor]] = []
-    chosen, numbers = tee(_chosen(reader, every))
-    blocks = reader.iter_acts((number for number, _, _ in numbers), reader.make_scratch())
-    for (number, seq_ids, kept), acts in zip(chosen, blocks, strict=True):
+    chosen, numbers = tee(_chosen(reader, every, range(reader.block_count) if blocks is None else blocks))
+    count = 0
+    for (number, seq_ids, kept), acts in zip(
+        chosen, reader.iter_acts((number for number, _, _ in numbers), reader.make_scratch()), strict=True
+    ):
         rows = acts[kept]
         ordinary = ~are_sinks(rows, sink_norm)
         held.append((rows[ordinary], seq_ids[ordinary], number * BLOCK_ROWS + kept[ordinary]))
-        if sum(len(acts) for acts, _, _ in held) + BLOCK_ROWS > ROWS:
+        count += len(kept)  # sinks too, so that where a call ends can be told without reading
+        if count + BLOCK_ROWS > ROWS:
             yield _joined(held)
-            held = []
+            held, count = [], 0
     if held:
         yield _joined(held)
 
 
-def _chosen(reader: ShardReader, every: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def _chosen(reader: ShardReader, every: int, blocks: Iterable[int]) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Each block that holds some of every ``every``-th sequence: its number, and their sequence numbers and rows."""
-    for number in range(reader.block_count):
+    for number in blocks:
         seq_ids = reader.read_origins(number)["seq_ids"]
         kept = (seq_ids % every == 0).nonzero()[:, 0]
         if len(kept):

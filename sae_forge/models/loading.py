@@ -25,7 +25,7 @@ from transformers import (
     PreTrainedTokenizerBase,
 )
 
-from sae_forge import builtin
+from sae_forge import builtin, ranks
 from sae_forge.config.model import ModelDtype, Quantize
 from sae_forge.errors import BackendError, ConfigError, UnsupportedModelError
 from sae_forge.hookpoint import HookPoint
@@ -317,7 +317,8 @@ def _placement(device: str, device_map: str | None) -> str | dict[str, str]:
     if device_map is not None:
         return device_map
     if device == "auto":
-        return {"": "cuda:0" if torch.cuda.is_available() else "cpu"}
+        # each rank of a machine takes a card of its own
+        return {"": f"cuda:{ranks.here().local % torch.cuda.device_count()}" if torch.cuda.is_available() else "cpu"}
     try:
         parsed = torch.device(device)
     except RuntimeError:

@@ -136,6 +136,23 @@ class Tape:
 
 
 @dataclass(eq=False)
+class Tapes:
+    """Tapes of several runs, by number, that keep no more together than one may."""
+
+    lm: LanguageModel
+    point: HookPoint
+    _by_number: dict[int, Tape] = field(default_factory=dict)
+
+    def of(self, number: int) -> Tape:
+        """The tape of this run, empty at first."""
+        if number not in self._by_number:
+            held = sum(tape._bytes for tape in self._by_number.values() if not tape._full)
+            left = 0 if any(tape._full for tape in self._by_number.values()) else LIMIT_BYTES - held
+            self._by_number[number] = Tape(self.lm, self.point, left)
+        return self._by_number[number]
+
+
+@dataclass(eq=False)
 class _Place:
     """How far a run has come, and what its pass under way asks for."""
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedTokenizerBase
 
+from sae_forge import ranks
 from sae_forge.config.collect import CollectConfig
 from sae_forge.config.fields import described
 from sae_forge.config.generate import GenerateConfig
@@ -245,5 +246,9 @@ _OF_SEVERAL_LAYERS = ("collect", "train")
 
 
 def device_of(name: str) -> str:
-    """The device ``auto`` stands for on this machine."""
-    return ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    """The device ``auto`` stands for on this machine; each rank of a machine takes a card of its own."""
+    if name != "auto":
+        return name
+    if not torch.cuda.is_available():
+        return "cpu"
+    return "cuda" if ranks.here().world == 1 else f"cuda:{ranks.here().local % torch.cuda.device_count()}"

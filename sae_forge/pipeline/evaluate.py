@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_forge import ranks
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import described
 from sae_forge.data.texts.sources import corpus_identity
@@ -32,6 +33,7 @@ from sae_forge.study.kept import discard
 from sae_forge.study.run import REPORT_FILE, EvalReport
 from sae_forge.study.run import evaluate as measure
 from sae_forge.study.settings import catalogue_of
+from sae_forge.study.shares import Elsewhere
 from sae_forge.tasks.choice import Door, choices
 from sae_forge.training.report import load_report as load_training
 from sae_forge.training.verdict import Verdict
@@ -39,36 +41,28 @@ from sae_forge.training.verdict import Verdict
 
 def evaluate(config: EvalConfig, bench: Bench) -> Outcome:
     """A report folder: eval.json, items.parquet and the pictures."""
-    asked = looked_at(config, bench)
+    asked, team = looked_at(config, bench), ranks.here()
     config, named, selection, folder = asked.config, asked.named, asked.selection, asked.folder
+    team.agree("evaluations", {"folder": folder.name, "report": (folder / REPORT_FILE).exists()})
     if (folder / REPORT_FILE).exists() and not config.starts_over:
         bench.progress.say(f"{folder} is there under the same settings")
-        report = load_report(folder / REPORT_FILE)
     else:
         bench.require_same_model(named)
         bench.progress.say(bench.lm.opening.sentence())
-        measured = measure(
-            bench.lm, named.sae, selection, config, named.point, bench.progress,
-            collected=shards_of(selection, bench.run, named.point), also=asked.also,
-            rivals=asked.rivals, folder=folder, table=catalogue_of(config).methods, verdict=_verdict(named),
-        )  # fmt: skip
-        report = measured.report
-        files.publish_json(folder / "config.json", config.deciding("report"))
-        for picture in gallery.of_report(report):
-            files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report, "png"))
-        _export(measured, named, folder)
-        for number, row in enumerate(report.rows):
-            for file, told in ({} if row.is_control else summaries(row)).items():
-                files.publish_json(folder / "open-unlearning" / f"{number}-{row.name}" / file, told)
-        if (result := saebench_result(report, eval_id=folder.name)) is not None:
-            files.publish_json(folder / "saebench_unlearning.json", result)
-        for sheet in single_latents(report, selection):
-            records = [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]
-            files.publish_json(folder / "each_latent.json", records)
-        # the report last, since its presence says that the rest is whole; what it was made of may go only then
-        measured.save(folder)
-        discard(folder)
-    bench.run.note(folder)
+        try:
+            measured = measure(
+                bench.lm, named.sae, selection, config, named.point, bench.progress,
+                collected=shards_of(selection, bench.run, named.point), also=asked.also,
+                rivals=asked.rivals, folder=folder, table=catalogue_of(config).methods, verdict=_verdict(named),
+            )  # fmt: skip
+            _publish(measured, named, selection, config, folder)
+        except Elsewhere as said:
+            if config.part is not None:
+                return _part(str(said), folder, config, bench)
+        team.meet()
+    report = load_report(folder / REPORT_FILE)
+    if team.leads:
+        bench.run.note(folder)
     return Outcome(
         run=bench.run,
         outputs={"report": folder / REPORT_FILE, "folder": folder},
@@ -98,7 +92,8 @@ def looked_at(config: EvalConfig, bench: Bench, *, keeps: bool = True) -> Looked
         keeps: An SAE made elsewhere leaves a pointer in the run; else nothing is written.
     """
     config = bench.settle(config)
-    named = bench.sae(config.sae, partly=True, keeps=keeps)
+    with ranks.here().led():  # a pointer to an SAE made elsewhere has one writer
+        named = bench.sae(config.sae, partly=True, keeps=keeps)
     selection = Selection.load(bench.selection(config.selection, named.folder), weights=named.weights)
     for name in getattr(config, "tofu_summaries", ()):
         read_summary(Path(name))  # refused before the work
@@ -112,6 +107,36 @@ def looked_at(config: EvalConfig, bench: Bench, *, keeps: bool = True) -> Looked
     identity = identity_of(config, [selection, *rivals], named.provenance)
     folder = bench.run.evals(named.folder) / files.short_hash(identity)
     return Looked(config=config, named=named, selection=selection, rivals=rivals, also=also, folder=folder)
+
+
+def _publish(measured: EvalReport, named: NamedSAE, selection: Selection, config: EvalConfig, folder: Path) -> None:
+    """Fill the report's folder."""
+    report = measured.report
+    files.publish_json(folder / "config.json", config.deciding("report"))
+    for picture in gallery.of_report(report):
+        files.publish_bytes(folder / f"{picture.name}.png", picture.draw(report, "png"))
+    _export(measured, named, folder)
+    for number, row in enumerate(report.rows):
+        for file, told in ({} if row.is_control else summaries(row)).items():
+            files.publish_json(folder / "open-unlearning" / f"{number}-{row.name}" / file, told)
+    if (result := saebench_result(report, eval_id=folder.name)) is not None:
+        files.publish_json(folder / "saebench_unlearning.json", result)
+    for sheet in single_latents(report, selection):
+        records = [dict(zip(sheet.columns, row, strict=True)) for row in sheet.rows]
+        files.publish_json(folder / "each_latent.json", records)
+    # the report last, since its presence says that the rest is whole; what it was made of may go only then
+    measured.save(folder)
+    discard(folder)
+
+
+def _part(said: str, folder: Path, config: EvalConfig, bench: Bench) -> Outcome:
+    """What is told of a part of an evaluation: no number of it means anything before the others are there."""
+    return Outcome(
+        run=bench.run,
+        outputs={"folder": folder},
+        metrics={"part": config.part, "measured": said},
+        summary=f"part {config.part}: {said}. When all parts are, the same command without --part makes the report",
+    )
 
 
 def _beside(config: EvalConfig, report: Report) -> list[Sheet]:

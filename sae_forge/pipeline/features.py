@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sae_forge import ranks
 from sae_forge.config.features import FeaturesConfig
 from sae_forge.data.shards import ShardReader
 from sae_forge.data.sinks import census
@@ -11,7 +12,8 @@ from sae_forge.data.texts.sources import corpus_identity, told_apart
 from sae_forge.errors import DataError
 from sae_forge.features.choices import answers
 from sae_forge.features.identity import file_name, method_names
-from sae_forge.features.methods.method import adapted, table_of
+from sae_forge.features.methods.method import Found, adapted, table_of
+from sae_forge.features.scores import Measured
 from sae_forge.features.select import choose, measure
 from sae_forge.features.selection import Selection
 from sae_forge.features.sparsity_files import write_sparsity
@@ -43,31 +45,36 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
 
     Of several methods the first is the newest afterwards, so that is what eval takes.
     """
-    config = bench.settle(config)
-    named = bench.sae(config.sae)
+    config, team = bench.settle(config), ranks.here()
+    with team.led():  # a pointer to an SAE made elsewhere has one writer
+        named = bench.sae(config.sae)
     corpora = _corpora(config, bench, named)
-    bench.run.note_shards()
+    with team.led() as first:
+        if first:
+            bench.run.note_shards()
     folder = bench.run.selections(named.folder)
     paths = {
         method: folder
         / file_name(method, config, corpora.forget, corpora.retain, named.weights, refusal=corpora.refusal)
         for method in method_names(config)
     }
-    if all(path.exists() for path in paths.values()) and not config.starts_over:
+    is_there = all(path.exists() for path in paths.values()) and not config.starts_over
+    team.agree("selections", {"names": [path.name for path in paths.values()], "is_there": is_there})
+    if is_there:
         bench.progress.say(f"{', '.join(map(str, paths.values()))}: there under the same settings")
         selections = {method: Selection.load(path, weights=named.weights) for method, path in paths.items()}
     else:
         selections = _make(config, bench, named, corpora, paths)
     made = {method: paths[method] for method in selections}
-    # the newest is what eval takes, so the first method is noted last
-    bench.run.note(*reversed(made.values()))
+    if team.leads:  # the newest is what eval takes, so the first method is noted last
+        bench.run.note(*reversed(made.values()))
     return _outcome(bench, selections, made)
 
 
 def _make(
     config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora, paths: Mapping[str, Path]
 ) -> dict[str, Selection]:
-    """Every selection, saved with its picture; all are chosen from one measurement."""
+    """Every selection, saved with its picture; all are chosen from one measurement, which ranks share out."""
     norm = None
     if not config.keep_sinks:
         sinks = census([corpora.forget, *corpora.retain.values()], named.provenance.sink_norm)
@@ -79,6 +86,21 @@ def _make(
         corpora.forget, corpora.retain, named.sae, config, bench.progress,
         refusal=corpora.refusal, answered=answered, sink_norm=norm, decode=bench.decode,
     )  # fmt: skip
+    with ranks.here().led() as first:
+        selections = _choose(measured, answered, config, bench, named, corpora, paths) if first else {}
+    chosen = ranks.here().tell([*selections])[0]  # a method that finds no latent is left out
+    return selections or {method: Selection.load(paths[method], weights=named.weights) for method in chosen}
+
+
+def _choose(
+    measured: Measured,
+    answered: Mapping[str, Found],
+    config: FeaturesConfig,
+    bench: Bench,
+    named: NamedSAE,
+    corpora: _Corpora,
+    paths: Mapping[str, Path],
+) -> dict[str, Selection]:
     selections = choose(
         measured, corpora.forget, corpora.retain, named.sae, config, bench.decode, bench.progress,
         name=named.name, weights=named.weights, answered=answered,

@@ -18,6 +18,7 @@ from sae_forge.pipeline.evaluate import evaluate
 from sae_forge.pipeline.features import features
 from sae_forge.pipeline.known import texts_of
 from sae_forge.pipeline.report import report
+from sae_forge.pipeline.several import Each
 from sae_forge.pipeline.sheets.published import as_published, published_beside
 from sae_forge.pipeline.train import train
 from sae_forge.progress import Progress
@@ -56,8 +57,20 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
         progress.say(sheet.title)
         for kind, words in sheet.rows:
             progress.say(f"  {kind}: {words}")
-    outcomes = {config.model: _run_one(config, progress) for config in configs}
-    told, sheets = [], []
+    outcomes: dict[str, Mapping[str, Outcome]] = {}
+    told, sheets, tables, failed = [], [], {}, {}
+    for config in configs:
+        each, bench = Each.of(config), Bench(config, progress)
+        if not each.are_several:
+            one = replace(config, sae=each.names[0]) if each.names else config
+            outcomes[config.model] = _run_one(one, bench.under(one))
+            continue
+        each.work(config, lambda one, bench=bench: _run_one(one, bench.under(one)), progress)
+        outcomes |= {f"{config.model} {name}": stages for name, stages in each.done.items()}
+        failed |= {f"{config.model} {name}": {"failed": str(error)} for name, error in each.failed.items()}
+        table = each.table(bench.run)
+        tables[f"{config.model}/several"] = table.save(bench.run.folder)
+        sheets.append(replace(table.sheet(), title=f"{config.model}: {table.sheet().title}"))
     for model, stages in outcomes.items():
         shown = [stages[name].summary for name in ("train", "features", "eval", "report") if name in stages]
         told.append("\n".join([model, *shown]))
@@ -74,8 +87,10 @@ def run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = N
             f"{model}/{name}": path
             for model, stages in outcomes.items()
             for name, path in stages["report"].outputs.items()
-        },
-        metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in outcomes.items()},
+        }
+        | tables,
+        metrics={model: {stage: done.metrics for stage, done in stages.items()} for model, stages in outcomes.items()}
+        | failed,
         summary="\n\n".join(told),
         tables=tuple(sheets),
         then=_then(configs[-1], last),
@@ -96,13 +111,13 @@ def _then(config: RunConfig, bench: Bench) -> list[str]:
     return [*words, asked, bench.next("push", "you/your-repository", "--dry_run")]
 
 
-def _run_one(config: RunConfig, progress: Progress) -> dict[str, Outcome]:
+def _run_one(config: RunConfig, bench: Bench) -> dict[str, Outcome]:
     """The outcome of each stage, each working on what the one before it made; the model is loaded once.
 
     Raises:
         CheckpointError: the SAE that was named does not fit the model.
     """
-    bench = Bench(config, progress)
+    progress = bench.progress
     if config.sae is not None:  # collect where it reads, once it is known to fit the model
         named = bench.sae(config.sae)
         bench.require_same_model(named)

@@ -180,7 +180,8 @@ def _keep(place: Path, part: JumpReLUSAE) -> None:
     """Write a part, its record last; where the cache cannot be written, there is none."""
     path = place.with_suffix(".safetensors")
     try:
-        publish_tensors(path, {name: weights.detach() for name, weights in part.named_parameters()})
-        files.publish_json(place.with_suffix(".json"), {"tensors": files.file_sha256(path)})
+        with files.locked(place.parent, wait=True):  # ranks and jobs of one machine want the same
+            publish_tensors(path, {name: weights.detach() for name, weights in part.named_parameters()})
+            files.publish_json(place.with_suffix(".json"), {"tensors": files.file_sha256(path)})
     except ResourceError:
         return

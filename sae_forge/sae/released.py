@@ -69,26 +69,53 @@ def fetch(reference: Reference) -> tuple[Found, str | None]:
     """
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
-    def words(path: str) -> Mapping[Trouble, str]:
-        shown = path.replace("{", "{{").replace("}", "}}")
-        return {**READING, "file": f"{{name}} holds no {shown}; look up the folders at {{page}}/tree/main"}
+    asked = _asked(reference)
+    try:
+        with hub_errors.without_bars():
+            entry, folder, weights = _known(reference) or _looked_up(reference)
+            asked = replace(asked, words=_words(weights))
+            return _downloaded(reference, entry, folder, weights)
+    except (OSError, ValueError, HTTPError) as error:
+        raise hub_errors.told(error, asked) from error
 
-    asked = Asked(
+
+def listed(reference: Reference, most: int) -> list[str]:
+    """The files of a repository below the reference's path, at most so many; of all of it, where there is no such path.
+
+    Raises:
+        RemoteError: the Hub refused, does not have it, or cannot be reached.
+    """
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError  # pyright: ignore[reportPrivateImportUsage]
+
+    try:
+        tree = HfApi().list_repo_tree(
+            reference.repo, reference.path or None, revision=reference.revision, recursive=True
+        )
+        return [entry.path for entry in islice(tree, most)]
+    except EntryNotFoundError as error:
+        if not reference.path:
+            raise hub_errors.told(error, _asked(reference)) from error
+        return listed(replace(reference, path=""), most)
+    except (OSError, ValueError, HTTPError) as error:
+        raise hub_errors.told(error, _asked(reference)) from error
+
+
+def _asked(reference: Reference) -> Asked:
+    return Asked(
         name=reference.repo,
         page=f"huggingface.co/{reference.repo}",
         flag="--sae",
         revision=reference.revision or "main",
         instead="; or give --sae a local folder that holds it",
-        words=words(reference.path),
+        words=_words(reference.path),
         kinds={"name": CheckpointError},
     )
-    try:
-        with hub_errors.without_bars():
-            entry, folder, weights = _known(reference) or _looked_up(reference)
-            asked = replace(asked, words=words(weights))
-            return _downloaded(reference, entry, folder, weights)
-    except (OSError, ValueError, HTTPError) as error:
-        raise hub_errors.told(error, asked) from error
+
+
+def _words(path: str) -> Mapping[Trouble, str]:
+    shown = path.replace("{", "{{").replace("}", "}}")
+    return {**READING, "file": f"{{name}} holds no {shown}; look up the folders at {{page}}/tree/main"}
 
 
 def _known(reference: Reference) -> tuple[Format, str, str] | None:

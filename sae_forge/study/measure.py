@@ -1,7 +1,7 @@
 """All that is asked of a subject, in one order, and what it answered: the model as it is, or under an edit."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
@@ -13,7 +13,7 @@ from sae_forge.config.questions import Half
 from sae_forge.errors import ConfigError, DataError
 from sae_forge.interventions.apply import EditLog
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tape import Tape
+from sae_forge.models.tape import Tapes
 from sae_forge.progress import SILENT, Progress
 from sae_forge.progress import Task as Advancing
 from sae_forge.study.settings import catalogue_of
@@ -50,12 +50,12 @@ Measurement = tuple[Answers, ...]
 class Keeper(Protocol):
     """Where the answers of one subject are kept, by their number in the order asked."""
 
-    def find(self, asked: Sequence[Asked], first: int) -> Measurement:
-        """The answers to all of these, numbered from ``first``; none where one of them is missing."""
+    def find(self, number: int, asked: Asked) -> Answers | None:
+        """What was answered to the thing asked of this number, if it was."""
         ...
 
     def keep(self, number: int, answers: Answers) -> None:
-        """Write down what was answered to the thing asked of this number."""
+        """Write down what was answered to it."""
         ...
 
 
@@ -142,44 +142,43 @@ def measure(
     task: Advancing,
     *,
     batch_size: int,
-    tape: Tape | None = None,
+    tapes: Tapes | None = None,
     kept: Keeper | None = None,
+    only: Container[int] | None = None,
     **facts: Any,
 ) -> Measurement:
-    """Ask the model all of it.
+    """Ask the model all of it, or some.
+
+    What comes of one thing asked hangs on nothing that was asked before it, so the parts of a whole may be measured
+    apart.
 
     Args:
         kept: Where answers are written down as they come, and found again.
         log: What the edit under way counts; None where no activation is edited.
-        tape: Spares the layers below the edit all that was asked before in the same order.
+        tapes: Spare the layers below the edit what was asked before.
+        only: Numbers of what is asked here; None: all.
         facts: Shown beside the progress.
     """
-    done = partial(task.advance, **facts)
-
-    def answers(one: Asked, number: int) -> Answers:
+    done, measured = partial(task.advance, **facts), []
+    for number, one in enumerate(asked):
+        if only is not None and number not in only:
+            continue
+        if kept is not None and (earlier := kept.find(number, one)) is not None:
+            done(one.units)
+            measured.append(earlier)
+            continue
         before = _touched(log)
-        items = tuple(one.task.ask(lm, one, batch_size=batch_size, done=done))
-        # the log counts over all that is asked under the edit, so what this added is the difference
+        if log is not None:
+            log.norms = 0.0  # of a sum over all that was asked the difference would hang on what came before
+        # what is read is the same forward passes whatever the model answers, and what is written is not
+        with nullcontext() if tapes is None or one.written else tapes.of(number).running():
+            items = tuple(one.task.ask(lm, one, batch_size=batch_size, done=done))
         now = _touched(log)
-        touched = Touched(now.tokens - before.tokens, now.edited - before.edited, now.norm - before.norm)
-        given = Answers(one, items, touched)
+        answers = Answers(one, items, Touched(now.tokens - before.tokens, now.edited - before.edited, now.norm))
         if kept is not None:
-            kept.keep(number, given)
-        return given
-
-    def all_of(part: Sequence[Asked], first: int) -> Measurement:
-        """What is read is found whole or asked whole, since a tape plays all that was asked."""
-        if kept is not None and (earlier := kept.find(part, first)):
-            task.advance(sum(one.units for one in part), **facts)
-            return earlier
-        return tuple(answers(one, number) for number, one in enumerate(part, first))
-
-    # a tape holds what was read in one order, so all that is read comes before anything is written
-    read, written = ([one for one in asked if one.written is writes] for writes in (False, True))
-    # what is read is the same forward passes whatever the model answers, and what is written is not
-    with nullcontext() if tape is None or (kept and kept.find(read, 0)) else tape.running():
-        seen = all_of(read, 0)
-    return (*seen, *(answer for number, one in enumerate(written, len(read)) for answer in all_of([one], number)))
+            kept.keep(number, answers)
+        measured.append(answers)
+    return tuple(measured)
 
 
 def _touched(log: EditLog | None) -> Touched:

@@ -85,7 +85,7 @@ def rehearse(
     plans += [*of_selections(materials, told_apart(selection, rivals, progress)), *of_each_latent(materials, methods)]
     is_control = [plan.name == CONTROL for plan in plans]
     asked_of = [[one for one in asked if not (control and one.written)] for control in is_control]
-    known = [bool(Kept.of(folder, number, plan).find(asked_of[number])) for number, plan in enumerate(plans)]
+    known = [Kept.of(folder, number, plan).has_all(asked_of[number]) for number, plan in enumerate(plans)]
     edit = next((plan.subject for plan in plans if plan.kind == "hook"), None)
     plain, edited = _seconds_an_item(materials, config, edit, progress)
     seconds = points * sum(one.units * edited[one.task.name] for one in tuned)

@@ -1,15 +1,18 @@
 """The verb ``eval``: the same scorers outside an edit and inside it, beside controls, as one report."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from sae_forge import ranks
 from sae_forge.config.editing import EditingConfig
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig
+from sae_forge.errors import ConfigError
 from sae_forge.features.selection import Selection
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.edit import Edit, read_ahead
@@ -18,7 +21,7 @@ from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.subjects import Edited, in_force
 from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tape import Tape
+from sae_forge.models.tape import Tapes
 from sae_forge.models.tokens import max_input
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims, guessing
@@ -43,10 +46,13 @@ from sae_forge.study.plan import Plan, iter_plans, of_each_latent, of_selections
 from sae_forge.study.rows import item_rows, publish_rows
 from sae_forge.study.selections import compared, label_of
 from sae_forge.study.settings import catalogue_of
-from sae_forge.study.sweep import sweep
+from sae_forge.study.shares import Elsewhere, Share
+from sae_forge.study.sweep import JOURNAL, sweep
 from sae_forge.tasks.task import Asked
 from sae_forge.training.verdict import Verdict
 
+TOKENS = 4
+"""That are written in about the time that a question takes to be asked."""
 GLANCE = 500
 """Resamples behind the warning that is said as soon as the baseline was asked."""
 REPORT_FILE, ITEMS_FILE = "eval.json", "items.parquet"
@@ -100,6 +106,7 @@ def evaluate(
     """Measure the model as it is, then under every method and control that the config names.
 
     With ``config.sweep`` each method is tuned on the DEV half first, and measured at the settings that were chosen.
+    Over ranks each measures its share; what came of them is put together in ``folder``.
 
     Args:
         collected: Activations at ``point``, for what must be calibrated on them or trained.
@@ -110,23 +117,31 @@ def evaluate(
         verdict: Whether the SAE is fit to be used, where that was measured.
 
     Raises:
+        Elsewhere: on a rank that does not lead, and for ``config.part``.
         DataError: the config names no items, a file of them is missing or malformed, or a method lacks what it needs.
         NumericalError: the model gave a number that is not finite.
     """
+    share = Share.here(config)
+    if folder is None and not share.whole:
+        raise ConfigError("ranks and parts of an evaluation meet in its folder; name one")
+    with ranks.here().led() as first:
+        if first and folder is not None and config.starts_over:
+            discard(folder)
+            (folder / JOURNAL).unlink(missing_ok=True)
     materials = Materials(lm, sae, point, selection, config, collected)
     asked, tasks = load_asked(lm, config, progress), catalogue_of(config).tasks
     for line in told_of_length(lm, asked):
         progress.say(line)
     methods = methods_of(config.methods, table or catalogue_of(config).methods)
     left_out = why_left_out(methods, materials, progress)
-    swept = sweep(methods, materials, progress, folder) if config.sweep else None
+    swept = sweep(methods, materials, progress, folder, share) if config.sweep else None
     selections = told_apart(selection, rivals, progress)
     chosen = None if swept is None else {name: dict(one.chosen.settings) for name, one in swept.methods.items()}
     plans = [*iter_plans(materials, methods, chosen, also, progress), *of_selections(materials, selections)]
     plans += of_each_latent(materials, methods)
     read_ahead(sae, [edit for plan in plans for edit in plan.subject.edits])
     bootstrap = Bootstrap(config.bootstrap, config.seed)
-    measurements, headings = _measured(materials, asked, plans, progress, folder), headings_of(asked, tasks)
+    measurements, headings = _measured(materials, asked, plans, progress, folder, share), headings_of(asked, tasks)
     told = list(zip(plans, measurements, strict=True))
     base = measurements[0]
     rows = [
@@ -188,31 +203,86 @@ def why_left_out(methods: Sequence[Method], materials: Materials, progress: Prog
 
 
 def _measured(
-    materials: Materials, asked: Sequence[Asked], plans: list[Plan], progress: Progress, folder: Path | None
+    materials: Materials,
+    asked: Sequence[Asked],
+    plans: Sequence[Plan],
+    progress: Progress,
+    folder: Path | None,
+    share: Share,
 ) -> list[Measurement]:
     """What the scorers saw under each plan; controls write no text but for what is judged of it."""
-    # what lies below the edit is the same under every edit, so it runs once and is played to the rest
-    tape = Tape(materials.lm, materials.point)
     unwritten = [one for one in asked if not one.written or one.of_controls]
-    asked_of = [unwritten if plan.name == CONTROL else asked for plan in plans]
-    size = materials.config.eval_batch_size
-    measurements = []
-    if folder is not None and materials.config.starts_over:
-        discard(folder)
-    with progress.task("eval", sum(one.units for every in asked_of for one in every), "items") as task:
-        for number, (plan, questions) in enumerate(zip(plans, asked_of, strict=True)):
-            kept = Kept.of(folder, number, plan)
-            if known := kept.find(questions):  # without making the subject, which may have to be trained
-                task.advance(sum(one.units for one in questions), method=plan.name)
-                measurements.append(known)
-                continue
-            with in_force(materials.lm, plan.subject, progress) as (lm, log):
-                how: dict[str, Any] = {"batch_size": size, "tape": tape if lm is materials.lm else None, "kept": kept}
-                measurements.append(measure(lm, questions, log, task, **how, method=plan.name))
-            if plan.kind == "baseline":  # said now: what follows may take hours
-                for line in guessing(describe(measurements[-1], {}, Bootstrap(GLANCE, 0))["roles"]):
-                    progress.say(line)
+    rows = [_Measuring(plan, unwritten if plan.name == CONTROL else asked, Kept.of(folder, number, plan))
+            for number, plan in enumerate(plans)]  # fmt: skip
+    tapes, size = Tapes(materials.lm, materials.point), materials.config.eval_batch_size
+    everything: dict[int, Collection[int]] = {number: range(len(row.asked)) for number, row in enumerate(rows)}
+    team, measurements = ranks.here(), []
+    # a share first; then whoever makes the report finds what all have measured, or makes up for what is lost
+    writing = max(1, materials.config.max_new_tokens // TOKENS)
+    for mine in (everything,) if share.whole else (_cut(rows, share, writing), everything):
+        if mine is everything and not share.whole and (materials.config.part is not None or not team.leads):
+            raise Elsewhere("its share of all rows is measured")
+        units = sum(rows[number].asked[one].units for number, some in mine.items() for one in some)
+        with progress.task("eval", units, "items") as task:
+            for number, some in mine.items():
+                row = rows[number]
+                team.at = f"the row {row.plan.title}"
+                there = all(row.kept.has(one, row.asked[one]) for one in some)
+                # without making the subject, which may have to be trained
+                with (
+                    nullcontext((materials.lm, None))
+                    if there
+                    else in_force(materials.lm, row.plan.subject, progress) as (lm, log)
+                ):
+                    how: dict[str, Any] = {"batch_size": size, "tapes": tapes if lm is materials.lm else None}
+                    found = measure(lm, row.asked, log, task, **how, kept=row.kept, only=some, method=row.plan.name)
+                if mine is everything:
+                    measurements.append(found)
+                    if row.plan.kind == "baseline":  # said now: what follows may take hours
+                        for line in guessing(describe(found, {}, Bootstrap(GLANCE, 0))["roles"]):
+                            progress.say(line)
+        if mine is not everything:
+            team.meet()
     return measurements
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    """A row of the report to be, what is asked of it, and where its answers are kept."""
+
+    plan: Plan
+    asked: Sequence[Asked]
+    kept: Kept
+
+
+def _cut(rows: Sequence[_Measuring], share: Share, writing: int) -> dict[int, Collection[int]]:
+    """For each row that has some, the numbers of what falls to this share.
+
+    Weights are trained by one process for all that is asked of them. Of edits whatever is asked goes, as far as may be,
+    to one process for all of them, which so needs one tape of it.
+
+    Args:
+        writing: How many questions take as long as one text that is written.
+    """
+    trained = [number for number, row in enumerate(rows) if row.plan.kind == "weights"]
+    pieces = [(number, tuple(range(len(rows[number].asked)))) for number in trained]
+    most = max(len(row.asked) for row in rows)
+    pieces += [
+        (number, (one,))
+        for one in range(most)
+        for number, row in enumerate(rows)
+        if row.plan.kind != "weights" and one < len(row.asked)
+    ]
+    costs = [
+        sum(rows[number].asked[one].units * (writing if rows[number].asked[one].written else 1) for one in some)
+        * (2 if number in trained else 1)
+        for number, some in pieces
+    ]
+    mine: dict[int, Collection[int]] = {}
+    for piece in share.cut(costs):
+        number, some = pieces[piece]
+        mine[number] = {*mine.get(number, ()), *some}
+    return dict(sorted(mine.items()))
 
 
 def told_apart(own: Selection, rivals: Sequence[Selection], progress: Progress) -> dict[str, Selection]:

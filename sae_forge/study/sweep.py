@@ -4,10 +4,11 @@ What a sweep picks on the questions it reports on flatters itself: the best of m
 chosen on the DEV half, by the rule of ``pareto.choose``, and nothing of the TEST half is looked at for it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from sae_forge import ranks
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.questions import Half
 from sae_forge.errors import DataError
@@ -16,15 +17,17 @@ from sae_forge.methods.method import Method, Settings, ends, grid, require_budge
 from sae_forge.methods.subjects import AsItIs, Subject, in_force
 from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tape import Tape
+from sae_forge.models.tape import Tapes
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.results.report import Point, Sweep, TunedMethod
 from sae_forge.statistics.answers import alignment
 from sae_forge.store import files, records
 from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, described_domains, main_pool
+from sae_forge.study.kept import FOLDER, Kept, publish_once
 from sae_forge.study.measure import Answers, Measurement, load_asked, measure
 from sae_forge.study.settings import catalogue_of
+from sae_forge.study.shares import ALL, Elsewhere, Share
 from sae_forge.tasks.task import Asked
 
 HALF: Half = "dev"
@@ -33,28 +36,32 @@ JOURNAL = "sweep.json"
 
 @dataclass(frozen=True)
 class Journal:
-    """The points measured so far, on disk after each of them."""
+    """The points measured so far, each on disk as it comes, by whichever process measured it."""
 
-    path: Path | None
+    folder: Path | None
     points: dict[str, Point]
 
     @classmethod
-    def open(cls, folder: Path | None, *, fresh: bool) -> "Journal":
-        """What an earlier, stopped sweep left in its folder; nothing where it is to start over.
+    def open(cls, folder: Path | None) -> "Journal":
+        """What earlier, stopped sweeps or the other parts of this one have left in its folder.
 
         Raises:
-            DataError: the file is no journal.
+            DataError: a file of it is no journal.
         """
-        path = None if folder is None else folder / JOURNAL
-        if path is None or fresh or not path.exists():
-            return cls(path, {})
-        kept = files.read_json(path, kind=DataError, what="the points of a sweep")
-        try:
-            if not isinstance(kept, dict):
-                raise ValueError("it should be an object")
-            return cls(path, {key: records.decode(Point, point) for key, point in kept.items()})
-        except ValueError as error:
-            raise DataError(f"{path} does not hold the points of a sweep: {error}; start over with --fresh") from error
+        points: dict[str, Point] = {}
+        whole = [] if folder is None else [folder / JOURNAL]  # all in one file: of a sweep that came to its end
+        parts = [] if folder is None else sorted((folder / FOLDER / "points").glob("*.json"))
+        for path in (*filter(Path.exists, whole), *parts):
+            kept = files.read_json(path, kind=DataError, what="the points of a sweep")
+            try:
+                if not isinstance(kept, dict):
+                    raise ValueError("it should be an object")
+                points |= {key: records.decode(Point, point) for key, point in kept.items()}
+            except ValueError as error:
+                raise DataError(
+                    f"{path} does not hold the points of a sweep: {error}; start over with --fresh"
+                ) from error
+        return cls(folder, points)
 
     def find(self, method: str, settings: Settings) -> Point | None:
         """The point of a method at these settings, if it was measured."""
@@ -63,10 +70,17 @@ class Journal:
     def keep(self, method: str, point: Point) -> Point:
         """The point, written down."""
         # settings name the point: a sweep with other settings measures its own
-        self.points[files.digest([method, point.settings])] = point
-        if self.path is not None:
-            files.publish_json(self.path, records.encode(self.points))
+        key = files.digest([method, point.settings])
+        self.points[key] = point
+        if self.folder is not None:
+            publish_once(self.folder / FOLDER / "points" / f"{key[:16]}.json", records.encode({key: point}))
         return point
+
+    def align(self, base: Point, guessing: Mapping[str, float]) -> None:
+        """Set all points against the model as it is, and write them into one file."""
+        self.points.update({key: _aligned(point, base, guessing) for key, point in self.points.items()})
+        if self.folder is not None and ranks.here().leads:
+            files.publish_json(self.folder / JOURNAL, records.encode(self.points))
 
 
 def require_possible(lm: LanguageModel, config: EvalConfig) -> None:
@@ -103,39 +117,101 @@ def load_tuned(lm: LanguageModel, config: EvalConfig, progress: Progress = SILEN
     return asked
 
 
-def sweep(methods: Sequence[Method], materials: Materials, progress: Progress, folder: Path | None = None) -> Sweep:
+Piece = tuple[Method | None, Settings]
+"""What a sweep measures at once: a method at some settings, or the model as it is."""
+
+
+@dataclass
+class _Sweeping:
+    """A sweep under way."""
+
+    materials: Materials
+    asked: Sequence[Asked]
+    kept: Kept
+    """The answers of the model as it is, which every point is set against."""
+    journal: Journal
+    base: Measurement | None = None
+
+    def __post_init__(self) -> None:
+        self._tapes = Tapes(self.materials.lm, self.materials.point)
+        self._units = sum(one.units for one in self.asked)
+
+    def has(self, piece: Piece) -> bool:
+        """Whether it is measured."""
+        method, settings = piece
+        if method is None:
+            return self.kept.has_all(self.asked)
+        return self.journal.find(method.name, settings) is not None
+
+    def take(self, pieces: Sequence[Piece], progress: Progress) -> Measurement:
+        """Measure what of these is not there yet; the answers of the model as it is, where those are among them."""
+        with progress.task("sweep", self._units * len(pieces), "items") as task:
+            for method, settings in pieces:
+                name = "baseline" if method is None else method.name
+                ranks.here().at = f"a setting of {name}"
+                if method is None:
+                    self.base = self.base or self._measured(AsItIs(), task, name, self.kept)
+                elif self.journal.find(name, settings) is None:
+                    measured = self._measured(method.build(settings, self.materials), task, name)
+                    self.journal.keep(name, _located(settings, measured))
+                else:
+                    task.advance(self._units, method=name)
+        return self.base or ()
+
+    def _measured(self, subject: Subject, task: Task, name: str, kept: Kept | None = None) -> Measurement:
+        """Layers below an edit run once for all settings; retrained weights need a full pass."""
+        with in_force(self.materials.lm, subject) as (lm, log):
+            tapes = self._tapes if lm is self.materials.lm else None
+            size = self.materials.config.eval_batch_size
+            return measure(lm, self.asked, log, task, batch_size=size, tapes=tapes, kept=kept, method=name)
+
+
+def sweep(
+    methods: Sequence[Method],
+    materials: Materials,
+    progress: Progress,
+    folder: Path | None = None,
+    share: Share = ALL,
+) -> Sweep:
     """Measure every setting of every method on the DEV half, and choose one of each.
 
     Methods that cannot be measured with what there is are left out, and of wrapped ones the inner method is tuned.
 
     Args:
         folder: This sweep's own, where the points measured so far are kept, so that one that was stopped goes on.
+        share: Which settings this process measures; whole ones, since a method may have to train for each.
+
+    Raises:
+        Elsewhere: this was a part, and other parts have points still to come.
     """
     alone = [method for method in methods if not method.parts and method.needs(materials) is None]
     grids = {method.name: grid(method, materials) for method in alone}
-    asked, tape = load_tuned(materials.lm, materials.config, progress), Tape(materials.lm, materials.point)
-    units = sum(one.units for one in asked)
-    journal = Journal.open(folder, fresh=materials.config.starts_over)
-    with progress.task("sweep", units * (1 + sum(map(len, grids.values()))), "items") as task:
-        before = _measured(AsItIs(), materials, asked, tape, task, "baseline")
-        # the model against itself: its alignment is 0 by definition, its accuracies are the base of all floors
-        base, tuned = _located({}, before, before), {}
-        roles = by_role(before)
-        pools = {role: pool for role in ("forget", "retain") if (pool := main_pool(roles[role])) is not None}
-        guessing = {role: pool.chance or 0.0 for role, pool in pools.items()}
-        for method in alone:
-            points = []
-            for one in grids[method.name]:
-                if (known := journal.find(method.name, one)) is None:
-                    now = _measured(method.build(one, materials), materials, asked, tape, task, method.name)
-                    known = journal.keep(method.name, _located(one, now, before))
-                else:
-                    task.advance(units, method=method.name)
-                points.append(known)
-            chosen, rule = pareto.choose(points, base.utility, guessing["forget"])
-            end = ends(method, materials)[points.index(chosen)]
-            filtered = getattr(materials.config, "question_filter", "none") != "none"
-            tuned[method.name] = _tuned(points, base, chosen, rule, end, guessing["retain"], filtered=filtered)
+    asked = load_tuned(materials.lm, materials.config, progress)
+    under_way = _Sweeping(materials, asked, Kept.named(folder, "baseline"), Journal.open(folder))
+    pieces: list[Piece] = [(None, {}), *((method, settings) for method in alone for settings in grids[method.name])]
+    if not share.whole:
+        under_way.take([pieces[number] for number in share.dealt(len(pieces))], progress)
+        ranks.here().meet()
+        under_way.journal = Journal.open(folder)
+        missing = [piece for piece in pieces if not under_way.has(piece)]
+        if materials.config.part is not None and missing:
+            raise Elsewhere(f"{len(pieces) - len(missing)} of {len(pieces)} points of the sweep are measured by now")
+    before = under_way.take(pieces, progress)
+    roles = by_role(before)
+    pools = {role: pool for role in ("forget", "retain") if (pool := main_pool(roles[role])) is not None}
+    guessing = {role: pool.chance or 0.0 for role, pool in pools.items()}
+    # the model against itself: its alignment is 0 by definition, its accuracies are the base of all floors
+    as_it_is = _located({}, before)
+    base, tuned = _aligned(as_it_is, as_it_is, guessing), {}
+    under_way.journal.align(base, guessing)
+    for method in alone:
+        found = ((settings, under_way.journal.find(method.name, settings)) for settings in grids[method.name])
+        # in the order in which the method says its settings, which JSON does not keep
+        points = [replace(point, settings=settings) for settings, point in found if point is not None]
+        chosen, rule = pareto.choose(points, base.utility, guessing["forget"])
+        end = ends(method, materials)[points.index(chosen)]
+        filtered = getattr(materials.config, "question_filter", "none") != "none"
+        tuned[method.name] = _tuned(points, base, chosen, rule, end, guessing["retain"], filtered=filtered)
     return Sweep(
         half=HALF,
         measure=pools["forget"].measure.name,
@@ -171,32 +247,24 @@ def _tuned(
     )
 
 
-def _located(settings: Settings, measured: Measurement, base: Measurement) -> Point:
-    """Where a measurement lies on the trade-off."""
-    now, before = by_role(measured), by_role(base)
-    kept, gone = main_pool(now["retain"]), main_pool(now["forget"])
-    assert kept is not None and gone is not None
-    forget, retain = _accuracy(now["forget"]), _accuracy(now["retain"])
-    chance = {"retain_chance": kept.chance or 0.0, "forget_chance": gone.chance or 0.0}
+def _located(settings: Settings, measured: Measurement) -> Point:
+    """Where a measurement lies on the trade-off, its alignment yet to be set."""
+    now = by_role(measured)
     return Point(
         settings=settings,
-        forget=forget,
-        utility=retain,
+        forget=_accuracy(now["forget"]),
+        utility=_accuracy(now["retain"]),
         neighbour=_accuracy(now["neighbour"]) if "neighbour" in now else None,
-        alignment=alignment(retain, _accuracy(before["retain"]), forget, _accuracy(before["forget"]), **chance),
+        alignment=0.0,
     )
+
+
+def _aligned(point: Point, base: Point, guessing: Mapping[str, float]) -> Point:
+    chance = {f"{role}_chance": guessing[role] for role in ("retain", "forget")}
+    return replace(point, alignment=alignment(point.utility, base.utility, point.forget, base.forget, **chance))
 
 
 def _accuracy(answers: Sequence[Answers]) -> float:
     pool = main_pool(answers)
     assert pool is not None and pool.series is not None
     return pool.series.mean
-
-
-def _measured(
-    subject: Subject, materials: Materials, asked: Sequence[Asked], tape: Tape, task: Task, name: str
-) -> Measurement:
-    """Layers below an edit run once for all settings; retrained weights need a full pass."""
-    with in_force(materials.lm, subject) as (lm, log):
-        played = tape if lm is materials.lm else None
-        return measure(lm, asked, log, task, batch_size=materials.config.eval_batch_size, tape=played, method=name)

@@ -20,7 +20,7 @@ from sae_forge.interventions.edit import Edit
 from sae_forge.methods.edits.scale import scale
 from sae_forge.methods.subjects import AsItIs, Edited, Subject, in_force
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tape import Tape
+from sae_forge.models.tape import Tapes
 from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.measure import measure
@@ -39,10 +39,10 @@ class Asked(NamedTuple):
     questions: tuple[Questioned, ...]
     batch_size: int
 
-    def measured(self, subject: Subject, tape: Tape | None) -> list[Item]:
+    def measured(self, subject: Subject, tapes: Tapes | None) -> list[Item]:
         """One setting measured, as a sweep does it."""
         with in_force(self.lm, subject) as (lm, log), SILENT.task("", None, "items") as task:
-            found = measure(lm, self.questions, log, task, batch_size=self.batch_size, tape=tape)
+            found = measure(lm, self.questions, log, task, batch_size=self.batch_size, tapes=tapes)
         return [item for one in found for item in one.items]
 
 
@@ -102,16 +102,16 @@ def _questions(lm: LanguageModel, count: int) -> tuple[Questioned, ...]:
 
 def _ways(asked: Asked, point: HookPoint, subject: Subject) -> dict[str, Callable[[], object]]:
     """The measurement in full and played, after both gave the same."""
-    tape = Tape(asked.lm, point)
+    tapes = Tapes(asked.lm, point)
     full = asked.measured(subject, None)
-    plain = asked.measured(AsItIs(), tape)
+    plain = asked.measured(AsItIs(), tapes)
     if plain == full:
         raise SystemExit("the edit changed nothing, so equal scores would prove nothing")
-    if asked.measured(subject, tape) != full:
+    if asked.measured(subject, tapes) != full:
         raise SystemExit(f"after layer {point.layer} a played measurement differs from one in full; nothing was timed")
     return {
         "full": partial(asked.measured, subject, None),
-        "played": partial(asked.measured, subject, tape),
+        "played": partial(asked.measured, subject, tapes),
     }
 
 
@@ -145,13 +145,13 @@ class Costs(NamedTuple):
 def _parts(asked: Asked, subject: Subject) -> dict[str, Callable[[], object]]:
     """Measurements whose differences are those costs."""
     last = HookPoint(asked.lm.n_layers - 1)
-    tape = Tape(asked.lm, last)
-    asked.measured(AsItIs(), tape)
+    tapes = Tapes(asked.lm, last)
+    asked.measured(AsItIs(), tapes)
     return {
         "plain": partial(asked.measured, AsItIs(), None),
         "edited": partial(asked.measured, subject, None),
-        "no layers": partial(asked.measured, AsItIs(), tape),
-        "no layers, edited": partial(asked.measured, subject, tape),
+        "no layers": partial(asked.measured, AsItIs(), tapes),
+        "no layers, edited": partial(asked.measured, subject, tapes),
     }
 
 

@@ -10,12 +10,14 @@ Under ``cloze`` the options are never listed, so their order changes nothing and
 import math
 import re
 from collections.abc import Collection, Container, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from itertools import permutations
 from pathlib import Path
 from typing import Any
 
+from sae_forge import ranks
 from sae_forge.config.questions import QuestionFilter, Scoring
 from sae_forge.errors import DataError
 from sae_forge.models.loading import LanguageModel
@@ -247,22 +249,32 @@ def ask_orders(
     Raises:
         DataError: ``path`` holds something else, or the answers of another model.
     """
-    model = lm.fingerprint()
-    known = {} if path is None or fresh or not path.exists() else load_orders(path, domain.name, scoring, model).results
+    model, team = lm.fingerprint(), ranks.here()
     contents = {item.id: _content(lm, item, scoring, domain.name, frame) for item in domain.questions}
-    missing = [item for item in domain.questions if item.id not in known or known[item.id].content != contents[item.id]]
-    results = dict(known)
-    with progress.task(f"orders of {domain.name}", len(missing), "questions") as task:
-        for start in range(0, len(missing), CHUNK):
-            chunk = missing[start : start + CHUNK]
-            asked = _ask(lm, chunk, scoring, domain.name, batch_size, frame)
-            for item, result in zip(chunk, asked, strict=True):
-                results[item.id] = replace(result, content=contents[item.id])
-            if path is not None:
-                whole = Orders(domain=domain.name, scoring=scoring, model=model, results=results)
-                files.publish_json(path, whole.to_json())
-            task.advance(len(chunk))
+    # one job asks, and others that come meanwhile find what it has written
+    with files.locked(path.parent, wait=True) if path is not None and team.leads else nullcontext():
+        team.meet()  # nobody reads before the file is held
+        is_there = path is not None and not fresh and path.exists()
+        results = dict(load_orders(path, domain.name, scoring, model).results) if path is not None and is_there else {}
+        missing = [item for item in domain.questions if _is_new(results.get(item.id), contents[item.id])]
+        team.meet()  # nor is it written before all have read it
+        with progress.task(f"orders of {domain.name}", len(missing), "questions") as task:
+            for start in range(0, len(missing), CHUNK * team.world):
+                first = start + CHUNK * team.rank
+                chunk = missing[first : first + CHUNK]
+                asked = _ask(lm, chunk, scoring, domain.name, batch_size, frame) if chunk else []
+                told = [one for each in team.tell([asdict(one) for one in asked]) for one in each]
+                for item, record in zip(missing[start : start + len(told)], told, strict=True):
+                    results[item.id] = replace(records.decode(Reordered, record), content=contents[item.id])
+                if path is not None and team.leads:
+                    whole = Orders(domain=domain.name, scoring=scoring, model=model, results=results)
+                    files.publish_json(path, whole.to_json())
+                task.advance(len(told))
     return Orders(domain=domain.name, scoring=scoring, model=model, results=results).restricted(domain.questions)
+
+
+def _is_new(known: Reordered | None, content: str) -> bool:
+    return known is None or known.content != content
 
 
 def reordered(question: Question, order: Sequence[int]) -> Question:
