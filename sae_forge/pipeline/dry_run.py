@@ -15,7 +15,7 @@ from sae_forge.config.collect import CollectConfig
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.run import RunConfig
 from sae_forge.config.train import SaeShape, TrainConfig
-from sae_forge.data.shards import ShardReader, row_bytes
+from sae_forge.data.shards import Manifest, ShardReader, row_bytes
 from sae_forge.errors import DataError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.outcome import Outcome
@@ -28,6 +28,7 @@ from sae_forge.pipeline.run import held_apart, require_files
 from sae_forge.pipeline.streaming import training_stream
 from sae_forge.pipeline.train import absent_points, provenance_of, readied, require_sizes, shards_of
 from sae_forge.progress import Progress
+from sae_forge.sae.patterns import named_by
 from sae_forge.settings import presets
 from sae_forge.study.measure import load_asked
 from sae_forge.study.rehearsal import FEW, rehearse
@@ -95,8 +96,9 @@ def of_train(config: TrainConfig, bench: Bench) -> Outcome:
 
 
 def of_eval(config: EvalConfig, bench: Bench) -> Outcome:
-    """What ``eval`` would do."""
-    return _outcome(bench, [_evaluation(config, bench)])
+    """What ``eval`` would do, on each SAE where several are named by one."""
+    names = (None,) if config.sae is None else named_by(config.sae)
+    return _outcome(bench, [_evaluation(replace(config, sae=name), bench) for name in names])
 
 
 def of_run(configs: Sequence[RunConfig], progress: Progress, preset: str | None = None) -> Outcome:
@@ -107,22 +109,26 @@ def of_run(configs: Sequence[RunConfig], progress: Progress, preset: str | None 
         config = held_apart(asked, progress)
         bench = Bench(config, progress)
         require_possible(bench.lm, config)
-        if config.sae is None:
-            own = list(_training(config, bench))
-        else:
-            named = bench.sae(config.sae, keeps=False)
-            bench.require_same_model(named)
-            at = replace(config, layer=(named.point.layer,), site=named.point.site)
-            own = list(_texts(at, bench, corpora(config)))
-        if (judged := _judged(config, bench) if all(piece.is_there for piece in own) else None) is not None:
-            own.append(judged)
-        else:
-            items = sum(one.units for one in load_asked(bench.lm, replace(config, question_filter="none")))
-            told = f"{items:,} items a row; the rows hang on the latents that are selected"
-            own.append(Piece(verb="features", path=str(bench.run.folder / "features"), seconds_known=False))
-            own.append(Piece(verb="eval", path=str(bench.run.folder / "eval"), told=told, seconds_known=False))
-        pieces += own
+        for name in (None,) if config.sae is None else named_by(config.sae):
+            pieces += _stages(replace(config, sae=name), bench)
     return _outcome(Bench(configs[-1], progress), pieces)
+
+
+def _stages(config: RunConfig, bench: Bench) -> list[Piece]:
+    """What a run on one SAE, its own or one that is named, would do."""
+    if config.sae is None:
+        own = list(_training(config, bench))
+    else:
+        named = bench.sae(config.sae, keeps=False)
+        bench.require_same_model(named)
+        at = replace(config, layer=(named.point.layer,), site=named.point.site)
+        own = list(_texts(at, bench, corpora(config)))
+    if (judged := _judged(config, bench) if all(piece.is_there for piece in own) else None) is not None:
+        return [*own, judged]
+    items = sum(one.units for one in load_asked(bench.lm, replace(config, question_filter="none")))
+    told = f"{items:,} items a row; the rows hang on the latents that are selected"
+    own.append(Piece(verb="features", path=str(bench.run.folder / "features"), seconds_known=False))
+    return [*own, Piece(verb="eval", path=str(bench.run.folder / "eval"), told=told, seconds_known=False)]
 
 
 def _judged(config: EvalConfig, bench: Bench) -> Piece | None:
@@ -160,7 +166,7 @@ def _texts(config: CollectConfig, bench: Bench, named: Sequence[tuple[str, str]]
     for job in jobs:
         for point, folder in job.folders.items():
             if point not in job.pending:
-                yield Piece(verb="collect", path=str(folder), is_there=True)
+                yield Piece(verb="collect", path=str(folder), is_there=True, tokens=Manifest.read(folder).rows)
         if job.pending:
             yield _collected(job, rate)
 
@@ -208,8 +214,8 @@ def _training(config: TrainConfig, bench: Bench) -> Iterator[Piece]:
                 yield Piece(verb="collect", path=str(reader.folder), is_there=True)
             yield from _on_shards(shards, point, config, bench)
         else:
-            tokens = sum(piece.tokens or 0 for piece in texts) + sum(reader.rows for reader in shards)
-            yield from _on_texts(tokens, point, config, bench)
+            counts = [reader.rows for reader in shards] + [piece.tokens for piece in texts]
+            yield from _on_texts(None if None in counts else sum(filter(None, counts)), point, config, bench)
 
 
 def _on_shards(shards: Sequence[ShardReader], point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[Piece]:
@@ -230,18 +236,24 @@ def _on_shards(shards: Sequence[ShardReader], point: HookPoint, config: TrainCon
         yield _trained(str(folder), shape, plan.steps, done, stream.d_in, config)
 
 
-def _on_texts(tokens: int, point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[Piece]:
-    """SAEs on activations that are yet to be collected: as many tokens as there will be, about."""
-    width, config = bench.lm.width(point), config.fitted(tokens)
-    steps = config.max_steps or config.epochs * (tokens // config.batch_size)
-    if not steps:
+def _on_texts(tokens: int | None, point: HookPoint, config: TrainConfig, bench: Bench) -> Iterator[Piece]:
+    """SAEs on activations that are yet to be collected: as many tokens as there will be, about.
+
+    Args:
+        tokens: None where nobody can know.
+    """
+    width, config = bench.lm.width(point), config if tokens is None else config.fitted(tokens)
+    if tokens is not None and tokens < config.batch_size:
         raise DataError(
             f"about {tokens:,} tokens are less than one batch of {config.batch_size:,}; lower --batch_size or name "
             "more text"
         )
+    steps = config.max_steps or (0 if tokens is None else config.epochs * (tokens // config.batch_size))
     for shape in config.saes(width):
-        folder = bench.run.sae(point, **shape._asdict(), architecture=config.other_architecture)
-        yield _trained(str(folder), shape, steps, 0, width, config)
+        folder = str(bench.run.sae(point, **shape._asdict(), architecture=config.other_architecture))
+        piece = _trained(folder, shape, steps, 0, width, config)
+        unknown = {"tokens": None, "steps": None, "seconds": 0.0, "seconds_known": False}
+        yield piece if steps else replace(piece, **unknown)
 
 
 def _trained(path: str, shape: SaeShape, steps: int, done: int, d_in: int, config: TrainConfig) -> Piece:

@@ -44,6 +44,8 @@ def step_seconds(config: TrainConfig, d_in: int, d_sae: int) -> float:
 
 def duration(seconds: float) -> str:
     """Seconds in the unit that one would say them in."""
+    if seconds < 1:
+        return "under 1 s"
     if seconds < 90:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"

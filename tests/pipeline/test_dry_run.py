@@ -110,6 +110,13 @@ def test_a_sweep_says_how_many_settings_it_tries(run: TinyRun):
     assert "16 settings tried beforehand" in piece["told"]
 
 
+def test_what_nobody_can_count_is_not_reckoned(texts: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sae_forge.collect_plan._expected_tokens", lambda config, lm, source, tally: None)
+    forget, _, sae = told("train", *texts, "--k", "4", "--d_sae", "48")["pieces"]
+    for piece in (forget, sae):
+        assert (piece["tokens"], piece["steps"], piece["seconds_known"]) == (None, None, False)
+
+
 def test_run_tells_of_all_stages(texts: list[str], run: TinyRun, tmp_path: Path):
     asked = [flag for flag in run.asked if not flag.startswith(("--ctx_len", "--eval_batch"))]
     said = forge("run", *texts, *LITTLE, *asked, "--dry_run")
