@@ -31,6 +31,8 @@ from sae_forge.study.settings import run_config
 
 PAPERS = tuple(name for name, preset in presets().items() if "published" in preset)
 RELEASED = tuple(name for name in PAPERS if "sae" in presets()[name]["settings"])
+DEFAULTS = {"gemma-2b": "gemma", "gemma2-2b": "gemma2", "gemma2-9b": "gemma2"}
+"""Presets that give a model its defaults, one of each kind, and the family of a small model of its class."""
 MEASURES = {"accuracy", "logprob_shift", "loss_added", "alignment", "degenerate", "verbmem", "knowmem", "privleak"}
 
 TEMPLATE = (
@@ -355,6 +357,33 @@ def test_inlp_trains_its_own_sae_and_measures_what_it_published(
     assert weights.parent.name == "k8-d224-s0"
     (table,) = [table for table in outcome.tables if table.columns == COLUMNS]
     assert table.rows[0][0] == "scale -3, 100 latents"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "family"), [*DEFAULTS.items()])
+def test_a_models_defaults_run_to_their_end_on_a_small_model_of_its_class(
+    name: str, family: str, model_folders: dict[str, Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    small = {"model": str(model_folders[family]), "max_steps": 4, "batch_size": 256, "lr": 1e-3}
+    asked = {"forget_eval": ("forget-eval.jsonl",), "retain_eval": ("retain-eval.jsonl",), "methods": ("zero",)}
+    loose = {"retain_threshold": 1.0, "num_features": (2,)}
+    outcome = _run(name, world, tmp_path, monkeypatch, **small, **asked, **loose)
+    stages = next(iter(outcome.metrics.values()))
+    assert list(stages) == ["collect", "train", "features", "eval", "report"]
+    assert stages["features"]["method"] == "frequency"
+    (weights,) = (tmp_path / "run").rglob("sae_weights.safetensors")
+    assert weights.parent.name == "k64-d448-s0", "as the preset sets k and the expansion"
+    assert not as_published(name, presets()[name], resolve(run_config(), {}, preset=name)).rows, "no paper's"
+
+
+def test_no_preset_is_left_untried() -> None:
+    """Papers' run above, built-in and packaged models' in their own tests; others are defaults of one that is run."""
+    for name, preset in presets().items():
+        if name in PAPERS or not all("/" in model for model in preset["models"]):
+            continue
+        rest = [{key: value for key, value in presets()[one]["settings"].items() if key != "layer"}
+                for one, family in DEFAULTS.items() if name.partition("-")[0] == family]  # fmt: skip
+        assert {key: value for key, value in preset["settings"].items() if key != "layer"} in rest, name
 
 
 @pytest.mark.slow

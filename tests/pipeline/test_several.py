@@ -83,6 +83,7 @@ def test_every_sae_is_measured_as_alone_and_stands_in_one_table(run: TinyRun, sa
     assert again.tables == told.tables
 
 
+@pytest.mark.slow
 def test_where_all_fail_the_first_says_why(run: TinyRun, saes: Path, tmp_path: Path) -> None:
     for name in ("a", "b"):
         (tmp_path / name).symlink_to(saes / "average_l0_7")
