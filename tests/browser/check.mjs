@@ -109,12 +109,14 @@ await opened(process.argv[3] ?? page, { viewport: { width: 1280, height: 900 } }
   });
   found.load = { cpu_ms: loading.reduce((sum, one) => sum + one, 0), wall_ms: await tab.evaluate(() => performance.now()), latents: await tab.evaluate(() => atob(JSON.parse(document.getElementById("data").textContent).saes[0].forget).length / 2) };
   await tab.waitForTimeout(500);
+  await tab.evaluate(() => addEventListener("scroll", () => (window.farthest = Math.max(window.farthest ?? 0, scrollY))));
+  await tab.mouse.move(8, 450);
   const scrolling = await tasks(tab, async () => {
     for (let turn = 0; turn < 60; turn++) {
       await tab.mouse.wheel(0, turn < 40 ? 400 : -400);
       await tab.waitForTimeout(16);
     }
   });
-  found.scroll = { tasks: scrolling.length, longest_cpu_ms: Math.max(0, ...scrolling), scrolled: await tab.evaluate(() => scrollY) };
+  found.scroll = { tasks: scrolling.length, longest_cpu_ms: Math.max(0, ...scrolling), scrolled: await tab.evaluate(() => window.farthest ?? 0) };
 });
 console.log(JSON.stringify(found));

@@ -175,12 +175,12 @@
     }
   };
   const nearest = (event) => {
-    let best = null, reach = 14 ** 2;
-    for (let i = 0; i < scene.x.length; i++) {
-      const away = (scene.x[i] - event.offsetX) ** 2 + (scene.y[i] - event.offsetY) ** 2;
-      // among points about as near, one that has a card
-      if (away < reach * (best === null || byLatent.has(best) >= byLatent.has(i) ? 1 : 1.5)) [best, reach] = [i, Math.min(away, reach)];
-    }
+    const away = (i) => (scene.x[i] - event.offsetX) ** 2 + (scene.y[i] - event.offsetY) ** 2;
+    let best = null, reach = 8 ** 2;
+    for (const { latent } of sae.cards) if (away(latent) < reach) [best, reach] = [latent, away(latent)];
+    if (best !== null) return best; // one that has a card is what is looked for in a crowd
+    reach = 14 ** 2;
+    for (let i = 0; i < scene.x.length; i++) if (away(i) < reach) [best, reach] = [i, away(i)];
     return best;
   };
   const told = (latent) => {
@@ -341,7 +341,7 @@
     $("which").onchange = () => open(Number($("which").value));
     scatter.addEventListener("pointermove", hover);
     scatter.addEventListener("pointerleave", hover);
-    scatter.addEventListener("click", (event) => { const latent = nearest(event); if (latent !== null) location.hash = address(latent); });
+    scatter.addEventListener("click", (event) => { const latent = hovered ?? nearest(event); if (latent !== null) location.hash = address(latent); });
     scatter.addEventListener("keydown", (event) => {
       const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key], place = rows.findIndex((card) => card.latent === shown);
       if (step && rows.length) { event.preventDefault(); location.hash = address(rows[Math.max(0, Math.min(rows.length - 1, place + step))].latent); }
