@@ -45,7 +45,7 @@ _HOMES = {
     "read_steering_csv": "sae_forge.interventions.steering_csv",
     "save_edits": "sae_forge.interventions.saved",
     "save_sae": "sae_forge.sae.store",
-    "select_rows": "sae_forge.models.hooks",
+    "select_rows": "sae_forge.models.caches",
     "splice": "sae_forge.models.hooks",
     "write_steering_csv": "sae_forge.interventions.steering_csv",
 }

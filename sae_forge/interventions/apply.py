@@ -6,14 +6,14 @@ What gates and controls remember of a text travels on the cache of its calls. No
 block, and nothing is global.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_forge.data.sinks import are_sinks
@@ -23,8 +23,9 @@ from sae_forge.interventions.controls import Control, RandomDirections
 from sae_forge.interventions.edit import Edit, needed
 from sae_forge.interventions.intervention import Intervention, chosen_tokens
 from sae_forge.interventions.protocol import LatentEdit, ResidualEdit, RowEdit
+from sae_forge.models.caches import Carried
 from sae_forge.models.from_transformers import AnyModel, language_model
-from sae_forge.models.hooks import Call, Carried, CarryingRewrite, splice_carrying
+from sae_forge.models.hooks import Call, CarryingRewrite, Shared, splice_carrying
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tape import memory_of
 from sae_forge.sae.dictionary import Dictionary
@@ -46,6 +47,12 @@ class Seen:
     """Tokens whose activation was changed."""
     norm: float
     """Summed L2 norm of what was added to them."""
+    times: Int[Tensor, " batch"] | None = None
+    """How many texts have each row in common, where it may be more than one."""
+
+    def count(self, mask: Tensor) -> int:
+        """Tokens of the mask, each as often as it stands in a text."""
+        return int(mask.sum() if self.times is None else (mask.sum(dim=-1) * self.times.to(mask.device)).sum())
 
 
 @dataclass
@@ -92,18 +99,19 @@ class EditLog:
         """Share of the texts in which the gate opened, in [0, 1]."""
         return self.opened / self.texts if self.texts else 0.0
 
-    def begin(self, batch: int) -> Tensor:
-        """Numbers for texts that begin."""
-        self.texts += batch
-        return torch.arange(self.texts - batch, self.texts)
+    def begin(self, batch: int, shared: Shared | None = None) -> Tensor:
+        """Numbers for texts that begin; where rows have texts in common, what is added to the number of each text."""
+        first = self.texts
+        self.texts += batch if shared is None else sum(map(len, shared))
+        return torch.arange(first, self.texts) if shared is None else torch.full((batch,), first)
 
-    def add(self, texts: Tensor, opened: Tensor, seen: Seen) -> None:
-        """Count a call."""
+    def add(self, opened: Iterable[int], seen: Seen) -> None:
+        """Count a call, in which the gate was open in these texts."""
         self.latest = seen
-        self.tokens += int(seen.editable.sum())
-        self.edited += int(seen.edited.sum())
+        self.tokens += seen.count(seen.editable)
+        self.edited += seen.count(seen.edited)
         self.norms += seen.norm
-        self._opened.update(texts[opened.any(dim=-1).cpu()].tolist())
+        self._opened.update(opened)
         self.opened = len(self._opened)
 
     def join(self, number: int) -> None:
@@ -112,8 +120,9 @@ class EditLog:
         assert part.latest is not None
         if number in self._under_way:  # it was called again, so another pass has begun
             self._under_way.clear()
-        self.tokens += _beyond(part.latest.editable, [seen.editable for seen in self._under_way.values()])
-        self.edited += _beyond(part.latest.edited, [seen.edited for seen in self._under_way.values()])
+        earlier, now = self._under_way.values(), part.latest
+        self.tokens += now.count(_beyond(now.editable, [seen.editable for seen in earlier]))
+        self.edited += now.count(_beyond(now.edited, [seen.edited for seen in earlier]))
         self._under_way[number] = part.latest
         self.norms += part.latest.norm
         self.texts = max(self.texts, part.texts)
@@ -121,11 +130,19 @@ class EditLog:
         self.opened = len(self._opened)
 
 
-def _beyond(mask: Tensor, earlier: Sequence[Tensor]) -> int:
-    """How many tokens of the mask are in none of the earlier ones."""
+def _beyond(mask: Tensor, earlier: Sequence[Tensor]) -> Tensor:
+    """Tokens of the mask that are in none of the earlier ones."""
     for other in earlier:
         mask = mask & ~other.to(mask.device)
-    return int(mask.sum())
+    return mask
+
+
+def _numbers(texts: Tensor, opened: Tensor, shared: Shared | None) -> list[int]:
+    """The texts with an open token, by number."""
+    rows = opened.any(dim=-1).nonzero()[:, 0].tolist()
+    if shared is None:
+        return texts[rows].tolist()
+    return [int(texts[row]) + number for row in rows for number in shared[row]]
 
 
 @contextmanager
@@ -146,7 +163,9 @@ def attached(lm: AnyModel, edits: Sequence[Edit]) -> Iterator[EditLog]:
     with ExitStack() as in_force:
         for number, (edit, part) in enumerate(zip(edits, parts, strict=True)):
             joined = partial(log.join, number) if len(parts) > 1 else None
-            in_force.enter_context(splice_carrying(lm, edit.point, _rewriting(lm, edit, part, joined)))
+            whole = getattr(edit.intervention.gate, "whole", True)
+            rewriting = _rewriting(lm, edit, part, joined)
+            in_force.enter_context(splice_carrying(lm, edit.point, rewriting, whole=whole))
         yield log
 
 
@@ -167,7 +186,7 @@ def _rewriting(lm: LanguageModel, edit: Edit, log: EditLog, joined: Callable[[],
     bound = _bind(edit.dictionary, edit.intervention)
 
     def rewrite(x: Tensor, call: Call) -> tuple[Tensor, Carried]:
-        texts, *before = call.carried or (log.begin(len(x)), None, None)
+        texts, *before = call.carried or (log.begin(len(x), call.texts), None, None)
         counted, editable = bound.meant(call.real, call.attended, begins=not call.held)
         ordinary = ~are_sinks(x, edit.sink_norm).to(editable.device)
         counted, editable = counted & ordinary, editable & ordinary
@@ -178,8 +197,11 @@ def _rewriting(lm: LanguageModel, edit: Edit, log: EditLog, joined: Callable[[],
                 "tokens it has not; run each text from its beginning inside the block, without shortening its cache"
             )
         changed = (moved.difference != 0).any(dim=-1)
-        norm = float(moved.difference.detach().norm(dim=-1).double().sum())
-        log.add(texts, moved.opened, Seen(edit.latents, moved.acts.detach(), editable, changed, norm))
+        times = None if call.texts is None else torch.tensor([len(row) for row in call.texts], device=x.device)
+        norms = moved.difference.detach().norm(dim=-1).double()
+        norm = float((norms if times is None else norms * times[:, None]).sum())
+        seen = Seen(edit.latents, moved.acts.detach(), editable, changed, norm, times)
+        log.add(_numbers(texts, moved.opened, call.texts), seen)
         if joined is not None:
             joined()
         return _add(x, moved.difference), (texts, *moved.after)

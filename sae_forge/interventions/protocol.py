@@ -59,7 +59,11 @@ class RowEdit(Protocol):
 
 @runtime_checkable
 class Gate(Protocol):
-    """Says on which tokens an edit is in force."""
+    """Says on which tokens an edit is in force.
+
+    One that has ``whole = False`` may be shown a prompt in several calls, each with the state of the one before: what
+    many prompts begin with then runs once for all.
+    """
 
     def decide(
         self, acts: Float[Tensor, "batch seq n"], real: Bool[Tensor, "batch seq"], state: State | None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count
+from typing import Any
 
 from jinja2 import TemplateError
 
@@ -85,9 +86,21 @@ def render(lm: LanguageModel, turns: Sequence[Mapping[str, str]], *, to_go_on: b
 
 def prompt_ids(lm: LanguageModel, prompt: str | Rendered) -> list[int]:
     """Token ids of what a model reads first: BOS in front where the family wants it and no template wrote it."""
-    ids = prompt.ids(lm) if isinstance(prompt, Rendered) else text_ids(lm, [prompt])[0]
+    return prompts_ids(lm, [prompt])[0]
+
+
+def prompts_ids(lm: LanguageModel, prompts: Sequence[str | Rendered]) -> list[list[int]]:
+    """``prompt_ids`` of many at once, which takes the tokenizer less time."""
+    plain = [one.text for one in prompts if isinstance(one, Rendered) and not one.spelled]
+    how: dict[str, Any] = {"add_special_tokens": False, "split_special_tokens": False, "verbose": False}
+    read = iter(lm.tokenizer(plain, **how)["input_ids"] if plain else ())
+    texts = iter(text_ids(lm, [one for one in prompts if isinstance(one, str)]))
     front = bos_ids(lm)
-    return ids if front and ids[:1] == front else [*front, *ids]
+    every: list[list[int]] = []
+    for prompt in prompts:
+        ids: Any = next(texts) if isinstance(prompt, str) else prompt.ids(lm) if prompt.spelled else next(read)
+        every.append(ids if front and ids[:1] == front else [*front, *ids])
+    return every
 
 
 def _any_of(texts: Sequence[str]) -> str:

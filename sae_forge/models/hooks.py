@@ -8,6 +8,7 @@ nobody else has to. Every handle is removed when its block ends, however it ends
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -21,6 +22,7 @@ from torch.utils.hooks import RemovableHandle
 
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
+from sae_forge.models.caches import CARRIED, Carried
 from sae_forge.models.from_transformers import AnyModel, language_model
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.places import submodule_of
@@ -29,12 +31,13 @@ from sae_forge.models.tokens import embeddable, real_token_mask
 Rewrite = Callable[[Float[Tensor, "batch seq d_in"], Bool[Tensor, "batch seq"]], Float[Tensor, "batch seq d_in"]]
 """Takes an activation and the mask of its real tokens; returns what stands in its place."""
 
-Carried = tuple[Any, ...]
-"""What a rewrite remembers of each text: tensors whose first axis is the batch, in tuples as deep as need be."""
+Shared = tuple[tuple[int, ...], ...]
+"""For each row the texts it stands for: one, or several that have its tokens in common."""
 
 _Visit = Callable[[Tensor], Tensor]
-_CARRIED = "sae_forge_carried"
+_WHOLE = "sae_forge_whole"
 _BLOCKS = count()
+_SHARED: ContextVar[Shared | None] = ContextVar("texts of each row", default=None)
 
 
 HookT = TypeVar("HookT", bound=Callable[..., Any])
@@ -151,6 +154,8 @@ class Call:
     """Earlier tokens that the cache of the call holds, padding among them; 0 where the texts begin."""
     carried: Carried | None
     """What the rewrite returned from the call before; None if it has not seen all that the cache holds."""
+    texts: Shared | None = None
+    """Where rows are what several texts have in common: the texts of each row, by their numbers."""
 
 
 CarryingRewrite = Callable[[Float[Tensor, "batch seq d_in"], Call], tuple[Float[Tensor, "batch seq d_in"], Carried]]
@@ -174,12 +179,39 @@ def splice(lm: AnyModel, point: HookPoint, rewrite: Rewrite) -> Iterator[None]:
 
 
 @contextmanager
-def splice_carrying(lm: AnyModel, point: HookPoint, rewrite: CarryingRewrite) -> Iterator[None]:
+def sharing(texts: Shared) -> Iterator[None]:
+    """Inside the block, what is spliced in is told that rows stand for these texts; calls of one cache number alike."""
+    before = _SHARED.set(texts)
+    try:
+        yield
+    finally:
+        _SHARED.reset(before)
+
+
+def wants_whole(lm: AnyModel) -> bool:
+    """Whether something is spliced in that must be shown all of a prompt in one call."""
+    return getattr(language_model(lm).model.base_model, _WHOLE, 0) > 0
+
+
+@contextmanager
+def _wanting_whole(base: nn.Module, whole: bool) -> Iterator[None]:
+    setattr(base, _WHOLE, getattr(base, _WHOLE, 0) + whole)
+    try:
+        yield
+    finally:
+        setattr(base, _WHOLE, getattr(base, _WHOLE) - whole)
+
+
+@contextmanager
+def splice_carrying(lm: AnyModel, point: HookPoint, rewrite: CarryingRewrite, *, whole: bool = True) -> Iterator[None]:
     """``splice`` for a rewrite that must remember the texts it is shown from one cached call to the next.
 
     What it returns travels on the cache of the call: it is copied with the cache, ends with it, and a call that fails
     leaves it as it was. ``select_rows`` chooses rows of both; a cache that was shortened has nothing to hand on. Beam
     search shuffles the rows of a cache by itself and is not followed.
+
+    Args:
+        whole: A prompt shown in several calls is not the same to it as in one.
 
     Raises:
         ConfigError: ``point`` lies beyond the model, or a call inside hides which of its tokens are real.
@@ -199,9 +231,9 @@ def splice_carrying(lm: AnyModel, point: HookPoint, rewrite: CarryingRewrite) ->
         arguments = signature.bind_partial(*args, **kwargs).arguments
         cache = arguments.get("past_key_values")
         held = 0 if cache is None else int(cache.get_seq_length())
-        seen, carried = getattr(cache, _CARRIED, {}).get(block, (0, None))
+        seen, carried = getattr(cache, CARRIED, {}).get(block, (0, None))
         real, attended = _tokens_of(arguments, lm.special_ids)
-        call = Call(real, attended, held, carried if held and held == seen else None)
+        call = Call(real, attended, held, carried if held and held == seen else None, _SHARED.get())
         under_way.update(call=call, cache=cache, seen=held + real.shape[1])
         if kwargs.get("logits_to_keep") is None:
             return None
@@ -218,10 +250,11 @@ def splice_carrying(lm: AnyModel, point: HookPoint, rewrite: CarryingRewrite) ->
         del module, args
         cache = getattr(output, "past_key_values", None) or under_way["cache"]
         if under_way.get("carried") and cache is not None:
-            vars(cache).setdefault(_CARRIED, {})[block] = (under_way["seen"], under_way["carried"])
+            vars(cache).setdefault(CARRIED, {})[block] = (under_way["seen"], under_way["carried"])
         under_way.clear()
 
     with ExitStack() as handles:
+        handles.enter_context(_wanting_whole(base, whole))
         handles.callback(base.register_forward_pre_hook(note, with_kwargs=True).remove)
         handles.callback(base.register_forward_hook(keep).remove)
         handles.callback(_tap(lm, point, visit).remove)
@@ -233,20 +266,6 @@ def _make_compiled_code_heed_hooks() -> None:
     if dynamo.skip_nnmodule_hook_guards:
         dynamo.skip_nnmodule_hook_guards = False
         torch._dynamo.reset()
-
-
-def select_rows(cache: Any, rows: Int[Tensor, " n"]) -> None:
-    """Keep these rows of a cache, in this order and as often as named, with all that edits remember of their texts."""
-    cache.reorder_cache(rows)  # a row selection for every kind of layer, those that keep a running state among them
-    kept = getattr(cache, _CARRIED, {})
-    kept.update({block: (seen, _selected(carried, rows)) for block, (seen, carried) in kept.items()})
-
-
-def _selected(carried: Carried, rows: Tensor) -> Carried:
-    return tuple(
-        part.index_select(0, rows.to(part.device)) if isinstance(part, Tensor) else _selected(part, rows)
-        for part in carried
-    )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from sae_forge.hookpoint import HookPoint
-from sae_forge.models.hooks import check_points
+from sae_forge.models.hooks import check_points, wants_whole
 from sae_forge.models.loading import LanguageModel
 
 LIMIT_BYTES = 8 * 2**30
@@ -59,18 +59,54 @@ class _Pass:
 
 
 @dataclass(eq=False)
+class _Recording:
+    """The passes of a run."""
+
+    passes: list[_Pass] = field(default_factory=list)
+    text: int = 0
+    """The pass with which the text under way began: one without earlier tokens in its cache."""
+    size: int = 0
+    full: bool = False
+    whole: bool = False
+    """Whether the run has come to its end."""
+
+    def keep(self, passed: _Pass, continues: bool, limit: int) -> None:
+        """Add a pass of the run under way, without its activations where there is no room for them.
+
+        A text is kept whole or not at all, because the caches of skipped layers hold nothing.
+
+        Args:
+            continues: The pass stands on the caches of one before it.
+        """
+        if not continues:
+            self.text = len(self.passes)
+        self.size += _size(passed.output) + sum(map(_size, passed.shared.values()))
+        self.passes.append(passed)
+        kept = passed.output[0] if isinstance(passed.output, tuple) else passed.output
+        setattr(kept, _MEMORY, WeakKeyDictionary())
+        if self.full or self.size > limit:
+            self.full = True
+            self.passes[self.text :] = [replace(one, output=None, shared={}) for one in self.passes[self.text :]]
+
+    def next(self, number: int, token_ids: Tensor, attention_mask: Tensor | None) -> _Pass:
+        """The pass that a later run has come to."""
+        if number >= len(self.passes) or not self.passes[number].asks(token_ids, attention_mask):
+            raise RuntimeError(f"pass {number} of a played run asks for other tokens than the recorded run did")
+        return self.passes[number]
+
+
+@dataclass(eq=False)
 class Tape:
-    """What the layers below ``point`` gave in one run of forward passes."""
+    """What the layers below ``point`` gave in one run of forward passes.
+
+    A run in which prompts must be shown whole asks for other passes than one that may run once what prompts have in
+    common, so each of the two is recorded by itself.
+    """
 
     lm: LanguageModel
     point: HookPoint
     limit_bytes: int = LIMIT_BYTES
-    _passes: list[_Pass] = field(default_factory=list)
-    _text: int = 0
-    """The pass with which the text under way began: one without earlier tokens in its cache."""
-    _bytes: int = 0
-    _full: bool = False
-    _recorded: bool = False
+    _recordings: dict[bool, _Recording] = field(default_factory=dict)
 
     @property
     def depth(self) -> int:
@@ -91,48 +127,29 @@ class Tape:
         if self.depth == 0:
             yield
             return
-        place = _Place(self)
+        kind = wants_whole(self.lm)
+        known = self._recordings.get(kind)
+        if known is None or not known.whole:
+            known = self._recordings[kind] = _Recording()
         with ExitStack() as restored:
-            self._divert(restored, place)
+            self._divert(restored, _Place(self, known, known.whole))
             yield
-        self._recorded = True
+        known.whole = True
 
     def _divert(self, restored: ExitStack, place: "_Place") -> None:
-        if not self._recorded:
-            self._passes.clear()
-            self._bytes, self._full = 0, False
         base = self.lm.model.base_model
         layers = [self.lm.layer(number) for number in range(self.depth)]
         _replace_forward(restored, base, partial(_noting, place))
-        if not self._recorded:
+        if not place.played:
             _replace_forward(restored, layers[-1], partial(_recording, place))
             return
         for number, layer in enumerate(layers):
             _replace_forward(restored, layer, partial(_playing, place, number, number == self.depth - 1))
 
-    def keep(self, passed: _Pass, continues: bool) -> None:
-        """Add a pass of the run under way, without its activations where the tape is full.
-
-        A text is kept whole or not at all, because the caches of skipped layers hold nothing.
-
-        Args:
-            continues: The pass stands on the caches of the one before it.
-        """
-        if not continues:
-            self._text = len(self._passes)
-        self._bytes += _size(passed.output) + sum(map(_size, passed.shared.values()))
-        self._passes.append(passed)
-        kept = passed.output[0] if isinstance(passed.output, tuple) else passed.output
-        setattr(kept, _MEMORY, WeakKeyDictionary())
-        if self._full or self._bytes > self.limit_bytes:
-            self._full = True
-            self._passes[self._text :] = [replace(one, output=None, shared={}) for one in self._passes[self._text :]]
-
-    def next(self, number: int, token_ids: Tensor, attention_mask: Tensor | None) -> _Pass:
-        """The recorded pass that the run under way has come to."""
-        if number >= len(self._passes) or not self._passes[number].asks(token_ids, attention_mask):
-            raise RuntimeError(f"pass {number} of a played run asks for other tokens than the recorded run did")
-        return self._passes[number]
+    @property
+    def room(self) -> int:
+        """Bytes that a recording under way may take, the other one's left out."""
+        return self.limit_bytes - sum(one.size for one in self._recordings.values() if one.whole)
 
 
 @dataclass(eq=False)
@@ -157,6 +174,8 @@ class _Place:
     """How far a run has come, and what its pass under way asks for."""
 
     tape: Tape
+    recording: _Recording
+    played: bool
     number: int = -1
     asked: tuple[Tensor, Tensor | None] | None = None
     continues: bool = False
@@ -183,7 +202,7 @@ def _noting(place: _Place, own: Forward) -> Forward:
         place.asked = arguments["input_ids"], arguments.get("attention_mask")
         cache = arguments.get("past_key_values")
         place.continues = cache is not None and cache.get_seq_length() > 0
-        place.found = place.tape.next(place.number, *place.asked) if place.tape._recorded else None
+        place.found = place.recording.next(place.number, *place.asked) if place.played else None
         return own(*args, **kwargs)
 
     return forward
@@ -198,7 +217,7 @@ def _recording(place: _Place, own: Forward) -> Forward:
         token_ids, attention_mask = (None if part is None else part.clone() for part in place.asked)
         assert token_ids is not None
         shared = dict(_given(signature, args, kwargs).get(_SHARED) or {})
-        place.tape.keep(_Pass(token_ids, attention_mask, output, shared), place.continues)
+        place.recording.keep(_Pass(token_ids, attention_mask, output, shared), place.continues, place.tape.room)
         return output
 
     return forward

@@ -315,8 +315,9 @@ def token_nats(
     """
     import torch
 
-    from sae_forge.tasks.engines.continuations import pad, report
+    from sae_forge.tasks.engines.continuations import report
     from sae_forge.tasks.engines.losses import rows_at_once, token_losses
+    from sae_forge.tasks.engines.passes import pad
 
     order = sorted(range(len(rows)), key=lambda number: (-len(rows[number]), number))
     of_text: dict[int, Tensor] = {}

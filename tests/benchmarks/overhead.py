@@ -23,9 +23,10 @@ from sae_forge.methods.edits.dsg import dsg
 from sae_forge.methods.edits.scale import scale
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tasks.engines.continuations import encode, forward, pad
+from sae_forge.tasks.engines.continuations import encode
 from sae_forge.tasks.engines.generation import Sampling, write
 from sae_forge.tasks.engines.multiple_choice import letter_prompt
+from sae_forge.tasks.engines.passes import forward, pad
 
 BARE = "bare model"
 HEAD = ("edit", "forward ms", "over bare", "generation ms", "over bare")

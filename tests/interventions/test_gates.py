@@ -38,7 +38,8 @@ from sae_forge.methods.edits.project import project
 from sae_forge.methods.edits.refusal_clamp import refusal_clamp
 from sae_forge.methods.edits.steer import steer
 from sae_forge.methods.edits.zero import zero
-from sae_forge.models.hooks import capture, select_rows
+from sae_forge.models.caches import select_rows
+from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.sae.topk import TopKSAE

@@ -8,6 +8,7 @@ import json
 import re
 from contextlib import ExitStack
 from dataclasses import asdict, replace
+from itertools import permutations
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from sae_forge.errors import ConfigError, DataError, UnsupportedModelError
 from sae_forge.hookpoint import SITES, HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
+from sae_forge.models.caches import branches
 from sae_forge.models.described import norms_take_mean
 from sae_forge.models.families import FAMILIES, REFUSED, family_of, read_family
 from sae_forge.models.hooks import capture, splice, unreached
@@ -31,7 +33,8 @@ from sae_forge.models.tape import Tape
 from sae_forge.models.tokens import max_input
 from sae_forge.pipeline.bench import Bench
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tasks.engines.continuations import encode, forward, pad, score
+from sae_forge.tasks.engines.continuations import Encoded, encode, score
+from sae_forge.tasks.engines.passes import forward, pad
 
 NOISE = {"qwen3_5": 3e-4, "qwen3_next": 3e-4, "granitemoehybrid": 3e-4, "gemma4_text": 2e-4, "gemma4": 2e-4}
 """Largest difference that padding or a cache may make to a logit, where it is not ROUNDING: a running state is summed
@@ -117,6 +120,21 @@ def test_a_row_is_the_same_alone_and_padded_on_either_side(lm):
 
 STEPS = 6
 EDIT = Intervention("scale", tuple(range(24)), NegativeScaling(-3.0))
+
+
+def test_texts_that_begin_alike_run_once_and_are_what_each_is_alone(lm):
+    """Longer than the windows of sliding layers, with an edit in force; not where more is remembered than keys."""
+    front, *parts = (lm.tokenizer(text, add_special_tokens=False)["input_ids"][:24] for text in (TEXT[0], *TEXT))
+    asked = [
+        Encoded((1, *front, *(token for one in order for token in one[: 6 + 2 * len(one) % 5])), ((9,), (7, 8)))
+        for order in permutations(parts)
+    ]
+    assert branches(lm) == (lm.family.name not in ("qwen3_next", "qwen3_5", "granitemoehybrid"))
+    with applied(lm, TopKSAE(lm.d_model, 64, 8), HookPoint(1), EDIT):
+        apart = score(lm, asked, batch_size=12, share=False)
+        shared = score(lm, asked, batch_size=4)
+    for found, own in zip(shared, apart, strict=True):
+        assert [one.logprob for one in found] == pytest.approx([one.logprob for one in own], abs=5 * noise(lm))
 
 
 @pytest.mark.parametrize("point", [HookPoint(1), HookPoint(3), HookPoint(2, "attn_out"), HookPoint(0, "mlp_out")])

@@ -7,7 +7,7 @@ from test_hooks import PROMPTS, tokens
 from sae_forge.hookpoint import SITES, HookPoint
 from sae_forge.models.hooks import capture, splice
 from sae_forge.models.loading import LanguageModel, load_model
-from sae_forge.tasks.engines.continuations import forward
+from sae_forge.tasks.engines.passes import forward
 
 pytestmark = pytest.mark.real
 

@@ -17,7 +17,7 @@ from sae_forge.models.gguf import packaged
 from sae_forge.models.hooks import capture, splice
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tasks.engines.continuations import forward, pad
+from sae_forge.tasks.engines.passes import forward, pad
 
 pytestmark = pytest.mark.real
 

@@ -19,10 +19,11 @@ from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.tasks.engines import losses as language_modeling
-from sae_forge.tasks.engines.continuations import Encoded, encode, forward, score
+from sae_forge.tasks.engines.continuations import Encoded, encode, score
 from sae_forge.tasks.engines.generation import Sampling, write
 from sae_forge.tasks.engines.losses import load_corpus, sequence_losses
 from sae_forge.tasks.engines.multiple_choice import answer, encode_questions, letter_prompt, subject_of
+from sae_forge.tasks.engines.passes import forward
 from sae_forge.tasks.records import Question
 
 CHOICES = ("a silver owl", "quartz", "the deep ground and the weather", "Hythe")

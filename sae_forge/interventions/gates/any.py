@@ -1,7 +1,7 @@
 """``any``: a token gate that one latent opens."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sae_forge.interventions.gates.gate import GateKind, require_finite
 
@@ -16,6 +16,7 @@ class AnyFires:
     """Open where at least one targeted latent has an act above ``theta``."""
 
     theta: float = 0.0
+    whole: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_finite("theta", self.theta)

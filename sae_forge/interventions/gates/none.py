@@ -1,7 +1,7 @@
 """``none``: an edit is in force on every token."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from sae_forge.interventions.gates.gate import GateKind
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Always:
     """Open on every token."""
+
+    whole: ClassVar[bool] = False
 
     def decide(self, acts: "Tensor", real: "Tensor", state: "State | None") -> "tuple[Tensor, State]":
         """True at each token."""

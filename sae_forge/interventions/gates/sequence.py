@@ -69,6 +69,11 @@ class SequenceGate:
         if self.policy not in get_args(Policy):
             raise ConfigError(f"policy={self.policy!r} is unknown; choose one of {', '.join(get_args(Policy))}")
 
+    @property
+    def whole(self) -> bool:
+        """Only what is decided on the whole prompt must be shown it in one call."""
+        return self.policy == "prompt"
+
     def decide(self, acts: "Tensor", real: "Tensor", state: "State | None") -> "tuple[Tensor, State]":
         """Where the gate is open, and what the policy needs to remember."""
         inside = self.inside.decide(acts, real, None)[0]

@@ -16,8 +16,9 @@ from sae_forge.models.hooks import differentiable
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, text_ids
 from sae_forge.statistics.answers import LETTERS
-from sae_forge.tasks.engines.continuations import Encoded, forward, pad
+from sae_forge.tasks.engines.continuations import Encoded
 from sae_forge.tasks.engines.multiple_choice import chat_prompt, encode_questions, options_of, prompt_of
+from sae_forge.tasks.engines.passes import forward, pad
 from sae_forge.tasks.records import Question
 
 TRAILING = string.punctuation + string.whitespace

@@ -3,11 +3,11 @@
 All continuations of one context (the options of a question) share its pass: the context runs once with a cache, which
 the continuations then start from. So a gate that decides on the prompt sees the context alone, as it does when text is
 generated. Contexts are padded on the left where a cache follows, so that the cache has no holes; else rows are padded
-on the right.
+on the right. Where contexts begin alike for long enough, ``beginnings`` runs what they share once; not so under a gate
+that must see a prompt in one piece, nor in models that remember more of a text than keys and values.
 """
 
 import copy
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
@@ -18,11 +18,16 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_forge.errors import DataError, NumericalError
-from sae_forge.models.hooks import select_rows
+from sae_forge.models.caches import branches, select_rows
+from sae_forge.models.hooks import wants_whole
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tokens import bos_ids, embeddable, max_input, text_ids
+from sae_forge.models.tokens import bos_ids, max_input, text_ids
+from sae_forge.tasks.engines.beginnings import Read, Row, Stretch, run, stretches, tokens
+from sae_forge.tasks.engines.passes import forward, pad, picked
 
 SPACE = " "
+WORTH = 0.7
+"""Contexts are run together where that leaves no more than this share of their tokens: parting costs passes."""
 
 Done = Callable[[int], None]
 """Called as work goes on with how many more items are finished."""
@@ -111,19 +116,33 @@ def fitted(ids: Sequence[int], room: int) -> tuple[int, ...]:
 
 @torch.inference_mode()
 def score(
-    lm: LanguageModel, encoded: Sequence[Encoded], *, batch_size: int, share: bool = True, done: Done | None = None
+    lm: LanguageModel,
+    encoded: Sequence[Encoded],
+    *,
+    batch_size: int,
+    share: bool = True,
+    relative: bool = False,
+    done: Done | None = None,
 ) -> list[tuple[Score, ...]]:
     """For each context the score of each of its continuations, in the order given.
 
     Args:
         batch_size: Sequences a forward pass takes at most.
-        share: Run a context once for all its continuations. Both ways agree up to rounding.
+        share: Run once what contexts have in common, and a context once for all its continuations. Both ways agree up
+            to rounding.
+        relative: Only differences within a context matter, so no more logits than these need be formed.
 
     Raises:
         NumericalError: the model gave a log-probability that is not finite.
     """
     sums: list[list[float]] = [[0.0] * len(item.targets) for item in encoded]
-    for (number, option), logprob in (_together if share else _apart)(lm, encoded, batch_size, done):
+    rows = rows_of(encoded)
+    roots = _worth_sharing(lm, encoded, rows) if share else None
+    if roots is not None:
+        parts = _branching(lm, encoded, rows, roots, batch_size, relative, done)
+    else:
+        parts = (_together if share else _apart)(lm, encoded, batch_size, done)
+    for (number, option), logprob in parts:
         sums[number][option] += logprob
     return [
         tuple(Score(_finite(value), len(target)) for value, target in zip(values, item.targets, strict=True))
@@ -133,6 +152,53 @@ def score(
 
 Part = tuple[tuple[int, int], float]
 """A context, one of its continuations, and a part of that one's summed log-prob."""
+
+
+def rows_of(encoded: Sequence[Encoded]) -> list[Row]:
+    """A row for each context, and one for each of its continuations that are longer than a token."""
+    rows = []
+    for number, item in enumerate(encoded):
+        own = len(item.context)
+        short = tuple(
+            Read(own - 1, target[0], (number, option)) for option, target in enumerate(item.targets) if len(target) == 1
+        )
+        if short:
+            rows.append(Row(item.context, short, number, own))
+        for option, target in enumerate(item.targets):
+            if len(target) > 1:
+                reads = (Read(own - 1 + step, token, (number, option)) for step, token in enumerate(target))
+                rows.append(Row((*item.context, *target[:-1]), tuple(reads), number, own))
+    return rows
+
+
+def _worth_sharing(lm: LanguageModel, encoded: Sequence[Encoded], rows: Sequence[Row]) -> list[Stretch] | None:
+    """What the contexts have in common, where it is so much that it is run once, and it can be."""
+    if len(encoded) == 1 or wants_whole(lm) or not branches(lm):
+        return None
+    roots = stretches(rows)
+    apart = sum(len(item.context) + sum(len(target) - 1 for target in item.targets) for item in encoded)
+    return roots if tokens(roots) <= WORTH * apart else None
+
+
+def _branching(
+    lm: LanguageModel,
+    encoded: Sequence[Encoded],
+    rows: Sequence[Row],
+    roots: Sequence[Stretch],
+    batch_size: int,
+    relative: bool,
+    done: Done | None,
+) -> Iterator[Part]:
+    """Everything that is alike once."""
+    among = None
+    if relative and all(len(target) == 1 for item in encoded for target in item.targets):
+        among = torch.tensor(sorted({target[0] for item in encoded for target in item.targets}))
+    left = [sum(map(len, item.targets)) for item in encoded]
+    for (number, option), logprob in run(lm, rows, roots, batch_size=batch_size, among=among):
+        yield (number, option), logprob
+        left[number] -= 1
+        if not left[number]:
+            report(done, 1)
 
 
 def _together(lm: LanguageModel, encoded: Sequence[Encoded], batch_size: int, done: Done | None) -> Iterator[Part]:
@@ -223,11 +289,7 @@ def _picked(
     column: Int[Tensor, " n"],
     target_ids: Int[Tensor, " n"],
 ) -> Float[Tensor, " n"]:
-    """Log-probs of ``target_ids`` at the given places, in float64 on the CPU."""
-    chosen = logits[row.to(logits.device), column.to(logits.device)].float()
-    # log_softmax at the target alone: the whole of it would be a second tensor as large as the logits
-    logprobs = chosen.gather(1, target_ids.to(logits.device)[:, None])[:, 0] - chosen.logsumexp(-1)
-    return logprobs.double().cpu()
+    return picked(logits[row.to(logits.device), column.to(logits.device)], target_ids)
 
 
 def _finite(value: float) -> float:
@@ -235,51 +297,3 @@ def _finite(value: float) -> float:
     if value - value != 0:
         raise NumericalError("the model gave a log-probability that is not finite; compute with --dtype fp32 or bf16")
     return value
-
-
-# ---- forward passes -----------------------------------------------------------------------------
-
-
-def pad(
-    rows: Sequence[Sequence[int]], pad_id: int, *, left: bool
-) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
-    """Rows brought to one width, and the mask of what is no padding."""
-    width = max(map(len, rows))
-    token_ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros_like(token_ids)
-    for number, ids in enumerate(rows):
-        where = slice(width - len(ids), width) if left else slice(0, len(ids))
-        token_ids[number, where] = torch.tensor(ids)
-        mask[number, where] = 1
-    return token_ids, mask
-
-
-def forward(
-    lm: LanguageModel,
-    token_ids: Int[Tensor, "batch seq"],
-    mask: Int[Tensor, "batch past_and_seq"],
-    *,
-    keep: int | Int[Tensor, " kept"] = 0,
-    cache: Any = None,
-    use_cache: bool = False,
-) -> Any:
-    """One pass of the model; ``logits`` hold the positions ``keep`` names (a count from the end, or indices; 0: all).
-
-    Positions count from the first attended token, so left padding does not move them. ``mask`` covers the
-    cache too. The logits come from the model itself, soft caps included.
-    """
-    positions = (mask.cumsum(-1) - 1).clamp(min=0)[:, -token_ids.shape[1] :]
-    slices = "logits_to_keep" in inspect.signature(lm.model.forward).parameters
-    if isinstance(keep, int):  # as indices: at a count, layers that share keys compute fewer tokens than under an edit
-        keep = torch.arange(token_ids.shape[1])[-keep:]
-    output = lm.model(
-        input_ids=embeddable(lm, token_ids, mask[:, -token_ids.shape[1] :]).to(lm.device),
-        attention_mask=mask.to(lm.device),
-        position_ids=positions.to(lm.device),
-        past_key_values=cache,
-        use_cache=use_cache or cache is not None,
-        **({"logits_to_keep": keep.to(lm.device)} if slices else {}),
-    )
-    if not slices:
-        output.logits = output.logits[:, keep.to(output.logits.device)]
-    return output

@@ -15,11 +15,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_forge.errors import NumericalError
-from sae_forge.models.chat import Rendered, prompt_ids
+from sae_forge.models.chat import Rendered, prompts_ids
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import room_after
 from sae_forge.rng import generator
-from sae_forge.tasks.engines.continuations import Done, forward, pad, report
+from sae_forge.tasks.engines.continuations import Done, report
+from sae_forge.tasks.engines.passes import forward, pad
 from sae_forge.tasks.engines.texts import degenerate, distinct, stutters
 
 
@@ -96,7 +97,7 @@ def shortened(lm: LanguageModel, texts: Sequence[str | Rendered], max_new_tokens
     Raises:
         DataError: one leaves room for none.
     """
-    return sum(room_after(lm, prompt_ids(lm, text), max_new_tokens) < max_new_tokens for text in texts)
+    return sum(room_after(lm, ids, max_new_tokens) < max_new_tokens for ids in prompts_ids(lm, texts))
 
 
 class Step(NamedTuple):
@@ -121,7 +122,7 @@ def steps(
     Raises:
         DataError: a text leaves no room to write after it.
     """
-    read = [prompt_ids(lm, text) for text in texts]
+    read = prompts_ids(lm, texts)
     rooms = torch.tensor([room_after(lm, row, sampling.max_new_tokens) for row in read])
     token_ids, mask = pad(read, lm.pad_id, left=True)
     ends, quantiles = torch.tensor(sorted(_end_ids(lm))), torch.from_numpy(draws)

@@ -23,8 +23,9 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.chat import TEMPLATE_RAISES
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, max_input, text_ids
-from sae_forge.tasks.engines.continuations import Done, Encoded, fitted, forward, pad, report, score
+from sae_forge.tasks.engines.continuations import Done, Encoded, fitted, report, score
 from sae_forge.tasks.engines.generation import Sampling, write
+from sae_forge.tasks.engines.passes import forward, pad
 
 FEWSHOT_SEED = 1234
 """The harness's own: which examples stand in front of a question."""
@@ -217,11 +218,15 @@ class HarnessLM(LM):
 
     def loglikelihood(self, requests: Sequence[Instance]) -> list[tuple[float, bool]]:
         """Log-prob of each continuation, and whether it is what the model would write."""
-        pairs = [self._pair(*request.args) for request in requests]
+        asked: list[Any] = [request.args for request in requests]
+        pairs = self._pairs(asked)
         of_context: dict[tuple[int, ...], list[int]] = {}
         for place, (context, _) in enumerate(pairs):
             of_context.setdefault(context, []).append(place)
-        encoded = [_fitted(self.lm, context, [pairs[at][1] for at in places]) for context, places in of_context.items()]
+        longest = max_input(self.lm)
+        encoded = [
+            self._fitted(context, [pairs[at][1] for at in places], longest) for context, places in of_context.items()
+        ]
         scores = score(self.lm, encoded, batch_size=self.size)
         logprobs = {
             at: each.logprob for places, own in zip(of_context.values(), scores, strict=True)
@@ -274,22 +279,35 @@ class HarnessLM(LM):
         bos = self.lm.tokenizer.bos_token
         return text.removeprefix(bos) if bos_ids(self.lm) and isinstance(bos, str) else text
 
-    def _pair(self, context: str, continuation: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Ids of a context, and of what follows it in the ids of both together, as the harness splits them."""
-        if not context:
-            (ids,) = self._ids([continuation])
-            front = self._prefix()
-            return ((front,), tuple(ids)) if ids[:1] != [front] else (tuple(ids[:1]), tuple(ids[1:]))
-        bare = context.rstrip()
-        before, whole = self._ids([bare, context + continuation])
+    def _pairs(self, asked: Sequence[tuple[str, str]]) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+        """Ids of each context, and of what follows it in the ids of both together, as the harness splits them."""
+        texts: dict[str, None] = {}
+        for context, continuation in asked:
+            texts |= dict.fromkeys((context.rstrip(), context + continuation) if context else (continuation,))
+        ids = dict(zip(texts, self._ids(list(texts)), strict=True))  # of a text that stands behind many once
         front = bos_ids(self.lm)
-        return (*front, *before), tuple(whole[len(before) :])
+        pairs: list[tuple[tuple[int, ...], tuple[int, ...]]] = []
+        for context, continuation in asked:
+            if context:
+                before, whole = ids[context.rstrip()], ids[context + continuation]
+                pairs.append(((*front, *before), tuple(whole[len(before) :])))
+            else:
+                first, alone = self._prefix(), ids[continuation]
+                pairs.append(((first,), tuple(alone if alone[:1] != [first] else alone[1:])))
+        return pairs
 
     def _ids(self, texts: Sequence[str]) -> list[list[int]]:
         if not self.chat:
             return text_ids(self.lm, texts)
         read = self.lm.tokenizer(list(texts), add_special_tokens=False, split_special_tokens=False, verbose=False)
         return read["input_ids"]  # pyright: ignore[reportReturnType]
+
+    def _fitted(self, context: tuple[int, ...], targets: Sequence[tuple[int, ...]], longest: int) -> Encoded:
+        """The context as far as it fits before the longest continuation, its first token kept."""
+        room = longest - max(map(len, targets))
+        if room < 1 or not all(targets):
+            raise DataError(f"a continuation of {max(map(len, targets))} tokens does not fit {self.lm.name}")
+        return Encoded(fitted(context, room), tuple(targets), truncated=len(context) > room)
 
     def _prefix(self) -> int:
         """What stands before a text that nothing stands before: BOS, or EOS where there is none."""
@@ -322,11 +340,3 @@ def _drawing(request: Instance) -> dict[str, Any]:
     """How a text is to be written: what stands beside its context."""
     _, said = request.args  # pyright: ignore[reportAssignmentType] (a pair, for requests that write)
     return dict(said)
-
-
-def _fitted(lm: LanguageModel, context: tuple[int, ...], targets: Sequence[tuple[int, ...]]) -> Encoded:
-    """The context as far as it fits before the longest continuation, its first token kept."""
-    room = max_input(lm) - max(map(len, targets))
-    if room < 1 or not all(targets):
-        raise DataError(f"a continuation of {max(map(len, targets))} tokens does not fit {lm.name}")
-    return Encoded(fitted(context, room), tuple(targets), truncated=len(context) > room)

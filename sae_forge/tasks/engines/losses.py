@@ -19,7 +19,8 @@ from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import max_input, packing, real_token_mask
-from sae_forge.tasks.engines.continuations import Done, forward, report
+from sae_forge.tasks.engines.continuations import Done, report
+from sae_forge.tasks.engines.passes import forward
 
 LOGIT_BYTES = 2 * 2**30
 """Room for the float32 logits of one pass; a long context over a large vocabulary takes fewer sequences at once."""

@@ -9,8 +9,9 @@ from torch import Tensor
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, max_input, text_ids
-from sae_forge.tasks.engines.continuations import Done, encode, forward, pad, report
+from sae_forge.tasks.engines.continuations import Done, encode, report
 from sae_forge.tasks.engines.losses import rows_at_once
+from sae_forge.tasks.engines.passes import forward, pad
 
 LEAST_VARIANCE = 1e-6
 """Of a token's log-prob over the vocabulary, where the model is all but certain."""

@@ -14,7 +14,7 @@ from functools import cached_property
 
 from sae_forge.config.questions import Scoring
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.models.chat import Rendered, prompt_ids, render
+from sae_forge.models.chat import Rendered, prompts_ids, render
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import max_input, text_ids
 from sae_forge.statistics.answers import LETTERS
@@ -209,11 +209,11 @@ def _subject(question: Question, domain: str) -> str:
 
 def _encode_chat(lm: LanguageModel, chats: Sequence[Rendered], options: Sequence[int]) -> list[Encoded]:
     targets = [(token,) for letter in LETTERS[: max(options, default=0)] for token in letter_ids(lm, letter)]
-    encoded = []
-    for chat, count in zip(chats, options, strict=True):
-        whole, room = prompt_ids(lm, chat), max_input(lm) - 1
-        encoded.append(Encoded(fitted(whole, room), tuple(targets[: 2 * count]), truncated=len(whole) > room))
-    return encoded
+    room = max_input(lm) - 1
+    return [
+        Encoded(fitted(whole, room), tuple(targets[: 2 * count]), truncated=len(whole) > room)
+        for whole, count in zip(prompts_ids(lm, chats), options, strict=True)
+    ]
 
 
 def letter_ids(lm: LanguageModel, letter: str) -> tuple[int, ...]:
@@ -238,10 +238,15 @@ def answer(
     *,
     batch_size: int,
     share: bool = True,
+    relative: bool = False,
     done: Done | None = None,
 ) -> list[Answered]:
-    """How the model as it stands, edits included, answers each question; of two spellings the likelier one counts."""
-    scores = score(lm, encoded, batch_size=batch_size, share=share, done=done)
+    """How the model as it stands, edits included, answers each question; of two spellings the likelier one counts.
+
+    Args:
+        relative: Log-probs may be among the letters alone, which is less work.
+    """
+    scores = score(lm, encoded, batch_size=batch_size, share=share, relative=relative, done=done)
     return [
         Answered(item.answer, _likeliest(options, len(item.choices)))
         for item, options in zip(questions, scores, strict=True)

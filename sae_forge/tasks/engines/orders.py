@@ -243,8 +243,8 @@ def ask_orders(
 ) -> Orders:
     """Every question of a domain in every order of its options, read from ``path`` as far as they are there.
 
-    Costs one pass an order, with logits at the last token alone, and as many again for the questions that are right
-    in every order, which are then asked without instruction and question.
+    What orders begin with runs once for all, and only the logits of letters are formed, at the last token. Those that
+    are right in every order are asked as often again, without instruction and question.
 
     Raises:
         DataError: ``path`` holds something else, or the answers of another model.
@@ -355,7 +355,7 @@ def _in_orders(
 ) -> list[list[Answered]]:
     asked = [reordered(item, order) for item in questions for order in orders_of(scoring, len(item.choices))]
     encoded = encode_questions(lm, asked, scoring, domain, blind=blind, frame=frame)
-    answers = iter(answer(lm, asked, encoded, batch_size=batch_size))
+    answers = iter(answer(lm, asked, encoded, batch_size=batch_size, relative=True))
     return [[next(answers) for _ in orders_of(scoring, len(item.choices))] for item in questions]
 
 
