@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sae_forge.kernels import reference
 from sae_forge.kernels.affine import affine
-from sae_forge.kernels.cpu import pair_dots
+from sae_forge.kernels.cpu import kth_largest, largest, pair_dots
 
 DEVIATIONS = 8.0
 LEAST_WEIGHTS = {True: 2_000_000, False: 6_000_000}
@@ -146,19 +146,18 @@ def _largest(
     """The k largest of those that may reach ``least`` (None: a guess), where they are, the last of them, and whether no
     other latent can be in its place.
     """
-    count, d_sae = len(x), len(rows)
     token, latent, least = _candidates(rounded_tokens(x, table), table, b_enc, least, k)
-    counts = torch.bincount(token, minlength=count)
+    counts = torch.bincount(token, minlength=len(x))
     rank = torch.arange(len(token)) - (counts.cumsum(0) - counts)[token]
     width = max(k, int(counts.max()))
-    held = x.new_full((count, width), -torch.inf)
-    place = torch.full((count, width), d_sae)
+    held = x.new_full((len(x), width), -torch.inf)
+    place = torch.full((len(x), width), len(rows))
     held[token, rank] = pair_dots(x, rows, token, latent).add_(b_enc[latent])
     place[token, rank] = latent
-    top = torch.topk(held, k, dim=1, sorted=False)
-    last = top.values.amin(dim=1, keepdim=True)
-    settled = (last >= least) & ((held >= last).sum(dim=1, keepdim=True) == k)
-    return top.values, place.gather(1, top.indices), last, settled.squeeze(1)
+    at, certain = largest(held, k)
+    values = held.gather(1, at)
+    last = values.amin(dim=1, keepdim=True)
+    return values, place.gather(1, at), last, certain & (last >= least).squeeze(1)
 
 
 def _candidates(
@@ -189,7 +188,7 @@ def _about_kth(greatest: Float[Tensor, "tokens groups"], k: int) -> Float[Tensor
         greatest = greatest.view(tokens, 4, groups // 4).amax(dim=1)
     groups = greatest.shape[1]
     filled = max(1, min(k, round(groups * (1 - (1 - 1 / groups) ** k))))
-    return torch.topk(greatest, filled, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
+    return kth_largest(greatest, filled)
 
 
 def _product(numbers: Tensor, table: Table, constant: Tensor) -> Float[Tensor, "tokens d_sae"]:

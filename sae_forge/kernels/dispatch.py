@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any, cast, get_args
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sae_forge.config.train import Backend
@@ -29,8 +29,8 @@ CROSSOVER = {"cpu": 16, "cuda": 184}
 a second over the bytes a second of an H200, to be measured."""
 
 __all__ = [
-    "decode_loss", "encode_above", "encode_tokens", "latent_sums", "never_waits", "product", "row_gradients",
-    "rows_adam", "sparse_decode", "topk", "topk_encode", "triton_installed",
+    "among_largest", "decode_loss", "encode_above", "encode_tokens", "latent_sums", "never_waits", "product",
+    "row_gradients", "rows_adam", "sparse_decode", "topk", "topk_encode", "triton_installed",
 ]  # fmt: skip
 
 _MAX_ENCODE_TOKENS = 1024
@@ -158,6 +158,17 @@ def topk(
     if not 1 <= k <= pre_acts.shape[1]:
         raise ConfigError(f"k={k} of each token, but there are {pre_acts.shape[1]}")
     return _choose_topk(backend, pre_acts, k)(pre_acts.contiguous(), k)
+
+
+def among_largest(numbers: Float[Tensor, "rows columns"], k: int) -> Bool[Tensor, "rows columns"]:
+    """Which numbers are among the k largest of their row: k of each."""
+    return (_module("cpu").among_largest if numbers.device.type == "cpu" else _among_largest)(numbers, k)
+
+
+def _among_largest(numbers: Tensor, k: int) -> Tensor:
+    """On any device; nothing waits for it."""
+    best = torch.topk(numbers, k, dim=1, sorted=False).indices
+    return torch.zeros_like(numbers, dtype=torch.bool).scatter_(1, best, True)
 
 
 def encode_above(

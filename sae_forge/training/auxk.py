@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from sae_forge.kernels.dispatch import encode_tokens, product
+from sae_forge.kernels.dispatch import among_largest, encode_tokens, product
 from sae_forge.kernels.rows import Extra, Rows
 from sae_forge.ranks import ALONE, Ranks
 from sae_forge.sae.losses import variance
@@ -107,10 +107,11 @@ def _kept(acts: Tensor, present: Tensor, half: int, team: Ranks) -> Bool[Tensor,
     """Which acts take part: of each token the ``half`` greatest of latents that are there, over all ranks."""
     if acts.shape[1] * team.world <= half:
         return present.expand_as(acts)
-    best = torch.topk(acts.masked_fill(~present, -torch.inf), min(half, acts.shape[1]), dim=1, sorted=False)
-    none = torch.zeros_like(acts, dtype=torch.bool)
+    offered = acts.masked_fill(~present, -torch.inf)
     if team.world == 1:
-        return none.scatter_(1, best.indices, True) & present
+        return among_largest(offered, half) & present
+    best = torch.topk(offered, min(half, acts.shape[1]), dim=1, sorted=False)
+    none = torch.zeros_like(acts, dtype=torch.bool)
     among = torch.cat(team.each(best.values), dim=1)
     winners = torch.topk(among, min(half, among.shape[1]), dim=1, sorted=False).indices
     wins = torch.zeros_like(among, dtype=torch.bool).scatter_(1, winners, True)

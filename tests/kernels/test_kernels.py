@@ -8,8 +8,16 @@ import torch
 from torch import Tensor
 
 from sae_forge.errors import BackendError, ConfigError
-from sae_forge.kernels import dispatch
-from sae_forge.kernels.dispatch import decode_loss, row_gradients, rows_adam, sparse_decode, topk, topk_encode
+from sae_forge.kernels import cpu, dispatch, reference
+from sae_forge.kernels.dispatch import (
+    among_largest,
+    decode_loss,
+    row_gradients,
+    rows_adam,
+    sparse_decode,
+    topk,
+    topk_encode,
+)
 from sae_forge.kernels.rows import BETAS, EPS, Extra, Rates, Rows, Slopes, Slot, adam_rows_
 from sae_forge.kernels.transpose import transpose
 
@@ -93,6 +101,22 @@ def test_decode_and_both_gradients_are_the_dense_ones(backend, tokens, k, d_in, 
     exact = {"out": dense @ W_dec, "values": (slope @ W_dec.T).gather(1, indices), "W_dec": dense.T @ slope}
     found = decode_with_gradients(backend, values.float(), indices, W_dec.float(), slope)
     require_close(found, exact, 1e-6)
+
+
+@pytest.mark.parametrize("threads", [0, 4])
+def test_which_are_the_largest_is_the_definitions_with_numpy_and_without(threads, monkeypatch):
+    monkeypatch.setattr(cpu, "_NUMPY_THREADS", threads)
+    numbers = draw(6, 40, seed=1).float()
+    numbers[1:4].round_()  # many are equal
+    numbers[2, ::3] = float("-inf")
+    numbers[4, 5] = numbers[5, ::2] = float("nan")
+    for held in (numbers, numbers.bfloat16()):
+        wanted = reference.topk(held, 7)[1]
+        found = among_largest(held, 7)
+        assert torch.equal(found, torch.zeros_like(found).scatter(1, wanted, True))
+        at, certain = cpu.largest(held, 7)
+        assert certain[0] and not certain[1:].any()
+        assert torch.equal(at[0], wanted[0].sort().values)
 
 
 @on_every_size

@@ -25,6 +25,7 @@ from sae_forge.sae.losses import fvu
 from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
+from sae_forge.training import auxk as auxk_module
 from sae_forge.training.auxk import auxk, dead_latents
 from sae_forge.training.initialisation import centre, geometric_median, input_scale, take_sample
 from sae_forge.training.plan import Plan
@@ -654,6 +655,7 @@ class NoWaiting(TorchDispatchMode):
 @pytest.mark.parametrize("most", [None, 0.05])
 def test_a_step_never_waits_for_the_device(most, accumulation, monkeypatch):
     monkeypatch.setattr(dispatch, "_choose_topk", lambda *given: lambda pre_acts, k: torch.topk(pre_acts, k))
+    monkeypatch.setattr(auxk_module, "among_largest", dispatch._among_largest)
     settings = config(backend="dense", max_grad_norm=most, dead_after=BATCH, accumulation=accumulation)
     plan = Plan(
         config=settings, d_in=D_IN, k=K, d_sae=D_SAE, seed=0, steps=100, lr=0.01, device=torch.device("cpu")
