@@ -6,13 +6,14 @@ second. So a key is answered while the model writes, however long a token takes.
 
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from queue import Empty, SimpleQueue
 from typing import Any, ClassVar
 
 from rich.text import Text
-from textual import on
+from textual import events, on
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.containers import Horizontal, VerticalScroll
@@ -35,6 +36,8 @@ PER_SECOND = 20
 """How often what was written meanwhile is shown."""
 SWITCH = 0.001
 """Seconds after which a thread that computes in Python lets the screen's have its turn; by default five times as many."""
+PAUSE = 0.05
+"""Seconds after a key in which no further token is begun, so that the key is shown first."""
 SHOWN = 8
 """Latents in the panel."""
 
@@ -97,6 +100,8 @@ class Demo(App[ForgeError | None]):
         self._stop = threading.Event()
         self._written: SimpleQueue[tuple[str, Token] | ForgeError | None] = SimpleQueue()
         self._loaded = ""
+        self._typed = 0.0
+        """When the last key was pressed."""
 
     def outcome(self) -> Outcome:
         """Run until the person leaves.
@@ -115,6 +120,12 @@ class Demo(App[ForgeError | None]):
             then=None if self.under is None else self.bench.next("generate", "--interactive"),
             noted=False,
         )
+
+    async def on_event(self, event: events.Event) -> None:
+        """As any app does, and note the time of a key."""
+        if isinstance(event, events.Key):
+            self._typed = time.monotonic()
+        await super().on_event(event)
 
     # ---- screen -----------------------------------------------------------------------------
 
@@ -238,6 +249,8 @@ class Demo(App[ForgeError | None]):
                 with closing(conversation.answer(line)) as answer:
                     for told in answer:
                         self._written.put(told)
+                        if (rest := self._typed + PAUSE - time.monotonic()) > 0:
+                            time.sleep(rest)
                         if self._stop.is_set():
                             break
             except ForgeError as error:

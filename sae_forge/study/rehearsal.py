@@ -15,7 +15,7 @@ from sae_forge.methods.method import Method, Settings, Wrapper, grid
 from sae_forge.methods.subjects import AsItIs, Subject, in_force
 from sae_forge.methods.table import methods_of
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.tape import Tape
+from sae_forge.models.tape import Tapes
 from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.study.controls import CONTROL
@@ -121,10 +121,10 @@ def _seconds_an_item(
     plain, edited = {}, {}
     with progress.task("try a few items", 2 * sum(one.units for one in by_task.values()), "items") as task:
         for name, one in by_task.items():
-            tape = Tape(materials.lm, materials.point)
+            tapes = Tapes(materials.lm, materials.point)
             for subject, rates in ((AsItIs(), plain), (edit or AsItIs(), edited)):
                 started = time.perf_counter()
                 with in_force(materials.lm, subject) as (lm, log):
-                    measure(lm, [one], log, task, batch_size=config.eval_batch_size, tape=tape)
+                    measure(lm, [one], log, task, batch_size=config.eval_batch_size, tapes=tapes)
                 rates[name] = (time.perf_counter() - started) / max(1, one.units)
     return plain, edited

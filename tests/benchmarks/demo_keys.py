@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from codecs import getincrementaldecoder
 from pathlib import Path
 from queue import Empty, Queue
 
@@ -39,22 +40,23 @@ class Terminal:
         self.base = ["tmux", "-L", f"demo-keys-{os.getpid()}", "-f", "/dev/null"]
         width, height = map(str, size)
         subprocess.run([*self.base, "new-session", "-d", "-x", width, "-y", height, command], check=True)
-        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self._control = subprocess.Popen([*self.base, "-C", "attach"], **pipes, encoding="utf-8", errors="replace")
+        self._control = subprocess.Popen([*self.base, "-C", "attach"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.out: Queue[tuple[float, str]] = Queue()
         threading.Thread(target=self._listen, daemon=True).start()
 
     def _listen(self) -> None:
         assert self._control.stdout is not None
+        decoder = getincrementaldecoder("utf-8")("replace")  # a letter may be cut in two
         for line in self._control.stdout:
-            if line.startswith("%output"):
-                self.out.put((time.perf_counter(), CONTROL.sub("", line.split(" ", 2)[2])))
+            if line.startswith(b"%output"):
+                text = decoder.decode(line.rstrip(b"\n").split(b" ", 2)[2])
+                self.out.put((time.perf_counter(), CONTROL.sub("", text)))
 
     def send(self, *keys: str) -> float:
         """Send keys; the time just before."""
         assert self._control.stdin is not None
         now = time.perf_counter()
-        self._control.stdin.write(f"send-keys {' '.join(map(shlex.quote, keys))}\n")
+        self._control.stdin.write(f"send-keys {' '.join(map(shlex.quote, keys))}\n".encode())
         self._control.stdin.flush()
         return now
 

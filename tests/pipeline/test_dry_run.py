@@ -2,13 +2,16 @@
 
 import json
 from collections.abc import Callable
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
 import pytest
 from tiny_run import FORGET, RETAIN, TinyRun, forge
 
+from sae_forge.progress import SILENT
 from sae_forge.study import rehearsal
+from sae_forge.study.measure import measure
 
 LITTLE = ("--max_steps", "6", "--batch_size", "64", "--d_sae", "48", "--k", "4", "--loss_tokens", "60")
 
@@ -124,3 +127,15 @@ def test_run_tells_of_all_stages(texts: list[str], run: TinyRun, tmp_path: Path)
     for word in ("collect  ", "train    ", "features ", "eval     ", "leave --dry_run out"):
         assert word in said
     assert max(map(len, [line for line in said.splitlines() if str(tmp_path) not in line])) <= 80
+
+
+def test_a_few_items_are_tried_under_an_edit_with_the_layers_below_it_spared(
+    run: TinyRun, monkeypatch: pytest.MonkeyPatch
+):
+    given: list[dict[str, Any]] = []
+    monkeypatch.setattr(rehearsal, "measure", lambda *asked, **how: given.append(how))
+    materials = run.materials(**run.questions)
+    plain, edited = rehearsal._seconds_an_item(materials, materials.config, None, SILENT)
+    assert plain.keys() == edited.keys() == {"questions"}
+    first, second = given
+    assert first["tapes"] is second["tapes"] and not set(first) - set(signature(measure).parameters)
