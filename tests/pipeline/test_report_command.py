@@ -1,7 +1,7 @@
 """What ``report`` puts into a page: which SAEs, whose text, which marks, and the commands that make it again."""
 
+from collections.abc import Sequence
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,24 +13,35 @@ from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.report import _may_show, _saes
 from sae_forge.pipeline.texts import _marked
 
-SAES = [Path(f"run/saes/blocks.{layer}.hook_resid_post/k{k}-d8-s0") for layer, k in ((1, 4), (2, 4), (2, 8))]
+MADE = ("blocks.2.hook_resid_post/k8-d8-s0", "blocks.1.hook_resid_post/k4-d8-s0", "blocks.2.hook_resid_post/k4-d8-s0")
+"""In this order, which is not that of their names."""
 
 
-def bench_of(saes: list[Path]) -> Any:
-    return SimpleNamespace(run=SimpleNamespace(saes=lambda: saes, folder=Path("run")))
+def bench_of(folder: Path, made: Sequence[str], layers: tuple[int, ...] | None) -> Bench:
+    """A run that holds these SAEs, as far as their place is concerned."""
+    bench = Bench(ReportConfig(model="tiny-llama", run_dir=folder, layer=layers))
+    for name in made:
+        sae = folder / "saes" / name
+        sae.mkdir(parents=True)
+        (sae / "cfg.json").touch()
+        bench.run.note(sae)
+    return bench
 
 
-@pytest.mark.parametrize(("layers", "places"), [(None, [2, 1, 0]), ((2,), [2, 1]), ((1, 2), [2, 1, 0]), ((1,), [0])])
-def test_a_page_is_about_the_layers_named_the_newest_first(layers: tuple[int, ...] | None, places: list[int]):
-    chosen = _saes(ReportConfig(model="tiny-llama", layer=layers), bench_of(SAES))
-    assert chosen == [SAES[place] for place in places]
+@pytest.mark.parametrize(("layers", "places"), [(None, [2, 1, 0]), ((2,), [2, 0]), ((1, 2), [2, 1, 0]), ((1,), [1])])
+def test_a_page_is_about_the_layers_named_the_newest_first(tmp_path: Path, layers: Any, places: list[int]):
+    bench = bench_of(tmp_path, MADE, layers)
+    config = ReportConfig(model="tiny-llama", layer=layers)
+    assert _saes(config, bench) == [tmp_path / "saes" / MADE[place] for place in places]
 
 
-def test_a_layer_without_an_sae_names_those_that_have_one():
-    found = r"no SAE at blocks.7.hook_resid_post in run \(found: blocks.1.hook_resid_post, blocks.2.hook_resid_post\)"
-    with pytest.raises(CheckpointError, match=found):
-        _saes(ReportConfig(model="tiny-llama", layer=(7,)), bench_of(SAES))
-    assert _saes(ReportConfig(model="tiny-llama", layer=(7,)), bench_of([])) == []
+def test_a_layer_without_an_sae_names_those_that_have_one(tmp_path: Path):
+    config = ReportConfig(model="tiny-llama", layer=(7,))
+    with pytest.raises(
+        CheckpointError, match=r"no SAE at blocks.7.hook_resid_post .*\(found: blocks.1\S+, blocks.2\S+\)"
+    ):
+        _saes(config, bench_of(tmp_path / "run", MADE, (7,)))
+    assert _saes(config, bench_of(tmp_path / "other", (), (7,))) == []
 
 
 @pytest.mark.parametrize(
