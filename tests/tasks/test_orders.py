@@ -334,7 +334,9 @@ def test_a_stopped_run_goes_on_where_it_was(
     seen = asked_again(monkeypatch)
     assert ask_orders(tiny_llama, MAGIC, "letter", batch_size=24, path=path) == whole
     assert seen == ["q0", "q2"]
+    (path.parent / ".lock").unlink()
     assert ask_orders(tiny_llama, MAGIC, "letter", batch_size=24, path=path) == whole
+    assert not (path.parent / ".lock").exists(), "what is only read waits for nobody and writes nothing"
     assert seen == ["q0", "q2"]
     assert load_orders(path, MAGIC.name, "letter", tiny_llama.fingerprint()).results.keys() == {"q0", "q1", "q2"}
 

@@ -251,12 +251,21 @@ def ask_orders(
     """
     model, team = lm.fingerprint(), ranks.here()
     contents = {item.id: _content(lm, item, scoring, domain.name, frame) for item in domain.questions}
+
+    def looked_up() -> tuple[dict[str, Reordered], list[Question]]:
+        """What is known, and what is left to ask."""
+        if path is None or fresh or not path.exists():
+            return {}, list(domain.questions)
+        known = dict(load_orders(path, domain.name, scoring, model).results)
+        return known, [item for item in domain.questions if _is_new(known.get(item.id), contents[item.id])]
+
+    results, missing = looked_up()
+    if not any(team.tell(bool(missing))):
+        return Orders(domain=domain.name, scoring=scoring, model=model, results=results).restricted(domain.questions)
     # one job asks, and others that come meanwhile find what it has written
     with files.locked(path.parent, wait=True) if path is not None and team.leads else nullcontext():
         team.meet()  # nobody reads before the file is held
-        is_there = path is not None and not fresh and path.exists()
-        results = dict(load_orders(path, domain.name, scoring, model).results) if path is not None and is_there else {}
-        missing = [item for item in domain.questions if _is_new(results.get(item.id), contents[item.id])]
+        results, missing = looked_up()
         team.meet()  # nor is it written before all have read it
         with progress.task(f"orders of {domain.name}", len(missing), "questions") as task:
             for start in range(0, len(missing), CHUNK * team.world):
