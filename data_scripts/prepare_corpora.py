@@ -10,10 +10,10 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sae_forge.benchmarks import BENCHMARKS, FAMILIES, PARTS, Part, parts_of
 from sae_forge.data.texts.formats import READERS
 from sae_forge.errors import DataError, ForgeError, did_you_mean
 from sae_forge.settings import presets
@@ -23,22 +23,6 @@ from sae_forge.tasks.records import iter_records, read_passage, read_prompt, rea
 Check = Callable[[Mapping[str, Any], str], object]
 ROWS = 10_000
 """Of a corpus without end, if ``--rows`` says nothing."""
-
-
-@dataclass(frozen=True)
-class Part:
-    """One file to be: where its records are, and what each must have."""
-
-    file: str
-    source: str
-    """A ``datasets`` id with configuration and split, as every flag of text takes it."""
-    check: Check
-    count: int | None = None
-    """Records that it is known to hold; another number is said, not refused."""
-    endless: bool = False
-    """Whether only its beginning is taken."""
-    ask: str = ""
-    """Where to ask for it, if it is gated."""
 
 
 def _answered(record: Mapping[str, Any], where: str) -> object:
@@ -72,80 +56,11 @@ def _perturbed(record: Mapping[str, Any], where: str) -> object:
     return record
 
 
-def _muse(corpus: str) -> tuple[Part, ...]:
-    name, hub = f"muse-{corpus.lower()}", f"muse-bench/MUSE-{corpus}"
-    asked = {
-        f"knowmem-{role}{end}": (f"knowmem@{role}_qa{split}", _answered)
-        for role in ("forget", "retain")
-        for end, split in (("", ""), ("-shots", "_icl"))
-    }
-    texts = {f"privleak-{side}": (f"privleak@{side}", _text) for side in ("forget", "retain", "holdout")}
-    raw = {side: (f"raw@{side}", _text) for side in ("forget", "retain1", "retain2", "holdout")}
-    folds = {f"{kind}-{fold}": (f"{kind}@forget_{fold}", _text) for kind in ("scal", "sust") for fold in range(1, 5)}
-    every = {"verbmem": ("verbmem@forget", _recited), **asked, **texts, **raw, **folds}
-    return tuple(Part(f"{name}-{part}.jsonl", f"{hub}:{where}", check) for part, (where, check) in every.items())
-
-
-def _tofu() -> tuple[Part, ...]:
-    hub, parts = "locuslab/TOFU", []
-    for share in ("01", "05", "10"):
-        rest = f"{100 - int(share):02d}"
-        parts += [(f"forget{share}", _answered), (f"retain{rest}", _answered), (f"holdout{share}", _answered)]
-        parts += [(f"forget{share}_perturbed", _perturbed)]
-    parts += [("full", _answered), ("retain_perturbed", _perturbed)]
-    parts += [("real_authors_perturbed", _perturbed), ("world_facts_perturbed", _perturbed)]
-    return tuple(Part(f"tofu-{name}.jsonl", f"{hub}:{name}@train", check) for name, check in parts)
-
-
-BIO = "huggingface.co/datasets/cais/wmdp-bio-forget-corpus, with a Hub account, then hf auth login"
-BENCHMARKS: Mapping[str, tuple[Part, ...]] = {
-    **{
-        f"wmdp-{field}": (Part(f"wmdp-{field}.jsonl", f"cais/wmdp:wmdp-{field}@test", _question, count),)
-        for field, count in (("bio", 1273), ("cyber", 1987), ("chem", 408))
-    },
-    "wmdp-bio-corpora": (
-        Part("wmdp-bio-forget.jsonl", "cais/wmdp-bio-forget-corpus@train", _text, ask=BIO),
-        Part("wmdp-bio-retain.jsonl", "cais/wmdp-corpora:bio-retain-corpus@train", _text, 60_887),
-    ),
-    "wmdp-cyber-corpora": (
-        Part("wmdp-cyber-forget.jsonl", "cais/wmdp-corpora:cyber-forget-corpus@train", _text, 1000),
-        Part("wmdp-cyber-retain.jsonl", "cais/wmdp-corpora:cyber-retain-corpus@train", _text, 4473),
-    ),
-    "wikitext-2": tuple(
-        Part(f"wikitext-2-{split}.jsonl", f"Salesforce/wikitext:wikitext-2-raw-v1@{split}", _line)
-        for split in ("train", "validation", "test")
-    ),
-    "openwebtext": (Part("openwebtext.jsonl", "Skylion007/openwebtext@train", _text, endless=True),),
-    "tinystories": (Part("tinystories.jsonl", "roneneldan/TinyStories@train", _text, endless=True),),
-    "muse-news": _muse("News"),
-    "muse-books": _muse("Books"),
-    "tofu": _tofu(),
-}
-FAMILIES: Mapping[str, Callable[[str], tuple[Part, ...]]] = {
-    "mmlu": lambda subject: (
-        Part(f"{subject}.jsonl", f"cais/mmlu:{subject}@test", _question),
-        Part(f"{subject}_dev.jsonl", f"cais/mmlu:{subject}@dev", _question, 5),
-    ),
-    "mmlu-redux": lambda subject: (
-        Part(f"{subject}_redux.jsonl", f"edinburgh-dawg/mmlu-redux-2.0:{subject}@test", _question),
-    ),
-}
-"""Benchmarks by subject, ``mmlu:anatomy``."""
-
-
-def parts_of(name: str) -> tuple[Part, ...]:
-    """The files that a name stands for.
-
-    Raises:
-        DataError: there is no such benchmark.
-    """
-    family, _, subject = name.partition(":")
-    if family in FAMILIES and subject.replace("_", "").isalnum():
-        return FAMILIES[family](subject)
-    if name not in BENCHMARKS:
-        known = [*BENCHMARKS, *(f"{one}:SUBJECT" for one in FAMILIES)]
-        raise DataError(f"{name} is no benchmark here{did_you_mean(name, known)}; there are {', '.join(known)}")
-    return BENCHMARKS[name]
+CHECKS: Mapping[str, Check] = {
+    "questions": _question, "text": _text, "lines": _line, "answered": _answered, "recited": _recited,
+    "perturbed": _perturbed,
+}  # fmt: skip
+"""What each record must have, by the schema of its part."""
 
 
 def needed_by(preset: str) -> tuple[Part, ...]:
@@ -156,11 +71,8 @@ def needed_by(preset: str) -> tuple[Part, ...]:
     """
     if preset not in presets():
         raise DataError(f"{preset} is no preset{did_you_mean(preset, presets())}; there are {', '.join(presets())}")
-    every = {part.file: part for parts in BENCHMARKS.values() for part in parts}
-    return tuple(
-        every.get(file) or FAMILIES["mmlu"](file.removesuffix(".jsonl"))[0]
-        for file in presets()[preset].get("needs", {})
-    )
+    stems = [file.removesuffix(".jsonl") for file in presets()[preset].get("needs", {})]
+    return tuple(PARTS.get(stem) or FAMILIES["mmlu"](stem)[0] for stem in stems)
 
 
 def prepare(part: Part, out: Path, *, local: Path | None, rows: int) -> tuple[Path, int]:
@@ -187,7 +99,7 @@ def _checked(source: str, part: Part) -> Iterator[Mapping[str, Any]]:
         # of MMLU-Redux only what its authors found nothing wrong with
         if record.get("error_type", "ok") != "ok":
             continue
-        part.check(record, where)
+        CHECKS[part.schema](record, where)
         yield record
 
 

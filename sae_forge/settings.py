@@ -9,6 +9,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin
 
+from sae_forge import benchmarks
 from sae_forge.config.fields import described
 from sae_forge.config.model import ModelConfig, one_spelling
 from sae_forge.errors import ConfigError, did_you_mean
@@ -139,6 +140,10 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
         value = [part.strip() for part in parts if part.strip()]
     elif _is_tuple(wanted) and isinstance(raw, int | float):
         value = [raw]
+    if described(kind)[name].setting.names_items:  # a benchmark's name means another part of it after each flag
+        said = [value] if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+        named = [one if not isinstance(one, str) or _is_there(one) else benchmarks.meant(one, name) for one in said]
+        value = named[0] if isinstance(value, str) else named if said else value
     if int in (wanted, *get_args(wanted), *(each for part in get_args(wanted) for each in get_args(part))):
         value = _counted(name, value)
     try:

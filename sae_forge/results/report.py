@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 FORMAT = 2
 RANDOM = "random"
 """The name of rows that are a random control of another row."""
+SHIFTED, SHIFT_RATIO = "logprob", "logprob_shift_ratio"
+"""The measure whose shift on what is forgotten is set against that of each other domain, and what that is called in the
+change of such a domain (INLP_PROJECT's 8 and 27 times)."""
 ROLES = ("forget", "neighbour", "retain")
 
 Settings = Mapping[str, Any]

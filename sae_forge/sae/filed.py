@@ -110,6 +110,14 @@ class FiledSAE:
         """The latents that fire on each token; all are read for it."""
         return self.whole.encode(x)
 
+    def pre_acts(self, x: Float[Tensor, "*batch d_in"]) -> Float[Tensor, "*batch d_sae"]:
+        """What every latent answers; all are read for it."""
+        return self.whole.pre_acts(x)
+
+    def activated(self, pre_acts: Float[Tensor, "*batch d_sae"]) -> Float[Tensor, "*batch d_sae"]:
+        """The dense acts that pre-acts become."""
+        return self.whole.activated(pre_acts)
+
     def decode(self, acts: LatentActs) -> Float[Tensor, "*batch d_in"]:
         """The reconstruction these acts stand for."""
         return self.whole.decode(acts)

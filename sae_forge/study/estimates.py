@@ -9,7 +9,7 @@ import numpy as np
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.results.measure import Measure
-from sae_forge.results.report import Cell, Change, Domain, TaskWords
+from sae_forge.results.report import SHIFT_RATIO, SHIFTED, Cell, Change, Domain, TaskWords
 from sae_forge.statistics.answers import CHANCE, LETTERS, alignment, chance_distance, letter_shares
 from sae_forge.statistics.bootstrap import Bootstrap, interval
 from sae_forge.statistics.estimate import Estimate
@@ -243,6 +243,7 @@ def describe(measured: Measurement, headings: Headings, bootstrap: Bootstrap) ->
 def change(measured: Measurement, base: Measurement, headings: Headings, bootstrap: Bootstrap) -> Change:
     """Paired differences to the baseline, by the same keys; nats, shares and rates as they are."""
     now, before = under_headings(measured), under_headings(base)
+    ratios = shift_ratios(measured, base, bootstrap)
     groups = {
         name: differs
         for name, heading in headings.items()
@@ -260,7 +261,8 @@ def change(measured: Measurement, base: Measurement, headings: Headings, bootstr
         ]
         pairs = [(bool(right), bool(then)) for right, then in scored if right is not None and then is not None]
         domains[name] = Cell(
-            estimates=differences(pooled(answers), pooled(others), bootstrap),
+            estimates=differences(pooled(answers), pooled(others), bootstrap)
+            | ({SHIFT_RATIO: ratios[name]} if name in ratios else {}),
             lost=pairs.count((False, True)) if pairs else None,
             gained=pairs.count((True, False)) if pairs else None,
         )
@@ -273,6 +275,31 @@ def change(measured: Measurement, base: Measurement, headings: Headings, bootstr
         groups=groups,
         alignment=aligned_estimate(measured, base, bootstrap),
     )
+
+
+def shift_ratios(measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    """How many times as far the log-prob of what should follow moved on what is forgotten as in each other domain.
+
+    Only where a domain's own shift is told apart from none: else the ratio has no upper end. Domains share no facts, so
+    each is resampled by itself.
+    """
+    drawn: dict[str, tuple[float, np.ndarray]] = {}
+    places = {"": by_role(measured).get("forget", [])} | by_domain(measured)
+    earlier = {"": by_role(base).get("forget", [])} | by_domain(base)
+    for number, (name, answers) in enumerate(places.items()):
+        if name and (not answers or answers[0].asked.role == "forget"):
+            continue
+        now, before = pooled(answers).get(SHIFTED), pooled(earlier[name]).get(SHIFTED)
+        if now is not None and before is not None and (moved := now.difference(before)) is not None:
+            apart = replace(bootstrap, seed=bootstrap.seed + number)
+            drawn[name] = apart.replicates(moved.sums, moved.counts, moved.clusters)
+    forgotten, ratios = drawn.pop("", None), {}
+    for name, (value, replicates) in drawn.items() if forgotten is not None else ():
+        own = interval(value, replicates)
+        if own.low > 0 or own.high < 0:
+            kept = replicates != 0  # where 2.5 % may have the other sign a few may be none at all
+            ratios[name] = interval(forgotten[0] / value, forgotten[1][kept] / replicates[kept])
+    return ratios
 
 
 def aligned_estimate(measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> Estimate | None:

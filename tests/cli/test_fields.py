@@ -31,8 +31,9 @@ DECIDING: dict[Artefact, str] = {
     ),
     "report": (
         "ablation_scale allow_pickle baseline_batch baseline_eps baseline_lr baseline_steps baseline_weight_decay "
-        "bootstrap bos clamp_value compare_selections configurations controls crisp_layers ctx_len dtype each_latent "
-        "eos_targets eval_batch_size forget_eval forget_prompts forget_questions forget_tasks gate gate_percentile "
+        "bootstrap bos clamp_value compare_selections configurations controls crisp_layers crisp_sentences ctx_len "
+        "dtype each_latent eos_targets eval_batch_size forget_eval forget_prompts forget_questions forget_tasks gate "
+        "gate_percentile "
         "gate_policy gate_tokens gate_window generation_prompts half judge judge_prompts judge_rubric judge_tokens "
         "judge_topic judge_words keep_error keep_sinks knowmem_forget "
         "knowmem_retain knowmem_shots layer limit lm_eval_chat lm_eval_code lm_eval_folder lm_eval_shots loss_tokens "
@@ -75,6 +76,7 @@ def test_whatever_an_evaluation_reads_counts_by_its_content() -> None:
         "memorised",
         "member",
         "judge",
+        "crisp",
     )
     named = {
         name

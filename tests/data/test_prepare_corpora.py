@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from data_scripts.prepare_corpora import BENCHMARKS, main, needed_by, parts_of
+from data_scripts.prepare_corpora import main, needed_by
+from sae_forge.benchmarks import BENCHMARKS, parts_of
 from sae_forge.settings import presets
 
 QUESTION = {"question": "Which way is up?", "choices": ["this", "that", "both", "none"], "answer": 1}

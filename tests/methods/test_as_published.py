@@ -4,6 +4,7 @@ Expected values are worked out token by token as the papers' code does, never by
 """
 
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -18,15 +19,19 @@ from sae_forge.interventions.intervention import chosen_tokens
 from sae_forge.methods.edits.clamp import clamp
 from sae_forge.methods.edits.dsg import dsg
 from sae_forge.methods.weights import crisp
-from sae_forge.methods.weights.adapters import Suppressed
+from sae_forge.methods.weights.adapters import Suppressed, adapted
 from sae_forge.methods.weights.crisp import CRISP
 from sae_forge.methods.weights.objectives import divergence, nats_per_token, squared_mean
+from sae_forge.methods.weights.recipe import paced
+from sae_forge.methods.weights.rmu import RMU
 from sae_forge.methods.weights.simnpo import SimNPO
 from sae_forge.methods.weights.texts import TextBatch
 from sae_forge.models.hooks import capture
 from sae_forge.sae.groupmax import GroupMaxSAE
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.settings import parse_value
+from sae_forge.study.settings import eval_config
 
 D_IN, D_SAE = 6, 12
 TARGETS = (0, 1, 2)
@@ -103,6 +108,36 @@ def test_a_cached_continuation_has_no_first_token(tiny_llama):
         assert log.tokens == 2 * seen
         if asked is not spare:  # `prompt` decides on the first call alone
             torch.testing.assert_close(rest, whole[:, 4:], rtol=0, atol=1e-4)
+
+
+def test_under_a_bf16_model_the_sae_computes_in_fp32_where_saebenchs_is_bf16(sae, x):
+    """About 1 % of firings differ, and with them the tokens that are edited; ours are those of float64."""
+    draw = torch.Generator().manual_seed(1)
+    many = torch.randn(64, 64, D_IN, generator=draw).bfloat16()
+    exact = many.double() @ sae.W_enc.double() + sae.b_enc.double() > sae.threshold.double()
+    theirs = many @ sae.W_enc.bfloat16() + sae.b_enc.bfloat16() > sae.threshold.bfloat16()
+    pushed = edited(sae, clamp(TARGETS, -500.0), many, torch.ones(64, 64, dtype=torch.bool))
+    moved = (pushed != many).any(-1)
+    assert pushed.dtype == torch.bfloat16
+    assert torch.equal(moved, exact[..., list(TARGETS)].any(-1))
+    assert 1e-4 < float((theirs != exact).sum() / exact.sum()) < 0.02
+    assert int(moved.sum()) != int(theirs[..., list(TARGETS)].any(-1).sum())
+
+
+def test_dsgs_share_of_a_row_of_128_is_ours_times_127_of_128():
+    """BOS is one of the 128: 26 hits are 0.2031 of the row as DSG counts, its third threshold, and 0.2047 as we do."""
+    x = torch.zeros(1, 128, 2)
+    x[0, 1:27, 0] = 1.0
+    attended = torch.ones(1, 128, dtype=torch.bool)
+    real = attended.clone()
+    real[0, 0] = False
+    coordinates = JumpReLUSAE(torch.eye(2), torch.zeros(2), torch.eye(2), torch.zeros(2), torch.zeros(2))
+    for counted, tau, opens in (
+        ("real", 0.204, True), ("attended", 0.204, False), ("attended", 0.203, True), ("real", 0.2048, False),
+    ):  # fmt: skip
+        asked = replace(dsg((0,), -5.0, tau), counted=counted)
+        assert bool((edited(coordinates, asked, x, real, attended) != x).any()) is opens, (counted, tau)
+    assert (round(26 / 128, 4), round(26 / 127, 4)) == (0.2031, 0.2047)
 
 
 # ---- the guardrail's share ----------------------------------------------------------------------
@@ -250,6 +285,36 @@ def test_crisp_is_the_loss_of_its_released_code(tiny_llama, batch, kind):
     assert float(total) == pytest.approx(0.01 * unlearn + 0.99 * retain, rel=1e-4)
     coherence = recipe.beta * 0.01
     assert (round(1 - recipe.beta, 4), coherence) == (0.01, pytest.approx(0.0099))
+
+
+def test_crisp_takes_sentences_that_are_given(tiny_llama):
+    wide = TopKSAE(tiny_llama.d_model, 16, 2, seed=3).requires_grad_(False)
+    given = ("The owl sleeps.", "Granite is a rock of quartz.", "Wind")
+    recipe = CRISP(suppressed=(Suppressed(HookPoint(1), wide, (1,)),), fixed=given, batch_size=2)
+    sentences = recipe.sentences(tiny_llama, cast("Any", None), 0)
+    assert sentences is not None
+    first, second, third = (next(sentences) for _ in range(3))
+    whole = [row[mask].tolist() for part in (first, second) for row, mask in zip(*part, strict=True)]
+    assert whole == [tiny_llama.tokenizer(text)["input_ids"] for text in given]
+    assert torch.equal(first.token_ids, third.token_ids), "over and over"
+    assert replace(recipe, gamma=0.0).sentences(tiny_llama, cast("Any", None), 0) is None
+
+
+def test_crisp_adapts_the_layers_that_are_named(tiny_llama):
+    wide = TopKSAE(tiny_llama.d_model, 16, 2, seed=3).requires_grad_(False)
+    suppressed = (Suppressed(HookPoint(1), wide, (1,)),)
+    for named, expected in (((2, 3), {"2", "3"}), (None, {"0", "1"})):
+        found = adapted(tiny_llama, suppressed, named)
+        assert {one.weight.split(".")[2] for one in found} == expected
+        assert len(found) == 7 * len(expected), "all seven projections of each"
+    assert parse_value(eval_config(), "crisp_layers", "3-9") == (3, 4, 5, 6, 7, 8, 9)
+
+
+def test_rmu_takes_the_eps_and_decay_of_transformers_4():
+    config = eval_config()(baseline_eps=1e-6, baseline_weight_decay=0.0)
+    given = paced(RMU, cast("Any", SimpleNamespace(setting=lambda kind: config)))
+    assert (given["eps"], given["weight_decay"]) == (1e-6, 0.0)
+    assert (RMU(layer=1).eps, RMU(layer=1).weight_decay) == (1e-8, 0.01)
 
 
 def test_crisp_needs_pre_acts_to_lift(tiny_llama):

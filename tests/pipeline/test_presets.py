@@ -33,7 +33,17 @@ PAPERS = tuple(name for name, preset in presets().items() if "published" in pres
 RELEASED = tuple(name for name in PAPERS if "sae" in presets()[name]["settings"])
 DEFAULTS = {"gemma-2b": "gemma", "gemma2-2b": "gemma2", "gemma2-9b": "gemma2"}
 """Presets that give a model its defaults, one of each kind, and the family of a small model of its class."""
-MEASURES = {"accuracy", "logprob_shift", "loss_added", "alignment", "degenerate", "verbmem", "knowmem", "privleak"}
+MEASURES = {
+    "accuracy",
+    "logprob_shift",
+    "logprob_shift_ratio",
+    "loss_added",
+    "alignment",
+    "degenerate",
+    "verbmem",
+    "knowmem",
+    "privleak",
+}
 
 TEMPLATE = (
     "{{ bos_token }}<turn>{{ messages[0]['content'] | trim }}\n<turn>{% if add_generation_prompt %}model\n{% endif %}"
@@ -233,6 +243,17 @@ def test_a_paper_sets_only_what_there_is_and_names_its_files(name: str) -> None:
         ("condclamp-prime", {"layer": (7,), "num_features": (5,), "clamp_value": (300.0,), "theta": 0.0}),
         ("condclamp-refusal", {"num_features": (10,), "theta": 0.05, "refusal_latent": 15864, "refusal_value": -500.0}),
         (
+            "rmu-gemma2-2b",
+            {
+                "rmu_coefficient": 400.0,
+                "rmu_alpha": 100.0,
+                "rmu_mean": "positions",
+                "baseline_eps": 1e-6,
+                "layer": (3,),
+            },
+        ),
+        ("crisp-gemma2-2b", {"crisp_layers": (3, 4, 5, 6, 7, 8, 9), "num_features": (10,), "baseline_lr": 1e-5}),
+        (
             "inlp-llama2-7b",
             {"layer": (15,), "k": (8,), "expansion_factor": (4,), "ablation_scale": (-3.0,), "sae": None},
         ),
@@ -277,6 +298,10 @@ def _run(name: str, world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     }
     if "sae" in settings:
         small["sae"] = str(world / "gemma-scope-2b-pt-res" / f"layer_{LAYER}" / "params.npz")
+    if "crisp_layers" in settings:
+        small |= {"crisp_layers": (0, 1)}
+    if "baseline_steps" in settings:
+        small |= {"baseline_steps": 2}
     if "refusal_latent" in settings:
         small["refusal_latent"] = REFUSAL
     for corpus in ("forget_eval", "retain_eval"):
@@ -306,6 +331,7 @@ def test_a_paper_runs_to_its_end_on_a_released_sae(
     written = {(row["name"], row["settings"].get("value")) for row in metrics["methods"]}
     for method in set(settings["methods"]) - {"random"}:
         values = [-value for value in settings["clamp_value"]] if "clamp_value" in settings else [-500.0]
+        values = [None] if method in ("rmu", "crisp") else values  # of weights none is written
         assert {(method, value) for value in values} <= written
     assert ("random" in settings["methods"]) == any(row["name"] == "random" for row in metrics["methods"])
     (selection,) = (tmp_path / "run" / "features").glob("*/gemma-scope-2b-pt-res--layer_1-*/*.json")
@@ -335,7 +361,8 @@ def _paired(name: str, metrics: dict[str, Any]) -> bool:
     preset = presets()[name]
     own = [row for row in preset["published"]["rows"] if row["method"] in preset["settings"]["methods"]]
     own = [row for row in own if "note" not in row["settings"]]
-    small = [{**row, "settings": {**row["settings"], "num_features": 2}} for row in own]
+    few = {"num_features": 2}
+    small = [{**row, "settings": {key: few.get(key, value) for key, value in row["settings"].items()}} for row in own]
     rows = published_beside({"published": {"rows": small}}, Report.from_json(metrics)).rows
     wanted = ("accuracy", "verbmem", "knowmem", "privleak")
     return all(measured != NOT_MEASURED for _, measure, _, measured in rows if measure.startswith(wanted))
@@ -485,6 +512,8 @@ def test_a_preset_says_what_it_does_as_published_and_what_differs(name: str) -> 
         ("dsg-muse-books", "all_but_first", "attended"),
         ("condclamp-prime", "attended", "real"),
         ("condclamp-refusal", "attended", "real"),
+        ("rmu-gemma2-2b", "attended", "real"),
+        ("crisp-gemma2-2b", "attended", "real"),
         ("inlp-llama2-7b", "attended", "real"),
     ],
 )

@@ -22,6 +22,7 @@ from sae_forge.interventions.edit import Edit, read_ahead
 from sae_forge.interventions.intervention import Intervention
 from sae_forge.interventions.saved import load_edits, save_edits
 from sae_forge.methods.edits.scale import scale
+from sae_forge.methods.weights.crisp import Shiftable
 from sae_forge.pipeline.bench import Bench
 from sae_forge.sae.filed import FiledSAE
 from sae_forge.sae.formats import stored
@@ -159,6 +160,8 @@ def test_what_asks_for_all_of_it_reads_all_and_once_parts_cost_as_much_they_are_
     reads.clear()
     assert torch.equal(sae.decode(sae.encode(x)), whole.decode(whole.encode(x)))
     assert torch.equal(sae.W_dec, whole.W_dec)
+    assert isinstance(sae, Shiftable), "CRISP lifts the pre-acts of a released SAE too"
+    assert torch.equal(sae.activated(sae.pre_acts(x)), whole.activated(whole.pre_acts(x)))
     sae.hold(range(100))
     assert not reads
     with pytest.raises(ConfigError, match=f"latent {D_SAE} is beyond the SAE"):

@@ -67,6 +67,15 @@ def test_choice_follows_the_floors_in_order():
     assert choose([point(0.3, 0.492)], 0.5)[1] == "utility_1pt"
 
 
+def test_the_floor_is_a_share_of_the_base_where_saebench_has_one_for_all():
+    """A base that knows 70 %: no point keeps 0.99, so SAEBench's score is 0; the best of ours has 0.4 left."""
+    tried = [point(0.4, 0.70, 0.9), point(0.2, 0.69, 0.9)]
+    assert best_at(tried, 0.99) is None
+    found = best_at(tried, floors(0.7)["utility_99"])
+    assert found is not None
+    assert 1 - found.forget == pytest.approx(0.6)
+
+
 def test_below_chance_counts_as_chance_and_the_neighbours_decide():
     inverted, gentle = point(0.05, 1.0, 0.7), point(0.24, 1.0, 0.99)
     assert choose([inverted, gentle], 1.0)[0] is gentle

@@ -192,6 +192,18 @@ def test_the_chat_prompt_is_a_turn_and_the_beginning_of_an_answer(chatty: Langua
     assert letter_prompt(question, "x", blind=True) == "A. p\nB. q\nC. r\nD. s\nAnswer:"
 
 
+def test_white_space_at_the_ends_is_stripped_where_saebench_joins_it(chatty: LanguageModel) -> None:
+    question = Question(id="0", fact="0", question=" Which is it? ", choices=("one", "two", "three", "four "), answer=0)
+    joined = "".join(f"\n{letter}. {text}" for letter, text in zip("ABCD", question.choices, strict=True))
+    theirs = f"The following are multiple choice questions (with answers) about biology.\n{question.question}{joined}"
+    turn = chat_prompt(chatty, question, "wmdp-bio").text
+    ours = turn.removeprefix("<s><turn>").removesuffix("\n<turn>model\nAnswer: (")
+    assert ours.endswith("biology.\nWhich is it?\nA. one\nB. two\nC. three\nD. four")
+    assert theirs.endswith("biology.\n Which is it? \nA. one\nB. two\nC. three\nD. four ")
+    assert ours != theirs
+    assert ours.split() == theirs.split()
+
+
 @pytest.mark.parametrize("writes_bos", [True, False])
 def test_a_chat_prompt_has_one_bos(chatty: LanguageModel, writes_bos: bool) -> None:
     tokenizer = copy.deepcopy(chatty.tokenizer)

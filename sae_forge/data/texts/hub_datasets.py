@@ -50,8 +50,11 @@ def read_saved_dataset(folder: Path, split: str, choose: Choose | None) -> Place
         raise DataError(f"{folder} cannot be read as a saved dataset: {one_line(error)}") from error
 
 
-def read_hub(name: str, config: str | None, split: str, choose: Choose | None) -> Placed:
+def read_hub(name: str, config: str | None, split: str, choose: Choose | None, *, instead: str = "") -> Placed:
     """The rows of a ``datasets`` id, streamed; nothing in the repository is ever run.
+
+    Args:
+        instead: What else could be done where it cannot be had, for the message.
 
     Raises:
         DataError: there is no such dataset, configuration or split.
@@ -59,7 +62,7 @@ def read_hub(name: str, config: str | None, split: str, choose: Choose | None) -
     """
     from datasets import load_dataset
 
-    with _hub_told(name):
+    with _hub_told(name, instead):
         rows = load_dataset(name, config, split=split, streaming=True)
         if choose is not None and rows.features is not None:
             rows = rows.select_columns(list(choose(column_kinds(rows.features.arrow_schema))))
@@ -85,19 +88,20 @@ def rows(name: str, config: str | None, split: str) -> int:
 
 
 @contextmanager
-def _hub_told(name: str) -> Iterator[None]:
+def _hub_told(name: str, instead: str = "") -> Iterator[None]:
     """Tell a dataset that is not there from a Hub that is not."""
     from datasets.exceptions import DatasetNotFoundError, DatasetsError
     from huggingface_hub.errors import HTTPError  # pyright: ignore[reportPrivateImportUsage]
 
     shown, fetched = (
         f"dataset {name!r}",
-        "{name} could not be fetched: {error}; check the network, or give a local file",
+        "{name} could not be fetched: {error}; check the network, or give a local file{instead}",
     )
     asked = Asked(
         name=shown,
         page=f"huggingface.co/datasets/{name}",
         flag="its name",
+        instead=instead,
         words={**READING, "network": fetched, "other": fetched},
     )
     try:
@@ -106,7 +110,7 @@ def _hub_told(name: str) -> Iterator[None]:
         if "gated" in str(error):
             raise hub_errors.told(error, asked, "gated") from error
         raise DataError(
-            f"{shown} is neither a file or folder here nor on the Hub (private ones need a login)"
+            f"{shown} is neither a file or folder here nor on the Hub (private ones need a login){instead}"
         ) from error
     except (DatasetsError, ValueError, RuntimeError, pa.ArrowException) as error:
         raise DataError(f"{shown} cannot be read: {one_line(error)}") from error

@@ -13,9 +13,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from sae_forge import benchmarks
 from sae_forge.data.texts import sources
 from sae_forge.data.texts.formats import PLAIN, READERS, Choose, Placed, one_line, suffix_of
-from sae_forge.errors import DataError
+from sae_forge.errors import DataError, did_you_mean
 
 
 @dataclass(frozen=True)
@@ -75,8 +76,17 @@ def open_source(source: str, split: str) -> Opened:
     split, path = known.split or split, sources.local_path(known.place)
     if known.files is None:
         here = (known.place, known.config, split)
+        near = "" if "/" in known.place else did_you_mean(known.place, (*benchmarks.PARTS, *benchmarks.BENCHMARKS))
+        instead = f"; {known.benchmark.missing}" if known.benchmark else near
         return Opened(
-            (Source(known.place, partial(hub_datasets.read_hub, *here), partial(hub_datasets.rows, *here)),), known
+            (
+                Source(
+                    known.place,
+                    partial(hub_datasets.read_hub, *here, instead=instead),
+                    partial(hub_datasets.rows, *here),
+                ),
+            ),
+            known,
         )
     if path.is_dir() and hub_datasets.is_saved_dataset(path):
         return Opened((Source(str(path), partial(hub_datasets.read_saved_dataset, path, split)),), known)

@@ -13,7 +13,7 @@ from typing import Any
 
 import xxhash
 
-from sae_forge import builtin
+from sae_forge import benchmarks, builtin
 from sae_forge.data.texts.formats import READERS, suffix_of
 from sae_forge.errors import DataError
 
@@ -103,6 +103,8 @@ class Named:
     split: str | None = None
     column: str | None = None
     part: Part | None = None
+    benchmark: benchmarks.Part | None = None
+    """What it is of a benchmark, where it was named as one and no file of its name is here."""
 
     @cached_property
     def files(self) -> list[Path] | None:
@@ -124,7 +126,8 @@ class Named:
 def named(source: str) -> Named:
     """What a source says, taken apart: ``PLACE@SPLIT:COLUMN[FIRST:END]``, all but the place left out at will.
 
-    Of an id the configuration comes first: ``ID:CONFIG@SPLIT:COLUMN``.
+    Of an id the configuration comes first: ``ID:CONFIG@SPLIT:COLUMN``. A benchmark's name is a file of that name, else
+    its place on the Hub.
 
     Raises:
         DataError: there is nothing of this name, and it is no id; or its world or part is unknown.
@@ -144,6 +147,13 @@ def named(source: str) -> Named:
         folder, at, split = place.rpartition("@")
         if at and _is_there(folder):
             return Named(folder, split=split, column=column, part=part)
+    if (known := benchmarks.part_of(whole)) is not None:
+        column = None if whole.startswith(tuple(benchmarks.FAMILIES)) else whole.partition(":")[2] or None
+        if file := next((f"{known.name}{end}" for end in READERS if Path(f"{known.name}{end}").is_file()), None):
+            return Named(file, column=column, part=part)
+        there = _ID.fullmatch(known.source)
+        assert there is not None
+        return Named(**there.groupdict() | {"column": column}, part=part, benchmark=known)
     if builtin.is_builtin(whole):
         builtin.locate(whole.split(":", 2)[0] + ":" + whole.split(":", 2)[1])  # says which there are
     if "://" in whole:
@@ -278,10 +288,12 @@ def corpus_name(source: str) -> str:
         name = path.name.strip(".") or path.resolve().name
         name = name.removesuffix(path.name[-len(suffix_of(path)) :]) if _looks_local(name) else name
         name = name if path.exists() or builtin.is_builtin(known.place) else f"{path.parent.name}-{name}"  # a glob
+    elif known.benchmark:
+        name = known.benchmark.name
     else:
         name = re.sub("[/:@]", "--", known.place + (f":{known.config}" if known.config else ""))
     part = f"--{known.part.start or 0}-{known.part.end or 'end'}".replace("%", "pct") if known.part else ""
-    more = [f"--{said}" for said in (known.split, known.column) if said]
+    more = [f"--{said}" for said in (None if known.benchmark else known.split, known.column) if said]
     return _safe(name + "".join(more) + part) or "corpus"
 
 

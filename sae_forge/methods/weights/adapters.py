@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from sae_forge.errors import BackendError, CheckpointError, ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.methods.weights.recipe import Pace
-from sae_forge.methods.weights.sentences import DEFAULT, Writing, written
+from sae_forge.methods.weights.sentences import DEFAULT, Writing, given, written
 
 if TYPE_CHECKING:
     from torch import nn
@@ -53,7 +53,9 @@ class AdapterPace(Pace):
     dropout: float = 0.05
     """Of what adapters read; 0 in models with experts, whose stacked weights peft adapts without it."""
     writing: Writing = DEFAULT
-    """The sentences of the coherence term."""
+    """The sentences of the coherence term, where they are the given model's own."""
+    fixed: tuple[str, ...] = ()
+    """Sentences to take instead."""
     batch_size: int = 1
     amsgrad: bool = True
 
@@ -80,8 +82,15 @@ class AdapterPace(Pace):
         return adapting(lm, adapted(lm, self.suppressed, self.layers), self.rank, self.dropout)
 
     def sentences(self, frozen: "LanguageModel", retain: "Texts", seed: int) -> "Iterator[TextBatch] | None":
-        """Those of the coherence term, over and over, as ``frozen`` writes them before the first step; None without."""
-        return cycle(written(frozen, self.writing, retain, self.batch_size, seed)) if self.gamma else None
+        """Those of the coherence term, over and over; None without.
+
+        They are fixed, or written by ``frozen`` before the first step.
+        """
+        if not self.gamma:
+            return None
+        if self.fixed:
+            return cycle(given(frozen, self.fixed, self.batch_size))
+        return cycle(written(frozen, self.writing, retain, self.batch_size, seed))
 
 
 def adapted(

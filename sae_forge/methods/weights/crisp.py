@@ -6,14 +6,14 @@ model under training; the dictionary's own threshold follows, and ``unlearn`` is
 above 0 then. ``retain`` and ``coherence`` are mean squared changes, of the activations where latents are read and of
 the last layer's, over every position of the batch, where BOS and padding count as unchanged. With beta at its default
 of 0.99 the unlearning term weighs 0.01. The paper's own sentences are not shipped: those of the coherence term are
-written by the given model.
+written by the given model, unless some are named.
 """
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, ClassVar, Protocol, cast, runtime_checkable
 
 from sae_forge.config.fields import Setting
-from sae_forge.errors import ConfigError
+from sae_forge.errors import ConfigError, DataError, ForgeError
 from sae_forge.methods.edits.latents import latents_of, parts
 from sae_forge.methods.method import Settings, Strength
 from sae_forge.methods.weights.adapters import AdapterPace, Suppressed, without_peft
@@ -40,6 +40,12 @@ class CRISPSettings(PaceSettings):
         "CRISP: layers that get adapters, 3-9 in its code. Unset: all up to the SAE's.",
         Setting(at_least=0, distinct=True, wanted="give layers, each once"),
     ] = None
+    crisp_sentences: Annotated[
+        tuple[str, ...],
+        "CRISP: files of {text} records whose last hidden states are held, as its code holds fixed ones. "
+        "Unset: what the given model writes.",
+        Setting(names_items=True, younger=True),
+    ] = ()
 
 
 @runtime_checkable
@@ -166,15 +172,37 @@ def _layers(materials: "Materials") -> Settings:
     return {} if layers is None else {"layers": list(layers)}
 
 
+def _sentences(materials: "Materials") -> tuple[str, ...]:
+    """Those that are named.
+
+    Raises:
+        DataError: a file of them is missing or malformed.
+    """
+    from sae_forge.tasks.records import load, read_passage
+
+    sources = materials.setting(CRISPSettings).crisp_sentences
+    return tuple(one.text for one in load(sources, read_passage, main="text"))
+
+
+def _missing(materials: "Materials") -> ForgeError | None:
+    """What is wrong before anything is trained."""
+    try:
+        _sentences(materials)
+    except DataError as error:
+        return error
+    return without_peft()
+
+
 METHOD = retraining(
     CRISP,
     axes=lambda size, _: ({"num_features": parts(size, 2), "beta": [0.5, 0.99]}, Strength("rate", 1.0, 10.0)),
     from_flags=_from_flags,
     finished=_finished,
-    needs=lambda _: without_peft(),
+    needs=_missing,
     build=lambda settings, materials: CRISP(
         suppressed=(Suppressed(materials.point, materials.sae, latents_of(settings, materials), materials.sink_norm),),
         layers=tuple(settings["layers"]) if "layers" in settings else None,
+        fixed=_sentences(materials),
         **{name: value for name, value in settings.items() if name not in ("num_features", "layers")},
     ),
     settings=CRISPSettings,

@@ -1,5 +1,6 @@
-"""Sentences that a model writes of its own, by which a recipe holds its fluency."""
+"""Sentences by which a recipe holds a model's fluency: those that it writes of its own, or some that are given."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -56,3 +57,21 @@ def written(lm: "LanguageModel", how: Writing, retain: "Texts", batch_size: int,
         mask[:, : how.prompt_tokens] = True  # a family may pad with a token that its text holds, such as EOS
         sentences.append(TextBatch(ids, mask))
     return sentences
+
+
+def given(lm: "LanguageModel", sentences: Sequence[str], batch_size: int) -> "list[TextBatch]":
+    """These sentences as the model reads them, each cut to what it takes."""
+    import torch
+    from torch.nn.utils.rnn import pad_sequence
+
+    from sae_forge.methods.weights.texts import TextBatch
+    from sae_forge.models.tokens import bos_ids, max_input, text_ids
+
+    rows = [torch.tensor([*bos_ids(lm), *ids][: max_input(lm)]) for ids in text_ids(lm, list(sentences))]
+    batches = []
+    for start in range(0, len(rows), batch_size):
+        own = rows[start : start + batch_size]
+        ids = pad_sequence(own, batch_first=True, padding_value=lm.pad_id)
+        lengths = torch.tensor([len(row) for row in own])
+        batches.append(TextBatch(ids, torch.arange(ids.shape[1]) < lengths[:, None]))
+    return batches

@@ -6,7 +6,7 @@ from typing import Any
 
 from sae_forge.config.model import ModelConfig, plain, shown
 from sae_forge.results.pooled import Pooled, pool, pooled
-from sae_forge.results.report import Report
+from sae_forge.results.report import SHIFT_RATIO, Report
 from sae_forge.results.sheets import Sheet
 from sae_forge.results.words import interval, label, spaced
 from sae_forge.settings import Preset, settings_for
@@ -90,7 +90,7 @@ def _measured(twin: Pooled, measure: str, place: str) -> Estimate | None:
     ending = next((one for one in CHANGES if measure.endswith(one)), "")
     measure, estimates = measure.removesuffix(ending), []
     for row in twin.rows:
-        if (said := row.change if ending else row) is None:
+        if (said := row.change if ending or measure == SHIFT_RATIO else row) is None:
             continue
         cells = (said.roles.get(place), said.domains.get(place))
         placed = [(cell.estimates, measure) for cell in cells if cell is not None]
