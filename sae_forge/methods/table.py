@@ -18,7 +18,7 @@ from sae_forge.methods.edits import (
 )
 from sae_forge.methods.method import Method, Wrapper
 from sae_forge.methods.weights import crisp, grad_diff, gradient_ascent, npo, rmu, simnpo, suppress
-from sae_forge.methods.wrappers import quantised, relearned, stacked
+from sae_forge.methods.wrappers import folds, quantised, relearned, stacked
 
 METHODS: tuple[Method | Wrapper, ...] = (
     scale.METHOD,
@@ -42,6 +42,8 @@ METHODS: tuple[Method | Wrapper, ...] = (
     relearned.METHOD,
     quantised.METHOD,
     stacked.METHOD,
+    folds.SCAL,
+    folds.SUST,
 )
 
 

@@ -40,8 +40,8 @@ DECIDING: dict[Artefact, str] = {
         "max_new_tokens member_forget member_holdout memorised methods model neighbour_prompts neighbour_questions "
         "normalize_text num_features privleak_forget privleak_holdout privleak_reference quantise_bits quantize "
         "question_filter question_front question_template random_seeds refusal_value relearn_steps retain_eval "
-        "retain_prompts retain_questions revision rmu_alpha rmu_coefficient rmu_mean scoring seed shot_questions "
-        "shots site split steering sweep sweep_limit sweep_thresholds temperature text_field theta tofu_forget "
+        "retain_prompts retain_questions revision rmu_alpha rmu_coefficient rmu_mean scal scoring seed shot_questions "
+        "shots site split steering sust sweep sweep_limit sweep_thresholds temperature text_field theta tofu_forget "
         "tofu_frame tofu_real_authors tofu_reference tofu_retain tofu_summaries tofu_world_facts tokens top_p "
         "value_units verbmem"
     ),
@@ -77,6 +77,8 @@ def test_whatever_an_evaluation_reads_counts_by_its_content() -> None:
         "member",
         "judge",
         "crisp",
+        "scal",
+        "sust",
     )
     named = {
         name
