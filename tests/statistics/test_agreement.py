@@ -1,5 +1,7 @@
 """Cohen's kappa against its own example and against what is known without counting."""
 
+import random
+
 import pytest
 
 from sae_forge.statistics.agreement import cohen_kappa
@@ -19,6 +21,18 @@ def test_it_is_what_a_table_of_fifty_gives():
     assert found.value == pytest.approx(0.4)
     assert found.low < 0.4 < found.high
     assert 0.4 < found.high - found.low < 0.6, "Cohen's own standard error is 0.127, so about 0.50 wide"
+
+
+@pytest.mark.interop
+@pytest.mark.slow
+def test_it_is_that_of_scikit_learn():
+    """``make interop`` installs it."""
+    cohen_kappa_score = pytest.importorskip("sklearn.metrics").cohen_kappa_score
+    draw = random.Random(0)
+    for _ in range(20):
+        one = [draw.randrange(4) for _ in range(40)]
+        other = [said if draw.random() < 0.6 else draw.randrange(4) for said in one]
+        assert kappa(one, other).value == pytest.approx(cohen_kappa_score(one, other), abs=1e-12)
 
 
 def test_full_agreement_is_one_and_two_that_say_one_thing_agree_by_nothing_but_chance():
