@@ -147,9 +147,8 @@ def meant(name: str, flag: str) -> str:
     if found is None and flag == "shot_questions" and family == "mmlu" and rest.replace("_", "").isalnum():
         found = f"{whole}@dev"
     found = found or whole
-    known, schemas = part_of(found), dict.fromkeys(QUESTIONS, "questions") | dict.fromkeys(TEXTS, "text")
-    wanted = schemas.get(flag)
-    if wanted is None or (known is None and whole not in _MEANT):
+    known, wanted = part_of(found), "questions" if flag in QUESTIONS else "text" if flag in TEXTS else ""
+    if not wanted or (known is None and whole not in _MEANT):
         return f"{found}{bracket}{part}"
     has = "text" if known is None or known.schema in ("lines", "answered") else known.schema
     if known is None or has != wanted or (has == "text" and wanted == "questions"):

@@ -293,12 +293,14 @@ def shift_ratios(measured: Measurement, base: Measurement, bootstrap: Bootstrap)
         if now is not None and before is not None and (moved := now.difference(before)) is not None:
             apart = replace(bootstrap, seed=bootstrap.seed + number)
             drawn[name] = apart.replicates(moved.sums, moved.counts, moved.clusters)
-    forgotten, ratios = drawn.pop("", None), {}
-    for name, (value, replicates) in drawn.items() if forgotten is not None else ():
+    if "" not in drawn:
+        return {}
+    (whole, forgotten), ratios = drawn.pop(""), {}
+    for name, (value, replicates) in drawn.items():
         own = interval(value, replicates)
         if own.low > 0 or own.high < 0:
             kept = replicates != 0  # where 2.5 % may have the other sign a few may be none at all
-            ratios[name] = interval(forgotten[0] / value, forgotten[1][kept] / replicates[kept])
+            ratios[name] = interval(whole / value, forgotten[kept] / replicates[kept])
     return ratios
 
 

@@ -153,7 +153,7 @@ def named(source: str) -> Named:
             return Named(file, column=column, part=part)
         there = _ID.fullmatch(known.source)
         assert there is not None
-        return Named(**there.groupdict() | {"column": column}, part=part, benchmark=known)
+        return Named(there["place"], there["config"], there["split"], column, part, known)
     if builtin.is_builtin(whole):
         builtin.locate(whole.split(":", 2)[0] + ":" + whole.split(":", 2)[1])  # says which there are
     if "://" in whole:
