@@ -12,7 +12,8 @@ from collections.abc import Iterator, Mapping
 from itertools import pairwise
 
 from sae_forge.results.measure import Measure
-from sae_forge.results.report import SHIFT_RATIO, Cell, ControlSummary, Report, Row, Spread
+from sae_forge.results.ratios import shift_ratios
+from sae_forge.results.report import Cell, ControlSummary, Report, Row, Spread
 from sae_forge.results.words import KINDS, capital, in_percent, interval, moved, share, went, with_unit
 from sae_forge.statistics.bootstrap import Estimate
 
@@ -198,19 +199,8 @@ def _of_method(report: Report, row: Row) -> Iterator[str]:
         yield "  No token of the forget questions was edited."
     also = (_of_measure(report, row, measure) for measure in _others(report))
     groups = (_of_group(report, row, group) for group in report.groups if group not in OWN_GROUPS)
-    texts = (_ratios(report, row), _utility(row), *also, *groups, _fluency(row, report.base))
+    texts = (shift_ratios(report, row), _utility(row), *also, *groups, _fluency(row, report.base))
     yield from (f"  {text}" for text in texts if text)
-
-
-def _ratios(report: Report, row: Row) -> str:
-    """The forget shift over that of each other domain whose own is told apart from none."""
-    cells = row.change.domains if row.change is not None else {}
-    told = [
-        f"{interval(cells[name].estimates[SHIFT_RATIO], 1)} times that on {name}"
-        for name in report.domain_names
-        if name in cells and SHIFT_RATIO in cells[name].estimates
-    ]
-    return f"The log-prob shift on what is forgotten is {', '.join(told)}." if told else ""
 
 
 def _forgetting(report: Report, row: Row) -> str:

@@ -163,7 +163,7 @@ def named(source: str) -> Named:
         raise DataError(f"{whole} does not exist; give {rest} alone: how it is read follows from its name, not {kind}:")
     if (id_ := _ID.fullmatch(whole)) is None or _looks_local(id_["place"]):
         raise DataError(f"{source} does not exist; give a file, a folder, a glob, a datasets id or world:KIND/DOMAIN")
-    return Named(**id_.groupdict(), part=part)
+    return Named(id_["place"], id_["config"], id_["split"], id_["column"], part)
 
 
 def local_path(source: str) -> Path:
