@@ -35,7 +35,6 @@ def in_hand(kind: type[ModelConfig], arguments: Sequence[str], *, reads_run: boo
 
 
 def _of(kind: type[ModelConfig], named: dict[str, str]) -> InHand:
-    from sae_forge.pipeline.known import as_collected
     from sae_forge.progress import SILENT
     from sae_forge.settings import parse_value, resolve
     from sae_forge.store.runs import Run, newest_run
@@ -49,6 +48,8 @@ def _of(kind: type[ModelConfig], named: dict[str, str]) -> InHand:
         given = {"model": run.model, "run_dir": run.folder} | given
     config = resolve(kind, given, preset=preset)
     if (run := Run(config.run_folder)).exists:
+        from sae_forge.pipeline.known import as_collected  # reads shards, so it loads what a help page does without
+
         config = as_collected(config, run, SILENT)
     said = described(kind)
     values = {name: getattr(config, name) for name in said if name not in named}

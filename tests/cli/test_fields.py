@@ -59,7 +59,7 @@ def test_what_decides_an_artefact_is_frozen(artefact: Artefact) -> None:
 def test_ranks_agree_on_all_but_where_things_are() -> None:
     config = TrainConfig()
     assert set(config.settings()) - set(config.settings(local=False)) == {
-        "run_dir", "model_device", "sae_device", "device_map",
+        "run_dir", "model_device", "sae_device", "device_map", "track",
     }  # fmt: skip
 
 
