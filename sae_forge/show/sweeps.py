@@ -41,7 +41,8 @@ def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
 def latents_and_strength(report: Report, *, kind: Kind = "png") -> bytes:
     """What each setting left of what is to be forgotten, by latents edited and by strength; a panel a method.
 
-    The number in a circle is in percent; the ring marks the chosen setting. Methods without both are left out.
+    The number in a circle is in percent, or the least and the most of settings that differ in something else; the ring
+    marks the chosen one. Methods without both are left out.
     """
     swept = report.sweep
     assert swept is not None
@@ -53,14 +54,17 @@ def latents_and_strength(report: Report, *, kind: Kind = "png") -> bytes:
         panels = figure.subplots(rows, columns, squeeze=False).ravel()
         for axes, (name, (rough, points)) in zip(panels, grids.items(), strict=False):
             sizes = sorted({point.settings["num_features"] for point in points})
+            alike: dict[tuple[float, int], list[float]] = {}  # those that differ in further settings share a circle
             for point in points:
-                x, y = point.settings[rough], sizes.index(point.settings["num_features"])
-                chosen = point == swept.methods[name].chosen
-                axes.plot(
-                    x, y, marker="o", markersize=17, color=SKY, alpha=0.15 + 0.6 * min(max(point.forget, 0.0), 1.0),
-                    markeredgecolor="black" if chosen else "none", markeredgewidth=1.4, linestyle="",
-                )  # fmt: skip
-                axes.annotate(f"{100 * point.forget:.0f}", (x, y), ha="center", va="center", fontsize=7)
+                place = point.settings[rough], sizes.index(point.settings["num_features"])
+                alike.setdefault(place, []).append(point.forget)
+                if point == swept.methods[name].chosen:
+                    axes.plot(*place, marker="o", markersize=19, color="none", markeredgecolor="black", zorder=4)
+            for (x, y), left in alike.items():
+                shade = 0.15 + 0.6 * min(max(min(left), 0.0), 1.0)
+                axes.plot(x, y, marker="o", markersize=17, color=SKY, alpha=shade, markeredgecolor="none", linestyle="")
+                ends = sorted({f"{100 * value:.0f}" for value in (min(left), max(left))}, key=int)
+                axes.annotate("–".join(ends), (x, y), ha="center", va="center", fontsize=7 if len(ends) == 1 else 6)
             values = [point.settings[rough] for point in points]
             if all(value > 0 for value in values) or all(value < 0 for value in values):
                 axes.set_xscale("symlog", linthresh=min(abs(value) for value in values))
