@@ -163,8 +163,8 @@ class Tapes:
     def of(self, number: int) -> Tape:
         """The tape of this run, empty at first."""
         if number not in self._by_number:
-            held = sum(tape._bytes for tape in self._by_number.values() if not tape._full)
-            left = 0 if any(tape._full for tape in self._by_number.values()) else LIMIT_BYTES - held
+            recordings = [one for tape in self._by_number.values() for one in tape._recordings.values()]
+            left = 0 if any(one.full for one in recordings) else LIMIT_BYTES - sum(one.size for one in recordings)
             self._by_number[number] = Tape(self.lm, self.point, left)
         return self._by_number[number]
 

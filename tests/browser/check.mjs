@@ -82,7 +82,11 @@ await opened(page, { viewport: { width: 1280, height: 900 } }, async (tab, fault
   found.search = { rare, by_word: await search(rare.word), by_number: await search(String(rare.latent)), shown: await card(tab), nothing: await search("no such word at all") };
   await search("");
   await tab.click("#list thead button:text-is('peak')");
-  found.sorted = await tab.$$eval("#list tbody tr", (rows) => rows.map((row) => Number(row.cells[[...row.parentNode.parentNode.tHead.rows[0].cells].findIndex((head) => head.textContent === "peak")].textContent)));
+  await tab.waitForTimeout(400);
+  found.sorted = await tab.evaluate(() => {
+    const { tHead, tBodies } = document.getElementById("list"), column = [...tHead.rows[0].cells].findIndex((head) => head.textContent === "peak");
+    return [...tBodies[0].rows].map((row) => Number(row.cells[column].textContent));
+  });
   for (const place of [0, 1]) await tab.locator("#list tbody input").nth(place).check();
   found.picked = { value: await tab.inputValue("#picked"), rows: (await listed()).slice(0, 2) };
   await tab.focus("#scatter");
