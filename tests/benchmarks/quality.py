@@ -198,18 +198,22 @@ def main() -> None:
     """Train and judge what is not in the log yet, then print all that is."""
     options = _options()
     kept = [json.loads(line) for line in options.log.read_text("utf-8").splitlines()] if options.log.exists() else []
-    deadline = time.monotonic() + 60 * options.minutes
     wanted = [case for case in _cases(options) if not any(case.items() <= line.items() for line in kept)]
     if wanted:
-        rows = train_rows(options.run_dir, HookPoint(options.layer))
-        judge = _judge(options, sink_norm(rows[:32_768].float()))
+        _measure(options, wanted, kept)
+    print(_told(kept))
+
+
+def _measure(options: argparse.Namespace, wanted: list[dict[str, Any]], kept: list[dict[str, Any]]) -> None:
+    deadline = time.monotonic() + 60 * options.minutes
+    rows = train_rows(options.run_dir, HookPoint(options.layer))
+    judge = _judge(options, sink_norm(rows[:32_768].float()))
     for case in wanted:
         if time.monotonic() > deadline:
             break
         kept.append(case | _measured(rows, judge, case))
         with options.log.open("a", encoding="utf-8") as log:
             log.write(json.dumps(kept[-1]) + "\n")
-    print(_told(kept))
 
 
 def _measured(rows: Tensor, judge: Judge, case: dict[str, Any]) -> dict[str, float]:

@@ -198,7 +198,9 @@ def _told(lines: list[dict[str, Any]]) -> str:
     columns = ("rows", "d_sae", "k", "batch", "steps", "warmup", "decay", "seed", "times", "lr", "fvu", "dead")
     lines = sorted(lines, key=lambda line: (*map(str, (line[name] for name in columns[:8])), line["fvu"]))
     shown = [[f"{line[name]:.3g}" if name in ("lr", "dead") else line[name] for name in columns] for line in lines]
-    return table(columns, [[f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row] for row in shown])
+    return table(
+        columns, [tuple(f"{cell:.4f}" if isinstance(cell, float) else str(cell) for cell in row) for row in shown]
+    )
 
 
 if __name__ == "__main__":
