@@ -4,6 +4,7 @@ The model works in a thread of its own and puts tokens into a queue; the screen 
 second. So a key is answered while the model writes, however long a token takes.
 """
 
+import os
 import sys
 import threading
 import time
@@ -64,6 +65,19 @@ class _Counted:
         del facts
         self._done += amount
         self._say(f"{self._title}: {self._done:,}{f'/{self._total:,}' if self._total else ''} {self._unit}")
+
+
+@contextmanager
+def _a_core_free() -> Iterator[None]:
+    """Inside the block the model leaves the screen a core, where there are several."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, min(before, (os.cpu_count() or 1) - 1)))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Demo(App[ForgeError | None]):
@@ -246,7 +260,7 @@ class Demo(App[ForgeError | None]):
         def work() -> None:
             end: ForgeError | None = None
             try:
-                with closing(conversation.answer(line)) as answer:
+                with _a_core_free(), closing(conversation.answer(line)) as answer:
                     for told in answer:
                         self._written.put(told)
                         if (rest := self._typed + PAUSE - time.monotonic()) > 0:

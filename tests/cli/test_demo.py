@@ -5,9 +5,10 @@ import threading
 import time
 
 import pytest
+import torch
 from textual.widgets import Input, Static, Switch
 
-from cli.demo_app import Demo
+from cli.demo_app import Demo, _a_core_free
 from sae_forge.errors import CheckpointError
 from sae_forge.study.settings import demo_config
 
@@ -131,3 +132,16 @@ async def _outcome(config):
         await until(pilot, lambda: app.return_value is not None or app._exit)
     if app.return_value is not None:
         raise app.return_value
+
+
+def test_the_model_leaves_the_screen_a_core_while_it_writes(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        for cores, threads in ((2, 1), (1, 1), (8, 2)):
+            torch.set_num_threads(2)
+            monkeypatch.setattr("cli.demo_app.os.cpu_count", lambda cores=cores: cores)
+            with _a_core_free():
+                assert torch.get_num_threads() == threads
+            assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
