@@ -15,6 +15,7 @@ from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.progress import Silent
 from sae_forge.study.settings import eval_config
 from sae_forge.tasks.engines import orders
+from sae_forge.tasks.engines.arrangements import orders_of, reordered, tricky
 from sae_forge.tasks.engines.continuations import encode
 from sae_forge.tasks.engines.multiple_choice import answer, chat_prompt, encode_questions, letter_ids, letter_prompt
 from sae_forge.tasks.engines.orders import (
@@ -24,8 +25,6 @@ from sae_forge.tasks.engines.orders import (
     filter_questions,
     load_orders,
     orders_file,
-    orders_of,
-    tricky,
 )
 from sae_forge.tasks.records import Domain, Question, load_questions
 
@@ -116,7 +115,7 @@ def test_letters_are_counted_in_every_order_too(tiny_model: LanguageModel) -> No
     assert len({tuple(tokenizer(f"x {letter}", add_special_tokens=False)["input_ids"][1:]) for letter in "ABCD"}) == 4
     got = ask_orders(tiny_model, MAGIC, "letter", batch_size=5)
     for question in QUESTIONS:
-        asked = [orders.reordered(question, order) for order in permutations(range(4))]
+        asked = [reordered(question, order) for order in permutations(range(4))]
         encoded = [encode(tiny_model, [(letter_prompt(item, MAGIC.name), tuple("ABCD"))]) for item in asked]
         alone = [answer(tiny_model, [item], one, batch_size=1)[0] for item, one in zip(asked, encoded, strict=True)]
         assert got.results[question.id].right == sum(one.correct for one in alone)
@@ -130,7 +129,7 @@ def test_reordering_moves_the_answer_with_its_option() -> None:
     assert every[0] == (0, 1, 2, 3)
     assert len(set(every)) == 24
     for order in every:
-        moved = orders.reordered(QUESTIONS[2], order)
+        moved = reordered(QUESTIONS[2], order)
         assert moved.choices[moved.answer] == QUESTIONS[2].choices[QUESTIONS[2].answer]
         assert moved.choices == tuple(QUESTIONS[2].choices[place] for place in order)
 

@@ -29,9 +29,10 @@ from sae_forge.progress import SILENT, Progress
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.sae.named import NamedSAE
 from sae_forge.store import files
+from sae_forge.tasks.engines.arrangements import reordered, rotations
 from sae_forge.tasks.engines.losses import Corpus, load_corpus, sequence_losses
 from sae_forge.tasks.engines.multiple_choice import answer
-from sae_forge.tasks.engines.orders import ask_orders, orders_file, reordered, rotations
+from sae_forge.tasks.engines.orders import ask_orders, orders_file
 from sae_forge.tasks.item import Role
 from sae_forge.tasks.records import Domain, domain_name, half_of, load_questions
 
