@@ -138,24 +138,24 @@ def meant(name: str, flag: str) -> str:
     """
     whole, bracket, part = name.partition("[")
     family, colon, rest = whole.partition(":")
-    found = _MEANT.get(whole, {}).get(flag)
-    if found is None and family == "tofu" and colon and f"tofu-{rest}" in PARTS:
+    source = _MEANT.get(whole, {}).get(flag)
+    if source is None and family == "tofu" and colon and f"tofu-{rest}" in PARTS:
         # answers are sentences that say of whom they speak, so they are the text; questions are not
-        found = f"tofu-{rest}:answer" if flag in TEXTS else f"tofu-{rest}"
+        source = f"tofu-{rest}:answer" if flag in TEXTS else f"tofu-{rest}"
         if flag.startswith("tofu_") and f"tofu-{rest}_perturbed" in PARTS:
-            found = f"tofu-{rest}_perturbed"
-    if found is None and flag == "shot_questions" and family == "mmlu" and rest.replace("_", "").isalnum():
-        found = f"{whole}@dev"
-    found = found or whole
-    known, wanted = part_of(found), "questions" if flag in QUESTIONS else "text" if flag in TEXTS else ""
+            source = f"tofu-{rest}_perturbed"
+    if source is None and flag == "shot_questions" and family == "mmlu" and rest.replace("_", "").isalnum():
+        source = f"{whole}@dev"
+    source = source or whole
+    known, wanted = part_of(source), "questions" if flag in QUESTIONS else "text" if flag in TEXTS else ""
     if not wanted or (known is None and whole not in _MEANT):
-        return f"{found}{bracket}{part}"
+        return f"{source}{bracket}{part}"
     has = "text" if known is None or known.schema in ("lines", "answered") else known.schema
     if known is None or has != wanted or (has == "text" and wanted == "questions"):
         possible = [one.name for one in PARTS.values() if one.schema == wanted]
         possible += ["mmlu:SUBJECT"] if wanted == "questions" else []
         raise DataError(f"--{flag} {name}: it has no {wanted}; those that have are {', '.join(possible[:12])} …")
-    return f"{found}{bracket}{part}"
+    return f"{source}{bracket}{part}"
 
 
 def part_of(name: str) -> Part | None:

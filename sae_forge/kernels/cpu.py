@@ -118,9 +118,15 @@ def topk(pre_acts: Float[Tensor, "tokens d_sae"], k: int) -> tuple[Float[Tensor,
 
 def largest(numbers: Float[Tensor, "rows columns"], k: int) -> tuple[Int[Tensor, "rows k"], Bool[Tensor, "rows"]]:
     """Where the k largest of each row are, in rising order, and of which rows that is certain: not where the next one
-    below is equal to the last one taken, and not where a NaN is in the way.
+    below is equal to the last one taken. NaN is greater than any number.
     """
-    return _places(numbers >= kth_largest(numbers, k), k)
+    return _places(_reaching(numbers, k), k)
+
+
+def _reaching(numbers: Float[Tensor, "rows columns"], k: int) -> Bool[Tensor, "rows columns"]:
+    """Where the k-th largest of the row is reached: at k places, more where others equal it."""
+    # a NaN is not >= any number: it would be left out, and where two are equal the count would be k all the same
+    return (numbers < kth_largest(numbers, k)).logical_not_()
 
 
 def _places(taken: Bool[Tensor, "rows columns"], k: int) -> tuple[Int[Tensor, "rows k"], Bool[Tensor, "rows"]]:
@@ -133,7 +139,7 @@ def _places(taken: Bool[Tensor, "rows columns"], k: int) -> tuple[Int[Tensor, "r
 
 def among_largest(numbers: Float[Tensor, "rows columns"], k: int) -> Bool[Tensor, "rows columns"]:
     """Which numbers are among the k largest of their row; of equal ones those that come first."""
-    taken = numbers >= kth_largest(numbers, k)
+    taken = _reaching(numbers, k)
     certain = taken.sum(dim=1) == k
     if not certain.all():
         rest = numbers[~certain]

@@ -5,7 +5,7 @@ same words. Times are reckoned from a little of the work, done here and now.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from textwrap import fill
 from typing import Any
 
@@ -66,7 +66,7 @@ class Piece:
     """What the seconds were reckoned from."""
     told: str = ""
     """What else is to be said of it."""
-    seconds_known: bool = field(default=True)
+    seconds_known: bool = True
 
     def line(self) -> str:
         """In words."""
@@ -289,6 +289,7 @@ def _evaluation(config: EvalConfig, bench: Bench) -> Piece:
         f"{told.points:,} settings tried beforehand" if told.points else "",
         f"{told.answered} rows are answered already" if told.answered else "",
         f"not in the time: to retrain the weights for {', '.join(told.retrained)}" if told.retrained else "",
+        "not in the time: what judges take, which are not asked" if getattr(config, "judge", ()) else "",
         "not in the time: the question filter" if getattr(config, "question_filter", "none") != "none" else "",
     ]
     return Piece(

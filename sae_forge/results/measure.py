@@ -10,6 +10,10 @@ if TYPE_CHECKING:  # numpy stays out of --help
     from sae_forge.statistics.bootstrap import Bootstrap, Estimate
 
 
+PART = "share of answers"
+"""The unit of measures that are the parts of one whole."""
+
+
 class Counted(Protocol):
     """What an aggregation reads of an item: its values and what they count over, and which fact it is about."""
 

@@ -30,11 +30,10 @@ def named_by(text: str) -> tuple[str, ...]:
         ConfigError: a pattern that nothing fits (says what is near), or that too much does (says what).
         RemoteError: the Hub refused, does not have the repository, or cannot be reached.
     """
-    found = [name for part in _parts(text) for name in _of(part)]
-    found = list(dict.fromkeys(found))
-    if len(found) > MOST:
-        raise ConfigError(f"--sae {text} stands for {len(found)} SAEs, and {MOST} are the most: {_shown(found)}")
-    return tuple(found)
+    saes = tuple(dict.fromkeys(name for part in _parts(text) for name in _of(part)))
+    if len(saes) > MOST:
+        raise ConfigError(f"--sae {text} stands for {len(saes)} SAEs, and {MOST} are the most: {_shown(saes)}")
+    return saes
 
 
 def in_order(names: Iterable[str]) -> list[str]:

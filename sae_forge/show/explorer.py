@@ -64,7 +64,7 @@ def data(latents: Mapping[str, Latents], texts: Sequence[Continued]) -> str:
     told = {
         "saes": [_latents(name, one) for name, one in latents.items()],
         "texts": [
-            {"prompt": one.prompt, "under": {name: vars(written) for name, written in one.under.items()}}
+            {"prompt": one.prompt, "under": {name: _written(written) for name, written in one.under.items()}}
             for one in texts
         ],
     }
@@ -73,6 +73,12 @@ def data(latents: Mapping[str, Latents], texts: Sequence[Continued]) -> str:
     for letter in "<>&\u2028\u2029":
         text = text.replace(letter, f"\\u{ord(letter):04x}")
     return text
+
+
+def _written(one: Written) -> Mapping[str, Any]:
+    # to a script a letter beyond the first 65,536, such as an emoji, is two
+    letters = np.cumsum([0, *(1 + (letter > "\uffff") for letter in one.text)]).tolist()
+    return {"text": one.text, "edited": [(letters[start], letters[end], said) for start, end, said in one.edited]}
 
 
 def _latents(name: str, one: Latents) -> Mapping[str, Any]:

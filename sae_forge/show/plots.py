@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sae_forge.results.measure import Measure
+from sae_forge.results.measure import PART, Measure
 from sae_forge.results.pooled import Pooled, TradeOff, headline, trade_offs
 from sae_forge.results.report import Report
 from sae_forge.results.words import capital
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
-PART = "share of answers"
-"""The unit of a measure that is one part of a whole."""
 _OWN = (VERMILLION, GREEN, PURPLE, ORANGE, INDIGO, WINE, FOREST)
 _FORGET_BOUNDS = ("min_freq", "max_freq")
 _RETAIN_BOUNDS = ("max_neutral_freq", "retain_threshold")

@@ -136,6 +136,14 @@ def publish_json(path: AnyPath, value: Any) -> None:
     publish_bytes(path, sealed_json(value))
 
 
+def publish_once(path: Path, value: Any) -> None:
+    """Write JSON beside what other processes write, unless one of them has written it."""
+    # files are made under one name for all tries, so two processes at one of them would write into each other's
+    with locked(path.parent, wait=True):
+        if not path.exists():
+            publish_json(path, value)
+
+
 def _make_folder(folder: Path) -> None:
     """Make a folder and those above it, each durable in the one above."""
     missing = [one for one in (folder, *folder.parents) if not one.exists()]  # the deepest first

@@ -7,7 +7,6 @@ Several processes may fill it, each with what falls to it.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import sae_forge
 from sae_forge.errors import DataError
@@ -79,7 +78,7 @@ class Kept:
         ]
         written = list(zip(self._paths(number, answers.asked), records, strict=False))
         for path, record in reversed(written):  # the first last: where that is, all are
-            publish_once(path, record)
+            files.publish_once(path, record)
 
     def _path(self, number: int, asked: Asked) -> Path:
         return next(self._paths(number, asked))
@@ -93,14 +92,6 @@ class Kept:
         while True:
             yield self.folder / f"{name}-{place}.json"
             place += 1
-
-
-def publish_once(path: Path, record: Any) -> None:
-    """Write a record beside those of other processes, unless one of them has written it."""
-    # files are made under one name for all tries, so two processes at one of them would write into each other's
-    with files.locked(path.parent, wait=True):
-        if not path.exists():
-            files.publish_json(path, record)
 
 
 def discard(folder: Path) -> None:

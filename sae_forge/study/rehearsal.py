@@ -112,12 +112,17 @@ def _swept(methods: Sequence[Method], materials: Materials) -> tuple[dict[str, S
     return chosen, sum(map(len, grids.values())), load_tuned(materials.lm, materials.config)
 
 
+def _as_it_is(asked: Asked) -> Asked:
+    return asked
+
+
 def _seconds_an_item(
     materials: Materials, config: EvalConfig, edit: Subject | None, progress: Progress
 ) -> tuple[dict[str, float], dict[str, float]]:
     """Of each task, what an item takes the model as it is, and under an edit, where the layers below it are spared."""
     few: dict[str, Any] = {"loss_tokens": FEW * config.ctx_len} if hasattr(config, "loss_tokens") else {}
-    by_task = {one.task.name: one for one in reversed(load_asked(materials.lm, replace(config, **few), limit=FEW))}
+    every = reversed(load_asked(materials.lm, replace(config, **few), limit=FEW))
+    by_task = {one.task.name: getattr(one.task, "rehearsed", _as_it_is)(one) for one in every}
     plain, edited = {}, {}
     with progress.task("try a few items", 2 * sum(one.units for one in by_task.values()), "items") as task:
         for name, one in by_task.items():

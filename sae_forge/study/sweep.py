@@ -24,7 +24,7 @@ from sae_forge.statistics.answers import alignment
 from sae_forge.store import files, records
 from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, described_domains, main_pool
-from sae_forge.study.kept import FOLDER, Kept, publish_once
+from sae_forge.study.kept import FOLDER, Kept
 from sae_forge.study.measure import Answers, Measurement, load_asked, measure
 from sae_forge.study.settings import catalogue_of
 from sae_forge.study.shares import ALL, Elsewhere, Share
@@ -73,7 +73,7 @@ class Journal:
         key = files.digest([method, point.settings])
         self.points[key] = point
         if self.folder is not None:
-            publish_once(self.folder / FOLDER / "points" / f"{key[:16]}.json", records.encode({key: point}))
+            files.publish_once(self.folder / FOLDER / "points" / f"{key[:16]}.json", records.encode({key: point}))
         return point
 
     def align(self, base: Point, guessing: Mapping[str, float]) -> None:
@@ -205,9 +205,9 @@ def sweep(
     base, tuned = _aligned(as_it_is, as_it_is, guessing), {}
     under_way.journal.align(base, guessing)
     for method in alone:
-        found = ((settings, under_way.journal.find(method.name, settings)) for settings in grids[method.name])
+        tried = ((settings, under_way.journal.find(method.name, settings)) for settings in grids[method.name])
         # in the order in which the method says its settings, which JSON does not keep
-        points = [replace(point, settings=settings) for settings, point in found if point is not None]
+        points = [replace(point, settings=settings) for settings, point in tried if point is not None]
         chosen, rule = pareto.choose(points, base.utility, guessing["forget"])
         end = ends(method, materials)[points.index(chosen)]
         filtered = getattr(materials.config, "question_filter", "none") != "none"

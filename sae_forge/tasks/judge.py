@@ -6,6 +6,7 @@ judged twice, the categories once in reverse, so that what hangs on their order 
 from the length of a text alone is a number of the report too.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.config.questions import Half
 from sae_forge.errors import ConfigError
 from sae_forge.progress import Progress
-from sae_forge.results.measure import Measure
+from sae_forge.results.measure import PART, Measure
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.rubric import INLP, Rubric, read_rubric
 from sae_forge.tasks.task import Asked, Done
@@ -32,8 +33,6 @@ if TYPE_CHECKING:
 
 FOLDER = "judged"
 """Of a run: the replies of its judges."""
-SHARE = "share of answers"
-"""The unit of measures that are parts of one whole."""
 
 
 # ---- measures -----------------------------------------------------------------------------------
@@ -66,14 +65,18 @@ def _of(number: int) -> str:
 
 
 def measures_of(rubric: Rubric, names: Sequence[str], words: int | None) -> tuple[Measure, ...]:
-    """What is measured with these judges; the measures of the first come first."""
+    """What is measured with these judges; the measures of the first come first.
+
+    Raises:
+        ConfigError: a category goes by a name that something else has here.
+    """
     every: list[Measure] = []
     for number, name in enumerate(names):
         end, by = _of(number), f" by {name}" if len(names) > 1 else ""
         share = partial(Measure, unit="share", digits=2, shown="in full")
         every += [
             Measure(
-                name=one.key + end, words=f"judged {one.name}{by}", unit=SHARE, yes_or_no=True,
+                name=one.key + end, words=f"judged {one.name}{by}", unit=PART, yes_or_no=True,
                 shown="in full" if number else "always",
             )
             for one in rubric.categories
@@ -103,6 +106,8 @@ def measures_of(rubric: Rubric, names: Sequence[str], words: int | None) -> tupl
             needs=("both_judged",),
         )  # fmt: skip
         every.append(kappa)
+    if doubled := [name for name, times in Counter(one.name for one in every).items() if times > 1]:
+        raise ConfigError(f"the rubric {rubric.name} gives two measures the name {doubled[0]}; rename the category")
     return tuple(every)
 
 
@@ -232,6 +237,10 @@ class Judge:
             )  # fmt: skip
         return tuple(every)
 
+    def rehearsed(self, asked: Asked) -> Asked:
+        """What the model writes alone: a judge may be paid for, and what it says is kept."""
+        return replace(asked, content=replace(asked.content, judges=()))
+
     def ask(self, lm: "LanguageModel", asked: Asked, *, batch_size: int, done: Done | None) -> list[Item]:
         """What the model writes, and what each judge makes of it.
 
@@ -244,9 +253,9 @@ class Judge:
         written = write(lm, told.prompts, told.sampling, batch_size=batch_size, done=done)
         values = [{"words": float(len(got.text.split()))} for got in written]
         for number, judge in enumerate(told.judges):
-            found = _verdicts(told, judge, [got.text for got in written])
-            for known, verdicts in zip(values, found, strict=True):
-                known |= _values(told.rubric, verdicts, known["words"], _of(number))
+            verdicts = _verdicts(told, judge, [got.text for got in written])
+            for known, its in zip(values, verdicts, strict=True):
+                known |= _values(told.rubric, its, known["words"], _of(number))
         for known in values:
             if {"verdict", "verdict_2"} <= set(known):
                 known["both_judged"] = 1.0

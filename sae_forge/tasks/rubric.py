@@ -66,11 +66,12 @@ class Rubric:
         A name with a reason behind a stop, a colon or a dash counts; one in a sentence does not, since ``none of it``
         and ``not explicit`` name a category as well.
         """
+        numbers = {one.name.casefold(): number for number, one in enumerate(self.categories)}
         lines = [line for line in THINKING.sub("", reply).splitlines() if re.search(r"\w", line)]
         for line in lines[:1] + lines[-1:]:
             said = LABEL.sub("", line).casefold()
-            for number, one in enumerate(self.categories):
-                if re.match(rf"{re.escape(one.name.casefold())}\s*([^\w\s]|$)", said):
+            for name, number in sorted(numbers.items(), key=lambda pair: -len(pair[0])):  # one may begin another
+                if re.match(rf"{re.escape(name)}\s*([^\w\s]|$)", said):
                     return number
         return None
 

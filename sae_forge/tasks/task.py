@@ -44,7 +44,11 @@ class Standing:
 
 @runtime_checkable
 class Task(Protocol):
-    """One kind of thing to ask. One may also have a ``standing``, a :class:`Standing`."""
+    """One kind of thing to ask.
+
+    One may also have a ``standing``, a :class:`Standing`, and ``rehearsed``, which makes of an :class:`Asked` what a
+    dry run may ask to learn how long it takes: nothing that is paid for or written down.
+    """
 
     @property
     def name(self) -> str: ...

@@ -139,3 +139,12 @@ def test_a_few_items_are_tried_under_an_edit_with_the_layers_below_it_spared(
     assert plain.keys() == edited.keys() == {"questions"}
     first, second = given
     assert first["tapes"] is second["tapes"] and not set(first) - set(signature(measure).parameters)
+
+
+def test_no_judge_is_asked(run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("sae_forge.tasks.engines.judges.Asked.replies", lambda *_: pytest.fail("a judge was asked"))
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "The owl"}\n')
+    judge = {"judge": ("https://host/v1#m",), "judge_prompts": (f"{tmp_path}/prompts.jsonl",), "judge_topic": "owls"}
+    materials = run.materials(**run.questions, **judge, max_new_tokens=2)
+    plain, _ = rehearsal._seconds_an_item(materials, materials.config, None, SILENT)
+    assert plain["judge"] > 0 and not list(run.folder.rglob("judged"))

@@ -256,6 +256,12 @@ def test_what_the_script_is_handed_is_all_that_is_known_of_the_latents():
     assert one["about"].startswith("1 of 2 valid latents are chosen, by inlp, highest score first; filters removed: ")
 
 
+def test_a_mark_stands_where_the_script_counts_it():
+    one = Continued("It", {"scale": Written("🙂 ends", ((1, 6, "7"), (0, 1, "7")))})
+    (told,) = embedded(page("m", [Section(title="s", texts=[one])]))["texts"]
+    assert told["under"]["scale"]["edited"] == [[2, 7, "7"], [0, 2, "7"]]
+
+
 def test_where_the_activations_are_gone_the_selection_is_shown_as_far_as_it_goes():
     shown = Latents(selection=SELECTION, cards=remembered(SELECTION, show_forget=True), contexts=True)
     (told,) = embedded(page("m", [section(latents=shown)]))["saes"]

@@ -26,7 +26,7 @@ from sae_forge.tasks import judge as judging
 from sae_forge.tasks.engines import judges
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.judge import Judge
-from sae_forge.tasks.rubric import INLP, read_rubric
+from sae_forge.tasks.rubric import INLP, Category, Rubric, read_rubric
 from sae_forge.tasks.task import Asked
 
 EvalConfig = eval_config()
@@ -287,6 +287,45 @@ def speaker(tmp_path_factory: pytest.TempPathFactory) -> Path:
 )  # fmt: skip
 def test_a_reply_names_one_category_or_is_unreadable(reply: str, number: int | None):
     assert INLP.verdict(reply) == number
+
+
+def test_of_two_names_that_begin_alike_the_longer_is_read():
+    both = tuple(Category(name=name, says="it is") for name in ("Partly", "Partly-wrong"))
+    assert [Rubric(name="x", categories=both).verdict(said) for said in ("Partly", "Partly-wrong: since")] == [0, 1]
+
+
+def test_a_category_called_as_another_measure_is_refused():
+    scored = tuple(Category(name=name, says="it is", score=1) for name in ("Score", "Other"))
+    with pytest.raises(ConfigError, match="two measures the name judged_score"):
+        judging.measures_of(Rubric(name="x", categories=scored), ("m",), None)
+
+
+def test_the_end_of_a_long_reply_is_kept_and_two_who_ask_at_once_have_one(tmp_path: Path):
+    thought = f"<think>{'it is so long. ' * 500}</think>\n"
+
+    class Planted:
+        identity = "planted"
+
+        def __init__(self, said: str, before: judges.Asked | None = None) -> None:
+            self.said, self.before = said, before
+
+        def replies(self, prompts: Any, keep: Callable[[str, str], None], progress: Progress) -> None:
+            if self.before is not None:  # another rank has the same to ask
+                self.before.replies(prompts, progress)
+            for prompt in prompts:
+                keep(prompt, self.said)
+
+    first = judges.Asked(Planted(thought + "Thematic"), tmp_path)
+    (reply,) = judges.Asked(Planted("None", first), tmp_path).replies(["a"], SILENT)
+    assert reply is not None and len(reply) < 2100 and INLP.verdict(reply) == 1
+    assert first.replies(["a"], SILENT) == [reply]
+
+
+def test_a_key_may_end_in_a_new_line(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("PLANTED_KEY", SECRET + "\n")
+    how = {"tokens": 8, "key_variable": "PLANTED_KEY", "at_once": 1, "batch_size": 1, "device": "cpu"}
+    judge = judges.judge_of("https://host/v1#m", **how)
+    assert isinstance(judge, judges.Endpoint) and judge.key == SECRET
 
 
 def test_a_rubric_with_scores_is_read_from_either_format(tmp_path: Path):

@@ -38,7 +38,7 @@ GIVES_UP = 3
 """Prompts in a row without a reply after which the rest of a row is not sent."""
 MAX_REPLY_BYTES = 2**20
 MAX_KEPT = 2000
-"""Characters of a reply that are kept."""
+"""Characters of a reply that are kept, of a longer one half from each end: the verdict stands in one of them."""
 WHAT = "a judge's reply"
 LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -69,7 +69,7 @@ def judge_of(name: str, *, tokens: int, key_variable: str, at_once: int, batch_s
     """
     if "://" not in name:
         return Local(name=name, tokens=tokens, batch_size=batch_size, device=device)
-    return Endpoint.of(name, tokens=tokens, key=os.environ.get(key_variable, ""), at_once=at_once)
+    return Endpoint.of(name, tokens=tokens, key=os.environ.get(key_variable, "").strip(), at_once=at_once)
 
 
 @dataclass(frozen=True)
@@ -88,16 +88,22 @@ class Asked:
         """
         known: dict[str, str] = {}
         for prompt in dict.fromkeys(prompts):
-            if (path := self._path(prompt)).exists():
-                known[prompt] = files.read_json(path, kind=DataError, what=WHAT, proven=True)["reply"]
+            if self._path(prompt).exists():
+                known[prompt] = self._kept(prompt)
 
         def keep(prompt: str, reply: str) -> None:
-            known[prompt] = reply[:MAX_KEPT]
-            files.publish_json(self._path(prompt), {"reply": known[prompt]})
+            half = MAX_KEPT // 2
+            kept = reply if len(reply) <= MAX_KEPT else f"{reply[:half]} … {reply[-half:]}"
+            # another rank may ask the same of another row: of two replies the first counts for both
+            files.publish_once(self._path(prompt), {"reply": kept})
+            known[prompt] = self._kept(prompt)
 
         if unknown := [prompt for prompt in dict.fromkeys(prompts) if prompt not in known]:
             self.judge.replies(unknown, keep, progress)
         return [known.get(prompt) for prompt in prompts]
+
+    def _kept(self, prompt: str) -> str:
+        return files.read_json(self._path(prompt), kind=DataError, what=WHAT, proven=True)["reply"]
 
     def _path(self, prompt: str) -> Path:
         name = files.digest([self.judge.identity, prompt])
