@@ -153,9 +153,12 @@ def parse_value(kind: type[ModelConfig], name: str, raw: Any) -> Any:
         bad = (
             value[int(first["loc"][0])] if isinstance(value, list) and first["loc"] else raw
         )  # of several only the one
-        said = first["msg"].lower().replace("'", "")  # of a choice the possible ones, which are our own
-        near = did_you_mean(str(bad), choices(wanted)) if first["type"] == "literal_error" else ""
-        raise ConfigError(f"--{name} {_start(bad)}{near}: {said[:240]}") from error
+        said, near = first["msg"].lower().replace("'", ""), ""
+        if first["type"] == "literal_error":  # the possible ones are our own: all are said
+            near = did_you_mean(str(bad), choices(wanted))
+        else:
+            said = said[:240]
+        raise ConfigError(f"--{name} {_start(bad)}{near}: {said}") from error
     for part in parsed if isinstance(parsed, tuple) else (parsed,):
         if isinstance(part, int) and abs(part) > MAX_INTEGER:
             raise ConfigError(f"--{name} {_start(raw)}: give a number between -{MAX_INTEGER} and {MAX_INTEGER}")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from sae_forge.results.report import Point, Report
+from sae_forge.results.report import Point, Report, TunedMethod
 from sae_forge.results.words import capital, spaced
 from sae_forge.show import canvas
 from sae_forge.show.canvas import GREY, SKY, VERMILLION, Kind
@@ -16,12 +16,13 @@ def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
     """
     swept = report.sweep
     assert swept is not None
-    tried = [point for one in swept.methods.values() for point in one.points]
-    columns = min(4, len(swept.methods))
-    rows = -(-len(swept.methods) // columns)  # rounded up
-    with canvas.figure(2.3 * columns + 0.4, 1.9 * rows + 0.6) as (figure, write):
+    methods = _methods(report)
+    tried = [point for one in methods.values() for point in one.points]
+    columns = min(4, len(methods))
+    rows = -(-len(methods) // columns)  # rounded up
+    with canvas.figure(2.3 * columns + 0.4, 1.9 * rows + (0.6 if rows > 1 else 1.3)) as (figure, write):
         panels = figure.subplots(rows, columns, sharex=True, sharey=True, squeeze=False).ravel()
-        for axes, (name, one) in zip(panels, swept.methods.items(), strict=False):
+        for axes, (name, one) in zip(panels, methods.items(), strict=False):
             # rasterized: in an SVG every panel would hold every point of all
             axes.scatter(*_places(tried), s=6, color="#999999", alpha=0.5, linewidth=0, rasterized=True)
             axes.plot(*_places(one.front), color=VERMILLION, linewidth=1)
@@ -30,7 +31,7 @@ def sweep_panels(report: Report, *, kind: Kind = "png") -> bytes:
             axes.scatter(*_places([swept.base]), s=60, marker="*", color=GREY, zorder=3)
             axes.axhline(swept.floors["utility_99"], color="black", linewidth=0.8, linestyle=":")
             axes.set_title(name, fontsize=9)
-        for axes in panels[len(swept.methods) :]:  # the last row may be longer than what is left
+        for axes in panels[len(methods) :]:  # the last row may be longer than what is left
             axes.set_visible(False)
         words = next((one.words for one in report.measures if one.name == swept.measure), swept.measure)
         figure.supxlabel(f"{words} on what is forgotten (dev half)")
@@ -90,12 +91,18 @@ def has_grids(report: Report) -> bool:
 def _grids(report: Report) -> dict[str, tuple[str, Sequence[Point]]]:
     """The setting that says how rough a method was, and its points, of each method that edits a number of latents."""
     grids = {}
-    for name, one in report.sweep.methods.items() if report.sweep else ():
+    for name, one in _methods(report).items():
         known = one.points[0].settings if one.points else {}
         rough = next((key for key in report.rough if isinstance(known.get(key), int | float)), None)
         if rough and "num_features" in known and len({point.settings[rough] for point in one.points}) > 1:
             grids[name] = rough, one.points
     return grids
+
+
+def _methods(report: Report) -> dict[str, TunedMethod]:
+    """What was swept, in the order of the report's rows: a file has them by name."""
+    swept = report.sweep.methods if report.sweep else {}
+    return {row.name: swept[row.name] for row in report.rows if row.name in swept} | dict(swept)
 
 
 def _places(points: Sequence[Point]) -> tuple[list[float], list[float]]:

@@ -489,6 +489,8 @@ _STORED = "sae_forge/sae/formats/stored.py"
 """Reads a zip in which nothing is compressed, and refuses any other."""
 _WRITTEN = "sae_forge/sae/formats/written.py"
 """Writes a pickle of tensors where the tool that reads it opens nothing else."""
+_TRACKED = "sae_forge/training/tracking.py"
+"""Starts this package anew, for a tracker's client to run in."""
 _DIRECTORY = "sae_forge/sae/directory.py"
 """Reads the YAML of an installed package, which can run code as it is."""
 _TEXTS, _RECORDS = "sae_forge/data/texts/formats.py", "sae_forge/data/texts/records.py"
@@ -500,7 +502,7 @@ BANNED_MODULES: dict[str, tuple[str, ...]] = {
     **dict.fromkeys(("copyreg", "ruamel", "tarfile", "ctypes"), ()),
     **dict.fromkeys(("bz2", "gzip"), (_TEXTS,)),
     "yaml": (_DIRECTORY,),
-    "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "subprocess": (_PICKLED,),
+    "torch.distributed.checkpoint": (), "zipfile": (_STORED,), "subprocess": (_PICKLED, _TRACKED),
     "lzma": (_TEXTS, _RECORDS), "zlib": (_CHECKSUMS, _STORED, _RECORDS, _FAMILIAR),
 }  # fmt: skip
 """Modules that nothing may import, and who alone may."""

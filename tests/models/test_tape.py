@@ -107,7 +107,8 @@ def test_edits_of_a_played_activation_encode_it_once_with_each_sae(any_model, po
         with tape.running(), applied(lm, saes[number], point, edit):
             assert score(lm, asked, batch_size=2) == scores
     assert [sae.encoded for sae in saes] == [(len(edits) + 1) * count for count in once]
-    memories = [memory_of(passed.output) for passed in tape._passes if isinstance(passed.output, torch.Tensor)]
+    passes = [passed for recording in tape._recordings.values() for passed in recording.passes]
+    memories = [memory_of(passed.output) for passed in passes if isinstance(passed.output, torch.Tensor)]
     del saes[0], sae
     gc.collect()
     assert all(memory is not None and len(memory) == 1 for memory in memories)
