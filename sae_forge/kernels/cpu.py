@@ -148,7 +148,7 @@ def among_largest(numbers: Float[Tensor, "rows columns"], k: int) -> Bool[Tensor
 
 
 def kth_largest(numbers: Float[Tensor, "rows columns"], k: int) -> Float[Tensor, "rows 1"]:
-    """The k-th largest of each row; NaN counts as greater than any number."""
+    """The k-th largest of each row, NaN being greater than any number; NaN, too, where one is among the k."""
     if numbers.dtype not in (torch.float32, torch.float64) or torch.get_num_threads() > _NUMPY_THREADS:
         return torch.topk(numbers, k, dim=1, sorted=False).values.amin(dim=1, keepdim=True)
     at = numbers.shape[1] - k

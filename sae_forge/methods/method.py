@@ -124,18 +124,27 @@ def _wrapped(wrapper: Wrapper, method: Method) -> Method:
     def from_flags(size: int, materials: "Materials") -> list[Settings]:
         return [settings | wrapper.from_flags(materials) for settings in method.from_flags(size, materials)]
 
+    return done_to(
+        method,
+        wrapper,
+        from_flags=from_flags,
+        build=build,
+        at_rest=method.at_rest,
+        joined=lambda chosen, materials: chosen[0] | wrapper.from_flags(materials),
+    )
+
+
+def done_to(method: Method, wrapper: Wrapper, **how: Any) -> Method:
+    """The method with the wrapper around it, named after both; ``how``: its settings, and how it is built of them."""
     return Method(
         name=f"{method.name}+{wrapper.name}",
         kind="weights",
         title=lambda settings: f"{method.said(settings)}, {wrapper.title(settings)}",
         rough=method.rough,
         unsaid=method.unsaid,
-        from_flags=from_flags,
-        build=build,
         needs=lambda materials: method.needs(materials) or wrapper.needs(materials),
-        at_rest=method.at_rest,
         parts=(method,),
-        joined=lambda chosen, materials: chosen[0] | wrapper.from_flags(materials),
+        **how,
     )
 
 

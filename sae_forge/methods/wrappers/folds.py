@@ -15,7 +15,7 @@ from sae_forge import benchmarks
 from sae_forge.config.fields import Setting
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, ForgeError
-from sae_forge.methods.method import Method, Settings, Wrapper
+from sae_forge.methods.method import Method, Settings, Wrapper, done_to
 from sae_forge.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -111,16 +111,11 @@ def _folded(wrapper: Wrapper, method: Method) -> Method:
         count = len(folds_of(wrapper.name, materials.config))
         return [one | {key: fold} for one in settings for fold in range(1, count + 1)]
 
-    return Method(
-        name=f"{method.name}+{wrapper.name}",
-        kind="weights",
-        title=lambda settings: f"{method.said(settings)}, {wrapper.title(settings)}",
-        rough=method.rough,
-        unsaid=method.unsaid,
+    return done_to(
+        method,
+        wrapper,
         from_flags=lambda size, materials: each(method.from_flags(size, materials), materials),
         build=build,
-        needs=lambda materials: method.needs(materials) or wrapper.needs(materials),
-        parts=(method,),
         joined=lambda chosen, materials: each(chosen[:1], materials)[-1],
     )
 
