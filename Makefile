@@ -23,7 +23,8 @@ test-slow: $(VENV)/.test-ready  ## what takes minutes more: every kernel for eve
 browser: $(VENV)/.test-ready $(NODE)  ## the page in headless Chromium (CHROMIUM names it; needs node), and axe; PAGE=FILE another page
 	$(BIN)/python -m pytest -q -rs tests/browser
 
-pictures: $(NODE)  ## the pictures of docs/page.md anew, from the page that `make run` wrote
+pictures: $(VENV)/.test-ready $(NODE)  ## the pictures of docs/page.md anew, from the run that `make run` wrote
+	$(BIN)/python tests/browser/demo_picture.py docs/pictures/demo.svg
 	cd tests/browser && node shots.mjs ../../checkpoints/tiny-llama/report.html ../../docs/pictures docs
 
 $(NODE): tests/browser/package.json

@@ -4,6 +4,7 @@ The model works in a thread of its own and puts tokens into a queue; the screen 
 second. So a key is answered while the model writes, however long a token takes.
 """
 
+import gc
 import os
 import sys
 import threading
@@ -116,6 +117,9 @@ class Demo(App[ForgeError | None]):
         self._loaded = ""
         self._typed = 0.0
         """When the last key was pressed."""
+        self._painted = threading.Event()
+        """Not set while what was written is on its way to the screen."""
+        self._painted.set()
 
     def outcome(self) -> Outcome:
         """Run until the person leaves.
@@ -174,6 +178,10 @@ class Demo(App[ForgeError | None]):
         sys.setswitchinterval(SWITCH)
         self.run_worker(self._load, thread=True)
 
+    def on_unmount(self) -> None:
+        """Leave the process as it was."""
+        gc.unfreeze()
+
     def _load(self) -> None:
         """In a thread: all that is needed to write, made where it is missing."""
         try:
@@ -183,6 +191,9 @@ class Demo(App[ForgeError | None]):
         except ForgeError as error:
             self.call_from_thread(self.exit, error)
             return
+        # a full collection goes through all that torch and the model are made of: 0.4 s in which no key is shown
+        gc.collect()
+        gc.freeze()
         self.call_from_thread(self._begin, conversation)
 
     def _tell_loading(self, line: str) -> None:
@@ -265,6 +276,8 @@ class Demo(App[ForgeError | None]):
                         self._written.put(told)
                         if (rest := self._typed + PAUSE - time.monotonic()) > 0:
                             time.sleep(rest)
+                        # both are Python, and on busy cores every exchange of its lock waits for one of them
+                        self._painted.wait(PAUSE)
                         if self._stop.is_set():
                             break
             except ForgeError as error:
@@ -297,6 +310,9 @@ class Demo(App[ForgeError | None]):
                 if latents := marks(token):
                     shown.append(f"[{latents}]", style="dim")
                 fresh.setdefault(title, Text()).append_text(shown)
+        if fresh or latest is not None:
+            self._painted.clear()
+            self.call_after_refresh(self._painted.set)
         for title, text in fresh.items():
             self._append("#plain" if title == BASELINE else "#edited", title, text)
         if latest is not None:

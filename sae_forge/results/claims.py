@@ -13,8 +13,8 @@ from itertools import pairwise
 
 from sae_forge.results.measure import Measure
 from sae_forge.results.ratios import shift_ratios
-from sae_forge.results.report import Cell, ControlSummary, Report, Row, Spread
-from sae_forge.results.words import KINDS, capital, in_percent, interval, moved, share, went, with_unit
+from sae_forge.results.report import Cell, ControlSummary, Report, Row
+from sae_forge.results.words import KINDS, capital, in_percent, interval, moved, over_seeds, share, went, with_unit
 from sae_forge.statistics.bootstrap import Estimate
 
 REVERSIBLE = "This is a hook on a running model: the weights are unchanged, and removing the hook restores everything."
@@ -317,7 +317,7 @@ def _control(report: Report, control: ControlSummary, row: Row) -> str:
     if measure is None:
         parts = [
             f"{report.groups[group].measure(key).words} from {report.base.groups[group][key].value:.1f} "
-            f"to {_over_seeds(spread, 1)}"
+            f"to {over_seeds(spread, 1)}"
             for group in control.groups
             if group not in OWN_GROUPS
             for key, spread in control.groups[group].items()
@@ -325,9 +325,9 @@ def _control(report: Report, control: ControlSummary, row: Row) -> str:
         return f"{name}: {'; '.join(parts)}." if parts else f"{name} were measured on nothing that is to be forgotten."
     spread, before = forget[measure], report.base.roles["forget"].estimates[measure].value
     unit = {"accuracy": "questions", "logprob": "log-prob"}.get(measure) or _named(report, measure).words
-    said = f"{name}: forget {unit} from {before:.2f} to {_over_seeds(spread)}"
+    said = f"{name}: forget {unit} from {before:.2f} to {over_seeds(spread)}"
     if retain := control.roles.get("retain", {}).get(measure):
-        said += f", retain to {_over_seeds(retain)}"
+        said += f", retain to {over_seeds(retain)}"
     beyond = control.edit_minus_control.get("forget", {}).get(measure)
     as_far = spread.min <= row.roles["forget"].estimates[measure].value
     return f"{said}. {_verdict(beyond, as_far)}" if beyond else f"{said}."
@@ -336,9 +336,9 @@ def _control(report: Report, control: ControlSummary, row: Row) -> str:
 def _control_loss(report: Report, control: ControlSummary, row: Row) -> str:
     """The same of a run without questions: what the control did to the loss, and its share of the edit's effect."""
     spread, before = control.groups["loss"]["forget"], report.base.groups["loss"]["forget"].value
-    said = f"loss on forget text from {before:.2f} to {_over_seeds(spread)} nats"
+    said = f"loss on forget text from {before:.2f} to {over_seeds(spread)} nats"
     if retain := control.groups["loss"].get("retain"):
-        said += f", on retain text to {_over_seeds(retain)}"
+        said += f", on retain text to {over_seeds(retain)}"
     effect = _group_change(row, "loss")["forget"]
     if effect.low > 0:
         least, most = ((loss - before) / effect.value for loss in (spread.min, spread.max))
@@ -365,10 +365,6 @@ def _verdict(beyond: Estimate, as_far: bool) -> str:
     if beyond.low > 0:
         return "The control goes further than the edit, so forgetting is not shown to come from the chosen latents."
     return "The edit is not told apart from it, so forgetting is not shown to come from the chosen latents."
-
-
-def _over_seeds(spread: Spread, digits: int = 2) -> str:
-    return f"{spread.mean:.{digits}f} ({spread.min:.{digits}f} to {spread.max:.{digits}f})"
 
 
 # ---- what a report holds ------------------------------------------------------------------------

@@ -1,9 +1,12 @@
 """How a method, a setting, a number and a unit are said, wherever they are said: claims, tables, pictures, the card."""
 
 from collections.abc import Collection, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sae_forge.statistics.estimate import Estimate
+
+if TYPE_CHECKING:
+    from sae_forge.results.report import Spread
 
 KINDS = {
     "latents": "Other latents' directions at the same norm",
@@ -67,6 +70,11 @@ def interval(estimate: Estimate | None, digits: int = 2) -> str:
     if estimate is None:
         return ""
     return f"{estimate.value:.{digits}f} [{estimate.low:.{digits}f}, {estimate.high:.{digits}f}]"
+
+
+def over_seeds(spread: "Spread", digits: int = 2) -> str:
+    """What several seeds gave: ``0.50 (0.33 to 0.65)``, their mean and the ends."""
+    return f"{spread.mean:.{digits}f} ({spread.min:.{digits}f} to {spread.max:.{digits}f})"
 
 
 def in_percent(estimate: Estimate) -> str:

@@ -5,6 +5,7 @@ the latents and the texts, without its script. ``page/`` holds its template, its
 escaped: snippets come from corpora, and a corpus may hold anything.
 """
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 
 UNMEASURED = "No eval report is here, so nothing can be claimed about forgetting or side effects."
 PARTS = Path(__file__).parent / "page"
+FLAG = re.compile(r"(--[a-z]\w*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +95,17 @@ def _template() -> "Template":
     import jinja2  # which the command line need not load
 
     folder = jinja2.FileSystemLoader(PARTS)
-    return jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True).get_template("page.html")
+    environment = jinja2.Environment(loader=folder, autoescape=True, trim_blocks=True)
+    environment.filters["flags"] = _unbroken
+    return environment.get_template("page.html")
+
+
+def _unbroken(text: str) -> str:
+    """Escaped, with flags that stay on one line: a browser would end it behind their hyphens."""
+    from markupsafe import Markup
+
+    flag = Markup('<span class="flag">%s</span>')
+    return Markup().join(flag % part if place % 2 else part for place, part in enumerate(FLAG.split(text)))
 
 
 def _told(one: Section) -> Mapping[str, Any]:

@@ -1,14 +1,16 @@
 """The demo under Textual's pilot: keys send, switch, stop and change; both answers stand side by side."""
 
 import asyncio
+import gc
 import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from textual.widgets import Input, Static, Switch
 
-from cli.demo_app import Demo, _a_core_free
+from cli.demo_app import PAUSE, Demo, _a_core_free
 from sae_forge.errors import CheckpointError
 from sae_forge.study.settings import demo_config
 
@@ -76,6 +78,7 @@ def test_both_answers_stand_side_by_side_and_the_edit_is_switched_by_key_and_com
 def test_scale_latents_and_method_change_and_what_cannot_be_is_said(config):
     async def what(app, pilot):
         await loaded(pilot, app)
+        assert gc.get_freeze_count() > 100_000, "a full collection would hold the screen up"
         for line in ("/scale -9", "/latents 3", "/nope"):
             app.query_one("#line", Input).value = line
             await pilot.press("ctrl+s")
@@ -91,6 +94,7 @@ def test_scale_latents_and_method_change_and_what_cannot_be_is_said(config):
         assert next(iter(app.conversation.edits)).startswith("Zero ablation")
 
     with_app(config, what)
+    assert gc.get_freeze_count() == 0
 
 
 @pytest.mark.slow
@@ -145,3 +149,18 @@ def test_the_model_leaves_the_screen_a_core_while_it_writes(monkeypatch):
             assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+def test_no_token_is_begun_while_what_was_written_is_on_its_way_to_the_screen(config):
+    app, begun = Demo(config), []
+
+    def answer(line):
+        for number in range(2):
+            begun.append(app._painted.is_set())
+            yield "baseline", number
+
+    app.conversation = SimpleNamespace(answer=answer)
+    app._painted.clear()
+    threading.Timer(PAUSE / 2, app._painted.set).start()
+    app._write("The owl")()
+    assert begun == [False, True]

@@ -287,6 +287,7 @@ def test_the_page_opens_with_the_verdict_beside_its_caveats_and_folds_the_senten
     )
     folded = text.split("<details")[1].split("</details>")[0]
     assert "forget questions fell." in folded and "under" in folded
+    assert 'beside it in <span class="flag">--methods</span>' in text, "a line would end behind the hyphens"
     assert RETRAINED.format(names="rmu") in page("m", [section(report=MAPPED)])
 
 
