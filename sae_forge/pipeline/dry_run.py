@@ -36,7 +36,7 @@ from sae_forge.study.run import REPORT_FILE
 from sae_forge.study.settings import catalogue_of
 from sae_forge.study.sweep import require_possible
 from sae_forge.training.architectures.table import architecture_of
-from sae_forge.training.further import CHECKPOINTS, found
+from sae_forge.training.further import CHECKPOINTS, as_it_stands
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import KEPT, checkpoints
 from sae_forge.training.tracking import require_tracker
@@ -227,7 +227,7 @@ def _on_shards(shards: Sequence[ShardReader], point: HookPoint, config: TrainCon
         plan = Plan.make(config, shape, stream)
         done = 0
         if not config.starts_over:
-            stored, is_longer, finished = found(folder, config, plan.settings(known))
+            stored, is_longer, finished = as_it_stands(folder, config, plan.settings(known))
             if finished and not is_longer:
                 yield Piece(verb="train", path=str(folder), is_there=True)
                 continue

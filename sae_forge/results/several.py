@@ -101,7 +101,7 @@ def measured_of(report: Report) -> tuple[Measured, ...]:
 
 def _measured(report: Report, one: Pooled) -> Measured:
     measure = next((measure.name for measure in report.measures), "")
-    roles = {role: found for role in ("forget", "neighbour", "retain") if (found := one.role(role, measure))}
+    roles = {role: estimate for role in ("forget", "neighbour", "retain") if (estimate := one.role(role, measure))}
     row = one.rows[0]
     change = row.change.roles.get("forget") if row.change else None
     under = [

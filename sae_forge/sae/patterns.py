@@ -83,8 +83,8 @@ def _below(path: Path) -> list[str]:
     """The SAEs of a folder that is none itself, if they are several."""
     if not path.is_dir() or _is_sae(path):
         return []
-    found = islice((one for one in path.rglob("*") if one.is_file()), _MAX_LISTED)
-    names = [one.relative_to(path).as_posix() for one in found]
+    every = islice((one for one in path.rglob("*") if one.is_file()), _MAX_LISTED)
+    names = [one.relative_to(path).as_posix() for one in every]
     inside = {str(path / PurePosixPath(name).parent) for name in names if PurePosixPath(name).name == POINTER}
     inside |= {str(path / name) for name in _saes_among(names)}
     return in_order(inside) if len(inside) > 1 else []
@@ -113,9 +113,9 @@ def _in_repository(part: str, place: str, path: str) -> list[str]:
 
 def _saes_among(names: Sequence[str]) -> list[str]:
     """The folders of the SAEs that these files are of; of several in one folder the files."""
-    found = table.matching(names)
-    folders = [folder for _, folder in found.values()]
-    return [folder if folders.count(folder) == 1 and folder != "." else name for name, (_, folder) in found.items()]
+    by_file = table.matching(names)
+    folders = [folder for _, folder in by_file.values()]
+    return [folder if folders.count(folder) == 1 and folder != "." else name for name, (_, folder) in by_file.items()]
 
 
 def _fitting(part: str, fits: Sequence[str], there: Sequence[str]) -> list[str]:

@@ -235,11 +235,11 @@ def _measured(
                     else in_force(materials.lm, row.plan.subject, progress) as (lm, log)
                 ):
                     how: dict[str, Any] = {"batch_size": size, "tapes": tapes if lm is materials.lm else None}
-                    found = measure(lm, row.asked, log, task, **how, kept=row.kept, only=some, method=row.plan.name)
+                    answers = measure(lm, row.asked, log, task, **how, kept=row.kept, only=some, method=row.plan.name)
                 if mine is everything:
-                    measurements.append(found)
+                    measurements.append(answers)
                     if row.plan.kind == "baseline":  # said now: what follows may take hours
-                        for line in guessing(describe(found, {}, Bootstrap(GLANCE, 0))["roles"]):
+                        for line in guessing(describe(answers, {}, Bootstrap(GLANCE, 0))["roles"]):
                             progress.say(line)
         if mine is not everything:
             team.meet()

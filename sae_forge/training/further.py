@@ -36,7 +36,7 @@ def open_folder(
     """
     if config.starts_over:
         shutil.rmtree(folder, ignore_errors=True)
-    stored, is_longer, finished = found(folder, config, settings)
+    stored, is_longer, finished = as_it_stands(folder, config, settings)
     if stored is None or not is_longer:
         if not finished:
             held.enter_context(files.locked(folder / CHECKPOINTS))
@@ -50,7 +50,9 @@ def open_folder(
     files.publish_json(folder / CONFIG, settings)
 
 
-def found(folder: Path, config: TrainConfig, settings: dict[str, Any]) -> tuple[dict[str, Any] | None, bool, bool]:
+def as_it_stands(
+    folder: Path, config: TrainConfig, settings: dict[str, Any]
+) -> tuple[dict[str, Any] | None, bool, bool]:
     """The settings of the SAE that is there, whether these train it further, and whether it is finished.
 
     Raises:

@@ -79,8 +79,8 @@ def require_tracker(named: str | None) -> None:
     if client not in CLIENTS or not project:
         near = did_you_mean(client, list(CLIENTS))
         raise ConfigError(f"--track {named}: unknown{near}; give {' or '.join(CLIENTS)}, and :PROJECT behind it or not")
-    found = importlib.util.find_spec(client)
-    if found is None or found.origin is None:  # a folder that wandb left here is no package
+    package = importlib.util.find_spec(client)
+    if package is None or package.origin is None:  # a folder that wandb left here is no package
         raise BackendError(
             f"--track {client} needs {client}, which is not installed: pip install 'sae-forge[{client}]'"
         )

@@ -328,11 +328,11 @@
   };
 
   const go = () => {
-    const found = /^#latent-(\d+)(?:-of-(\d+))?$/.exec(location.hash);
-    if (!found || !data.saes.length) return;
-    const which = Number(found[2] || 1) - 1;
+    const named = /^#latent-(\d+)(?:-of-(\d+))?$/.exec(location.hash);
+    if (!named || !data.saes.length) return;
+    const which = Number(named[2] || 1) - 1;
     if (which !== number && data.saes[which]) { open(which); $("which").value = which; }
-    if (Number(found[1]) < sae.forget.length) { show(Number(found[1])); $("card").scrollIntoView({ block: "nearest" }); }
+    if (Number(named[1]) < sae.forget.length) { show(Number(named[1])); $("card").scrollIntoView({ block: "nearest" }); }
   };
   if (data.saes.length) {
     const scatter = $("scatter");

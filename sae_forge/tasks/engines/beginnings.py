@@ -141,8 +141,8 @@ def run(
         if further:
             waiting += _batches(further, _Past(output.past_key_values, whole), batch_size)
         targets = torch.tensor([read.token for _, read in reads], dtype=torch.long)
-        found = picked(output.logits[0], targets if among is None else torch.searchsorted(among, targets))
-        yield from zip([read.name for _, read in reads], found.tolist(), strict=True)
+        logprobs = picked(output.logits[0], targets if among is None else torch.searchsorted(among, targets))
+        yield from zip([read.name for _, read in reads], logprobs.tolist(), strict=True)
 
 
 def _batches(
