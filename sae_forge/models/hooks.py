@@ -38,6 +38,7 @@ _Visit = Callable[[Tensor], Tensor]
 _WHOLE = "sae_forge_whole"
 _BLOCKS = count()
 _SHARED: ContextVar[Shared | None] = ContextVar("texts of each row", default=None)
+_PAUSED: ContextVar[bool] = ContextVar("activations are left as they are", default=False)
 
 
 HookT = TypeVar("HookT", bound=Callable[..., Any])
@@ -188,6 +189,16 @@ def sharing(texts: Shared) -> Iterator[None]:
         _SHARED.reset(before)
 
 
+@contextmanager
+def paused() -> Iterator[None]:
+    """Inside the block, what is spliced in is shown nothing and changes nothing."""
+    before = _PAUSED.set(True)
+    try:
+        yield
+    finally:
+        _PAUSED.reset(before)
+
+
 def wants_whole(lm: AnyModel) -> bool:
     """Whether something is spliced in that must be shown all of a prompt in one call."""
     return getattr(language_model(lm).model.base_model, _WHOLE, 0) > 0
@@ -242,6 +253,8 @@ def splice_carrying(lm: AnyModel, point: HookPoint, rewrite: CarryingRewrite, *,
         return args, {**kwargs, "logits_to_keep": 0}
 
     def visit(x: Tensor) -> Tensor:
+        if _PAUSED.get():
+            return x
         y, under_way["carried"] = rewrite(x, under_way["call"])
         return y
 

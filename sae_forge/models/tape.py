@@ -1,12 +1,13 @@
 """The lower layers of a model, computed once for a run of forward passes and played back in every later run.
 
 An edit after layer l changes nothing below it, so a sweep that asks many edits the same questions can skip layers
-0 to l for all but the first: with L layers each later run costs about (L - l - 1) / L of a full one. The tape knows the
-passes by their order, and refuses a run that asks anything else than the one it was recorded from.
+0 to l for all but the first: with L layers each later run costs about (L - l - 1) / L of a full one. A row in which an
+edit changes no token has the answer of the model as it is, so the layers above run on the other rows alone. The tape
+knows the passes by their order, and refuses a run that asks anything else than the one it was recorded from.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial, wraps
@@ -19,7 +20,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from sae_forge.hookpoint import HookPoint
-from sae_forge.models.hooks import check_points, wants_whole
+from sae_forge.models.by_row import of_rows, separable
+from sae_forge.models.hooks import check_points, paused, wants_whole
 from sae_forge.models.loading import LanguageModel
 
 LIMIT_BYTES = 8 * 2**30
@@ -49,6 +51,13 @@ class _Pass:
     """None where the tape was full."""
     shared: Mapping[str, tuple[Tensor, ...]]
     """Keys and values that skipped layers left for layers above them, in families that share them."""
+    top: Tensor | None = None
+    """What all layers give without an edit; None where nobody has asked yet, or for want of room."""
+
+    @property
+    def hidden(self) -> Tensor | None:
+        """What the last skipped layer gave to the next."""
+        return self.output[0] if isinstance(self.output, tuple) else self.output
 
     def asks(self, token_ids: Tensor, attention_mask: Tensor | None) -> bool:
         if not torch.equal(self.token_ids, token_ids):
@@ -69,6 +78,8 @@ class _Recording:
     full: bool = False
     whole: bool = False
     """Whether the run has come to its end."""
+    topped: int | None = 0
+    """Bytes of ``size`` that are of what all layers give; None once there was no room for it."""
 
     def keep(self, passed: _Pass, continues: bool, limit: int) -> None:
         """Add a pass of the run under way, without its activations where there is no room for them.
@@ -82,17 +93,32 @@ class _Recording:
             self.text = len(self.passes)
         self.size += _size(passed.output) + sum(map(_size, passed.shared.values()))
         self.passes.append(passed)
-        kept = passed.output[0] if isinstance(passed.output, tuple) else passed.output
-        setattr(kept, _MEMORY, WeakKeyDictionary())
+        setattr(passed.hidden, _MEMORY, WeakKeyDictionary())
+        if self.size > limit:
+            self.let_go()
         if self.full or self.size > limit:
             self.full = True
             self.passes[self.text :] = [replace(one, output=None, shared={}) for one in self.passes[self.text :]]
 
-    def next(self, number: int, token_ids: Tensor, attention_mask: Tensor | None) -> _Pass:
-        """The pass that a later run has come to."""
+    def keep_top(self, number: int, top: Tensor, limit: int) -> None:
+        """Add what all layers give without an edit to a pass, if there is room."""
+        size = _size(top)
+        if self.topped is None or self.size + size > limit:
+            self.let_go()
+            return
+        self.passes[number] = replace(self.passes[number], top=top)
+        self.size, self.topped = self.size + size, self.topped + size
+
+    def let_go(self) -> None:
+        """Keep no more of what all layers give: to skip the layers below spares every row, and this only some."""
+        self.size -= self.topped or 0
+        self.topped = None
+        self.passes = [replace(one, top=None) for one in self.passes]
+
+    def require(self, number: int, token_ids: Tensor, attention_mask: Tensor | None) -> None:
+        """The pass that a later run has come to asks for what it asked for here."""
         if number >= len(self.passes) or not self.passes[number].asks(token_ids, attention_mask):
             raise RuntimeError(f"pass {number} of a played run asks for other tokens than the recorded run did")
-        return self.passes[number]
 
 
 @dataclass(eq=False)
@@ -140,11 +166,12 @@ class Tape:
         base = self.lm.model.base_model
         layers = [self.lm.layer(number) for number in range(self.depth)]
         _replace_forward(restored, base, partial(_noting, place))
-        if not place.played:
-            _replace_forward(restored, layers[-1], partial(_recording, place))
-            return
         for number, layer in enumerate(layers):
             _replace_forward(restored, layer, partial(_playing, place, number, number == self.depth - 1))
+        if self.point.site in ("resid_pre", "resid_post"):  # elsewhere what is edited lies within the next layer
+            above = [self.lm.layer(number) for number in range(self.depth, self.lm.n_layers)]
+            for layer in above:
+                _replace_forward(restored, layer, partial(_above, place, above if layer is above[0] else ()))
 
     @property
     def room(self) -> int:
@@ -164,6 +191,9 @@ class Tapes:
         """The tape of this run, empty at first."""
         if number not in self._by_number:
             recordings = [one for tape in self._by_number.values() for one in tape._recordings.values()]
+            if sum(one.size for one in recordings) > LIMIT_BYTES // 2:
+                for one in recordings:
+                    one.let_go()
             left = 0 if any(one.full for one in recordings) else LIMIT_BYTES - sum(one.size for one in recordings)
             self._by_number[number] = Tape(self.lm, self.point, left)
         return self._by_number[number]
@@ -179,7 +209,17 @@ class _Place:
     number: int = -1
     asked: tuple[Tensor, Tensor | None] | None = None
     continues: bool = False
-    found: _Pass | None = None
+    rows: Tensor | None = None
+    """Those that an edit changed, where not all are: they alone need run through the layers above."""
+    edited: Tensor | None = None
+    """What these rows go on with, where the layers above run on all rows first, as if there were no edit."""
+    again: bool = False
+    """Whether these rows run by themselves after that."""
+
+    @property
+    def under_way(self) -> _Pass:
+        """The one under way."""
+        return self.recording.passes[self.number]
 
 
 Forward = Callable[..., Any]
@@ -202,8 +242,28 @@ def _noting(place: _Place, own: Forward) -> Forward:
         place.asked = arguments["input_ids"], arguments.get("attention_mask")
         cache = arguments.get("past_key_values")
         place.continues = cache is not None and cache.get_seq_length() > 0
-        place.found = place.recording.next(place.number, *place.asked) if place.played else None
-        return own(*args, **kwargs)
+        if place.played:
+            place.recording.require(place.number, *place.asked)
+        place.rows, place.edited, place.again = None, None, False
+        output = own(*args, **kwargs)
+        if (rows := place.rows) is None:
+            return output
+        top = place.under_way.top
+        if place.edited is not None:
+            top = output[0]
+            place.recording.keep_top(place.number, top, place.tape.room)
+            if not len(rows):
+                return output
+            # Not with what runs first: how rows are put together must not hang on what was asked before
+            place.again = True
+            with paused():
+                output = own(*args, **kwargs)
+        assert top is not None
+        every = top.index_copy(0, rows.to(top.device), output[0])
+        if isinstance(output, tuple):
+            return (every, *output[1:])
+        output.last_hidden_state = every
+        return output
 
     return forward
 
@@ -226,11 +286,12 @@ def _recording(place: _Place, own: Forward) -> Forward:
 def _playing(place: _Place, number: int, last: bool, own: Forward) -> Forward:
     """Compute nothing but the length that a cache must be believed to have."""
     signature = inspect.signature(own)
+    if last and not place.played:
+        own = _recording(place, own)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        assert place.found is not None
-        output = place.found.output
-        if output is None:
+        passed = place.under_way if place.played or place.again else None
+        if passed is None or (output := passed.output) is None:
             return own(*args, **kwargs)
         given = _given(signature, args, kwargs)
         hidden, cache = given["hidden_states"], given.get(place.tape.lm.family.cache_argument)
@@ -238,18 +299,61 @@ def _playing(place: _Place, number: int, last: bool, own: Forward) -> Forward:
             nothing = hidden.new_zeros(len(hidden), 1, hidden.shape[1], 1)
             cache.update(nothing, nothing, number)  # a layer without keys, of a running state or none, has no length
         if last:
-            if place.found.shared:
-                given[_SHARED].update(place.found.shared)
+            if passed.shared:
+                given[_SHARED].update(passed.shared)
             return output
         return (hidden, *output[1:]) if isinstance(output, tuple) else hidden
 
     return forward
 
 
+def _above(place: _Place, layers: Sequence[nn.Module], own: Forward) -> Forward:
+    """Compute the rows that an edit changed, and no other.
+
+    Args:
+        layers: All from here up, for the lowest of them, which finds out; none for the others.
+    """
+    signature = inspect.signature(own)
+
+    def forward(*args: Any, **kwargs: Any) -> Any:
+        given = _given(signature, args, kwargs)
+        if layers and not place.again:
+            _look(place, layers, given)
+        if (rows := place.rows) is None:
+            return own(*args, **kwargs)
+        if place.edited is not None and not place.again:
+            return own(**({**given, "hidden_states": place.under_way.hidden} if layers else given))
+        assert place.asked is not None
+        some = of_rows(given, len(place.asked[0]), rows)
+        if layers and place.edited is not None:
+            some["hidden_states"] = place.edited
+        if len(rows):
+            return own(**some)
+        output = place.under_way.output
+        return (some["hidden_states"], *output[1:]) if isinstance(output, tuple) else some["hidden_states"]
+
+    return forward
+
+
+def _look(place: _Place, layers: Sequence[nn.Module], given: Mapping[str, Any]) -> None:
+    """Find the rows of the pass under way that must run on, where not all must."""
+    assert place.asked is not None
+    passed, now = place.under_way, given["hidden_states"]
+    if passed.hidden is None or place.recording.topped is None or not separable(layers, given, len(place.asked[0])):
+        return
+    changed = (now != passed.hidden).flatten(1).any(dim=1)  # true of NaN too
+    if changed.all():
+        return
+    place.rows = changed.nonzero()[:, 0]
+    if passed.top is None:
+        place.edited = now[place.rows]
+
+
 def _given(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """All arguments of a call by their names."""
     arguments = signature.bind_partial(*args, **kwargs).arguments
-    return {**arguments, **arguments.get("kwargs", {})}
+    others = arguments.pop("kwargs", {})
+    return {**arguments, **others}
 
 
 def _size(output: Tensor | tuple[Any, ...] | None) -> int:

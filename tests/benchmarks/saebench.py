@@ -26,7 +26,7 @@ from sae_forge.methods.edits.clamp import clamp
 from sae_forge.methods.subjects import AsItIs, Edited, in_force
 from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel, load_model
-from sae_forge.models.tape import Tape
+from sae_forge.models.tape import Tapes
 from sae_forge.progress import SILENT
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.measure import measure
@@ -86,10 +86,10 @@ class Ours:
                      content=(one.questions, encode_questions(self.lm, one.questions, "chat", one.name)))
             for one in kept
         ]  # fmt: skip
-        tape, accuracies = Tape(self.lm, self.point), {}
+        tapes, accuracies = Tapes(self.lm, self.point), {}
         for name, subject in {"": AsItIs(), **self._settings()}.items():
             with in_force(self.lm, subject) as (lm, log), SILENT.task("", None, "items") as task:
-                every = measure(lm, asked, log, task, batch_size=self.options.batch_size, tape=tape)
+                every = measure(lm, asked, log, task, batch_size=self.options.batch_size, tapes=tapes)
             right = [[float(item.values["correct"]) for item in one.items] for one in every]  # pyright: ignore
             sides = [each for one in right[1:] for each in one]
             accuracies[name] = (sum(right[0]) / len(right[0]), sum(sides) / len(sides))

@@ -1,6 +1,7 @@
 """The tape: what a played run skips, that it changes no bit, and what it refuses."""
 
 import gc
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -10,11 +11,13 @@ from tiny_tokenizer import TEXT
 from sae_forge.errors import ConfigError
 from sae_forge.hookpoint import HookPoint
 from sae_forge.interventions.ablation import NegativeScaling
-from sae_forge.interventions.apply import Intervention, applied
+from sae_forge.interventions.apply import Intervention, applied, attached
+from sae_forge.interventions.edit import Edit
+from sae_forge.models.hooks import capture
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.tape import Tape, memory_of
 from sae_forge.sae.topk import TopKSAE
-from sae_forge.tasks.engines.continuations import encode, score
+from sae_forge.tasks.engines.continuations import Encoded, encode, score
 
 ASKED = [(TEXT[0][:20], (" silver owl", " book of weather", " tower")), (TEXT[2][:30], (" Bel", " Corvo and Dun"))]
 
@@ -76,6 +79,82 @@ def test_a_played_run_skips_the_layers_below_the_point(any_model, point, skipped
     for handle in handles:
         handle.remove()
     assert set(calls) == set(range(skipped, lm.n_layers))
+
+
+class OneRow(NamedTuple):
+    """Three questions, and an edit that changes a token of one of them."""
+
+    asked: list[Encoded]
+    sae: TopKSAE
+    edit: Intervention
+    changed: int
+
+    @classmethod
+    def of(cls, lm: LanguageModel, point: HookPoint) -> "OneRow":
+        ids = torch.arange(18).view(3, 6) % 40 + 20
+        sae = TopKSAE(lm.d_model, 64, 4)
+        acts = sae.latent_acts(capture(lm, [point], ids, torch.ones_like(ids))[point], torch.arange(64))
+        fires = (acts > 0).any(dim=1)
+        latent = int((fires.sum(dim=0) == 1).nonzero()[0, 0])
+        asked = [Encoded(tuple(row), ((7,), (8,))) for row in ids.tolist()]
+        return cls(
+            asked, sae, Intervention("scale", (latent,), NegativeScaling(-50.0)), int(fires[:, latent].nonzero())
+        )
+
+
+@pytest.mark.parametrize("point", [HookPoint(1), HookPoint(2, "resid_pre")])
+def test_rows_that_an_edit_leaves_alone_do_not_run_above_it(any_model, point, monkeypatch):
+    lm, rows = any_model, []
+    asked, sae, edit, one = OneRow.of(lm, point)
+    plain = score(lm, asked, batch_size=3)
+    with applied(lm, sae, point, edit) as expected:
+        changed = score(lm, asked, batch_size=3)
+    mlp: Any = lm.layer(lm.n_layers - 1).mlp
+    own = mlp.forward
+    monkeypatch.setattr(mlp, "forward", lambda x: (rows.append(len(x)), own(x))[1])
+    found = []
+    for first in ("as it is", "edited"):
+        tape = Tape(lm, point)
+        if first == "as it is":
+            with tape.running():
+                assert score(lm, asked, batch_size=3) == plain
+        for _ in range(2):
+            with tape.running(), applied(lm, sae, point, edit) as log:
+                found.append(score(lm, asked, batch_size=3))
+            assert log == expected
+        with tape.running():
+            assert score(lm, asked, batch_size=3) == plain
+    assert rows == [3, 1, 1, 3, 1, 1]  # no row of the model as it is, once something of it is known
+    assert found == found[:1] * 4  # to the bit, whatever ran before
+    assert [a == b for a, b in zip(found[0], plain, strict=True)] == [number != one for number in range(3)]
+    assert torch.allclose(torch.tensor(found[0]), torch.tensor(changed), atol=1e-5)
+
+
+def test_rows_run_on_where_something_above_reads_or_edits_them(tiny_llama):
+    lm, point = tiny_llama, HookPoint(1)
+    asked, sae, edit, _ = OneRow.of(lm, point)
+    above = Edit(HookPoint(2), TopKSAE(lm.d_model, 64, 8, seed=1), Intervention("all", tuple(range(64)), edit.edit))
+    with attached(lm, (Edit(point, sae, edit), above)):
+        changed = score(lm, asked, batch_size=3)
+    tape = Tape(lm, point)
+    for edits in ((), (Edit(point, sae, edit),), (Edit(point, sae, edit), above)):
+        with tape.running(), attached(lm, edits):
+            last = score(lm, asked, batch_size=3)
+    assert last == changed
+
+
+def test_what_all_layers_give_yields_to_what_spares_every_row(tiny_llama):
+    lm, point = tiny_llama, HookPoint(1)
+    asked, sae, edit, _ = OneRow.of(lm, point)
+    with applied(lm, sae, point, edit):
+        changed = score(lm, asked, batch_size=1)
+    tape = Tape(lm, point, limit_bytes=3 * 6 * lm.d_model * 4 + 1)
+    with tape.running():
+        score(lm, asked, batch_size=1)
+    passes = tape._recordings[True].passes if True in tape._recordings else tape._recordings[False].passes
+    assert [(one.output is None, one.top) for one in passes] == [(False, None)] * 3
+    with tape.running(), applied(lm, sae, point, edit):
+        assert score(lm, asked, batch_size=1) == changed
 
 
 class CountingSAE(TopKSAE):
