@@ -99,6 +99,8 @@ await opened(page, { viewport: { width: 1280, height: 900 } }, async (tab, fault
   const methods = tab.locator("#methods table.sort").first();
   await methods.locator("th button").nth(1).click();
   found.methods = await methods.locator("tbody tr td:nth-child(2)").allTextContents();
+  await tab.locator("#made table.sort th button").nth(1).click();
+  found.thousands = await tab.locator("#made table.sort td:nth-child(2)").allTextContents();
   await tab.selectOption("#right", { index: 1 });
   found.texts = { pairs: await tab.locator(".pair").count(), marks: await tab.locator("#texts mark").allTextContents() };
   found.faults.push(...faults);

@@ -7,6 +7,7 @@ import numpy as np
 from sae_forge.features.cards import BARS, Card, Cards, Snippet
 from sae_forge.features.selection import Corpus, CorpusStats, SelectedLatent, Selection
 from sae_forge.results.report import load_report
+from sae_forge.results.sheets import Sheet
 from sae_forge.show import gallery
 from sae_forge.show.canvas import inline
 from sae_forge.show.explorer import Continued, Latents, Voted, Written
@@ -33,6 +34,7 @@ def made_up() -> str:
                     Continued(f"Prompt {number}", {"baseline": Written(" goes on."), "scale": edited})
                     for number in range(8)
                 ],
+                selections=Sheet("Selections", ("file", "chosen"), (("a", "20"), ("b", "1,200"), ("c", "900"))),
                 commands=["sae-forge eval --model made-up"],
             )
         ],

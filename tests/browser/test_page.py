@@ -74,6 +74,7 @@ def test_tables_sort_latents_are_picked_and_the_keyboard_does_all(found: dict[st
     assert found["keyboard"]["before"] != found["keyboard"]["after"] and found["keyboard"]["focused"] == "card"
     values = [float(cell.split()[0]) for cell in found["methods"] if cell]
     assert values == sorted(values, reverse=True) and len(set(values)) > 1
+    assert found["thousands"] == ["1,200", "900", "20"]
     assert found["texts"]["pairs"] > 0
 
 

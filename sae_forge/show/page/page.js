@@ -31,7 +31,7 @@
         const value = (row) => row.cells[column].textContent;
         const order = (one, other) => {
           const [a, b] = [value(one), value(other)];
-          const [x, y] = [parseFloat(a), parseFloat(b)];
+          const [x, y] = [a, b].map((cell) => parseFloat(cell.replaceAll(/(\d),(?=\d{3})/g, "$1"))); // 1,200 is no 1
           if (Number.isNaN(x) !== Number.isNaN(y)) return Number.isNaN(x) ? 1 : -1; // empty cells come last both ways
           return (up ? 1 : -1) * (Number.isNaN(x) ? a.localeCompare(b) : x - y);
         };
