@@ -53,7 +53,16 @@ class Opened:
     def conversation(self, config: WritingConfig, progress: Progress = SILENT, *, compare: bool) -> Conversation:
         """One held under these edits; through the chat template where the model has one."""
         chat = config.chat or bool(self.subjects.materials.lm.tokenizer.chat_template)
-        return Conversation(self.subjects, sampling_of(config), chat, progress, self.chosen, compare=compare)
+        return Conversation(
+            self.subjects,
+            sampling_of(config),
+            chat,
+            progress,
+            self.chosen,
+            compare=compare,
+            latents=self.subjects.materials.selection.indices[: max(config.num_features)],
+            factor=config.ablation_scale[0],
+        )
 
 
 def opened(config: WritingConfig, bench: Bench, *, any_method: bool = False) -> Opened:

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import threading
 import time
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
@@ -79,6 +80,8 @@ def test_scale_latents_and_method_change_and_what_cannot_be_is_said(config):
     async def what(app, pilot):
         await loaded(pilot, app)
         assert gc.get_freeze_count() > 100_000, "a full collection would hold the screen up"
+        assert list(app.conversation.edits) == ["scale -5 on 7 latents"]
+        assert [app.query_one(box, Input).value for box in ("#scale", "#number")] == ["-5", "7"]
         for line in ("/scale -9", "/latents 3", "/nope"):
             app.query_one("#line", Input).value = line
             await pilot.press("ctrl+s")
@@ -93,7 +96,7 @@ def test_scale_latents_and_method_change_and_what_cannot_be_is_said(config):
         await pilot.pause()
         assert next(iter(app.conversation.edits)).startswith("Zero ablation")
 
-    with_app(config, what)
+    with_app(replace(config, num_features=(7,), ablation_scale=(-5.0,)), what)
     assert gc.get_freeze_count() == 0
 
 
