@@ -207,10 +207,13 @@ def test_a_judge_that_is_gone_is_given_up_and_one_that_refuses_ends_it(
     server.answer = lambda prompt, times: (200, b"<html>")
     settings = {"judge": (f"{server.url}#planted",), "judge_prompts": (prompts,), "judge_at_once": 1}
     told = Told()
-    items = items_of(tiny_llama, asked_of(tiny_llama, tmp_path, told, **settings))
+    asked = asked_of(tiny_llama, tmp_path, told, **settings)
+    items = items_of(tiny_llama, asked)
     assert [item.values["not_judged"] for item in items] == [1, 1, 1]
     assert len(server.sent) == judges.GIVES_UP * 3, "the rest is not sent"
     assert "in a row without a reply" in told.lines[-1]
+    items_of(tiny_llama, asked)
+    assert len(server.sent) == judges.GIVES_UP * 3 + judges.GIVES_UP, "of the next row nothing is sent twice"
     for status in (401, 404, 302):
         server.answer = lambda prompt, times, status=status: (status, "no")
         with pytest.raises(RemoteError, match=f"refused: HTTP {status}: .*; check address, model and key") as error:

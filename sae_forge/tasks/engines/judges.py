@@ -176,6 +176,8 @@ class Endpoint:
     tokens: int
     at_once: int
     key: str = field(default="", repr=False)
+    silent: threading.Event = field(default_factory=threading.Event, repr=False, compare=False)
+    """It was given up on: until it replies again, nothing is sent to it twice."""
 
     @classmethod
     def of(cls, name: str, *, tokens: int, key: str, at_once: int) -> "Endpoint":
@@ -208,7 +210,7 @@ class Endpoint:
 
     def replies(self, prompts: Sequence[str], keep: Callable[[str, str], None], progress: Progress) -> None:
         """Several at a time; one without a reply is sent again, later and later, until patience ends."""
-        waiting = _Waiting(progress, self.model)
+        waiting = _Waiting(progress, self.model, self.silent)
 
         def one(prompt: str) -> None:
             if (reply := self._reply(prompt, waiting)) is not None:
@@ -223,7 +225,8 @@ class Endpoint:
             pool.shutdown(wait=False, cancel_futures=True)
 
     def _reply(self, prompt: str, waiting: "_Waiting") -> str | None:
-        patience = Patience(tries=TRIES, first=FIRST_WAIT, longest=LONGEST_WAIT, seconds=PATIENCE)
+        tries = 1 if self.silent.is_set() else TRIES
+        patience = Patience(tries=tries, first=FIRST_WAIT, longest=LONGEST_WAIT, seconds=PATIENCE)
         while not waiting.over.is_set():
             asked, said = None, ""
             try:
@@ -280,13 +283,14 @@ class Endpoint:
 class _Waiting:
     """What several threads know together of a judge that does not reply."""
 
-    def __init__(self, progress: Progress, name: str) -> None:
+    def __init__(self, progress: Progress, name: str, silent: threading.Event) -> None:
         self.over, self._lock, self._in_vain = threading.Event(), threading.Lock(), 0
-        self._progress, self._name = progress, name
+        self._progress, self._name, self._silent = progress, name, silent
 
     def replied(self) -> None:
         with self._lock:
             self._in_vain = 0
+            self._silent.clear()
 
     def without(self, said: str) -> None:
         """One prompt has no reply and is not sent again."""
@@ -297,6 +301,7 @@ class _Waiting:
                 self._progress.say(f"--judge {self._name} does not reply ({said}); what it does not judge is counted")
             if enough:
                 self._progress.say(f"--judge {self._name}: {GIVES_UP} in a row without a reply; the rest is not sent")
+                self._silent.set()
                 self.over.set()
 
 
