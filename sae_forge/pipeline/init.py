@@ -77,6 +77,15 @@ def _tokens_of(job: Job) -> int | None:
     return Manifest.read(next(iter(job.folders.values()))).rows
 
 
+def _folder_of_its_own(config: TrainConfig, jobs: Sequence[Job]) -> Path | None:
+    """Where nobody named a run folder and the model's own holds other text to forget, which ``run`` would refuse."""
+    name = next(job.name for job in jobs if job.name.startswith("forget-"))
+    held = {folder.name for folder in (config.run_folder / "shards").glob("forget-*")}
+    if config.run_dir is not None or not held - {name}:
+        return None
+    return config.run_folder.with_name(f"{config.run_folder.name}-{name.removeprefix('forget-')}")
+
+
 _SHOWN = {"model", "layer", "site", "forget", "retain", "text_field", "ctx_len", "max_tokens", "storage_dtype"}
 _SHOWN |= {"k", "expansion_factor", "batch_size", "fresh", "resume"}
 """Settings that have a line of their own in the file, or say nothing of the run."""
@@ -102,11 +111,14 @@ def _lines(
     yield f"# Settings for {lm.name} on {lm.device}; use them with: sae-forge run --config FILE"
     yield f"# Reckoned here: {_reckoned(told)}."
     yield "# A flag beats this file; sae-forge COMMAND --help lists all there is."
+    apart = _folder_of_its_own(config, jobs)
+    why = {"run_dir": f"{config.run_folder} holds other text"} if apart else {}
     yield from _settings(config, "The model", {
         "model": f"{lm.n_layers} layers, {lm.d_model} wide, at most {config.ctx_len} tokens a text here",
         "layer": "edits reach what lies above; a third, half and two thirds of the way up are worth trying",
         "site": None,
-    }, layer=(next(iter(jobs[0].folders)).layer,))  # fmt: skip
+        **why,
+    }, run_dir=apart, layer=(next(iter(jobs[0].folders)).layer,))  # fmt: skip
     seen = "; ".join(f"{name}: {'unknown' if count is None else f'{count:,}'} tokens" for name, count in counts.items())
     yield from _settings(config, f"The text ({seen})", {
         "forget": "what the model is to lose",

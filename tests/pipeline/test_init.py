@@ -54,6 +54,17 @@ def test_text_that_is_collected_already_is_counted(asked):
     assert json.loads(forge("init", *asked, "--json"))["metrics"]["tokens"] == tokens
 
 
+def test_beside_a_run_on_other_text_the_file_names_a_folder_of_its_own(asked, tmp_path, model_folders):
+    asked = [*asked[:2], *asked[4:]]
+    folder = tmp_path / "checkpoints" / str(model_folders["llama"]).strip("/").replace("/", "--")
+    (folder / "shards" / "forget-saga").mkdir(parents=True)
+    forge("init", *asked, "--out", "same.toml")
+    assert "run_dir" not in tomllib.loads((tmp_path / "same.toml").read_text())
+    (folder / "shards" / "forget-wizards").mkdir()
+    forge("init", *asked, "--out", "other.toml")
+    assert tomllib.loads((tmp_path / "other.toml").read_text())["run_dir"] == f"checkpoints/{folder.name}-saga"
+
+
 def test_what_nobody_can_count_is_no_nothing(asked, monkeypatch, tmp_path):
     monkeypatch.setattr(collect_plan, "_expected_tokens", lambda config, lm, source, tally: None)
     told = forge("init", *asked, "--out", "mine.toml")
