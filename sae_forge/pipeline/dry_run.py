@@ -123,15 +123,16 @@ def _stages(config: RunConfig, bench: Bench) -> list[Piece]:
         bench.require_same_model(named)
         at = replace(config, layer=(named.point.layer,), site=named.point.site)
         own = list(_texts(at, bench, corpora(config)))
-    if (judged := _judged(config, bench) if all(piece.is_there for piece in own) else None) is not None:
-        return [*own, judged]
+    evaluated = _evaluated(config, bench) if all(piece.is_there for piece in own) else None
+    if evaluated is not None:
+        return [*own, evaluated]
     items = sum(one.units for one in load_asked(bench.lm, replace(config, question_filter="none")))
     told = f"{items:,} items a row; the rows hang on the latents that are selected"
     own.append(Piece(verb="features", path=str(bench.run.folder / "features"), seconds_known=False))
     return [*own, Piece(verb="eval", path=str(bench.run.folder / "eval"), told=told, seconds_known=False)]
 
 
-def _judged(config: EvalConfig, bench: Bench) -> Piece | None:
+def _evaluated(config: EvalConfig, bench: Bench) -> Piece | None:
     """The evaluation; None where no latents are selected yet."""
     try:
         return _evaluation(config, bench)

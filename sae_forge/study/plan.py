@@ -39,6 +39,23 @@ class Plan:
         return "hook" if self.subject.edits else "baseline"
 
 
+def plans_of(
+    materials: Materials,
+    methods: Sequence[Method],
+    selections: Mapping[str, Selection],
+    *,
+    chosen: Mapping[str, Settings] | None = None,
+    also: Sequence[Edit] = (),
+    progress: Progress = SILENT,
+) -> list[Plan]:
+    """Every row of an evaluation, in the report's order; ``chosen`` and ``also`` as :func:`iter_plans` takes them."""
+    return [
+        *iter_plans(materials, methods, chosen, also, progress),
+        *_of_selections(materials, selections),
+        *_of_each_latent(materials, methods),
+    ]
+
+
 def iter_plans(
     materials: Materials,
     methods: Sequence[Method],
@@ -81,7 +98,7 @@ def planned(method: Method, settings: Settings, materials: Materials, **also: An
     return Plan(method.name, shown, subject, title=method.said(shown), at_rest=method.at_rest, everywhere=everywhere)
 
 
-def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> Iterator[Plan]:
+def _of_selections(materials: Materials, selections: Mapping[str, Selection]) -> Iterator[Plan]:
     """Negative scaling by the first scale under every selection, for as many latents as the smallest has."""
     size = min((len(one.indices) for one in selections.values()), default=0)
     size = min(size, max(materials.config.num_features))
@@ -90,7 +107,7 @@ def of_selections(materials: Materials, selections: Mapping[str, Selection]) -> 
         yield planned(scale.METHOD, settings, replace(materials, selection=selection))
 
 
-def of_each_latent(materials: Materials, methods: Sequence[Method]) -> Iterator[Plan]:
+def _of_each_latent(materials: Materials, methods: Sequence[Method]) -> Iterator[Plan]:
     """The first edit of latents that was named, on one selected latent at a time; controls are of other latents alone.
 
     Raises:

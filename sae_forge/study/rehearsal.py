@@ -21,7 +21,7 @@ from sae_forge.sae.dictionary import Dictionary
 from sae_forge.study.controls import CONTROL
 from sae_forge.study.kept import Kept
 from sae_forge.study.measure import load_asked, measure
-from sae_forge.study.plan import iter_plans, of_each_latent, of_selections
+from sae_forge.study.plan import plans_of
 from sae_forge.study.run import told_apart, told_of_length, why_left_out
 from sae_forge.study.settings import catalogue_of
 from sae_forge.study.sweep import load_tuned
@@ -81,8 +81,8 @@ def rehearse(
     methods = methods_of(config.methods, table or catalogue_of(config).methods)
     left_out = why_left_out(methods, materials, progress)
     chosen, points, tuned = _swept(methods, materials) if config.sweep else (None, 0, ())
-    plans = [*iter_plans(materials, methods, chosen, also, progress)]
-    plans += [*of_selections(materials, told_apart(selection, rivals, progress)), *of_each_latent(materials, methods)]
+    selections = told_apart(selection, rivals, progress)
+    plans = plans_of(materials, methods, selections, chosen=chosen, also=also, progress=progress)
     is_control = [plan.name == CONTROL for plan in plans]
     asked_of = [[one for one in asked if not (control and one.written)] for control in is_control]
     known = [Kept.of(folder, number, plan).has_all(asked_of[number]) for number, plan in enumerate(plans)]

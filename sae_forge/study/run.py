@@ -42,7 +42,7 @@ from sae_forge.study.estimates import (
 )
 from sae_forge.study.kept import Kept, discard
 from sae_forge.study.measure import Measurement, load_asked, measure
-from sae_forge.study.plan import Plan, iter_plans, of_each_latent, of_selections
+from sae_forge.study.plan import Plan, plans_of
 from sae_forge.study.rows import item_rows, publish_rows
 from sae_forge.study.selections import compared, label_of
 from sae_forge.study.settings import catalogue_of
@@ -137,8 +137,7 @@ def evaluate(
     swept = sweep(methods, materials, progress, folder, share) if config.sweep else None
     selections = told_apart(selection, rivals, progress)
     chosen = None if swept is None else {name: dict(one.chosen.settings) for name, one in swept.methods.items()}
-    plans = [*iter_plans(materials, methods, chosen, also, progress), *of_selections(materials, selections)]
-    plans += of_each_latent(materials, methods)
+    plans = plans_of(materials, methods, selections, chosen=chosen, also=also, progress=progress)
     read_ahead(sae, [edit for plan in plans for edit in plan.subject.edits])
     bootstrap = Bootstrap(config.bootstrap, config.seed)
     measurements, headings = _measured(materials, asked, plans, progress, folder, share), headings_of(asked, tasks)
