@@ -14,13 +14,14 @@ import itertools
 import json
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from peers import no_triton, parallel_part_at_once, signum_of
-from rates import Start, train_rows, trained_by_us
+from rates import Start, per_width, train_rows, trained_by_us
 from timing import table
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.recovered import loss_on
 from sae_forge.tasks.engines.losses import Corpus, load_corpus
 from sae_forge.training.explained import Explained
-from sae_forge.training.schedule import default_lr
+from sae_forge.training.schedule import default_lr, lr_at
 
 AXES = ("layer", "d_sae", "k", "batch", "steps", "seed", "method", "times")
 
@@ -55,15 +56,27 @@ def ours(start: Start, shape: SaeShape, times: float, **settings: Any) -> Made:
     return Made(trained_by_us(start, shape, rate, **settings).sae, rate)
 
 
-def sparsify(start: Start, shape: SaeShape, times: float) -> Made:
-    """eai-sparsify by default: signum, one rate by width, averaged weights."""
+def sparsify(start: Start, shape: SaeShape, times: float, *, adam: bool = False) -> Made:
+    """eai-sparsify by default: signum, one rate by width, averaged weights.
+
+    Args:
+        adam: Its other optimizer, rising for 5 % of the steps and falling to nothing in the rest.
+    """
     no_triton()
     from sparsify import SparseCoder, SparseCoderConfig
 
     torch.manual_seed(shape.seed)
     sae = SparseCoder(start.d_in, SparseCoderConfig(num_latents=shape.d_sae, k=shape.k), device="cpu")
-    optimizer, rate = signum_of(sae, shape.d_sae, times)
+    if adam:
+        rate = times * per_width(shape.d_sae)
+        optimizer = torch.optim.Adam(sae.parameters(), rate)
+        schedule = partial(lr_at, steps=start.steps, peak=1, warmup=0.05, decay=0.95)
+    else:
+        optimizer, rate = signum_of(sae, shape.d_sae, times)
+        schedule = None
     for number, x in enumerate(start.batches()):
+        if schedule is not None:
+            optimizer.param_groups[0]["lr"] = rate * schedule(number)
         if number == 0:
             sae.b_dec.data = x.mean(dim=0)
         sae.set_decoder_norm_to_unit_norm()
@@ -71,7 +84,8 @@ def sparsify(start: Start, shape: SaeShape, times: float) -> Made:
         sae.remove_gradient_parallel_to_decoder_directions()
         optimizer.step()
         optimizer.zero_grad()
-    optimizer.eval()
+    if not adam:
+        optimizer.eval()
     sae.set_decoder_norm_to_unit_norm()
     assert sae.W_dec is not None
     return Made(TopKSAE.from_weights(sae.encoder.weight.T, sae.encoder.bias, sae.W_dec, sae.b_dec, shape.k), rate)
@@ -129,8 +143,10 @@ def dictionary_learning(start: Start, shape: SaeShape, times: float, *, warmup: 
 METHODS: dict[str, Callable[[Start, SaeShape, float], Made]] = {
     "sae_forge": ours,
     "sae_forge, clipped at 1/600": partial(ours, max_grad_norm=1 / 600),
+    "sae_forge, dead after 100,000 tokens": partial(ours, dead_after=100_000),
     "sae_forge, level rate": partial(ours, lr_warmup=0.0, lr_decay=0.0),
     "sparsify": sparsify,
+    "sparsify, Adam": partial(sparsify, adam=True),
     "SAELens": sae_lens,
     "SAELens, scaled": partial(sae_lens, normalize_activations="expected_average_only_in"),
     "dictionary_learning": dictionary_learning,
@@ -144,10 +160,10 @@ METHODS: dict[str, Callable[[Start, SaeShape, float], Made]] = {
 class Judge:
     """Text that nobody was trained on, as the model reads it."""
 
-    def __init__(self, lm: LanguageModel, point: HookPoint, texts: list[Corpus], norm: float) -> None:
+    def __init__(self, lm: LanguageModel, point: HookPoint, read: list[Corpus], texts: list[Corpus], norm: float):
         self.lm, self.point, self.texts, self.norm = lm, point, texts, norm
         rows = []
-        for batch in (batch for text in texts for batch in text.batches):
+        for batch in (batch for text in read for batch in text.batches):
             real = real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)
             rows.append(capture(lm, [point], batch.token_ids, batch.attention_mask)[point][real].float())
         self.rows = torch.cat(rows)
@@ -229,8 +245,11 @@ def _measured(rows: Tensor, judge: Judge, case: dict[str, Any]) -> dict[str, flo
 def _judge(options: argparse.Namespace, norm: float) -> Judge:
     lm = load_model(options.model, device="cpu")
     config = TrainConfig(model=options.model, ctx_len=options.ctx_len, loss_tokens=options.loss_tokens)
-    texts = [load_corpus(lm, file, "retain", config) for file in options.unseen.split(",")]
-    return Judge(lm, HookPoint(options.layer), texts, norm)
+    longer = replace(config, loss_tokens=options.row_tokens or options.loss_tokens)
+    read, texts = (
+        [load_corpus(lm, file, "retain", each) for file in options.unseen.split(",")] for each in (longer, config)
+    )
+    return Judge(lm, HookPoint(options.layer), read, texts, norm)
 
 
 def _options() -> argparse.Namespace:
@@ -241,6 +260,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--unseen", required=True, help="texts it has not collected, separated by commas")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--loss_tokens", type=int, default=1024, help="of each of these texts")
+    parser.add_argument("--row_tokens", type=int, help="of each, for FVU; as many as for the loss if not given")
     parser.add_argument("--ctx_len", type=int, default=256)
     parser.add_argument("--minutes", type=float, default=7, help="begin no training after so many")
     numbers = {"d_sae": [4608], "k": [32], "batch": [1024], "steps": [500], "seed": [0]}
