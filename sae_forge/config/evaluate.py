@@ -15,6 +15,7 @@ from sae_forge.config.text import HeldOutConfig, SinksConfig
 from sae_forge.errors import ConfigError
 
 ControlKind = Literal["latents", "isotropic", "places", "direction"]
+SweepRule = Literal["utility_99", "spared"]
 _PART = re.compile(r"(\d{1,5})/(\d{1,5})")
 
 
@@ -47,6 +48,11 @@ class EvalConfig(
         "Items per domain that the sweep asks. Unset: as --limit.",
         Setting(at_least=1, wanted="give at least 1 item"),
     ] = None
+    sweep_rule: Annotated[
+        SweepRule,
+        "Which settings may be chosen: 99% of the retained left, or no loss shown (within a point or its interval).",
+        Setting(younger=True),
+    ] = "utility_99"
     compare_selections: Annotated[bool, "Measure the same edit under every selection made for this SAE."] = False
     each_latent: Annotated[
         int,

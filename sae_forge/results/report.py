@@ -160,6 +160,8 @@ class Point:
     utility: float
     neighbour: float | None
     alignment: float
+    changes: Mapping[str, Estimate] = field(default_factory=dict)
+    """By role, the accuracy less that of the model as it is, paired; none of a report older than these."""
 
 
 @dataclass(frozen=True, kw_only=True)

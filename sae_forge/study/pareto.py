@@ -6,6 +6,7 @@ that papers quote: SAEBench's unlearning score, the best accuracy at a utility f
 
 from collections.abc import Sequence
 
+from sae_forge.config.evaluate import SweepRule
 from sae_forge.results.report import Point
 from sae_forge.statistics.answers import CHANCE
 
@@ -48,17 +49,34 @@ def hypervolume(points: Sequence[Point], base_forget: float, chance: float = CHA
     return area
 
 
-def choose(points: Sequence[Point], base_utility: float, chance: float = CHANCE) -> tuple[Point, str]:
+def choose(
+    points: Sequence[Point], base_utility: float, chance: float = CHANCE, rule: SweepRule = "utility_99"
+) -> tuple[Point, str]:
     """The point to report, and the rule that chose it.
 
-    At least 99 % of the base model's utility if any point has that, else at most one point lost, else the best
-    alignment. Under a floor the lowest forget accuracy wins, where everything below chance counts as chance: knowledge
-    turned round is not knowledge gone. Ties go to the better neighbours, then to utility, then to the first.
+    ``utility_99``: at least 99 % of the base model's utility if any point has that, else at most one point lost.
+    ``spared``: as :func:`spares` has it. Of what a rule allows the lowest forget accuracy wins, where everything below
+    chance counts as chance: knowledge turned round is not knowledge gone. Ties go to the better neighbours, then to
+    utility, then to the first. Where nothing is allowed, the best alignment.
     """
-    for name, floor in floors(base_utility).items():
-        if eligible := [one for one in points if one.utility >= floor]:
+    allowed = {name: [one for one in points if one.utility >= floor] for name, floor in floors(base_utility).items()}
+    if rule == "spared":
+        allowed = {"spared": [one for one in points if spares(one)]}
+    for name, eligible in allowed.items():
+        if eligible:
             return min(eligible, key=lambda one: (max(one.forget, chance), -(one.neighbour or 0.0), -one.utility)), name
     return max(points, key=lambda one: one.alignment), "alignment"
+
+
+def spares(point: Point) -> bool:
+    """Whether nothing that should stay is shown to be lost: retained knowledge and neighbours each within a point of
+    the model as it is, or with an interval of the change that reaches zero.
+
+    A share of few questions allows none to be lost, and so chooses edits that do nothing; this allows what chance
+    would, which is less the more is asked.
+    """
+    kept = [change for role, change in point.changes.items() if role != "forget"]
+    return all(change.high >= 0 or change.value >= -UTILITY_POINT for change in kept)
 
 
 def floors(base_utility: float) -> dict[str, float]:

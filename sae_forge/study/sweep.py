@@ -21,6 +21,8 @@ from sae_forge.models.tape import Tapes
 from sae_forge.progress import SILENT, Progress, Task
 from sae_forge.results.report import Point, Sweep, TunedMethod
 from sae_forge.statistics.answers import alignment
+from sae_forge.statistics.bootstrap import Bootstrap
+from sae_forge.statistics.estimate import Estimate
 from sae_forge.store import files, records
 from sae_forge.study import pareto
 from sae_forge.study.estimates import by_role, described_domains, main_pool
@@ -65,7 +67,8 @@ class Journal:
 
     def find(self, method: str, settings: Settings) -> Point | None:
         """The point of a method at these settings, if it was measured."""
-        return self.points.get(files.digest([method, settings]))
+        point = self.points.get(files.digest([method, settings]))
+        return point if point is not None and point.changes else None
 
     def keep(self, method: str, point: Point) -> Point:
         """The point, written down."""
@@ -135,6 +138,7 @@ class _Sweeping:
     def __post_init__(self) -> None:
         self._tapes = Tapes(self.materials.lm, self.materials.point)
         self._units = sum(one.units for one in self.asked)
+        self._bootstrap = Bootstrap(self.materials.config.bootstrap, self.materials.config.seed)
 
     def has(self, piece: Piece) -> bool:
         """Whether it is measured."""
@@ -144,19 +148,21 @@ class _Sweeping:
         return self.journal.find(method.name, settings) is not None
 
     def take(self, pieces: Sequence[Piece], progress: Progress) -> Measurement:
-        """Measure what of these is not there yet; the answers of the model as it is, where those are among them."""
-        with progress.task("sweep", self._units * len(pieces), "items") as task:
-            for method, settings in pieces:
-                name = "baseline" if method is None else method.name
-                ranks.here().at = f"a setting of {name}"
-                if method is None:
-                    self.base = self.base or self._measured(AsItIs(), task, name, self.kept)
-                elif self.journal.find(name, settings) is None:
-                    measured = self._measured(method.build(settings, self.materials), task, name)
-                    self.journal.keep(name, _located(settings, measured))
+        """Measure what of these is not there yet, after the model as it is, whose answers these are."""
+        points = [(method, settings) for method, settings in pieces if method is not None]
+        with progress.task("sweep", self._units * (1 + len(points)), "items") as task:
+            # first, whoever else measures it too: every point is set against it
+            ranks.here().at = "the model as it is"
+            base = self.base = self.base or self._measured(AsItIs(), task, "baseline", self.kept)
+            for method, settings in points:
+                ranks.here().at = f"a setting of {method.name}"
+                if self.journal.find(method.name, settings) is None:
+                    measured = self._measured(method.build(settings, self.materials), task, method.name)
+                    changes = _changes(measured, base, self._bootstrap)
+                    self.journal.keep(method.name, _located(settings, measured, changes))
                 else:
-                    task.advance(self._units, method=name)
-        return self.base or ()
+                    task.advance(self._units, method=method.name)
+        return base
 
     def _measured(self, subject: Subject, task: Task, name: str, kept: Kept | None = None) -> Measurement:
         """Layers below an edit run once for all settings; retrained weights need a full pass."""
@@ -201,14 +207,14 @@ def sweep(
     pools = {role: pool for role in ("forget", "retain") if (pool := main_pool(roles[role])) is not None}
     guessing = {role: pool.chance or 0.0 for role, pool in pools.items()}
     # the model against itself: its alignment is 0 by definition, its accuracies are the base of all floors
-    as_it_is = _located({}, before)
+    as_it_is = _located({}, before, {})
     base, tuned = _aligned(as_it_is, as_it_is, guessing), {}
     under_way.journal.align(base, guessing)
     for method in alone:
         tried = ((settings, under_way.journal.find(method.name, settings)) for settings in grids[method.name])
         # in the order in which the method says its settings, which JSON does not keep
         points = [replace(point, settings=settings) for settings, point in tried if point is not None]
-        chosen, rule = pareto.choose(points, base.utility, guessing["forget"])
+        chosen, rule = pareto.choose(points, base.utility, guessing["forget"], materials.config.sweep_rule)
         end = ends(method, materials)[points.index(chosen)]
         filtered = getattr(materials.config, "question_filter", "none") != "none"
         tuned[method.name] = _tuned(points, base, chosen, rule, end, guessing["retain"], filtered=filtered)
@@ -247,7 +253,16 @@ def _tuned(
     )
 
 
-def _located(settings: Settings, measured: Measurement) -> Point:
+def _changes(measured: Measurement, base: Measurement, bootstrap: Bootstrap) -> dict[str, Estimate]:
+    before, changes = by_role(base), {}
+    for role, answers in by_role(measured).items():
+        now, then = main_pool(answers), main_pool(before[role])
+        if now is not None and then is not None and (series := now.difference(then)) is not None:
+            changes[role] = series.estimate(bootstrap)
+    return changes
+
+
+def _located(settings: Settings, measured: Measurement, changes: Mapping[str, Estimate]) -> Point:
     """Where a measurement lies on the trade-off, its alignment yet to be set."""
     now = by_role(measured)
     return Point(
@@ -256,6 +271,7 @@ def _located(settings: Settings, measured: Measurement) -> Point:
         utility=_accuracy(now["retain"]),
         neighbour=_accuracy(now["neighbour"]) if "neighbour" in now else None,
         alignment=0.0,
+        changes=changes,
     )
 
 

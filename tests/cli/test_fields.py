@@ -41,8 +41,8 @@ DECIDING: dict[Artefact, str] = {
         "normalize_text num_features privleak_forget privleak_holdout privleak_reference quantise_bits quantize "
         "question_filter question_front question_template random_seeds refusal_value relearn_steps retain_eval "
         "retain_prompts retain_questions revision rmu_alpha rmu_coefficient rmu_mean scal scoring seed shot_questions "
-        "shots site split steering sust sweep sweep_limit sweep_thresholds temperature text_field theta tofu_forget "
-        "tofu_frame tofu_real_authors tofu_reference tofu_retain tofu_summaries tofu_world_facts tokens top_p "
+        "shots site split steering sust sweep sweep_limit sweep_rule sweep_thresholds temperature text_field theta "
+        "tofu_forget tofu_frame tofu_real_authors tofu_reference tofu_retain tofu_summaries tofu_world_facts tokens top_p "
         "value_units verbmem"
     ),
 }

@@ -1,10 +1,13 @@
 """The trade-off by hand numbers, and the front against a brute-force definition."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sae_forge.study.pareto import Point, best_at, choose, floors, front, hypervolume
+from sae_forge.statistics.estimate import Estimate
+from sae_forge.study.pareto import Point, best_at, choose, floors, front, hypervolume, spares
 
 
 def point(forget: float, utility: float, neighbour: float | None = None, alignment: float = 0.0) -> Point:
@@ -65,6 +68,25 @@ def test_choice_follows_the_floors_in_order():
     assert choose([loose, wild], 1.0) == (point(0.1, 0.5, 0.9, alignment=0.2), "alignment")
     assert floors(0.5) == {"utility_99": pytest.approx(0.495), "utility_1pt": pytest.approx(0.49)}
     assert choose([point(0.3, 0.492)], 0.5)[1] == "utility_1pt"
+
+
+def changed(point: Point, **changes: tuple[float, float]) -> Point:
+    """The point with a change and the upper end of its interval, a role each."""
+    told = {role: Estimate(value, value - 0.1, high) for role, (value, high) in changes.items()}
+    return replace(point, changes=told)
+
+
+def test_what_is_spared_is_told_by_the_interval_of_its_change():
+    idle = changed(point(0.9, 1.0), forget=(0, 0), retain=(0, 0))
+    useful = changed(point(0.4, 0.97), forget=(-0.5, -0.3), retain=(-0.03, 0.0))
+    rough = changed(point(0.2, 0.9), forget=(-0.7, -0.5), retain=(-0.1, -0.02))
+    assert choose([idle, useful, rough], 1.0) == (idle, "utility_99")
+    assert choose([idle, useful, rough], 1.0, rule="spared") == (useful, "spared")
+    # a point lost counts as none, however sure; and the neighbours are to be spared as well
+    assert spares(changed(point(0.4, 0.99), retain=(-0.01, -0.005)))
+    assert not spares(changed(point(0.4, 0.97, 0.8), retain=(-0.03, 0.0), neighbour=(-0.2, -0.1)))
+    lost = replace(rough, alignment=0.3)
+    assert choose([lost], 1.0, rule="spared") == (lost, "alignment")
 
 
 def test_the_floor_is_a_share_of_the_base_where_saebench_has_one_for_all():

@@ -19,7 +19,7 @@ from sae_forge.methods.subjects import AsItIs, Edited, Retrained, Subject, in_fo
 from sae_forge.progress import Silent, Task
 from sae_forge.statistics.answers import alignment
 from sae_forge.statistics.bootstrap import Bootstrap
-from sae_forge.store.records import encode
+from sae_forge.store.records import decode, encode
 from sae_forge.study.estimates import Heading, change, describe
 from sae_forge.study.measure import Measurement, load_asked, measure
 from sae_forge.study.pareto import Point, choose, front, hypervolume
@@ -99,7 +99,7 @@ def metrics(swept: tuple[EvalReport, Watched, bool]) -> dict[str, Any]:
 
 
 def point(record: dict[str, Any]) -> Point:
-    return Point(**record)
+    return decode(Point, record)
 
 
 # ---- halves -------------------------------------------------------------------------------------
@@ -159,7 +159,7 @@ def test_text_and_prompts_are_left_for_the_report(run: TinyRun, tmp_path: Path, 
 def test_the_shape_of_a_sweep(metrics: dict[str, Any]):
     found = metrics["sweep"]
     assert set(found) == {"half", "domains", "base", "floors", "methods"}
-    coordinates = {"settings", "forget", "utility", "neighbour", "alignment"}
+    coordinates = {"settings", "forget", "utility", "neighbour", "alignment", "changes"}
     assert set(found["base"]) == coordinates
     assert found["base"]["settings"] == {}
     assert found["floors"] == pytest.approx(
@@ -174,6 +174,13 @@ def test_the_shape_of_a_sweep(metrics: dict[str, Any]):
         assert all(set(entry) == coordinates for entry in (*one["points"], *one["front"], one["chosen"]))
         assert set(one["best_at"]) == {"utility_99", "utility_1pt", "neighbours_99"}
         assert one["rule"] in ("utility_99", "utility_1pt", "alignment")
+        for entry in one["points"]:  # of all questions, so a role's change is the difference of its accuracies
+            roles = {"forget": "forget", "retain": "utility", "neighbour": "neighbour"}
+            assert set(entry["changes"]) == set(roles)
+            for role, name in roles.items():
+                change = entry["changes"][role]
+                assert change["value"] == pytest.approx(entry[name] - found["base"][name], abs=1e-12)
+                assert change["low"] <= change["value"] <= change["high"]
         assert all(0 <= entry[name] <= 1 for entry in one["points"] for name in ("forget", "utility", "neighbour"))
     json.dumps(found, allow_nan=False)
 

@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.nn.functional import cross_entropy
 
 from sae_forge.config.text import HeldOutConfig
 from sae_forge.data.texts.corpus import Tally, iter_texts
@@ -20,7 +18,7 @@ from sae_forge.models.documents import DocumentTokenizer
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import max_input, packing, real_token_mask
 from sae_forge.tasks.engines.continuations import Done, report
-from sae_forge.tasks.engines.passes import forward
+from sae_forge.tasks.engines.passes import forward, picked
 
 LOGIT_BYTES = 2 * 2**30
 """Room for the float32 logits of one pass; a long context over a large vocabulary takes fewer sequences at once."""
@@ -161,9 +159,9 @@ def token_losses(
     lm: LanguageModel, token_ids: Int[Tensor, "batch seq"], mask: Tensor, wanted: Tensor
 ) -> Float[Tensor, "batch targets"]:
     """Next-token losses in float64 on the CPU, zero where nothing is to be predicted."""
-    logits = forward(lm, token_ids, mask.long()).logits[:, :-1]
-    targets = token_ids[:, 1:].to(logits.device)
-    rows = rearrange(logits, "batch targets vocab -> (batch targets) vocab").float()
-    losses = cross_entropy(rows, rearrange(targets, "batch targets -> (batch targets)"), reduction="none")
-    losses = rearrange(losses, "(batch targets) -> batch targets", batch=len(targets))
-    return torch.where(wanted, losses.double().cpu(), 0.0)
+    # no logits where nothing is to be predicted, and of those there are no copy as large as they
+    logits = forward(lm, token_ids, mask.long(), at=wanted.nonzero()).logits[0]
+    targets = token_ids[:, 1:][wanted.to(token_ids.device)]
+    losses = torch.zeros(wanted.shape, dtype=torch.float64)
+    losses[wanted.cpu()] = -picked(logits, targets)
+    return losses

@@ -14,6 +14,9 @@ from torch.nn.functional import linear
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import embeddable
 
+ROWS = 64
+"""Positions whose log-probs are worked out at a time."""
+
 
 def pad(
     rows: Sequence[Sequence[int]], pad_id: int, *, left: bool
@@ -92,7 +95,10 @@ def _forming(lm: LanguageModel, at: Int[Tensor, "n 2"], among: Int[Tensor, " som
 
 def picked(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
     """Log-probs of a token each, in float64 on the CPU."""
-    logits = logits.float()
-    # log_softmax at the target alone: the whole of it would be a second tensor as large as the logits
-    logprobs = logits.gather(1, targets.to(logits.device)[:, None])[:, 0] - logits.logsumexp(-1)
-    return logprobs.double().cpu()
+    targets = targets.to(logits.device)[:, None]
+    logprobs = []
+    # log_softmax at the target alone, a few rows at a time: the whole of it would be a second tensor as large
+    for some, wanted in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
+        some = some.float()
+        logprobs.append(some.gather(1, wanted)[:, 0] - some.logsumexp(-1))
+    return torch.cat(logprobs).double().cpu()
