@@ -42,8 +42,8 @@ DECIDING: dict[Artefact, str] = {
         "question_filter question_front question_template random_seeds refusal_value relearn_steps retain_eval "
         "retain_prompts retain_questions revision rmu_alpha rmu_coefficient rmu_mean scal scoring seed shot_questions "
         "shots site split steering sust sweep sweep_limit sweep_rule sweep_thresholds temperature text_field theta "
-        "tofu_forget tofu_frame tofu_real_authors tofu_reference tofu_retain tofu_summaries tofu_world_facts tokens top_p "
-        "value_units verbmem"
+        "tofu_forget tofu_frame tofu_real_authors tofu_reference tofu_retain tofu_summaries tofu_world_facts tokens "
+        "top_p value_units verbmem"
     ),
 }
 """Settings that stand in an artefact's identity: another set, and what lies in run folders is not found again."""
