@@ -1,6 +1,7 @@
 """Decoder layers as functions of single rows: whether some rows of a pass may run without the others, and how."""
 
 from collections.abc import Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -11,17 +12,18 @@ ARGUMENTS = ("hidden_states", "attention_mask", "position_ids", "position_embedd
 """Of a layer, those that may be given for some rows alone."""
 _PLAIN = (bool, int, float, str)
 
+ROWS: ContextVar[Int[Tensor, " n"] | None] = ContextVar("rows of a pass that run", default=None)
+"""Those that a layer is called with; None: all."""
 
-def separable(layers: Sequence[nn.Module], given: Mapping[str, Any], batch: int) -> bool:
-    """Whether rows may be left out of these layers and all above: nothing else depends on them, or looks on.
+
+def divisible(layers: Sequence[nn.Module], given: Mapping[str, Any]) -> bool:
+    """Whether these layers may be called with a part of what they are given: it can be cut, and nobody looks on.
 
     Args:
         given: What the lowest of them is called with.
     """
     hidden, positions = given["hidden_states"], given.get("position_ids")
-    if torch.is_grad_enabled() or hidden.ndim != 3 or len(hidden) != batch:
-        return False
-    if positions is not None and positions.ndim != 2:
+    if torch.is_grad_enabled() or hidden.ndim != 3 or (positions is not None and positions.ndim != 2):
         return False
     for name, value in given.items():
         parts = value if name in ARGUMENTS and isinstance(value, tuple) else (value,)
@@ -31,9 +33,18 @@ def separable(layers: Sequence[nn.Module], given: Mapping[str, Any], batch: int)
             return False
     modules = [module for layer in layers for module in layer.modules()]
     hooked = [module for module in modules if module._forward_hooks or module._forward_pre_hooks]
-    # what stands before the lowest layer has run, and needs no row above
-    looking_on = [module for module in hooked if module is not layers[0] or module._forward_hooks]
-    return not looking_on and len({type(layer) for layer in layers}) == 1
+    # what stands before the lowest layer has run, and needs nothing from above
+    return not any(module is not layers[0] or module._forward_hooks for module in hooked)
+
+
+def separable(layers: Sequence[nn.Module], given: Mapping[str, Any], batch: int) -> bool:
+    """Whether rows may be left out of these layers and all above: nothing else depends on them, or looks on.
+
+    Args:
+        given: What the lowest of them is called with.
+    """
+    alike = len({type(layer) for layer in layers}) == 1
+    return alike and len(given["hidden_states"]) == batch and divisible(layers, given)
 
 
 def of_rows(given: Mapping[str, Any], batch: int, rows: Int[Tensor, " n"]) -> dict[str, Any]:

@@ -84,6 +84,26 @@ def render(lm: LanguageModel, turns: Sequence[Mapping[str, str]], *, to_go_on: b
     return Rendered(whole, tuple(spelled))
 
 
+def render_alike(
+    lm: LanguageModel, conversations: Sequence[Sequence[Mapping[str, str]]], *, to_go_on: bool
+) -> list[Rendered]:
+    """``render`` of each, where they differ in the order of what their last turn says and in nothing else.
+
+    The template runs for the first and the last of them alone, if it does nothing to what is said but copy it.
+
+    Raises:
+        DataError: the template refuses these turns; says why.
+    """
+    said = [turns[-1]["content"] for turns in conversations]
+    if len(said) > 2 and all(text == text.strip() for text in said):
+        ends = [render(lm, conversations[place], to_go_on=to_go_on) for place in (0, -1)]
+        front, _, behind = ends[0].text.partition(said[0])
+        copied = [Rendered(f"{front}{text}{behind}") for text in said]
+        if [copied[0], copied[-1]] == ends:
+            return copied
+    return [render(lm, turns, to_go_on=to_go_on) for turns in conversations]
+
+
 def prompt_ids(lm: LanguageModel, prompt: str | Rendered) -> list[int]:
     """Token ids of what a model reads first: BOS in front where the family wants it and no template wrote it."""
     return prompts_ids(lm, [prompt])[0]

@@ -7,10 +7,10 @@ knows the passes by their order, and refuses a run that asks anything else than 
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
+from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial, wraps
+from functools import partial
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -20,8 +20,10 @@ from torch import Tensor, nn
 from transformers.cache_utils import CacheLayerMixin
 
 from sae_forge.hookpoint import HookPoint
-from sae_forge.models.by_row import of_rows, separable
+from sae_forge.models.by_row import ROWS, of_rows, separable
+from sae_forge.models.diverting import Forward, diverted, given_to
 from sae_forge.models.hooks import check_points, paused, wants_whole
+from sae_forge.models.last_layer import cuttable
 from sae_forge.models.loading import LanguageModel
 
 LIMIT_BYTES = 8 * 2**30
@@ -165,13 +167,15 @@ class Tape:
     def _divert(self, restored: ExitStack, place: "_Place") -> None:
         base = self.lm.model.base_model
         layers = [self.lm.layer(number) for number in range(self.depth)]
-        _replace_forward(restored, base, partial(_noting, place))
+        # first, so that the last layer is asked for rows before tokens; all tokens of a layer that is played are edited
+        restored.enter_context(cuttable(self.lm, whole=self.depth == self.lm.n_layers))
+        restored.enter_context(diverted(base, partial(_noting, place)))
         for number, layer in enumerate(layers):
-            _replace_forward(restored, layer, partial(_playing, place, number, number == self.depth - 1))
+            restored.enter_context(diverted(layer, partial(_playing, place, number, number == self.depth - 1)))
         if self.point.site in ("resid_pre", "resid_post"):  # elsewhere what is edited lies within the next layer
             above = [self.lm.layer(number) for number in range(self.depth, self.lm.n_layers)]
             for layer in above:
-                _replace_forward(restored, layer, partial(_above, place, above if layer is above[0] else ()))
+                restored.enter_context(diverted(layer, partial(_above, place, above if layer is above[0] else ())))
 
     @property
     def room(self) -> int:
@@ -222,16 +226,6 @@ class _Place:
         return self.recording.passes[self.number]
 
 
-Forward = Callable[..., Any]
-
-
-def _replace_forward(restored: ExitStack, module: nn.Module, diverted: Callable[[Forward], Forward]) -> None:
-    """Divert what ``module`` computes until ``restored`` closes; its hooks stay in force around it."""
-    own = module.forward
-    module.forward = wraps(own)(diverted(own))
-    restored.callback(delattr, module, "forward")
-
-
 def _noting(place: _Place, own: Forward) -> Forward:
     """Note what each pass asks for, and which pass of a played run it is."""
     signature = inspect.signature(own)
@@ -276,7 +270,7 @@ def _recording(place: _Place, own: Forward) -> Forward:
         assert place.asked is not None
         token_ids, attention_mask = (None if part is None else part.clone() for part in place.asked)
         assert token_ids is not None
-        shared = dict(_given(signature, args, kwargs).get(_SHARED) or {})
+        shared = dict(given_to(signature, args, kwargs).get(_SHARED) or {})
         place.recording.keep(_Pass(token_ids, attention_mask, output, shared), place.continues, place.tape.room)
         return output
 
@@ -293,7 +287,7 @@ def _playing(place: _Place, number: int, last: bool, own: Forward) -> Forward:
         passed = place.under_way if place.played or place.again else None
         if passed is None or (output := passed.output) is None:
             return own(*args, **kwargs)
-        given = _given(signature, args, kwargs)
+        given = given_to(signature, args, kwargs)
         hidden, cache = given["hidden_states"], given.get(place.tape.lm.family.cache_argument)
         if cache is not None and (number >= len(cache.layers) or isinstance(cache.layers[number], CacheLayerMixin)):
             nothing = hidden.new_zeros(len(hidden), 1, hidden.shape[1], 1)
@@ -316,7 +310,7 @@ def _above(place: _Place, layers: Sequence[nn.Module], own: Forward) -> Forward:
     signature = inspect.signature(own)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = _given(signature, args, kwargs)
+        given = given_to(signature, args, kwargs)
         if layers and not place.again:
             _look(place, layers, given)
         if (rows := place.rows) is None:
@@ -328,7 +322,11 @@ def _above(place: _Place, layers: Sequence[nn.Module], own: Forward) -> Forward:
         if layers and place.edited is not None:
             some["hidden_states"] = place.edited
         if len(rows):
-            return own(**some)
+            before = ROWS.set(rows)
+            try:
+                return own(**some)
+            finally:
+                ROWS.reset(before)
         output = place.under_way.output
         return (some["hidden_states"], *output[1:]) if isinstance(output, tuple) else some["hidden_states"]
 
@@ -347,13 +345,6 @@ def _look(place: _Place, layers: Sequence[nn.Module], given: Mapping[str, Any]) 
     place.rows = changed.nonzero()[:, 0]
     if passed.top is None:
         place.edited = now[place.rows]
-
-
-def _given(signature: inspect.Signature, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-    """All arguments of a call by their names."""
-    arguments = signature.bind_partial(*args, **kwargs).arguments
-    others = arguments.pop("kwargs", {})
-    return {**arguments, **others}
 
 
 def _size(output: Tensor | tuple[Any, ...] | None) -> int:

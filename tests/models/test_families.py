@@ -25,6 +25,7 @@ from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.caches import branches
 from sae_forge.models.described import norms_take_mean
+from sae_forge.models.diverting import diverted
 from sae_forge.models.families import FAMILIES, REFUSED, family_of, read_family
 from sae_forge.models.hooks import capture, splice, unreached
 from sae_forge.models.loading import LanguageModel, load_model
@@ -135,6 +136,30 @@ def test_texts_that_begin_alike_run_once_and_are_what_each_is_alone(lm):
         shared = score(lm, asked, batch_size=4)
     for found, own in zip(shared, apart, strict=True):
         assert [one.logprob for one in found] == pytest.approx([one.logprob for one in own], abs=5 * noise(lm))
+
+
+def test_the_last_layer_runs_where_it_is_read(lm):
+    """From a text's beginning and from a cache; where a family hands it more than can be cut, on all tokens."""
+    token_ids, mask = (part.repeat(2, 1) for part in tokens(lm))
+    seq, last = token_ids.shape[1], lm.layer(lm.n_layers - 1)
+    at = torch.tensor([(row, column) for row in (0, 1, 4) for column in (int(mask[row].sum()) - 1, 6 + row % 2)])
+    ran = []
+
+    def counting(own):
+        return lambda *args, **kwargs: (ran.append(args[0].numel() // lm.d_model), own(*args, **kwargs))[1]
+
+    part = next(name for name in (*lm.family.mlp_out, "mlp") if getattr(last, name, None) is not None)
+    full = logits(lm, token_ids, mask)[at[:, 0], at[:, 1]]
+    with diverted(getattr(last, part), counting):
+        found = logits(lm, token_ids, mask, at=at)
+        torch.testing.assert_close(found[0], full, atol=noise(lm), rtol=noise(lm))
+        with torch.inference_mode():
+            cache = forward(lm, token_ids[:, :3], mask[:, :3], use_cache=True).past_key_values
+            found = forward(lm, token_ids[:, 3:], mask, cache=cache, at=at - torch.tensor([0, 3])).logits
+    torch.testing.assert_close(found[0], full, atol=noise(lm), rtol=noise(lm))
+    cut = branches(lm) and lm.family.kv_shared is None
+    assert ran == ([6 * 2, 6 * 3, 6 * 2] if cut else [6 * seq, 6 * 3, 6 * (seq - 3)])
+    assert "forward" not in vars(last)
 
 
 @pytest.mark.parametrize("point", [HookPoint(1), HookPoint(3), HookPoint(2, "attn_out"), HookPoint(0, "mlp_out")])

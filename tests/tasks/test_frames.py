@@ -93,6 +93,7 @@ def test_a_frame_that_makes_no_question_is_refused(settings: dict, words: str) -
 
 
 def test_a_chat_has_shots_as_turns(tiny_llama: "LanguageModel", monkeypatch: pytest.MonkeyPatch) -> None:
+    from sae_forge.models import chat
     from sae_forge.models.chat import Rendered
     from sae_forge.tasks.engines import multiple_choice
 
@@ -103,7 +104,7 @@ def test_a_chat_has_shots_as_turns(tiny_llama: "LanguageModel", monkeypatch: pyt
         seen.extend(turns)
         return Rendered("…")
 
-    monkeypatch.setattr(multiple_choice, "render", render)
+    monkeypatch.setattr(chat, "render", render)
     lm = replace(tiny_llama, tokenizer=copy.deepcopy(tiny_llama.tokenizer))
     lm.tokenizer.chat_template = "there"
     asked = multiple_choice.chat_prompt(lm, ASKED, "x", front="Be brief. ", frame=Frame(shots=(SHOT,)))

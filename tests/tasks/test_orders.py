@@ -6,18 +6,27 @@ import json
 import math
 from itertools import permutations
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
 
 from sae_forge.errors import ConfigError, DataError
+from sae_forge.models import chat
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.progress import Silent
 from sae_forge.study.settings import eval_config
 from sae_forge.tasks.engines import orders
 from sae_forge.tasks.engines.arrangements import orders_of, reordered, tricky
 from sae_forge.tasks.engines.continuations import encode
-from sae_forge.tasks.engines.multiple_choice import answer, chat_prompt, encode_questions, letter_ids, letter_prompt
+from sae_forge.tasks.engines.multiple_choice import (
+    answer,
+    chat_prompt,
+    chat_prompts,
+    encode_questions,
+    letter_ids,
+    letter_prompt,
+)
 from sae_forge.tasks.engines.orders import (
     Orders,
     Reordered,
@@ -189,6 +198,27 @@ def test_the_chat_prompt_is_a_turn_and_the_beginning_of_an_answer(chatty: Langua
     blind = chat_prompt(chatty, question, "x", blind=True)
     assert blind.text == "<s><turn>A. p\nB. q\nC. r\nD. s\n<turn>model\nAnswer: ("
     assert letter_prompt(question, "x", blind=True) == "A. p\nB. q\nC. r\nD. s\nAnswer:"
+
+
+@pytest.mark.parametrize(
+    ("template", "rendered"),
+    [(TEMPLATE, 2), (TEMPLATE.replace("['content']", "['content'] | replace('\\nA. one', '!')"), 26)],
+)
+@pytest.mark.parametrize("ending", ["four", "four ", "<s>"])
+def test_a_template_that_copies_runs_twice_for_all_orders(
+    chatty: LanguageModel, monkeypatch: pytest.MonkeyPatch, template: str, rendered: int, ending: str
+) -> None:
+    """Not where it, or what is said, makes one order read otherwise than another."""
+    lm = dataclasses.replace(chatty, tokenizer=copy.deepcopy(chatty.tokenizer))
+    lm.tokenizer.chat_template = template
+    question = Question(id="0", fact="0", question="Why?", choices=("one", "two", "three", ending), answer=0)
+    every = [reordered(question, order) for order in orders_of("chat", 4)]
+    wanted = [chat_prompt(lm, one, "x") for one in every]
+    render = Mock(wraps=chat.render)
+    monkeypatch.setattr(chat, "render", render)
+    assert chat_prompts(lm, every, "x") == wanted
+    assert len({one.text for one in wanted}) == 24
+    assert render.call_count == {"four": rendered, "four ": 24, "<s>": 26}[ending]
 
 
 def test_white_space_at_the_ends_is_stripped_where_saebench_joins_it(chatty: LanguageModel) -> None:

@@ -14,7 +14,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from torch import Tensor
 
 from sae_forge.errors import DataError, NumericalError
@@ -240,12 +240,10 @@ def _score_rows(lm: LanguageModel, rows: list[tuple[tuple[int, ...], tuple[int, 
     token_ids, mask = pad([[*context, *target[:-1]] for context, target in rows], lm.pad_id, left=False)
     # a token's log-prob is read off the position before it
     before = [(row, len(context) - 1 + step) for row, (context, ids) in enumerate(rows) for step in range(len(ids))]
-    row, position = torch.tensor(before).T
-    kept, column = position.unique(return_inverse=True)
-    logits = forward(lm, token_ids, mask, keep=kept).logits
+    at = torch.tensor(before)
     target_ids = torch.tensor([token for _, target in rows for token in target])
-    logprobs = _picked(logits, row, column, target_ids)
-    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, logprobs).tolist()
+    logprobs = picked(forward(lm, token_ids, mask, at=at).logits[0], target_ids)
+    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, at[:, 0], logprobs).tolist()
 
 
 def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> Iterator[tuple[tuple[int, int], float]]:
@@ -254,10 +252,10 @@ def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> I
     places = [(row, option) for row, item in enumerate(items) for option in range(len(item.targets))]
     longer = [(row, option) for row, option in places if len(items[row].targets[option]) > 1]
     # padded on the left, so that the last column is every context's last token: one position gives all first log-probs
-    output = forward(lm, token_ids, mask, keep=1, use_cache=bool(longer))
-    row = torch.tensor([row for row, _ in places])
+    ends = torch.tensor([(row, token_ids.shape[1] - 1) for row in range(len(items))])
+    output = forward(lm, token_ids, mask, at=ends, use_cache=bool(longer))
     first = torch.tensor([items[row].targets[option][0] for row, option in places])
-    yield from zip(places, _picked(output.logits, row, torch.zeros_like(row), first).tolist(), strict=True)
+    yield from zip(places, picked(output.logits[0, [row for row, _ in places]], first).tolist(), strict=True)
     for start in range(0, len(longer), batch_size):
         chosen = longer[start : start + batch_size]
         rest = [items[row].targets[option] for row, option in chosen]
@@ -280,16 +278,8 @@ def _score_rest(
     logits = forward(lm, token_ids, torch.cat([context_mask[rows], mask], 1), cache=cache).logits
     row, column = mask.nonzero(as_tuple=True)
     rest = torch.tensor([token for target in targets for token in target[1:]])
-    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, _picked(logits, row, column, rest)).tolist()
-
-
-def _picked(
-    logits: Float[Tensor, "batch kept vocab"],
-    row: Int[Tensor, " n"],
-    column: Int[Tensor, " n"],
-    target_ids: Int[Tensor, " n"],
-) -> Float[Tensor, " n"]:
-    return picked(logits[row.to(logits.device), column.to(logits.device)], target_ids)
+    logprobs = picked(logits[row.to(logits.device), column.to(logits.device)], rest)
+    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, logprobs).tolist()
 
 
 def _finite(value: float) -> float:

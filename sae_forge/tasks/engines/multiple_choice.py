@@ -11,10 +11,12 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
+from typing import Any
 
 from sae_forge.config.questions import Scoring
 from sae_forge.errors import ConfigError, DataError
-from sae_forge.models.chat import Rendered, prompts_ids, render
+from sae_forge.models.chat import Rendered, prompts_ids, render_alike
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import max_input, text_ids
 from sae_forge.statistics.answers import LETTERS
@@ -100,8 +102,10 @@ def encode_questions(
     """
     if scoring == "chat":
         chats = [
-            chat_prompt(lm, item, domain, blind=blind, front=front, frame=frame).followed_by(prefix)
-            for item in questions
+            chat.followed_by(prefix)
+            # orders of one question are neighbours
+            for _, alike in groupby(questions, key=lambda item: (item.id, item.question, item.subject))
+            for chat in chat_prompts(lm, list(alike), domain, blind=blind, front=front, frame=frame)
         ]
         return _encode_chat(lm, chats, [len(item.choices) for item in questions])
     prompts = [
@@ -157,38 +161,51 @@ def letter_prompt(question: Question, domain: str, *, blind: bool = False, frame
     return frame.opening(subject, f"{FRONT}\n") + "".join(shots) + frame.laid_out(question, subject, LETTER)
 
 
-def chat_prompt(
+def chat_prompt(lm: LanguageModel, question: Question, domain: str, **how: Any) -> Rendered:
+    """That of one of the :func:`chat_prompts`."""
+    return chat_prompts(lm, [question], domain, **how)[0]
+
+
+def chat_prompts(
     lm: LanguageModel,
-    question: Question,
+    questions: Sequence[Question],
     domain: str,
     *,
     blind: bool = False,
     front: str = "",
     frame: Frame = PLAIN,
-) -> Rendered:
+) -> list[Rendered]:
     """A user's turn that asks, and the beginning of the model's, up to and including ``Answer: (``.
 
     Answered questions of a frame are turns before it.
+
+    Args:
+        questions: One in several orders of its options.
 
     Raises:
         ConfigError: the tokenizer has no chat template, or one that raises.
     """
     if not lm.tokenizer.chat_template:
         raise ConfigError(f"--scoring chat needs a chat template, and {lm.name} has none; use --scoring letter")
-    subject = _subject(question, domain)
-    subject = CHAT_SUBJECTS.get(subject, subject)
-    turns = [{"role": "user", "content": front + options_of(question)}]
-    if not blind:
-        asked = [frame.laid_out(one, subject, CHAT) for one in (*frame.shots, question)]
-        asked[0] = front + frame.opening(subject, FRONT) + asked[0]
-        turns = [{"role": "user", "content": text} for text in asked]
-        for place, shot in reversed(list(enumerate(frame.shots))):
-            said = f"{CHAT_ANSWER}{LETTERS[shot.answer]})"
-            turns.insert(place + 1, {"role": "assistant", "content": said})
+    asked = [_turns(question, domain, blind, front, frame) for question in questions]
     try:
-        return render(lm, turns, to_go_on=True).followed_by(CHAT_ANSWER)
+        return [chat.followed_by(CHAT_ANSWER) for chat in render_alike(lm, asked, to_go_on=True)]
     except DataError as error:
         raise ConfigError(f"{error}; use --scoring letter") from error
+
+
+def _turns(question: Question, domain: str, blind: bool, front: str, frame: Frame) -> list[dict[str, str]]:
+    if blind:
+        return [{"role": "user", "content": front + options_of(question)}]
+    subject = _subject(question, domain)
+    subject = CHAT_SUBJECTS.get(subject, subject)
+    asked = [frame.laid_out(one, subject, CHAT) for one in (*frame.shots, question)]
+    asked[0] = front + frame.opening(subject, FRONT) + asked[0]
+    turns = [{"role": "user", "content": text} for text in asked]
+    for place, shot in reversed(list(enumerate(frame.shots))):
+        said = f"{CHAT_ANSWER}{LETTERS[shot.answer]})"
+        turns.insert(place + 1, {"role": "assistant", "content": said})
+    return turns
 
 
 def options_of(question: Question) -> str:

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
+from sae_forge.models.last_layer import reading
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import embeddable
 
@@ -51,7 +52,7 @@ def forward(
     cache too. The logits come from the model itself, soft caps included.
     """
     if at is not None:
-        with _forming(lm, at, among):
+        with _forming(lm, token_ids.shape, at, among):
             output = forward(lm, token_ids, mask, cache=cache, use_cache=use_cache)
         if among is not None and output.logits.shape[-1] > len(among):
             output.logits = output.logits[..., among.to(output.logits.device)]
@@ -74,9 +75,19 @@ def forward(
 
 
 @contextmanager
-def _forming(lm: LanguageModel, at: Int[Tensor, "n 2"], among: Int[Tensor, " some"] | None) -> Iterator[None]:
-    """Logits of these places alone, by the model's own head; of these tokens alone, where its weights lie open."""
+def _forming(
+    lm: LanguageModel, shape: tuple[int, ...], at: Int[Tensor, "n 2"], among: Int[Tensor, " some"] | None
+) -> Iterator[None]:
+    """Logits of these places alone, by the model's own head; of these tokens alone, where its weights lie open.
+
+    The last layer computes no more than these need, where it can be told.
+    """
     head: Any = lm.model.get_output_embeddings()
+    read: list[set[int]] = [set() for _ in range(shape[0])]
+    for row, column in at.tolist():
+        read[row].add(column)
+    width = max(map(len, read))
+    columns = torch.tensor([[*each, *[0] * (width - len(each))] for each in read]).reshape(len(read), width).long()
 
     def places(module: nn.Module, args: tuple[Any, ...]) -> Tensor:
         del module
@@ -84,6 +95,8 @@ def _forming(lm: LanguageModel, at: Int[Tensor, "n 2"], among: Int[Tensor, " som
         return args[0][row, column][None]
 
     with ExitStack() as restored:
+        if 2 * width <= shape[1]:  # where most tokens are read, calling a layer twice spares nothing
+            restored.enter_context(reading(lm, columns, shape[1]))
         restored.callback(head.register_forward_pre_hook(places).remove)
         if among is not None and type(head) is nn.Linear and "forward" not in vars(head):
             chosen = among.to(head.weight.device)
