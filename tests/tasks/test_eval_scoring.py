@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -18,6 +19,7 @@ from sae_forge.interventions.ablation import NegativeScaling
 from sae_forge.interventions.apply import Intervention, applied
 from sae_forge.models.loading import LanguageModel
 from sae_forge.sae.topk import TopKSAE
+from sae_forge.tasks.engines import continuations
 from sae_forge.tasks.engines import losses as language_modeling
 from sae_forge.tasks.engines.continuations import Encoded, encode, score
 from sae_forge.tasks.engines.generation import Sampling, write
@@ -115,6 +117,22 @@ def test_sharing_a_context_runs_it_once(tiny_llama: LanguageModel):
     contexts = sum(len(item.context) - 1 for item in encoded)
     endings = sum(len(target) - 1 for item in encoded for target in item.targets)
     assert seen == {True: contexts + endings, False: 4 * contexts + endings}
+
+
+def test_a_long_option_pads_no_short_one(tiny_llama: LanguageModel, monkeypatch: pytest.MonkeyPatch):
+    encoded = [Encoded((1, 40 + number), ((41, 42), (43, 44, 45, 46, 47, 48))) for number in range(4)]
+    ran = []
+
+    def counting(lm: LanguageModel, token_ids: torch.Tensor, *rest: Any, **how: Any) -> Any:
+        ran.append(token_ids.numel())
+        return forward(lm, token_ids, *rest, **how)
+
+    monkeypatch.setattr(continuations, "forward", counting)
+    found = score(tiny_llama, encoded, batch_size=4)
+    assert ran == [4 * 2, 4 * 1, 4 * 5], "the contexts, the ends of the short options, those of the long ones"
+    apart = score(tiny_llama, encoded, batch_size=4, share=False)
+    for one, other in zip(found, apart, strict=True):
+        assert [got.logprob for got in one] == pytest.approx([got.logprob for got in other], abs=1e-4)
 
 
 # ---- tokens at the seam -------------------------------------------------------------------------

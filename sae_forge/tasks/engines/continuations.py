@@ -250,7 +250,9 @@ def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> I
     """Parts of the summed log-probs: of the first tokens, read off the contexts' pass, and of the rest."""
     token_ids, mask = pad([item.context for item in items], lm.pad_id, left=True)
     places = [(row, option) for row, item in enumerate(items) for option in range(len(item.targets))]
-    longer = [(row, option) for row, option in places if len(items[row].targets[option]) > 1]
+    lengths = {(row, option): len(items[row].targets[option]) for row, option in places}
+    # like beside like, or one long name pads a whole batch
+    longer = sorted((place for place in places if lengths[place] > 1), key=lengths.__getitem__)
     # padded on the left, so that the last column is every context's last token: one position gives all first log-probs
     ends = torch.tensor([(row, token_ids.shape[1] - 1) for row in range(len(items))])
     output = forward(lm, token_ids, mask, at=ends, use_cache=bool(longer))
@@ -275,11 +277,10 @@ def _score_rest(
     """Summed log-probs of all but the first token of each target, from the cache of its context."""
     select_rows(cache, torch.tensor(rows, device=lm.device))
     token_ids, mask = pad([target[:-1] for target in targets], lm.pad_id, left=False)
-    logits = forward(lm, token_ids, torch.cat([context_mask[rows], mask], 1), cache=cache).logits
-    row, column = mask.nonzero(as_tuple=True)
+    at = mask.nonzero()
+    logits = forward(lm, token_ids, torch.cat([context_mask[rows], mask], 1), cache=cache, at=at).logits[0]
     rest = torch.tensor([token for target in targets for token in target[1:]])
-    logprobs = picked(logits[row.to(logits.device), column.to(logits.device)], rest)
-    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, row, logprobs).tolist()
+    return torch.zeros(len(rows), dtype=torch.float64).index_add_(0, at[:, 0], picked(logits, rest)).tolist()
 
 
 def _finite(value: float) -> float:
