@@ -154,7 +154,8 @@ def meant(name: str, flag: str) -> str:
     if known is None or has != wanted or (has == "text" and wanted == "questions"):
         possible = [one.name for one in PARTS.values() if one.schema == wanted]
         possible += ["mmlu:SUBJECT"] if wanted == "questions" else []
-        raise DataError(f"--{flag} {name}: it has no {wanted}; those that have are {', '.join(possible[:12])} …")
+        listed = ", ".join(possible[:12]) + (" …" if len(possible) > 12 else "")
+        raise DataError(f"--{flag} {name}: it has no {wanted}; those that have are {listed}")
     return f"{source}{bracket}{part}"
 
 

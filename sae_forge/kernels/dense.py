@@ -3,16 +3,38 @@
 A code is formed for some tokens at a time, so that the tokens × d_sae numbers never exist at once.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from sae_forge.kernels.affine import affine
 from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes, adam_rows_, remove_parallel_
 from sae_forge.kernels.transpose import Transpose
 
 CODE_TOKENS = 1024
+
+
+def topk_affine(
+    x: Float[Tensor, "tokens d_in"], W_enc: Float[Tensor, "d_in d_sae"], b_enc: Float[Tensor, "d_sae"], k: int, *,
+    dtype: torch.dtype, at_once: int, choose: Callable[[Tensor, int], tuple[Tensor, Tensor]],
+    seen: Callable[[Tensor], None] | None,
+) -> tuple[Float[Tensor, "tokens k"], Int[Tensor, "tokens k"]]:  # fmt: skip
+    """The k largest of ``x @ W_enc + b_enc`` of each token and where they are, by a product of some tokens at a time,
+    which is made in ``dtype`` and shown to ``seen``.
+    """
+    values, parts = b_enc.new_empty(len(x), k), []
+    weights, bias = W_enc.to(dtype), b_enc.to(dtype)
+    for start in range(0, len(x), at_once):
+        part = slice(start, min(len(x), start + at_once))
+        pre_acts = affine(x[part].to(dtype), weights, bias)
+        if seen is not None:
+            seen(pre_acts)
+        values[part], where = choose(pre_acts, k)
+        parts.append(where)
+        del pre_acts  # before there are others
+    return values, torch.cat(parts)
 
 
 def decode(

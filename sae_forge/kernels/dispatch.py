@@ -18,7 +18,7 @@ from sae_forge.config.train import Backend
 from sae_forge.errors import BackendError, ConfigError
 from sae_forge.kernels import checks, reference
 from sae_forge.kernels.above import above
-from sae_forge.kernels.affine import affine, product
+from sae_forge.kernels.affine import product
 from sae_forge.kernels.flat import Rectangle
 from sae_forge.kernels.gradients import Encode, Form, SparseDecode, TopKEncode
 from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
@@ -37,7 +37,6 @@ _MAX_ENCODE_TOKENS = 1024
 _MAX_CPU_NUMBERS = 6_500_000
 """25 MiB in fp32: the C library gives a larger block back to the system at once, and clearing it anew takes longer
 than filling it."""
-
 
 _TopK = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 
@@ -93,6 +92,7 @@ def topk_encode(
     backend: Backend = "auto",
     product_dtype: torch.dtype | None = None,
     screened: bool = False,
+    seen: Callable[[Tensor], None] | None = None,
 ) -> tuple[Float[Tensor, "*batch k"], Int[Tensor, "*batch k"]]:
     """The k largest pre-activations of each token after ReLU, and which latents they are, in no set order.
 
@@ -104,6 +104,7 @@ def topk_encode(
         product_dtype: Precision of the dense product (None: that of ``W_enc``). Results are in that of ``b_enc``.
         screened: Where it is faster, let an int8 product say which pre-acts are made (``cpu_int8``). The latents are
             the same; a pre-act is a sum in another order, so its last digits are not those of the dense product.
+        seen: Is shown all pre-acts of some tokens after the other's, where a dense product makes them: to keep a few.
 
     Raises:
         BackendError: the backend cannot run these tensors, or they lie on several devices.
@@ -126,24 +127,10 @@ def topk_encode(
     if screened and form is _module("cpu") and dtype == W_enc.dtype and _module("cpu_int8").fits(flat, W_enc, b_enc, k):
         encode: Encode = _module("cpu_int8").topk_affine
     else:
-        encode = partial(_topk_affine, dtype=dtype, choose=_choose_topk(backend, W_enc, k))
+        at_once, choose = encode_tokens(W_enc.shape[1], x.device), _choose_topk(backend, W_enc, k)
+        encode = partial(_module("dense").topk_affine, dtype=dtype, at_once=at_once, choose=choose, seen=seen)
     values, indices = cast("Any", TopKEncode.apply(flat, W_enc, b_enc, b_dec, k, form, encode))
     return values.view(*batch, k), indices.view(*batch, k)
-
-
-def _topk_affine(
-    x: Tensor, W_enc: Tensor, b_enc: Tensor, k: int, *, dtype: torch.dtype, choose: _TopK
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """The k largest pre-acts and where they are, by a dense product of some tokens at a time."""
-    tokens, d_sae = len(x), W_enc.shape[1]
-    values, parts = b_enc.new_empty(tokens, k), []
-    weights, bias = W_enc.to(dtype), b_enc.to(dtype)
-    at_once = min(tokens, encode_tokens(d_sae, x.device))
-    for start in range(0, tokens, at_once):
-        part = slice(start, min(tokens, start + at_once))
-        values[part], where = choose(affine(x[part].to(dtype), weights, bias), k)
-        parts.append(where)
-    return values, torch.cat(parts)
 
 
 # ---- for a training step ------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import combinations
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 from sae_forge.config.evaluate import EvalConfig
 from sae_forge.config.questions import Half
@@ -145,7 +145,7 @@ def measure(
     tapes: Tapes | None = None,
     kept: Keeper | None = None,
     only: Container[int] | None = None,
-    **facts: Any,
+    method: str | None = None,
 ) -> Measurement:
     """Ask the model all of it, or some.
 
@@ -157,9 +157,9 @@ def measure(
         log: What the edit under way counts; None where no activation is edited.
         tapes: Spare the layers below the edit what was asked before.
         only: Numbers of what is asked here; None: all.
-        facts: Shown beside the progress.
+        method: Shown beside the progress.
     """
-    done, measured = partial(task.advance, **facts), []
+    done, measured = task.advance if method is None else partial(task.advance, method=method), []
     for number, one in enumerate(asked):
         if only is not None and number not in only:
             continue

@@ -45,6 +45,8 @@ def auxk(
     dead: Dead,
     weight: float,
     team: Ranks = ALONE,
+    *,
+    pre_acts: Float[Tensor, "tokens few"] | None = None,
 ) -> tuple[Float[Tensor, ""], Extra]:
     """The AuxK loss, and ``weight`` times its gradients, which reach the dead latents alone.
 
@@ -56,11 +58,12 @@ def auxk(
         target: What the encoder read.
         residual: Decoded minus target; no gradient goes through it.
         team: Ranks that each hold some of the latents.
+        pre_acts: Of the dead, where they have been made.
 
     Source: Gao et al. 2024 (arXiv 2406.04093), AuxK; the fading is EleutherAI sparsify's, the missing ReLU SAELens's.
     """
     scale = fading(dead, target.shape[1], team) / variance(residual)
-    left, extra = explain(rows, target, residual, dead, 2.0 * weight * scale, team)
+    left, extra = explain(rows, target, residual, dead, 2.0 * weight * scale, team, pre_acts=pre_acts)
     return left * scale, extra
 
 
@@ -78,28 +81,32 @@ def explain(
     dead: Dead,
     slope: Float[Tensor, ""] | float,
     team: Ranks = ALONE,
+    *,
+    pre_acts: Float[Tensor, "tokens few"] | None = None,
 ) -> tuple[Float[Tensor, ""], Extra]:
     """What the dead leave of the residual, squared and summed, and ``slope / 2`` times the gradients of that sum."""
     half, places = max(1, target.shape[1] // 2), len(dead.latents)
     W_enc, W_dec = rows.W_enc.product[dead.latents], rows.W_dec.product[dead.latents]
-    bias = torch.where(dead.present, rows.b_enc.weight[dead.latents], 0.0)
+    bias = rows.b_enc.weight[dead.latents]
     left = torch.zeros((), device=target.device)
     for_enc, for_dec = torch.zeros_like(W_enc, dtype=torch.float32), torch.zeros_like(W_dec, dtype=torch.float32)
     for_bias = torch.zeros_like(bias)
     at_once = encode_tokens(places * team.world, target.device)
-    for x, rest in zip(target.split(at_once), residual.split(at_once), strict=True):
-        acts = product(x, W_enc.T).add_(bias.to(x.dtype))
-        kept = _kept(acts, dead.present, half, team)
+    made = [None] * len(target) if pre_acts is None else pre_acts.split(at_once)
+    for x, rest, acts in zip(target.split(at_once), residual.split(at_once), made, strict=False):
+        acts = product(x, W_enc.T).add_(bias.to(x.dtype)) if acts is None else acts
+        kept = _kept(acts, dead.present, half, team).to(x.dtype)
         acts = acts.mul_(kept)
         rebuilt = product(acts, W_dec)
         team.sum_(rebuilt)
-        missing = rest + rebuilt  # the dead try to rebuild minus the residual
-        left += missing.float().square().sum()
-        grad = (slope * missing).to(x.dtype)
-        pre_acts = product(grad, W_dec.T).mul_(kept)
-        for_dec += product(acts.T, grad)
-        for_enc += product(pre_acts.T, x)
-        for_bias += pre_acts.float().sum(dim=0)
+        missing = rebuilt.add_(rest)  # the dead try to rebuild minus the residual
+        left += torch.linalg.vector_norm(missing, dtype=torch.float32).square()
+        slopes = product(missing, W_dec.T).mul_(kept)
+        for_dec += product(acts.T, missing)
+        for_enc += product(slopes.T, x)
+        for_bias += slopes.sum(dim=0, dtype=torch.float32)
+    for gradient in (for_enc, for_dec, for_bias):
+        gradient.mul_(slope)
     return left, Extra(dead.row_of, for_enc, for_dec, for_bias)
 
 
@@ -107,7 +114,7 @@ def _kept(acts: Tensor, present: Tensor, half: int, team: Ranks) -> Bool[Tensor,
     """Which acts take part: of each token the ``half`` greatest of latents that are there, over all ranks."""
     if acts.shape[1] * team.world <= half:
         return present.expand_as(acts)
-    offered = acts.masked_fill(~present, -torch.inf)
+    offered = acts + torch.zeros_like(present, dtype=acts.dtype).masked_fill_(~present, -torch.inf)
     if team.world == 1:
         return among_largest(offered, half) & present
     best = torch.topk(offered, min(half, acts.shape[1]), dim=1, sorted=False)

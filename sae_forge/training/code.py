@@ -21,6 +21,8 @@ class Code(NamedTuple):
     """Latents, counted among those that are held here."""
     tokens: Int[Tensor, " entries"] | None = None
     """Of flat entries the token of each, in rising order; None where they lie ``[tokens, k]``."""
+    beside: Float[Tensor, "tokens few"] | None = None
+    """Pre-acts of the latents that were asked for besides, where the product that gave the others gave them too."""
 
 
 def target_of(state: TrainState, batch: Float[Tensor, "batch d_in"]) -> Float[Tensor, "batch d_in"]:

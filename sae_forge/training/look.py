@@ -37,7 +37,7 @@ class Look(NamedTuple):
 
     def slopes(self, slope: Float[Tensor, ""] | float) -> Slopes:
         """What the part says about the latents where the loss is ``slope / 2 × squares``."""
-        target, values, indices, tokens = self.code
+        target, values, indices, tokens, _ = self.code
         return Slopes(target, self.residual, slope * values, slope * self.dots * self.fired, indices, tokens)
 
     def touched(self, latents: int) -> Bool[Tensor, "latents"]:
@@ -53,14 +53,16 @@ class Look(NamedTuple):
         return self.fired.sum()
 
 
-def looks(state: TrainState, parts: Sequence[Float[Tensor, "part d_in"]], plan: Plan) -> Iterator[Look]:
-    """A look at each part of a batch, made when it is asked for."""
+def looks(
+    state: TrainState, parts: Sequence[Float[Tensor, "part d_in"]], plan: Plan, beside: Tensor | None = None
+) -> Iterator[Look]:
+    """A look at each part of a batch, made when it is asked for; its code may hold the pre-acts of ``beside`` too."""
     look = partial(_over_ranks if plan.shards_latents else _here, state, plan)
-    return map(look, architecture_of(plan.config).encode(state, parts, plan))
+    return map(look, architecture_of(plan.config).encode(state, parts, plan, beside))
 
 
 def _here(state: TrainState, plan: Plan, code: Code) -> Look:
-    target, values, indices, tokens = code
+    target, values, indices, tokens, _ = code
     W_dec, backend = state.rows.W_dec.product, plan.config.backend
     decoded = decode_loss(values, indices, W_dec, target, tokens=tokens, backend=backend, trusted=True)
     return Look(code, decoded.residual, decoded.squares.sum(), decoded.dots)

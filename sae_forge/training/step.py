@@ -18,6 +18,8 @@ COUNT_EVERY = 20
 """Steps between two counts of the dead on a GPU."""
 _LEAST_ROOM = 64
 """Dead latents that room is made for at least, where there are any."""
+_LANES = 16
+"""A CPU's products take up to a third longer over a number of latents that is no multiple of so many."""
 
 
 @torch.no_grad()
@@ -50,7 +52,8 @@ def make_room(state: TrainState, plan: Plan) -> None:
         dead = int((state.tokens_since_fired >= config.dead_after).sum())
         if plan.shards_latents:
             dead = plan.team.largest(dead, plan.device)
-        state.aux_places = dead if plan.device.type == "cpu" else _roomy(dead, state.sae.d_sae)
+        even = -(-dead // _LANES) * _LANES
+        state.aux_places = even if plan.device.type == "cpu" else _roomy(dead, state.sae.d_sae)
 
 
 def _roomy(dead: int, d_sae: int) -> int:

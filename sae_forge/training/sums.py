@@ -21,6 +21,9 @@ from sae_forge.training.look import Look, looks
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import TrainState
 
+_ROOM = 2
+"""Times the batch."""
+
 
 class Firsthand(NamedTuple):
     """What gradients of the latents are made of where they need not exist as a whole."""
@@ -85,13 +88,14 @@ class Sums(NamedTuple):
 def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Plan) -> Whole:
     """Of a batch that is seen whole, by all ranks if the latents are spread over several."""
     rows, team, alpha = state.rows, plan.latent_team, plan.config.auxk_alpha
-    (seen,) = looks(state, [batch], plan)
+    dead = _dead(state, plan)
+    (seen,) = looks(state, [batch], plan, _beside(dead, plan))
     target, indices = seen.code.target, seen.code.indices
     spread = variance(target)
     fvu = seen.squares / spread
     loss, extra = fvu, None
-    if (dead := _dead(state, plan)) is not None:
-        share, extra = auxk(rows, target, seen.residual, dead, alpha, team)
+    if dead is not None:
+        share, extra = auxk(rows, target, seen.residual, dead, alpha, team, pre_acts=seen.code.beside)
         loss = fvu + alpha * share
     slope = 2.0 / spread
     slopes = seen.slopes(slope)
@@ -107,7 +111,7 @@ def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Pl
 def sums_of_parts(state: TrainState, batch: Float[Tensor, "part d_in"], plan: Plan) -> Whole:
     """Of a batch of which this rank was given its rows, to be taken ``accumulation`` parts one after the other."""
     dead = _dead(state, plan)
-    seen = looks(state, batch.split(len(batch) // plan.config.accumulation), plan)
+    seen = looks(state, batch.split(len(batch) // plan.config.accumulation), plan, _beside(dead, plan))
     sums = _sums(state, next(seen), plan, dead)
     for _ in range(plan.config.accumulation - 1):  # bound to no name, a part is gone before the next is made
         for held, more in zip(sums.tensors(), _sums(state, next(seen), plan, dead).tensors(), strict=True):
@@ -123,11 +127,17 @@ def _dead(state: TrainState, plan: Plan) -> Dead | None:
     return dead_latents(state.tokens_since_fired, plan.config.dead_after, state.aux_places)
 
 
+def _beside(dead: Dead | None, plan: Plan) -> Tensor | None:
+    """The dead, whose pre-acts are kept while all exist, if they take little more room than the batch does."""
+    return dead.latents if dead is not None and len(dead.latents) <= _ROOM * plan.d_in else None
+
+
 def _sums(state: TrainState, seen: Look, plan: Plan, dead: Dead | None) -> Sums:
     target = seen.code.target
     left, of_dead = torch.zeros((), device=target.device), None
     if dead is not None:
-        left, extra = explain(state.rows, target, seen.residual, dead, 2.0 * plan.config.auxk_alpha)
+        slope = 2.0 * plan.config.auxk_alpha
+        left, extra = explain(state.rows, target, seen.residual, dead, slope, pre_acts=seen.code.beside)
         of_dead = RowGradients(extra.W_enc, extra.W_dec, extra.b_enc)
     table = transpose(seen.code.indices, plan.d_sae)
     return Sums(

@@ -70,9 +70,9 @@ def test_a_file_of_that_name_comes_first_and_both_have_one_name(
         (
             "forget_questions",
             "muse-news",
-            "--forget_questions muse-news: it has no questions; those that have are wmdp-",
+            "--forget_questions muse-news: it has no questions; those that have are wmdp-.*, mmlu:SUBJECT$",
         ),
-        ("forget", "wmdp-chem", "--forget wmdp-chem: it has no text; those that have are wmdp-bio-forget"),
+        ("forget", "wmdp-chem", "--forget wmdp-chem: it has no text; those that have are wmdp-bio-forget.* …$"),
         ("retain_questions", "tofu:forget10", "has no questions"),
         ("retain_eval", "mmlu:anatomy", "has no text"),
     ],

@@ -257,6 +257,11 @@ def measured(run: TinyRun, subject: Subject) -> Measurement:
         return measure(lm, every, log, task, batch_size=config.eval_batch_size)
 
 
+def test_a_measurement_takes_no_argument_that_it_does_not_know(run: TinyRun):
+    with Silent().task("", None, "") as task, pytest.raises(TypeError, match="tape"):
+        measure(run.lm, (), None, task, batch_size=2, tape=None)  # pyright: ignore[reportCallIssue]
+
+
 @pytest.mark.parametrize("method", NAMED)
 def test_the_reported_row_is_what_measuring_it_alone_gives(
     run: TinyRun, metrics: dict[str, Any], base: Measurement, method: Any

@@ -297,8 +297,8 @@ def test_what_cannot_be_trained_is_refused_by_name(stream, tmp_path, settings, s
 def test_a_new_architecture_is_one_entry_of_the_table(stream, tmp_path, monkeypatch):
     """One that keeps the first half of what BatchTopK keeps, and a number of its own in its checkpoints."""
 
-    def encode(state, parts, plan):
-        for code in BATCHTOPK.encode(state, parts, plan):
+    def encode(state, parts, plan, beside=None):
+        for code in BATCHTOPK.encode(state, parts, plan, beside):
             mask = torch.arange(len(code.values)) < len(code.values) // 2
             state.own["seen"] += len(code.target)
             yield Code(code.target, code.values[mask], code.indices[mask], code.tokens[mask])

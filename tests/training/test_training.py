@@ -26,6 +26,7 @@ from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
 from sae_forge.training import auxk as auxk_module
+from sae_forge.training import sums as sums_module
 from sae_forge.training.auxk import auxk, dead_latents
 from sae_forge.training.initialisation import centre, geometric_median, input_scale, take_sample
 from sae_forge.training.plan import Plan
@@ -682,6 +683,27 @@ def test_room_for_more_dead_than_there_are_changes_nothing():
     first = dead_latents(state.tokens_since_fired, 100, 4)
     assert first.latents.tolist() == [5, 6, 7, 8] and first.present.all()
     assert (first.row_of >= 0).nonzero().flatten().tolist() == [5, 6, 7, 8]
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_auxk_takes_the_pre_acts_that_the_encoders_product_made(accumulation, monkeypatch):
+    settings = config(dead_after=BATCH, accumulation=accumulation)
+    plan = Plan(
+        config=settings, d_in=D_IN, k=K, d_sae=D_SAE, seed=0, steps=100, lr=0.01, device=torch.device("cpu")
+    )  # fmt: skip
+    products = []
+    monkeypatch.setattr(auxk_module, "product", lambda a, b: products.append(len(a)) or dispatch.product(a, b))
+    states = []
+    for room in (sums_module._ROOM, 0):
+        monkeypatch.setattr(sums_module, "_ROOM", room)
+        products.clear()
+        states.append(TrainState.start(TopKSAE(D_IN, D_SAE, K), 0.7))
+        states[-1].tokens, states[-1].tokens_since_fired[5:20] = BATCH, BATCH
+        train_step(states[-1], make_rows(BATCH), plan)
+        assert states[-1].aux_places == 16  # of 15, which products would be slower over
+        assert len(products) == (4 if room else 5) * accumulation
+    for kept, made in zip(states[0].rows, states[1].rows, strict=True):
+        assert torch.allclose(kept.exp_avg, made.exp_avg, rtol=1e-5, atol=1e-8)
 
 
 def test_auxk_is_zero_when_the_dead_explain_the_residual_and_fades_with_few_dead():

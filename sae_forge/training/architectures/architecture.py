@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -12,8 +13,18 @@ from sae_forge.training.code import Code
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import TrainState
 
-Encoder = Callable[[TrainState, Sequence[Tensor], Plan], Iterator[Code]]
-"""The parts of a batch, ``[tokens, d_in]`` as they are stored, one code after the other; on every rank as many."""
+
+@runtime_checkable
+class Encoder(Protocol):
+    """The parts of a batch, ``[tokens, d_in]`` as they are stored, one code after the other; on every rank as many."""
+
+    def __call__(
+        self, state: TrainState, parts: Sequence[Tensor], plan: Plan, beside: Tensor | None = None
+    ) -> Iterator[Code]:
+        """Codes, with the pre-acts of the latents ``beside`` where those are to be had without another product."""
+        ...
+
+
 Finish = Callable[[TopKSAE, float, Mapping[str, Tensor]], TopKSAE | JumpReLUSAE]
 """The dictionary that is saved, which reads activations as they are stored: from the trained weights, which work on
 activations times a factor, from that factor, and from what ``own`` came to."""

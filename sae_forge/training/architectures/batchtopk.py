@@ -38,8 +38,11 @@ class _Candidates(NamedTuple):
     latents: Int[Tensor, " entries"]
 
 
-def _encode(state: TrainState, parts: Sequence[Float[Tensor, "part d_in"]], plan: Plan) -> Iterator[Code]:
+def _encode(
+    state: TrainState, parts: Sequence[Float[Tensor, "part d_in"]], plan: Plan, beside: Tensor | None = None
+) -> Iterator[Code]:
     """The choice is one over all parts and ranks, so every part is encoded before the first is given out."""
+    del beside  # the parts were encoded long before they are given out, and all of these would have to be held
     candidates, wanted = _candidates(state, parts, plan)
     kept, least = _largest(candidates, wanted, [len(part) for part in parts], plan)
     _follow(state, least)
