@@ -34,6 +34,8 @@ from sae_forge.kernels.rows import (
 )
 from sae_forge.kernels.transpose import Transpose
 
+LINE = tl.constexpr(32)
+"""Numbers of fp32 in a line of the L2 cache."""
 ENTRIES = 512
 """Entries looked at together where they are numbers and not vectors."""
 ADAM = {"BETA1": BETAS[0], "BETA2": BETAS[1], "EPS": EPS}
@@ -100,11 +102,25 @@ def add_more(total, partial, first, last, extra, row, columns, D_IN):
 
 
 @triton.jit
-def adam(weight, grad, exp_avg, exp_avg_sq, live, size, root, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS):
-    """The weight after the step; its moments are written where they lie."""
-    mean = tl.load(exp_avg, mask=live, other=0.0, eviction_policy="evict_first")
+def ask_for(numbers, row, D_IN, WIDE: tl.constexpr):
+    """Have a row of fp32 numbers brought to the L2 cache; nothing waits for it, and no register holds it."""
+    columns = tl.minimum(tl.arange(0, tl.cdiv(2 * WIDE, LINE)) * LINE, D_IN - 1)
+    tl.inline_asm_elementwise(
+        "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [(numbers + row * D_IN + columns).to(tl.int64)],
+        dtype=tl.int32, is_pure=False, pack=1,
+    )  # fmt: skip
+
+
+@triton.jit
+def read(numbers, inside):
+    """What is there; in this step nobody reads it again."""
+    return tl.load(numbers, mask=inside, other=0.0, eviction_policy="evict_first")
+
+
+@triton.jit
+def adam(weight, mean, square, grad, exp_avg, exp_avg_sq, live, size, root, BETA1: tl.constexpr, BETA2, EPS):
+    """The weight after the step, whose moments are written where they lie; ``mean`` and ``square`` are those before."""
     mean = BETA1 * mean + (1 - BETA1) * grad
-    square = tl.load(exp_avg_sq, mask=live, other=0.0, eviction_policy="evict_first")
     square = BETA2 * square + (1 - BETA2) * grad * grad
     tl.store(exp_avg, mean, mask=live, eviction_policy="evict_first")
     tl.store(exp_avg_sq, square, mask=live, eviction_policy="evict_first")
@@ -123,13 +139,18 @@ def write(weight, copy, number, live):
 def rows_kernel(
     vectors, weights, tokens, offsets, beyond, partial, row_of, extra, weight, exp_avg, exp_avg_sq, copy,
     size, root, found_inf, out, D_IN, SEGMENT, BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr,
-    UNIT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, TAIL: tl.constexpr,
+    UNIT: tl.constexpr, ROWS: tl.constexpr, WIDE: tl.constexpr, TAIL: tl.constexpr, PREFETCH: tl.constexpr,
+    TOGETHER: tl.constexpr,
 ):  # fmt: skip
     """One latent's gradient, written to ``out``, or without one applied to ``weight`` by Adam.
 
     With ``UNIT`` the gradient is made orthogonal to ``weight``, and what Adam leaves is brought to unit norm.
     """
     latent = tl.program_id(0).to(tl.int64)
+    if PREFETCH and out is None:
+        ask_for(weight, latent, D_IN, WIDE)
+        ask_for(exp_avg, latent, D_IN, WIDE)
+        ask_for(exp_avg_sq, latent, D_IN, WIDE)
     columns = tl.program_id(1) * WIDE + tl.arange(0, WIDE)
     rest = WIDE + tl.arange(0, TAIL) if TAIL > 0 else columns
     begin = tl.load(offsets + latent)
@@ -150,9 +171,15 @@ def rows_kernel(
     live = columns < width
     live_rest = rest < width
     if UNIT or out is None:
-        held = tl.load(weight + at, mask=live, other=0.0, eviction_policy="evict_first")
+        held = read(weight + at, live)
         if TAIL > 0:
-            held_rest = tl.load(weight + at_rest, mask=live_rest, other=0.0, eviction_policy="evict_first")
+            held_rest = read(weight + at_rest, live_rest)
+    if TOGETHER and out is None:  # before the sum over the row has to be waited for
+        mean = read(exp_avg + at, live)
+        square = read(exp_avg_sq + at, live)
+        if TAIL > 0:
+            mean_rest = read(exp_avg + at_rest, live_rest)
+            square_rest = read(exp_avg_sq + at_rest, live_rest)
     if UNIT:
         along = tl.sum(grad * held, axis=0)
         if TAIL > 0:
@@ -166,17 +193,23 @@ def rows_kernel(
     else:
         step = tl.load(size)
         scale = tl.load(root)
-        held = adam(held, grad, exp_avg + at, exp_avg_sq + at, live, step, scale, BETA1, BETA2, EPS)
+        if not TOGETHER:
+            mean = read(exp_avg + at, live)
+            square = read(exp_avg_sq + at, live)
+        held = adam(held, mean, square, grad, exp_avg + at, exp_avg_sq + at, live, step, scale, BETA1, BETA2, EPS)
         if TAIL > 0:
+            if not TOGETHER:
+                mean_rest = read(exp_avg + at_rest, live_rest)
+                square_rest = read(exp_avg_sq + at_rest, live_rest)
             held_rest = adam(
-                held_rest, grad_rest, exp_avg + at_rest, exp_avg_sq + at_rest, live_rest, step, scale,
-                BETA1, BETA2, EPS,
+                held_rest, mean_rest, square_rest, grad_rest, exp_avg + at_rest, exp_avg_sq + at_rest, live_rest,
+                step, scale, BETA1, BETA2, EPS,
             )  # fmt: skip
         if UNIT:
-            square = tl.sum(tl.where(live, held * held, 0.0), axis=0)
+            length = tl.sum(tl.where(live, held * held, 0.0), axis=0)
             if TAIL > 0:
-                square += tl.sum(tl.where(live_rest, held_rest * held_rest, 0.0), axis=0)
-            norm = tl.where(square > 0.0, tl.sqrt(square), 1.0)  # a row of zeros stays one
+                length += tl.sum(tl.where(live_rest, held_rest * held_rest, 0.0), axis=0)
+            norm = tl.where(length > 0.0, tl.sqrt(length), 1.0)  # a row of zeros stays one
             held = held / norm
             if TAIL > 0:
                 held_rest = held_rest / norm
@@ -206,10 +239,10 @@ def numbers_kernel(
         tl.store(out + latent, grad)
     else:
         live = tl.load(found_inf) == 0.0
-        held = tl.load(weight + latent)
         held = adam(
-            held, grad, exp_avg + latent, exp_avg_sq + latent, live, tl.load(size), tl.load(root), BETA1, BETA2, EPS
-        )
+            tl.load(weight + latent), tl.load(exp_avg + latent), tl.load(exp_avg_sq + latent), grad,
+            exp_avg + latent, exp_avg_sq + latent, live, tl.load(size), tl.load(root), BETA1, BETA2, EPS,
+        )  # fmt: skip
         write(weight + latent, copy + latent if copy is not None else copy, held, live)
 
 

@@ -35,6 +35,8 @@ class Target(NamedTuple):
     """Gathered rows in flight at most where no state of Adam's is held: with 8 ptxas spills on Blackwell."""
     beside_tail: int = 8
     """And where it is, in a row of two parts: with 8 ptxas spills on Ada."""
+    prefetches: bool = False
+    """Whether it knows PTX's instruction that brings a line to the L2 cache and holds no register for it."""
 
 
 @cache
@@ -45,7 +47,8 @@ def target(device: torch.device) -> Target:
     gpu = torch.cuda.get_device_properties(device)
     if torch.version.hip:
         return Target(gpu.warp_size)
-    return Target(alone=4 if gpu.major >= 10 else 8, beside_tail=4 if (gpu.major, gpu.minor) == (8, 9) else 8)
+    ada = (gpu.major, gpu.minor) == (8, 9)
+    return Target(alone=4 if gpu.major >= 10 else 8, beside_tail=4 if ada else 8, prefetches=True)
 
 
 def topk(d_sae: int, k: int) -> Launch:
@@ -66,19 +69,27 @@ def decode_loss(d_in: int, k: int, dtype: torch.dtype) -> Launch:
 
 
 def rows(d_in: int, dtype: torch.dtype, on: Target, *, stateless: bool = False) -> Launch:
-    """A whole row as one or two powers of two (2304 = 2048 + 256), and how many gathered ones are in flight."""
+    """A whole row as one or two powers of two (2304 = 2048 + 256), how many gathered ones are in flight, and when what
+    Adam keeps of it is read: asked for before the gather, and all at once, where that leaves no fewer programs room.
+    """
+    late = {"PREFETCH": False, "TOGETHER": False}
     if d_in > MAX_ROW:
-        return {"ROWS": 2, "WIDE": PIECE, "TAIL": 0, "num_warps": 512 // on.lanes}
+        return {"ROWS": 2, "WIDE": PIECE, "TAIL": 0, "num_warps": 512 // on.lanes, **late}
+    half = dtype.itemsize == 2
     wide = max(16, power_above(d_in + 1) // 2)
     tail = 0 if d_in <= wide else max(16, power_above(d_in - wide))
     if tail == wide:
         wide, tail = 2 * wide, 0
     threads = min(512, max(32, wide // 8))  # of 8 numbers each
-    flight = max(1, min(8, threads * (64 if dtype.itemsize == 2 else 32) // wide))
-    if tail > 256 and threads < 512:  # such a tail takes the registers of half of them
+    flight = max(1, min(8, threads * (64 if half else 32) // wide))
+    crowded = tail > 256 and threads < 512  # such a tail takes the registers of half of them
+    if crowded:
         flight //= 2
     flight = min(flight, on.alone if stateless else on.beside_tail if tail else flight)
-    return {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": max(1, threads // on.lanes)}
+    launch = {"ROWS": flight, "WIDE": wide, "TAIL": tail, "num_warps": max(1, threads // on.lanes)}
+    # at 64 registers a thread one more leaves a program less resident, and in fp32 ptxas spills on Blackwell
+    early = half and not stateless and not crowded and not (wide == 4096 and not tail)
+    return launch | {"PREFETCH": early and on.prefetches, "TOGETHER": early}
 
 
 def tiles(d_in: int, dtype: torch.dtype) -> Launch:

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple, cast
 
 import torch
 from made_up import Problem, Sizes, problem
+from older_forms import BEFORE, NOW, OLDER
 from operations import OPERATIONS, OURS, Parts, floor_share, make_parts, measure, off_by
 from operations import show as show_operation
 from peers import DENSE, Dense, Ours, methods
@@ -227,6 +228,20 @@ def _moved(sizes: Sizes) -> float:
     """Bytes of two gathers and a pass of Adam."""
     tokens, d_in, d_sae, k = sizes
     return 4.0 * tokens * k * d_in + 52.0 * d_sae * d_in
+
+
+def older(scale: Scale, name: str) -> Found:
+    """A form of today beside the one before it, at the wide SAE the roofline was laid on and at Gemma's sizes."""
+    numbers, goals, rows = {}, [], []
+    for sizes in (scale.gemma._replace(d_sae=4 * scale.gemma.d_sae), scale.gemma):
+        cases = OLDER[name](scale.given(sizes, batches=1))
+        seconds = interleaved(cases, scale.rounds, scale.device, burst=scale.burst, record=True)
+        numbers[str(sizes)] = seconds
+        over = ratios(seconds[NOW], seconds[BEFORE])
+        goals.append(Goal(f"{name}, now over before, {sizes}", 1.0, over[0]))
+        rows.append((str(sizes), *(both(milliseconds(seconds[form]), 3) for form in (BEFORE, NOW)), both(over)))
+        _free()
+    return Found(numbers, tuple(goals), table(("sizes", "before, ms", "now, ms", "now over before"), rows))
 
 
 # ---- steps --------------------------------------------------------------------------------------
@@ -540,4 +555,5 @@ PARTS: dict[str, Part] = {
     "collecting": Part(collecting, 60),
     "feeding": Part(feeding, 60),
     "features": Part(features, 40),
+    **{f"before and now: {name}": Part(partial(older, name=name), 40) for name in OLDER},
 }

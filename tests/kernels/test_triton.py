@@ -373,12 +373,12 @@ class Compiled(NamedTuple):
 
 
 TARGETS = {
-    "sm_90": Compiled(90, triton_tuning.Target(), 227 * 1024),
+    "sm_90": Compiled(90, triton_tuning.Target(prefetches=True), 227 * 1024),
     "gfx942": Compiled("gfx942", triton_tuning.Target(64), 64 * 1024),
-    "sm_80": Compiled(80, triton_tuning.Target(), 163 * 1024),
-    "sm_89": Compiled(89, triton_tuning.Target(beside_tail=4), 99 * 1024),
-    "sm_100": Compiled(100, triton_tuning.Target(alone=4), 227 * 1024),
-    "sm_120": Compiled(120, triton_tuning.Target(alone=4), 99 * 1024),
+    "sm_80": Compiled(80, triton_tuning.Target(prefetches=True), 163 * 1024),
+    "sm_89": Compiled(89, triton_tuning.Target(beside_tail=4, prefetches=True), 99 * 1024),
+    "sm_100": Compiled(100, triton_tuning.Target(alone=4, prefetches=True), 227 * 1024),
+    "sm_120": Compiled(120, triton_tuning.Target(alone=4, prefetches=True), 99 * 1024),
     "gfx950": Compiled("gfx950", triton_tuning.Target(64), 160 * 1024),
     "gfx1100": Compiled("gfx1100", triton_tuning.Target(), 64 * 1024),
 }
@@ -497,16 +497,32 @@ def test_a_program_has_as_many_threads_whatever_a_warp_holds(lanes):
 
 def test_fewer_rows_are_in_flight_where_more_would_spill():
     """On Blackwell beside no state; on Ada beside one, in a row of two parts."""
-    plain = triton_tuning.Target()
+    plain, blackwell, ada = triton_tuning.Target(), triton_tuning.Target(alone=4), triton_tuning.Target(beside_tail=4)
     for d_in in WIDTHS:
-        stepping, alone = (triton_tuning.rows(d_in, torch.bfloat16, plain, stateless=each) for each in (False, True))
-        assert stepping == alone
-        four = stepping | {"ROWS": min(4, stepping["ROWS"])}
-        blackwell, ada = triton_tuning.Target(alone=4), triton_tuning.Target(beside_tail=4)
-        assert triton_tuning.rows(d_in, torch.bfloat16, blackwell) == stepping
-        assert triton_tuning.rows(d_in, torch.bfloat16, blackwell, stateless=True) == four
-        assert triton_tuning.rows(d_in, torch.bfloat16, ada, stateless=True) == alone
-        assert triton_tuning.rows(d_in, torch.bfloat16, ada) == (four if stepping["TAIL"] else stepping)
+        flight = {
+            (on, alone): triton_tuning.rows(d_in, torch.bfloat16, on, stateless=alone)["ROWS"]
+            for on in (plain, blackwell, ada)
+            for alone in (False, True)
+        }
+        most = flight[plain, False]
+        four = min(4, most)
+        assert flight[plain, True] == flight[blackwell, False] == flight[ada, True] == most
+        assert flight[blackwell, True] == four
+        assert flight[ada, False] == (four if triton_tuning.rows(d_in, torch.bfloat16, plain)["TAIL"] else most)
+
+
+def test_what_adam_keeps_is_read_early_where_registers_allow_it():
+    """And asked for before the gather where the target can; a launch without Adam asks for nothing."""
+    for on in (triton_tuning.Target(), triton_tuning.Target(prefetches=True)):
+        for d_in in WIDTHS:
+            launch = triton_tuning.rows(d_in, torch.bfloat16, on)
+            assert launch["TOGETHER"] == (d_in not in (2560, 3584, 4096))
+            assert launch["PREFETCH"] == (launch["TOGETHER"] and on.prefetches)
+            for other in (
+                triton_tuning.rows(d_in, torch.float32, on),
+                triton_tuning.rows(d_in, torch.bfloat16, on, stateless=True),
+            ):
+                assert not other["TOGETHER"] and not other["PREFETCH"]
 
 
 @pytest.mark.parametrize(
@@ -517,7 +533,7 @@ def test_a_device_is_cut_for_by_what_it_says_of_itself(major, minor, on, monkeyp
     said = SimpleNamespace(major=major, minor=minor, warp_size=32)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: said)
     triton_tuning.target.cache_clear()
-    assert triton_tuning.target(torch.device("cuda", 1)) == triton_tuning.Target(**on)
+    assert triton_tuning.target(torch.device("cuda", 1)) == triton_tuning.Target(**on, prefetches=True)
     monkeypatch.setattr(torch.version, "hip", "6.4")
     monkeypatch.setattr(said, "warp_size", 64)
     triton_tuning.target.cache_clear()
