@@ -13,10 +13,10 @@ import gc
 import logging
 import pkgutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from checked_types import install
@@ -44,9 +44,21 @@ gc.disable()  # until all is imported, of which nothing is garbage
 FAMILIES = ("llama", "gemma", "gemma2")
 
 
+@pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that no worker is left with it when the others are done."""
-    items.sort(key=lambda item: not item.path.match("tasks/test_numbers.py"))
+    """Begin either half with files whose tests take long: two workers begin with a half each, and steal from its end.
+
+    So what a worker steals of another, in need of what the file's tests share, is of a file that makes it soon.
+    """
+    files: dict[Path, list[pytest.Item]] = {}
+    for item in items:
+        files.setdefault(item.path, []).append(item)
+    slow = {file: sum(item.get_closest_marker("slow") is not None for item in files[file]) for file in files}
+    long = sorted(filter(slow.get, files), key=lambda file: (not file.match("tasks/test_numbers.py"), -slow[file]))
+    one, other = ([item for file in half for item in files[file]] for half in (long[::2], long[1::2]))
+    quick = [item for file in files if not slow[file] for item in files[file]]
+    here = max(0, len(items) // 2 - len(one))
+    items[:] = [*one, *quick[:here], *other, *quick[here:]]
 
 
 def pytest_collection_finish() -> None:
@@ -120,6 +132,23 @@ def command() -> Callable[..., str]:
         return done.stdout
 
     return run
+
+
+@pytest.fixture(scope="module")
+def unpainted() -> Iterator[None]:
+    """Pictures are composed and not painted, which takes 0.3 s each: for tests that look at none."""
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    def save(figure: Figure, held: Any, **how: Any) -> None:
+        if how["format"] == "png":
+            Image.new("L", (1, 1)).save(held, "png")
+        else:
+            held.write(b'<svg viewBox="0 0 1 1"></svg>')
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Figure, "savefig", save)
+        yield
 
 
 @pytest.fixture

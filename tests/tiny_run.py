@@ -58,7 +58,7 @@ def made(name: str, settings: Settings, materials: Materials) -> Edit:
 
 def forge(*args: str, code: int = 0) -> str:
     """What a command prints, after checking its exit code; an error must be one line without a traceback."""
-    result = CliRunner().invoke(build(), list(args))
+    result = CliRunner().invoke(build(only=args[0]), list(args))
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
     if code:
         assert result.output.count("error: ") == 1, result.output

@@ -13,6 +13,8 @@ from sae_forge.features.selection import Selection
 from sae_forge.features.sparsity_files import read_sparsity
 from sae_forge.store.runs import Run
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 SMALL = ["--max_tokens", "3000", "--model_batch_size", "8"]
 TRAIN = ["--max_steps", "20", "--batch_size", "512", "--expansion_factor", "2", "--loss_tokens", "500"]
 FEATURES = ["--num_features", "4", "--max_neutral_freq", "0.2", "--min_ratio", "1", "--min_target_fires", "2"]
@@ -21,7 +23,7 @@ FEATURES += ["--snippets", "1", "--max_freq", "1"]
 
 def forge(*args: str, code: int = 0) -> str:
     """What a command prints, after checking its exit code; an error must be one line without a traceback."""
-    result = CliRunner().invoke(build(), list(args))
+    result = CliRunner().invoke(build(only=args[0]), list(args))
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
     if code:
         assert result.output.count("error: ") == 1, result.output

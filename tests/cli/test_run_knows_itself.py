@@ -29,6 +29,8 @@ from sae_forge.progress import SILENT, Silent
 from sae_forge.store.runs import Run
 from sae_forge.study.settings import eval_config, features_config, run_config
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 FEW = ["--num_features", "3", "--method", "frequency", "--retain_threshold", "1", "--snippets", "0"]
 
 
@@ -43,7 +45,7 @@ def run(plugged_run: TinyRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 def say(*args: str) -> str:
     """All that a command says, on both streams."""
-    result = CliRunner().invoke(build(), list(args))
+    result = CliRunner().invoke(build(only=args[0]), list(args))
     assert result.exit_code == 0, result.output
     return result.output
 

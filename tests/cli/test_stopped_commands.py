@@ -73,7 +73,7 @@ def test_a_stopped_command_continues_to_the_same_run(
     def call(folder: str, code: int) -> str:
         place = ["--model", str(plugged_run.model), "--run_dir", folder, "--layer", "1"]
         line = [command, *place, *lines[command]]
-        result = CliRunner().invoke(build(), line)
+        result = CliRunner().invoke(build(only=command), line)
         assert result.exit_code == code, f"{result.output}{result.exception!r}"
         return result.output
 

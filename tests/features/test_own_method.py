@@ -15,6 +15,8 @@ from sae_forge.config.model import ModelConfig
 from sae_forge.features.methods.method import Found, Ranking, SelectionMethod
 from sae_forge.features.selection import Selection
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @dataclass(frozen=True, kw_only=True)
 class SteadySettings(ModelConfig):

@@ -14,7 +14,7 @@ def where(plugged_run):
 
 
 def said(*args, given=None, code=0):
-    result = CliRunner().invoke(build(), ["generate", *args], input=given)
+    result = CliRunner().invoke(build(only="generate"), ["generate", *args], input=given)
     assert result.exit_code == code, f"{result.output}{result.exception!r}"
     return result.stdout if code == 0 else result.output
 

@@ -23,7 +23,7 @@ def asked(model_folders, tmp_path, monkeypatch):
 
 
 def forge(*args, code=0):
-    result = CliRunner().invoke(build(), list(args))
+    result = CliRunner().invoke(build(only=args[0]), list(args))
     assert result.exit_code == code, f"{result.output}{result.exception!r}"
     return result.stdout if code == 0 else result.output
 

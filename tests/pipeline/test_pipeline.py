@@ -25,15 +25,15 @@ SMALL = {
     "train": ["--max_steps", "60", "--batch_size", "1024", "--expansion_factor", "4", "--loss_tokens", "500"],
     "features": ["--num_features", "5,20", "--max_neutral_freq", "0.05", "--min_target_fires", "4", "--snippets", "2"],
     "eval": [
-        *("--limit", "3", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "150"),
-        *("--max_new_tokens", "6", "--bootstrap", "100", "--controls", "latents,direction"),
+        *("--limit", "2", "--num_features", "5,20", "--ablation_scale=-1,-3", "--loss_tokens", "80"),
+        *("--max_new_tokens", "4", "--bootstrap", "100", "--controls", "latents"),
     ],
 }
 
 
 def forge(*args: str, code: int = 0) -> str:
     """What a command prints, after checking its exit code; an error must be one line without a traceback."""
-    result = CliRunner().invoke(build(), list(args))
+    result = CliRunner().invoke(build(only=args[0]), list(args))
     assert result.exit_code == code, f"exit {result.exit_code}: {result.output}{result.exception!r}"
     if code:
         assert result.output.count("error: ") == 1, result.output
@@ -143,7 +143,7 @@ def test_the_same_commands_again_return_what_is_there(run: Made) -> None:
 @pytest.mark.slow
 def test_without_a_model_the_run_folder_says_which(llama: Made) -> None:
     model, folder, _ = llama
-    output = CliRunner().invoke(build(), ["features", "--run_dir", str(folder), *SMALL["features"]])
+    output = CliRunner().invoke(build(only="features"), ["features", "--run_dir", str(folder), *SMALL["features"]])
     assert output.exit_code == 0, output.output
     assert f"({model})" in output.stderr
 
@@ -322,9 +322,17 @@ TRAINED = [*SMALL["collect"], *SMALL["train"], "--max_steps", "150", "--checkpoi
 
 
 @pytest.fixture(scope="module")
-def unstopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+def collected(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Shards to train on."""
+    folder = tmp_path_factory.mktemp("collected") / "run"
+    forge("collect", "--model", "tiny-llama", "--run_dir", str(folder), *SMALL["collect"])
+    return folder
+
+
+@pytest.fixture(scope="module")
+def unstopped(collected: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     """What the training leaves that nothing stops."""
-    folder = tmp_path_factory.mktemp("unstopped") / "run"
+    folder = shutil.copytree(collected, tmp_path_factory.mktemp("unstopped") / "run")
     forge("train", "--model", "tiny-llama", "--run_dir", str(folder), *TRAINED)
     return tree(folder)
 
@@ -332,9 +340,10 @@ def unstopped(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_a_state_that_goes_on_to_the_same_bytes(
-    tmp_path: Path, number: signal.Signals, unstopped: dict[str, bytes]
+    tmp_path: Path, number: signal.Signals, collected: Path, unstopped: dict[str, bytes]
 ) -> None:
     """Stopped in the middle of training, the same command continues and ends where an unstopped run ends."""
+    shutil.copytree(collected, tmp_path / "run")
     asked = ["train", "--model", "tiny-llama", "--run_dir", str(tmp_path / "run"), *TRAINED]
     stopped = subprocess.Popen(
         [sys.executable, "-m", "sae_forge", *asked], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True

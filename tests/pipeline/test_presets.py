@@ -29,6 +29,8 @@ from sae_forge.results.report import Report
 from sae_forge.settings import preset_of, presets, resolve
 from sae_forge.study.settings import run_config
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 PAPERS = tuple(name for name, preset in presets().items() if "published" in preset)
 RELEASED = tuple(name for name in PAPERS if "sae" in presets()[name]["settings"])
 DEFAULTS = {"gemma-2b": "gemma", "gemma2-2b": "gemma2", "gemma2-9b": "gemma2"}

@@ -21,6 +21,8 @@ from sae_forge.results.several import load_several
 from sae_forge.settings import resolve
 from sae_forge.study.settings import eval_config, features_config, run_config
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 L0S = (59, 142)
 ASKED: dict[str, Any] = {"methods": ("scale", "random"), "controls": ("isotropic",), "limit": 2, "num_features": (4,)}
 CHOSEN: dict[str, Any] = {

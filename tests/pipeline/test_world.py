@@ -5,7 +5,8 @@ import subprocess
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
+from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -138,10 +139,14 @@ def share_right(model, tokenizer, questions: list[dict[str, Any]]) -> float:
             return_tensors="pt",
             padding_side="right",
         )
-        log_probs = model(**batch).logits.log_softmax(-1)
+        logits = model(**batch).logits
         scores = torch.tensor(
             [
-                sum(log_probs[row, len(prompt) + n - 1, token].item() for n, token in enumerate(ending))
+                logits[row, len(prompt) - 1 : len(prompt) + len(ending) - 1]
+                .log_softmax(-1)
+                .gather(1, torch.tensor(ending)[:, None])
+                .sum()
+                .item()
                 for row, (prompt, ending) in enumerate(zip(prompts, endings, strict=True))
             ]
         ).view(-1, 4)
@@ -198,9 +203,17 @@ def files(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def script(folder: Path, seed: int) -> dict[str, bytes]:
-    command = [sys.executable, "-m", "data_scripts.tiny_world", "--small", "--threads", "1", "--seed", str(seed)]
-    subprocess.run([*command, "--out", str(folder)], cwd=REPO, check=True, capture_output=True, timeout=600)
+def script(folder: Path, seed: int, launcher: str) -> dict[str, bytes]:
+    """What the script makes as it is run by hand, or with forks for its two processes, which import nothing."""
+    flags = ["--small", "--threads", "1", "--seed", str(seed), "--out", str(folder)]
+    if launcher == "spawn":
+        command = [sys.executable, "-m", "data_scripts.tiny_world", *flags]
+        subprocess.run(command, cwd=REPO, check=True, capture_output=True, timeout=600)
+        return files(folder)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["tiny_world", *flags])
+        patch.setattr(tiny_world, "get_context", lambda method: get_context("fork"))
+        tiny_world.main()
     return files(folder)
 
 
@@ -210,14 +223,15 @@ def here(folder: Path, seed: int) -> dict[str, bytes]:
     return files(folder)
 
 
-@pytest.fixture
-def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+@contextmanager
+def one_process() -> Iterator[None]:
     """The script's pool is this process, whose settings it leaves as they were."""
     held = torch.get_num_threads(), torch.are_deterministic_algorithms_enabled()
     progress = transformers.utils.logging.is_progress_bar_enabled()
     pool = nullcontext(SimpleNamespace(map=map))
-    monkeypatch.setattr(tiny_world, "ProcessPoolExecutor", lambda *given, **named: pool)
-    yield
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny_world, "ProcessPoolExecutor", lambda *given, **named: pool)
+        yield
     torch.set_num_threads(held[0])
     torch.use_deterministic_algorithms(held[1])
     if progress:
@@ -225,9 +239,11 @@ def one_process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.slow
-def test_the_script_makes_the_same_small_world_twice_and_another_from_another_seed(tmp_path, one_process):
-    first = script(tmp_path / "a", 3)
-    again, other = here(tmp_path / "b", 3), here(tmp_path / "c", 4)
+@pytest.mark.parametrize("launcher", ["fork", pytest.param("spawn", marks=pytest.mark.long)])
+def test_the_script_makes_the_same_small_world_twice_and_another_from_another_seed(tmp_path, launcher):
+    first = script(tmp_path / "a", 3, launcher)
+    with one_process():
+        again, other = here(tmp_path / "b", 3), here(tmp_path / "c", 4)
     assert first == again
     every = (path.relative_to(builtin.WORLD) for path in builtin.WORLD.rglob("*") if path.is_file())
     shipped = {str(path) for path in every if path.parts[0] != "real"}  # those facts have a script of their own

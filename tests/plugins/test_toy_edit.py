@@ -8,6 +8,8 @@ import pytest
 
 from sae_forge.methods.method import Method, Settings, Strength, titled
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 def build_nudge(settings: Settings, materials: Any) -> Any:
     from sae_forge.interventions.edit import Edit
@@ -31,8 +33,9 @@ METHODS = (NUDGE,)
 
 
 @pytest.mark.slow
-def test_eval_tunes_it_controls_it_and_says_it(plugged_run: Any, command: Callable[..., str]) -> None:
-    small = [*plugged_run.where, *plugged_run.asked, "--limit=4", "--configurations=8"]
+def test_eval_tunes_it_controls_it_and_says_it(new_run: Callable[[], Any], command: Callable[..., str]) -> None:
+    run = new_run()  # of its own: a page draws every report of its run
+    small = [*run.where, *run.asked, "--limit=4", "--configurations=8"]
     told = command("eval", "--plugin", __file__, *small, "--methods", "nudge,random", "--sweep", "--json")
     report = json.loads(told)["metrics"]
     rows = {row["name"]: row for row in report["methods"] if row["name"] != "random"}
@@ -44,6 +47,6 @@ def test_eval_tunes_it_controls_it_and_says_it(plugged_run: Any, command: Callab
     assert kinds == {"latents", "isotropic", "direction"}  # it edits every token, so there are no other places
     title = f"nudge, push {rows['nudge']['settings']['push']:g}"
     assert any(line.startswith(f"{title}: forget questions") for line in report["claims"])
-    command("report", *plugged_run.where)
-    assert "nudge" in (plugged_run.folder / "report.html").read_text()
-    assert "nudge" in command("push", "you/nudged", "--dry_run", *plugged_run.where)
+    command("report", *run.where)
+    assert "nudge" in (run.folder / "report.html").read_text()
+    assert "nudge" in command("push", "you/nudged", "--dry_run", *run.where)

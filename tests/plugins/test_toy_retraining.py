@@ -10,6 +10,8 @@ import pytest
 from sae_forge.methods.method import Strength
 from sae_forge.methods.weights.recipe import Pace, retraining
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Shrink(Pace):

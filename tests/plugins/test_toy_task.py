@@ -82,13 +82,19 @@ TASKS = (Riddles(),)
 
 
 @pytest.fixture(scope="module")
-def told(plugged_run: Any) -> tuple[str, Path]:
+def run(new_run: Callable[[], Any]) -> Any:
+    """A run of its own: a page draws every report of its run."""
+    return new_run()
+
+
+@pytest.fixture(scope="module")
+def told(run: Any) -> tuple[str, Path]:
     """The terminal's words, in a process as a user starts it, and the folder of the report."""
     small = ["--num_features=8", "--bootstrap=100", "--eval_batch_size=64", "--configurations=8", "--riddles=12"]
     asked = [
         "--plugin",
         __file__,
-        *plugged_run.where,
+        *run.where,
         "--tasks",
         "riddles",
         "--methods",
@@ -99,7 +105,7 @@ def told(plugged_run: Any) -> tuple[str, Path]:
     line = [sys.executable, "-m", "sae_forge", "eval", *asked]
     done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, done.stderr[-2000:]
-    reports = [path for path in plugged_run.folder.glob("eval/*/*/*/eval.json") if "riddles" in path.read_text()]
+    reports = [path for path in run.folder.glob("eval/*/*/*/eval.json") if "riddles" in path.read_text()]
     return done.stdout, reports[0].parent
 
 
@@ -152,10 +158,10 @@ def test_sweep_tunes_on_it_on_the_dev_half_and_controls_stand_beside(told: tuple
 
 
 @pytest.mark.slow
-def test_page_and_card_print_it(told: tuple[str, Path], plugged_run: Any, command: Callable[..., str]) -> None:
-    command("report", *plugged_run.where)  # without the plug-in: a report describes itself
-    page = (plugged_run.folder / "report.html").read_text()
+def test_page_and_card_print_it(told: tuple[str, Path], run: Any, command: Callable[..., str]) -> None:
+    command("report", *run.where)  # without the plug-in: a report describes itself
+    page = (run.folder / "report.html").read_text()
     assert "iddles solved" in page
     assert "ureness of the solution" in page
-    card = command("push", "you/riddles", "--dry_run", *plugged_run.where)
+    card = command("push", "you/riddles", "--dry_run", *run.where)
     assert "iddles solved" in card

@@ -9,6 +9,8 @@ import pytest
 
 from sae_forge.methods.method import Wrapper, on_each
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 
 @dataclass(frozen=True, eq=False)
 class Coarse:
