@@ -21,6 +21,7 @@ from sae_forge.kernels.above import above
 from sae_forge.kernels.affine import product
 from sae_forge.kernels.flat import Rectangle
 from sae_forge.kernels.gradients import Encode, Form, SparseDecode, TopKEncode
+from sae_forge.kernels.moments import Moments
 from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
 from sae_forge.kernels.transpose import Transpose
 
@@ -29,7 +30,7 @@ CROSSOVER = {"cpu": 16, "cuda": 184}
 a second over the bytes a second of an H200, to be measured."""
 
 __all__ = [
-    "among_largest", "decode_loss", "encode_above", "encode_tokens", "latent_sums", "never_waits", "product",
+    "among_largest", "centred", "decode_loss", "encode_above", "encode_tokens", "latent_sums", "never_waits", "product",
     "row_gradients", "rows_adam", "sparse_decode", "topk", "topk_encode", "triton_installed",
 ]  # fmt: skip
 
@@ -134,6 +135,19 @@ def topk_encode(
 
 
 # ---- for a training step ------------------------------------------------------------------------
+
+
+def centred(
+    batch: Float[Tensor, "tokens d_in"], b_dec: Float[Tensor, "d_in"], scale: float, sink_norm: float,
+    dtype: torch.dtype, *, backend: Backend = "auto",
+) -> tuple[Float[Tensor, "tokens d_in"], Moments] | None:  # fmt: skip
+    """``scale × batch − b_dec`` in ``dtype``, zeros for rows longer than ``sink_norm`` (0: none), and its moments.
+
+    None where no kernel makes both for one read of the batch.
+    """
+    kernel = _name_of_form(backend, batch, k=1, d_sae=None) == "triton_form"
+    form = _choose(backend, batch, k=1, d_sae=None)
+    return form.centred(batch, b_dec, scale, sink_norm, dtype) if kernel else None
 
 
 def topk(

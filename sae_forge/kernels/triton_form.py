@@ -1,5 +1,6 @@
 """The Triton form: every operation of a backend, each from the module of its kernels."""
 
+from sae_forge.kernels.triton_centred import centred
 from sae_forge.kernels.triton_decode_loss import decode_loss
 from sae_forge.kernels.triton_rows import latent_sums, row_gradients, rows_adam, weight_grad
 from sae_forge.kernels.triton_sparse_decode import decode, value_grad
@@ -8,6 +9,7 @@ from sae_forge.kernels.triton_tuning import MAX_K
 
 __all__ = [
     "MAX_K",
+    "centred",
     "decode",
     "decode_loss",
     "latent_sums",

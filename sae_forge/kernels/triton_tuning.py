@@ -92,6 +92,11 @@ def rows(d_in: int, dtype: torch.dtype, on: Target, *, stateless: bool = False) 
     return launch | {"PREFETCH": early and on.prefetches, "TOGETHER": early}
 
 
+def centred(d_in: int) -> Launch:
+    """Tokens of a program, and columns that it makes of all of them at a time."""
+    return {"SHARE": 16, "WIDTH": min(256, max(16, power_above(d_in))), "num_warps": 8}
+
+
 def tiles(d_in: int, dtype: torch.dtype) -> Launch:
     """Rows and columns of a sum that needs no whole row: the width at which all programs together take least.
 

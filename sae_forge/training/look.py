@@ -37,7 +37,7 @@ class Look(NamedTuple):
 
     def slopes(self, slope: Float[Tensor, ""] | float) -> Slopes:
         """What the part says about the latents where the loss is ``slope / 2 × squares``."""
-        target, values, indices, tokens, _ = self.code
+        target, values, indices, tokens = self.code[:4]
         return Slopes(target, self.residual, slope * values, slope * self.dots * self.fired, indices, tokens)
 
     def touched(self, latents: int) -> Bool[Tensor, "latents"]:
@@ -62,7 +62,7 @@ def looks(
 
 
 def _here(state: TrainState, plan: Plan, code: Code) -> Look:
-    target, values, indices, tokens, _ = code
+    target, values, indices, tokens = code[:4]
     W_dec, backend = state.rows.W_dec.product, plan.config.backend
     decoded = decode_loss(values, indices, W_dec, target, tokens=tokens, backend=backend, trusted=True)
     return Look(code, decoded.residual, decoded.squares.sum(), decoded.dots)

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from sae_forge.kernels.dispatch import latent_sums, row_gradients
+from sae_forge.kernels.moments import Moments
 from sae_forge.kernels.rows import Extra, RowGradients, Slopes, remove_parallel_
 from sae_forge.kernels.transpose import Transpose, transpose
 from sae_forge.sae.losses import variance
@@ -48,23 +49,6 @@ class Whole(NamedTuple):
     tokens: int
 
 
-class Moments(NamedTuple):
-    """What the variance of rows is made of, in fp64, where the difference of two great numbers is exact enough."""
-
-    total: Float[Tensor, "d_in"]
-    squares: Float[Tensor, ""]
-
-    @classmethod
-    def of(cls, rows: Float[Tensor, "tokens d_in"]) -> "Moments":
-        """Sums over the rows."""
-        return cls(rows.sum(dim=0, dtype=torch.float64), torch.linalg.vector_norm(rows, dtype=torch.float64).square())
-
-    def variance(self, tokens: int) -> Float[Tensor, ""]:
-        """As ``losses.variance`` of all the rows these were summed over."""
-        spread = self.squares - self.total.square().sum() / tokens
-        return spread.clamp_min(torch.finfo(torch.float32).tiny).float()
-
-
 class Sums(NamedTuple):
     """What a part adds to the whole."""
 
@@ -90,8 +74,8 @@ def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Pl
     rows, team, alpha = state.rows, plan.latent_team, plan.config.auxk_alpha
     dead = _dead(state, plan)
     (seen,) = looks(state, [batch], plan, _beside(dead, plan))
-    target, indices = seen.code.target, seen.code.indices
-    spread = variance(target)
+    target, indices, moments = seen.code.target, seen.code.indices, seen.code.moments
+    spread = variance(target) if moments is None else moments.variance(len(batch))
     fvu = seen.squares / spread
     loss, extra = fvu, None
     if dead is not None:
@@ -144,7 +128,7 @@ def _sums(state: TrainState, seen: Look, plan: Plan, dead: Dead | None) -> Sums:
         gradients=row_gradients(seen.slopes(2.0), table, state.rows, backend=plan.config.backend, trusted=True),
         dead=of_dead,
         left=left,
-        target=Moments.of(target),
+        target=Moments.of(target) if seen.code.moments is None else seen.code.moments,
         residual=Moments.of(seen.residual),
         fires=seen.fires,
         touched=seen.touched(plan.d_sae).int(),

@@ -8,10 +8,14 @@ from functools import partial
 from typing import Any
 from unittest.mock import patch
 
+import torch
 from made_up import Problem
 from operations import Parts, make_parts
+from torch import Tensor
 
+from sae_forge.data.sinks import are_sinks
 from sae_forge.kernels import dispatch, triton_tuning
+from sae_forge.sae.losses import variance
 
 Cases = dict[str, Callable[[], Any]]
 BEFORE, NOW = "before", "now"
@@ -35,4 +39,21 @@ def _step(parts: Parts) -> None:
     dispatch.rows_adam(parts.slopes, parts.table, parts.rows, parts.rates, backend=parts.backend, trusted=True)
 
 
-OLDER: dict[str, Callable[[Problem], Cases]] = {"early reads of a row": early_reads}
+def centred_batch(given: Problem) -> Cases:
+    """What the encoder reads and its variance, by one kernel or by ten passes of torch's."""
+    batch, b_dec, dtype = given.batches[0], given.weights().b_dec, torch.bfloat16 if given.half else torch.float32
+    sink_norm = 4.0 * float(batch.float().norm(dim=1).median())
+
+    def before() -> tuple[Tensor, Tensor]:
+        rows = batch.float()
+        target = torch.add(-b_dec, rows, alpha=0.5).masked_fill_(are_sinks(rows, sink_norm)[:, None], 0.0).to(dtype)
+        return target, variance(target)
+
+    def now() -> tuple[Tensor, Tensor]:
+        made = dispatch.centred(batch, b_dec, 0.5, sink_norm, dtype)
+        return before() if made is None else (made[0], made[1].variance(len(batch)))
+
+    return {BEFORE: before, NOW: now}
+
+
+OLDER: dict[str, Callable[[Problem], Cases]] = {"early reads of a row": early_reads, "centred batch": centred_batch}

@@ -27,7 +27,7 @@ from sae_forge.sae.store import load_sae
 from sae_forge.training.architectures.table import TRAINED
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import Share, TrainState, drop_damaged, load_checkpoint, save_checkpoint
-from sae_forge.training.sums import Moments
+from sae_forge.kernels.moments import Moments
 from sae_forge.training.trainer import Stepper, train_sae
 
 HARD = {"dead_after": BATCH, "max_grad_norm": 0.5, "checkpoint_every": 4, "max_steps": 20}

@@ -19,6 +19,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from sae_forge.errors import BackendError
 from sae_forge.kernels import reference, triton_tuning
+from sae_forge.kernels.moments import Moments
 from sae_forge.kernels.rows import Extra, Rates, Rows, Slopes, Slot
 from sae_forge.kernels.transpose import Transpose, transpose
 
@@ -179,6 +180,38 @@ def test_more_rows_than_a_token_holds_are_read_twice_to_the_same(dtype, monkeypa
     assert found.residual.dtype == dtype
     assert error(found.residual, exact.residual) <= max(BOUND, torch.finfo(dtype).eps / 2)
     require_close((found.squares, found.dots), (exact.squares, exact.dots))
+
+
+# ---- the batch ----------------------------------------------------------------------------------
+
+
+@where_triton_runs
+@pytest.mark.parametrize("sink_norm", [0.0, 8.0])
+@pytest.mark.parametrize(("stored", "dtype"), [(torch.float16, torch.bfloat16), (torch.float32, torch.float32)])
+def test_a_batch_is_centred_and_its_variance_is_that_of_what_was_made(stored, dtype, sink_norm, monkeypatch):
+    monkeypatch.setattr(triton_tuning, "centred", lambda d_in: {"SHARE": 4, "WIDTH": 16, "num_warps": 1})
+    batch, b_dec = draw(11, 37, seed=1, dtype=stored), draw(37, seed=2).float()
+    batch[3], batch[8, :5] = batch[3] * 9, 7.0  # two sinks, of which one is not sink enough where none is one
+    rows, moments = form.centred(batch.to(stored), b_dec, 0.5, sink_norm, dtype)
+    exact = 0.5 * batch - b_dec.double()
+    if sink_norm:
+        exact[batch.norm(dim=1) > sink_norm] = 0.0
+        assert 2 <= int((exact == 0).all(dim=1).sum()) <= 4
+    assert rows.dtype == dtype
+    assert error(rows, exact) <= (BOUND if dtype == torch.float32 else torch.finfo(dtype).eps / 2)
+    require_close(moments, Moments.of(rows.double()))
+    spread = (rows.double() - rows.double().mean(dim=0)).square().sum()
+    require_close((moments.variance(11),), (spread,))
+
+
+@where_triton_runs
+def test_a_row_that_is_no_number_is_no_sink_and_is_noticed():
+    for value in (float("nan"), float("inf"), 3e38):
+        batch = draw(3, 5, seed=1).float()
+        batch[1, 2] = value
+        rows, moments = form.centred(batch, torch.zeros(5, device=DEVICE), 1.0, 4.0, torch.float32)
+        assert torch.equal(rows[1].isfinite(), batch[1].isfinite())
+        assert not torch.isfinite(moments.variance(3))
 
 
 # ---- rows ---------------------------------------------------------------------------------------
@@ -397,7 +430,7 @@ def launches(
     on: triton_tuning.Target, widths: tuple[int, ...]
 ) -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
     """Every kernel as the table launches it: its pointers (None: not given), its constants and its warps."""
-    from sae_forge.kernels import triton_decode_loss, triton_rows, triton_sparse_decode, triton_topk
+    from sae_forge.kernels import triton_centred, triton_decode_loss, triton_rows, triton_sparse_decode, triton_topk
 
     adam, entries = triton_rows.ADAM, {"BLOCK": triton_rows.ENTRIES}
     summed = {"tokens": "*i32", "offsets": "*i64", "beyond": "*i64", "weights": "*fp32", "partial": "*fp32"}
@@ -412,6 +445,10 @@ def launches(
         yield triton_rows.numbers_kernel, numbers | state, {**adam, **entries, "num_warps": 1}
     for kind, dtype in (("*bf16", torch.bfloat16), ("*fp32", torch.float32)):
         bits, copy = kind.replace("bf", "i").replace("fp", "i"), "*bf16" if kind == "*bf16" else None
+        for sinks in (True, False):
+            given = {"batch": kind, "target": kind, **dict.fromkeys(("b_dec", "sums", "squares"), "*fp32")}
+            given |= {"scale": "fp32", "sink_norm": "fp32"}
+            yield triton_centred.centred_kernel, given, {**triton_tuning.centred(widths[0]), "SINKS": sinks}
         for d_sae in LATENTS:
             for k in COUNTS:
                 pointers = {"pre_acts": bits, "values": bits, "indices": "*i32", "scratch": "*i32"}
@@ -466,7 +503,8 @@ def test_every_launch_of_the_table_compiles_without_spills(name, widths, tmp_pat
         constants = {name: number for name, number in launch.items() if name in names}
         constants |= {name: None for name, kind in pointers.items() if kind is None}
         signature = {n: "constexpr" if n in constants else pointers.get(n, "i32") for n in names}
-        divisible = [name for name in names if name not in constants and (name in pointers or name in DIVISIBLE)]
+        said = {name for name in names if signature[name].startswith("*")} | {*DIVISIBLE}
+        divisible = [name for name in names if name not in constants and name in said]
         aligned = {(names.index(name),): [["tt.divisibility", 16]] for name in divisible}
         source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=aligned)
         options = {"num_warps": launch.get("num_warps", 4)}
@@ -481,7 +519,7 @@ def test_every_launch_of_the_table_compiles_without_spills(name, widths, tmp_pat
             assert stack_bytes(compiled.asm["cubin"], tmp_path / "kernel.cubin") == 0, about
         found.append((kernel.__name__, options["num_warps"] * on.lanes, compiled.metadata.shared))
     kernels, threads, held = (set(each) for each in zip(*found, strict=True))
-    assert len(kernels) == 8
+    assert len(kernels) == 9
     print(f"| {name} | {len(found)} | 0 | {max(threads)} | {max(held) / 1024:.0f} of {shared // 1024} KiB |")  # noqa: T201
 
 

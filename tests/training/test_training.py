@@ -20,12 +20,14 @@ from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.stream import ActivationStream
 from sae_forge.errors import CheckpointError, ConfigError, DataError, NumericalError, ResourceError
 from sae_forge.kernels import dispatch
+from sae_forge.kernels.moments import Moments
 from sae_forge.progress import SILENT
 from sae_forge.sae.losses import fvu
 from sae_forge.sae.store import CFG, WEIGHTS, Provenance, load_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
 from sae_forge.training import auxk as auxk_module
+from sae_forge.training import code as code_module
 from sae_forge.training import sums as sums_module
 from sae_forge.training.auxk import auxk, dead_latents
 from sae_forge.training.initialisation import centre, geometric_median, input_scale, take_sample
@@ -667,6 +669,32 @@ def test_a_step_never_waits_for_the_device(most, accumulation, monkeypatch):
     with NoWaiting():
         step(state, make_rows(BATCH), plan, rates)
     assert state.rows.W_dec.exp_avg.any()
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_what_a_kernel_summed_of_the_batch_is_the_variance_the_loss_is_divided_by(accumulation, monkeypatch):
+    settings = config(accumulation=accumulation)
+    plan = Plan(
+        config=settings, d_in=D_IN, k=K, d_sae=D_SAE, seed=0, steps=100, lr=0.01, device=torch.device("cpu")
+    )  # fmt: skip
+    asked = []
+
+    def kernel(batch, b_dec, scale, sink_norm, dtype, *, backend):
+        asked.append((len(batch), scale, sink_norm, dtype, backend))
+        target = scale * batch - b_dec
+        target[batch.norm(dim=1) > sink_norm] = 0.0
+        total, squares = Moments.of(target)
+        return target, Moments(2 * total, 4 * squares)
+
+    states = [TrainState.start(TopKSAE(D_IN, D_SAE, K), 0.7) for _ in range(2)]
+    batch = make_rows(BATCH)
+    for state in states:
+        state.sink_norm = float(batch.norm(dim=1).median())
+    fvu_without = train_step(states[0], batch, plan)[1]
+    monkeypatch.setattr(code_module, "centred", kernel)
+    fvu_with = train_step(states[1], batch, plan)[1]
+    assert asked == [(BATCH // accumulation, 0.7, states[0].sink_norm, torch.float32, "auto")] * accumulation
+    assert float(fvu_without / fvu_with) == pytest.approx(4.0, rel=1e-5)
 
 
 def test_room_for_more_dead_than_there_are_changes_nothing():

@@ -47,7 +47,8 @@ def _encode(
     kept, least = _largest(candidates, wanted, [len(part) for part in parts], plan)
     _follow(state, least)
     for part, (values, tokens, latents), mask in zip(parts, candidates, kept, strict=True):
-        yield Code(target_of(state, part), values[mask], latents[mask], tokens[mask])
+        target, moments = target_of(state, part, plan)
+        yield Code(target, values[mask], latents[mask], tokens[mask], moments=moments)
 
 
 def _candidates(
@@ -58,7 +59,7 @@ def _candidates(
     wanted = plan.k * plan.replicas * sum(map(len, parts))
     bound = MARGIN * float(state.own["threshold"]) or _guess(state, parts[0], plan)
     while True:
-        candidates = [_Candidates(*encode_above(target_of(state, part), W_enc, b_enc, bound)) for part in parts]
+        candidates = [_Candidates(*encode_above(target_of(state, part, plan)[0], W_enc, b_enc, bound)) for part in parts]
         count = torch.tensor(sum(len(each.values) for each in candidates), device=plan.device)
         plan.team.sum_(count)
         if int(count) >= wanted or bound <= 0:
@@ -68,7 +69,7 @@ def _candidates(
 
 def _guess(state: TrainState, part: Float[Tensor, "part d_in"], plan: Plan) -> float:
     """A bound for the first step: well below the pre-act that as many exceed in a sample as are wanted."""
-    target = target_of(state, part[:SAMPLE])
+    target, _ = target_of(state, part[:SAMPLE], plan)
     pre_acts = (target @ state.rows.W_enc.product.T + state.rows.b_enc.weight.to(target.dtype)).float().flatten()
     guess = torch.topk(pre_acts, plan.k * len(target), sorted=False).values.min() * 0.8
     lowest = torch.stack(plan.team.each(guess)).min()  # one bound for all ranks, or the choice would not be exact

@@ -19,10 +19,10 @@ def _encode(
 ) -> Iterator[Code]:
     choose = _among_all_ranks if plan.shards_latents else _k_best
     for part in parts:
-        target = target_of(state, part)
+        target, moments = target_of(state, part, plan)
         kept = None if beside is None else _Kept(target, beside)
         values, indices = choose(state, target, plan, kept)
-        yield Code(target, values, indices, beside=kept.whole() if kept else None)
+        yield Code(target, values, indices, beside=kept.whole() if kept else None, moments=moments)
 
 
 class _Kept:
