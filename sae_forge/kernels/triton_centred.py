@@ -1,6 +1,6 @@
 """What the encoder reads, made of a batch in Triton for one read of it: scaled, centred, without sinks, rounded.
 
-What its variance is made of is summed on the way, each program's share in fp32 and all shares in fp64, in a fixed order.
+What its variance is made of is summed on the way: each program's share in fp32, all shares in fp64, in a fixed order.
 """
 
 # pyright: reportArgumentType=false
@@ -51,13 +51,17 @@ def centred_kernel(
 
 
 def centred(
-    batch: Float[Tensor, "tokens d_in"], b_dec: Float[Tensor, "d_in"], scale: float, sink_norm: float, dtype: torch.dtype
+    batch: Float[Tensor, "tokens d_in"],
+    b_dec: Float[Tensor, "d_in"],
+    scale: float,
+    sink_norm: float,
+    dtype: torch.dtype,
 ) -> tuple[Float[Tensor, "tokens d_in"], Moments]:
     """The rows in ``dtype``, and the moments of what they were rounded to; ``sink_norm`` 0: no row is a sink's."""
     tokens, d_in = batch.shape
     target = torch.empty(tokens, d_in, dtype=dtype, device=batch.device)
     launch = triton_tuning.centred(d_in)
-    shares = triton.cdiv(tokens, launch["SHARE"])
+    shares = -(-tokens // launch["SHARE"])
     sums = torch.empty(shares, d_in, dtype=torch.float32, device=batch.device)
     squares = torch.empty(shares, dtype=torch.float32, device=batch.device)
     centred_kernel[(shares,)](

@@ -21,13 +21,13 @@ from sae_forge import ranks
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.stream import ActivationStream
 from sae_forge.errors import CheckpointError, ConfigError, ForgeError, PeerError
+from sae_forge.kernels.moments import Moments
 from sae_forge.kernels.rows import Slot
 from sae_forge.sae.losses import variance
 from sae_forge.sae.store import load_sae
 from sae_forge.training.architectures.table import TRAINED
 from sae_forge.training.plan import Plan
 from sae_forge.training.state import Share, TrainState, drop_damaged, load_checkpoint, save_checkpoint
-from sae_forge.kernels.moments import Moments
 from sae_forge.training.trainer import Stepper, train_sae
 
 HARD = {"dead_after": BATCH, "max_grad_norm": 0.5, "checkpoint_every": 4, "max_steps": 20}

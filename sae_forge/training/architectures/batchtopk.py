@@ -59,7 +59,9 @@ def _candidates(
     wanted = plan.k * plan.replicas * sum(map(len, parts))
     bound = MARGIN * float(state.own["threshold"]) or _guess(state, parts[0], plan)
     while True:
-        candidates = [_Candidates(*encode_above(target_of(state, part, plan)[0], W_enc, b_enc, bound)) for part in parts]
+        candidates = [
+            _Candidates(*encode_above(target_of(state, part, plan)[0], W_enc, b_enc, bound)) for part in parts
+        ]
         count = torch.tensor(sum(len(each.values) for each in candidates), device=plan.device)
         plan.team.sum_(count)
         if int(count) >= wanted or bound <= 0:
