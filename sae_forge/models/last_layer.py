@@ -6,7 +6,6 @@ and values to its cache, and then with those that are read, which find them ther
 times, so families need not be told apart.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
@@ -68,21 +67,20 @@ def cuttable(lm: LanguageModel, *, whole: bool = False) -> Iterator[None]:
         return
     setattr(layer, _CUTS, True)
     try:
-        with nullcontext() if whole else diverted(layer, partial(_cutting, lm, layer)):
+        with nullcontext() if whole else diverted(layer, partial(_cutting, lm)):
             yield
     finally:
         delattr(layer, _CUTS)
 
 
 def _cutting(lm: LanguageModel, layer: nn.Module, own: Forward) -> Forward:
-    signature = inspect.signature(own)
 
     @torch.compiler.disable
     def forward(*args: Any, **kwargs: Any) -> Any:
         cut = _CUT.get()
         if cut is None:
             return own(*args, **kwargs)
-        given, name = given_to(signature, args, kwargs), lm.family.cache_argument
+        given, name = given_to(layer, args, kwargs), lm.family.cache_argument
         rows = ROWS.get()
         columns = cut.columns if rows is None else cut.columns[rows.to(cut.columns.device)]
         if not _divisible(lm, layer, {**given, name: None}, columns, cut.seq):

@@ -6,7 +6,6 @@ edit changes no token has the answer of the model as it is, so the layers above 
 knows the passes by their order, and refuses a run that asks anything else than the one it was recorded from.
 """
 
-import inspect
 from collections.abc import Iterator, Mapping, MutableMapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -226,12 +225,11 @@ class _Place:
         return self.recording.passes[self.number]
 
 
-def _noting(place: _Place, own: Forward) -> Forward:
+def _noting(place: _Place, base: nn.Module, own: Forward) -> Forward:
     """Note what each pass asks for, and which pass of a played run it is."""
-    signature = inspect.signature(own)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        arguments = signature.bind_partial(*args, **kwargs).arguments
+        arguments = given_to(base, args, kwargs)
         place.number += 1
         place.asked = arguments["input_ids"], arguments.get("attention_mask")
         cache = arguments.get("past_key_values")
@@ -262,32 +260,29 @@ def _noting(place: _Place, own: Forward) -> Forward:
     return forward
 
 
-def _recording(place: _Place, own: Forward) -> Forward:
-    signature = inspect.signature(own)
-
+def _recording(place: _Place, layer: nn.Module, own: Forward) -> Forward:
     def forward(*args: Any, **kwargs: Any) -> Any:
         output = own(*args, **kwargs)
         assert place.asked is not None
         token_ids, attention_mask = (None if part is None else part.clone() for part in place.asked)
         assert token_ids is not None
-        shared = dict(given_to(signature, args, kwargs).get(_SHARED) or {})
+        shared = dict(given_to(layer, args, kwargs).get(_SHARED) or {})
         place.recording.keep(_Pass(token_ids, attention_mask, output, shared), place.continues, place.tape.room)
         return output
 
     return forward
 
 
-def _playing(place: _Place, number: int, last: bool, own: Forward) -> Forward:
+def _playing(place: _Place, number: int, last: bool, layer: nn.Module, own: Forward) -> Forward:
     """Compute nothing but the length that a cache must be believed to have."""
-    signature = inspect.signature(own)
     if last and not place.played:
-        own = _recording(place, own)
+        own = _recording(place, layer, own)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         passed = place.under_way if place.played or place.again else None
         if passed is None or (output := passed.output) is None:
             return own(*args, **kwargs)
-        given = given_to(signature, args, kwargs)
+        given = given_to(layer, args, kwargs)
         hidden, cache = given["hidden_states"], given.get(place.tape.lm.family.cache_argument)
         if cache is not None and (number >= len(cache.layers) or isinstance(cache.layers[number], CacheLayerMixin)):
             nothing = hidden.new_zeros(len(hidden), 1, hidden.shape[1], 1)
@@ -301,16 +296,15 @@ def _playing(place: _Place, number: int, last: bool, own: Forward) -> Forward:
     return forward
 
 
-def _above(place: _Place, layers: Sequence[nn.Module], own: Forward) -> Forward:
+def _above(place: _Place, layers: Sequence[nn.Module], layer: nn.Module, own: Forward) -> Forward:
     """Compute the rows that an edit changed, and no other.
 
     Args:
         layers: All from here up, for the lowest of them, which finds out; none for the others.
     """
-    signature = inspect.signature(own)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        given = given_to(signature, args, kwargs)
+        given = given_to(layer, args, kwargs)
         if layers and not place.again:
             _look(place, layers, given)
         if (rows := place.rows) is None:

@@ -30,13 +30,14 @@ FEWEST = 4
 
 
 class Read(NamedTuple):
-    """A log-prob that is wanted of a row."""
+    """Log-probs that are wanted behind one token of a row."""
 
     position: int
-    """Of the token before, in the row."""
-    token: int
-    name: tuple[int, int]
-    """What the caller knows it by."""
+    """Of that token, in the row."""
+    tokens: tuple[int, ...]
+    """Those that may follow it."""
+    names: tuple[tuple[int, int], ...]
+    """What the caller knows each by."""
 
 
 class Row(NamedTuple):
@@ -114,7 +115,7 @@ class _Past:
 def run(
     lm: LanguageModel, rows: Sequence[Row], roots: Sequence[Stretch], *, batch_size: int, among: Tensor | None = None
 ) -> Iterator[tuple[tuple[int, int], float]]:
-    """The name of each read and its log-prob, every stretch run once.
+    """Each log-prob and its name, every stretch run once.
 
     Args:
         batch_size: Stretches a forward pass takes at most.
@@ -132,17 +133,18 @@ def run(
             for read in rows[number].reads
             if stretch.start <= read.position < stretch.start + len(stretch.ids)
         ]
-        at = torch.tensor([(row, read.position - batch[row][0].start) for row, read in reads], dtype=torch.long)
+        at = torch.tensor([(row, read.position - batch[row][0].start) for row, read in reads]).reshape(-1, 2)
         before = None if past is None else past.branched([row for _, row in batch])
         cache = before.cache if before else DynamicCache() if further else None
         whole = torch.cat([before.mask, mask], dim=1) if before else mask
         with sharing(tuple(stretch.texts for stretch, _ in batch)):
-            output = forward(lm, ids, whole, cache=cache, at=at.reshape(-1, 2), among=among)
+            output = forward(lm, ids, whole, cache=cache, at=at.long(), among=among)
         if further:
             waiting += _batches(further, _Past(output.past_key_values, whole), batch_size)
-        targets = torch.tensor([read.token for _, read in reads], dtype=torch.long)
-        logprobs = picked(output.logits[0], targets if among is None else torch.searchsorted(among, targets))
-        yield from zip([read.name for _, read in reads], logprobs.tolist(), strict=True)
+        targets = torch.tensor([token for _, read in reads for token in read.tokens]).long()
+        places = torch.tensor([place for place, (_, read) in enumerate(reads) for _ in read.tokens]).long()
+        logprobs = picked(output.logits[0], targets if among is None else torch.searchsorted(among, targets), places)
+        yield from zip([name for _, read in reads for name in read.names], logprobs.tolist(), strict=True)
 
 
 def _batches(

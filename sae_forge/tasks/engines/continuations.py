@@ -20,6 +20,7 @@ from torch import Tensor
 from sae_forge.errors import DataError, NumericalError
 from sae_forge.models.caches import branches, select_rows
 from sae_forge.models.hooks import wants_whole
+from sae_forge.models.last_layer import cuttable
 from sae_forge.models.loading import LanguageModel
 from sae_forge.models.tokens import bos_ids, max_input, text_ids
 from sae_forge.tasks.engines.beginnings import Read, Row, Stretch, run, stretches, tokens
@@ -142,8 +143,9 @@ def score(
         parts = _branching(lm, encoded, rows, roots, batch_size, relative, done)
     else:
         parts = (_together if share else _apart)(lm, encoded, batch_size, done)
-    for (number, option), logprob in parts:
-        sums[number][option] += logprob
+    with cuttable(lm):  # here once for all passes
+        for (number, option), logprob in parts:
+            sums[number][option] += logprob
     return [
         tuple(Score(_finite(value), len(target)) for value, target in zip(values, item.targets, strict=True))
         for values, item in zip(sums, encoded, strict=True)
@@ -159,14 +161,11 @@ def rows_of(encoded: Sequence[Encoded]) -> list[Row]:
     rows = []
     for number, item in enumerate(encoded):
         own = len(item.context)
-        short = tuple(
-            Read(own - 1, target[0], (number, option)) for option, target in enumerate(item.targets) if len(target) == 1
-        )
-        if short:
-            rows.append(Row(item.context, short, number, own))
+        if short := [(target[0], (number, option)) for option, target in enumerate(item.targets) if len(target) == 1]:
+            rows.append(Row(item.context, (Read(own - 1, *zip(*short, strict=True)),), number, own))
         for option, target in enumerate(item.targets):
             if len(target) > 1:
-                reads = (Read(own - 1 + step, token, (number, option)) for step, token in enumerate(target))
+                reads = (Read(own - 1 + step, (token,), ((number, option),)) for step, token in enumerate(target))
                 rows.append(Row((*item.context, *target[:-1]), tuple(reads), number, own))
     return rows
 
@@ -257,7 +256,8 @@ def _score_shared(lm: LanguageModel, items: list[Encoded], batch_size: int) -> I
     ends = torch.tensor([(row, token_ids.shape[1] - 1) for row in range(len(items))])
     output = forward(lm, token_ids, mask, at=ends, use_cache=bool(longer))
     first = torch.tensor([items[row].targets[option][0] for row, option in places])
-    yield from zip(places, picked(output.logits[0, [row for row, _ in places]], first).tolist(), strict=True)
+    logprobs = picked(output.logits[0], first, torch.tensor([row for row, _ in places]))
+    yield from zip(places, logprobs.tolist(), strict=True)
     for start in range(0, len(longer), batch_size):
         chosen = longer[start : start + batch_size]
         rest = [items[row].targets[option] for row, option in chosen]

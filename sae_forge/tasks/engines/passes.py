@@ -24,13 +24,11 @@ def pad(
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"]]:
     """Rows brought to one width, and the mask of what is no padding."""
     width = max(map(len, rows))
-    token_ids = torch.full((len(rows), width), pad_id)
-    mask = torch.zeros_like(token_ids)
-    for number, ids in enumerate(rows):
-        where = slice(width - len(ids), width) if left else slice(0, len(ids))
-        token_ids[number, where] = torch.tensor(ids)
-        mask[number, where] = 1
-    return token_ids, mask
+    missing = [[pad_id] * (width - len(ids)) for ids in rows]
+    padded = [[*less, *ids] if left else [*ids, *less] for ids, less in zip(rows, missing, strict=True)]
+    lengths, columns = torch.tensor([[len(ids)] for ids in rows]), torch.arange(width)
+    mask = columns >= width - lengths if left else columns < lengths
+    return torch.tensor(padded), mask.long()
 
 
 def forward(
@@ -106,12 +104,12 @@ def _forming(
         yield
 
 
-def picked(logits: Float[Tensor, "n vocab"], targets: Int[Tensor, " n"]) -> Float[Tensor, " n"]:
-    """Log-probs of a token each, in float64 on the CPU."""
-    targets = targets.to(logits.device)[:, None]
-    logprobs = []
-    # log_softmax at the target alone, a few rows at a time: the whole of it would be a second tensor as large
-    for some, wanted in zip(logits.split(ROWS), targets.split(ROWS), strict=True):
-        some = some.float()
-        logprobs.append(some.gather(1, wanted)[:, 0] - some.logsumexp(-1))
-    return torch.cat(logprobs).double().cpu()
+def picked(
+    logits: Float[Tensor, "places vocab"], targets: Int[Tensor, " n"], places: Int[Tensor, " n"] | None = None
+) -> Float[Tensor, " n"]:
+    """Log-probs of tokens, each at a place of its own or at the one that is named, in float64 on the CPU."""
+    targets = targets.to(logits.device)
+    places = torch.arange(len(targets), device=logits.device) if places is None else places.to(logits.device)
+    # log_softmax at the targets alone, a few rows at a time: the whole of it would be a second tensor as large
+    whole = torch.cat([some.float().logsumexp(-1) for some in logits.split(ROWS)])
+    return (logits[places, targets].float() - whole[places]).double().cpu()
