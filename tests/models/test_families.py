@@ -6,7 +6,7 @@ cached is stated by family, because libraries round differently there.
 
 import json
 import re
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, replace
 from itertools import permutations
 from pathlib import Path
@@ -30,6 +30,7 @@ from sae_forge.models.families import FAMILIES, REFUSED, family_of, read_family
 from sae_forge.models.hooks import capture, splice, unreached
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.projections import projections, written_through
+from sae_forge.models.soft_caps import NAME, soft_capped
 from sae_forge.models.tape import Tape
 from sae_forge.models.tokens import max_input
 from sae_forge.pipeline.bench import Bench
@@ -136,6 +137,25 @@ def test_texts_that_begin_alike_run_once_and_are_what_each_is_alone(lm):
         shared = score(lm, asked, batch_size=4)
     for found, own in zip(shared, apart, strict=True):
         assert [one.logprob for one in found] == pytest.approx([one.logprob for one in own], abs=5 * noise(lm))
+
+
+def test_soft_caps_in_fewer_steps_are_those_of_transformers(lm):
+    """With padding and from a cache; families without them attend as they did."""
+    token_ids, mask = tokens(lm, "left")
+    own = lm.model.config._attn_implementation
+    found = []
+    for how in (nullcontext(), soft_capped(lm)):
+        with how, torch.inference_mode():
+            assert lm.model.config._attn_implementation == (own if not found or lm.family.name != "gemma2" else NAME)
+            first = forward(lm, token_ids[:, :9], mask[:, :9], use_cache=True)
+            found.append(
+                torch.cat(
+                    [first.logits, forward(lm, token_ids[:, 9:], mask, cache=first.past_key_values).logits], dim=1
+                )
+            )
+    assert lm.model.config._attn_implementation == own
+    torch.testing.assert_close(found[1][mask > 0], found[0][mask > 0], atol=1e-5, rtol=0)
+    assert torch.equal(*found) == (lm.family.name != "gemma2")
 
 
 def test_the_last_layer_runs_where_it_is_read(lm):
