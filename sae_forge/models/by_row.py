@@ -11,6 +11,8 @@ from torch import Tensor, nn
 ARGUMENTS = ("hidden_states", "attention_mask", "position_ids", "position_embeddings")
 """Of a layer, those that may be given for some rows alone."""
 _PLAIN = (bool, int, float, str)
+_AT_REST = "transformers.utils.output_capturing"
+"""Whose hooks stay for ever once hidden states were asked for, and look at nothing when they are not."""
 
 ROWS: ContextVar[Int[Tensor, " n"] | None] = ContextVar("rows of a pass that run", default=None)
 """Those that a layer is called with; None: all."""
@@ -32,9 +34,10 @@ def divisible(layers: Sequence[nn.Module], given: Mapping[str, Any]) -> bool:
         if not all(part is None or isinstance(part, known) for part in parts):
             return False
     modules = [module for layer in layers for module in layer.modules()]
-    hooked = [module for module in modules if module._forward_hooks or module._forward_pre_hooks]
+    hooks = [hook for module in modules for hook in module._forward_hooks.values()]
     # what stands before the lowest layer has run, and needs nothing from above
-    return not any(module is not layers[0] or module._forward_hooks for module in hooked)
+    hooks += [hook for module in modules if module is not layers[0] for hook in module._forward_pre_hooks.values()]
+    return all(getattr(hook, "__module__", None) == _AT_REST for hook in hooks)
 
 
 def separable(layers: Sequence[nn.Module], given: Mapping[str, Any], batch: int) -> bool:
