@@ -22,7 +22,7 @@ from sae_forge.kernels.affine import product
 from sae_forge.kernels.flat import Rectangle
 from sae_forge.kernels.gradients import Encode, Form, SparseDecode, TopKEncode
 from sae_forge.kernels.moments import Moments
-from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes
+from sae_forge.kernels.rows import DecodeLoss, Extra, Rates, RowGradients, Rows, Slopes, Slot
 from sae_forge.kernels.transpose import Transpose
 
 CROSSOVER = {"cpu": 16, "cuda": 184}
@@ -31,7 +31,7 @@ a second over the bytes a second of an H200, to be measured."""
 
 __all__ = [
     "among_largest", "centred", "decode_loss", "encode_above", "encode_tokens", "latent_sums", "never_waits", "product",
-    "row_gradients", "rows_adam", "sparse_decode", "topk", "topk_encode", "triton_installed",
+    "row_gradients", "rows_adam", "sparse_decode", "sum_of_rows", "topk", "topk_encode", "triton_installed",
 ]  # fmt: skip
 
 _MAX_ENCODE_TOKENS = 1024
@@ -145,9 +145,9 @@ def centred(
 
     None where no kernel makes both for one read of the batch.
     """
-    kernel = _name_of_form(backend, batch, k=1, d_sae=None) == "triton_form"
-    form = _choose(backend, batch, k=1, d_sae=None)
-    return form.centred(batch, b_dec, scale, sink_norm, dtype) if kernel else None
+    if _name_of_form(backend, batch, k=1, d_sae=None) != "triton_form":
+        return None
+    return _choose(backend, batch, k=1, d_sae=None).centred(batch, b_dec, scale, sink_norm, dtype)
 
 
 def topk(
@@ -230,14 +230,9 @@ def decode_loss(
 
 
 def row_gradients(
-    slopes: Slopes,
-    table: Transpose,
-    rows: Rows,
-    *,
-    extra: Extra | None = None,
-    backend: Backend = "auto",
-    trusted: bool = False,
-) -> RowGradients:
+    slopes: Slopes, table: Transpose, rows: Rows, *,
+    extra: Extra | None = None, backend: Backend = "auto", trusted: bool = False,
+) -> RowGradients:  # fmt: skip
     """Gradients of all the latents own, whole: for clipping, accumulation and several ranks.
 
     Args and errors as of :func:`rows_adam`.
@@ -248,15 +243,9 @@ def row_gradients(
 
 
 def rows_adam(
-    slopes: Slopes,
-    table: Transpose,
-    rows: Rows,
-    rates: Rates,
-    *,
-    extra: Extra | None = None,
-    backend: Backend = "auto",
-    trusted: bool = False,
-) -> None:
+    slopes: Slopes, table: Transpose, rows: Rows, rates: Rates, *,
+    extra: Extra | None = None, backend: Backend = "auto", trusted: bool = False,
+) -> None:  # fmt: skip
     """Adam on all the latents own, in place: as :func:`row_gradients` and ``adam_rows_``, with no gradient kept.
 
     Args:
@@ -292,6 +281,15 @@ def latent_sums(
             "entries must be of one [tokens, k]"
         )
     return _choose(backend, values, k=values.shape[1], d_sae=table.d_sae).latent_sums(values, indices, table)
+
+
+def sum_of_rows(
+    slot: Slot, weights: Float[Tensor, "rows"], *, backend: Backend = "auto"
+) -> Float[Tensor, "columns"]:  # fmt: skip
+    """The sum of a slot's rows, each times its weight; in Triton of those that products read, for half the bytes."""
+    if _name_of_form(backend, slot.weight, k=1, d_sae=None) != "triton_form":
+        return slot.weight.T @ weights
+    return _choose(backend, slot.weight, k=1, d_sae=None).sum_of_rows(slot.product, weights)
 
 
 def encode_tokens(d_sae: int, device: torch.device) -> int:

@@ -97,6 +97,12 @@ def centred(d_in: int) -> Launch:
     return {"SHARE": 16, "WIDTH": min(256, max(16, power_above(d_in))), "num_warps": 8}
 
 
+def sum_of_rows(d_in: int, dtype: torch.dtype) -> Launch:
+    """Rows that a program sums, how many of them at a time, and columns of each."""
+    width = min(256, max(16, power_above(d_in)))
+    return {"SHARE": 256, "ROWS": 16 if dtype.itemsize == 2 else 8, "WIDTH": width, "num_warps": 4}
+
+
 def tiles(d_in: int, dtype: torch.dtype) -> Launch:
     """Rows and columns of a sum that needs no whole row: the width at which all programs together take least.
 

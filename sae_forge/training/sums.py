@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from sae_forge.kernels.dispatch import latent_sums, row_gradients
+from sae_forge.kernels.dispatch import latent_sums, row_gradients, sum_of_rows
 from sae_forge.kernels.moments import Moments
 from sae_forge.kernels.rows import Extra, RowGradients, Slopes, remove_parallel_
 from sae_forge.kernels.transpose import Transpose, transpose
@@ -85,7 +85,7 @@ def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Pl
     slopes = seen.slopes(slope)
     table = transpose(indices, state.sae.d_sae)
     bias = latent_sums(slopes.pre_acts, indices, table, backend=plan.config.backend)
-    through_encoder, fires = rows.W_enc.weight.T @ bias, seen.fires
+    through_encoder, fires = sum_of_rows(rows.W_enc, bias, backend=plan.config.backend), seen.fires
     team.sum_(through_encoder, fires)
     b_dec = slope * seen.residual.sum(dim=0, dtype=torch.float32) - through_encoder
     touched = seen.touched(state.sae.d_sae)
@@ -142,7 +142,8 @@ def _divided(state: TrainState, sums: Sums, tokens: int, plan: Plan, dead: Dead 
         gradient.div_(spread)
     fvu = (sums.residual.squares / spread).float()
     loss = fvu
-    b_dec = (2.0 * sums.residual.total).float() / spread - state.rows.W_enc.weight.T @ gradients.b_enc
+    through_encoder = sum_of_rows(state.rows.W_enc, gradients.b_enc, backend=plan.config.backend)
+    b_dec = (2.0 * sums.residual.total).float() / spread - through_encoder
     if dead is not None and sums.dead is not None:
         scale = fading(dead, plan.d_in) / sums.residual.variance(tokens)
         loss = fvu + plan.config.auxk_alpha * sums.left * scale

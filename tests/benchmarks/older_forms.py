@@ -56,4 +56,15 @@ def centred_batch(given: Problem) -> Cases:
     return {BEFORE: before, NOW: now}
 
 
-OLDER: dict[str, Callable[[Problem], Cases]] = {"early reads of a row": early_reads, "centred batch": centred_batch}
+def centre_of_encoder(given: Problem) -> Cases:
+    """The encoder's rows, each by its bias's gradient: of the rows that products read, or of those in fp32."""
+    W_enc = make_parts(given).rows.W_enc
+    weights = torch.randn(len(W_enc.weight), generator=torch.Generator(given.device), device=given.device)
+    return {BEFORE: lambda: W_enc.weight.T @ weights, NOW: partial(dispatch.sum_of_rows, W_enc, weights)}
+
+
+OLDER: dict[str, Callable[[Problem], Cases]] = {
+    "early reads of a row": early_reads,
+    "centred batch": centred_batch,
+    "rows by the bias's gradient": centre_of_encoder,
+}

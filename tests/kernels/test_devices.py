@@ -58,6 +58,8 @@ def launched(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, torch.device | 
         "decode_loss": lambda values, indices, W_dec, target: DecodeLoss(target, values[:, 0], values),
         "row_gradients": lambda slopes, table, rows, extra: RowGradients(*(slot.weight for slot in rows)),
         "rows_adam": lambda *given: None,
+        "sum_of_rows": lambda rows, weights: rows[0],
+        "centred": lambda batch, *how: (batch, None),
     }
     form = SimpleNamespace(MAX_K=512, **{name: recorded(name, answer) for name, answer in answers.items()})
     real = dispatch._module
@@ -79,7 +81,11 @@ def test_every_operation_is_launched_where_its_tensors_lie(launched, backend):
     dispatch.row_gradients(slopes, table, rows, backend=backend)
     dispatch.rows_adam(slopes, table, rows, rates, backend=backend)
     dispatch.latent_sums(values, indices, table, backend=backend)
-    assert launched == [(name, SECOND) for name in ("topk", "decode_loss", "row_gradients", "rows_adam", "latent_sums")]
+    dispatch.centred(target, drawn(D_IN), 1.0, 0.0, torch.float32, backend=backend)
+    read = dispatch.sum_of_rows(slots[0]._replace(copy=W_dec.bfloat16()), drawn(D_SAE), backend=backend)
+    assert read.dtype == torch.bfloat16  # what the encoder's product reads, for half the bytes
+    own = ("topk", "decode_loss", "row_gradients", "rows_adam", "latent_sums", "centred", "sum_of_rows")
+    assert launched == [(name, SECOND) for name in own]
 
 
 def test_so_are_those_of_a_backward_pass(launched, monkeypatch):

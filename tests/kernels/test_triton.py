@@ -358,6 +358,17 @@ def test_sums_of_rows_and_of_numbers_are_the_dense_ones(dtype, segment):
     assert torch.equal(found[-1], torch.zeros_like(found[-1]))
 
 
+@where_triton_runs
+@on_every_dtype
+def test_all_rows_are_summed_by_their_weights_in_shares(dtype, monkeypatch):
+    launch = {"SHARE": 8, "ROWS": 4, "WIDTH": 16, "num_warps": 1}
+    monkeypatch.setattr(triton_tuning, "sum_of_rows", lambda d_in, dtype: launch)
+    rows, weights = draw(21, 37, seed=1, dtype=dtype), draw(21, seed=2)
+    found = form.sum_of_rows(rows.to(dtype), weights.float())
+    assert found.dtype == torch.float32
+    require_close((found,), (weights.float().double() @ rows,))
+
+
 class NothingWaits(TorchDispatchMode):
     """Refuse operations that would bring a number from the device to the host."""
 
@@ -431,6 +442,7 @@ def launches(
 ) -> Iterator[tuple[Any, dict[str, str | None], dict[str, Any]]]:
     """Every kernel as the table launches it: its pointers (None: not given), its constants and its warps."""
     from sae_forge.kernels import triton_centred, triton_decode_loss, triton_rows, triton_sparse_decode, triton_topk
+    from sae_forge.kernels.triton_sum_of_rows import sum_of_rows_kernel
 
     adam, entries = triton_rows.ADAM, {"BLOCK": triton_rows.ENTRIES}
     summed = {"tokens": "*i32", "offsets": "*i64", "beyond": "*i64", "weights": "*fp32", "partial": "*fp32"}
@@ -449,6 +461,8 @@ def launches(
             given = {"batch": kind, "target": kind, **dict.fromkeys(("b_dec", "sums", "squares"), "*fp32")}
             given |= {"scale": "fp32", "sink_norm": "fp32"}
             yield triton_centred.centred_kernel, given, {**triton_tuning.centred(widths[0]), "SINKS": sinks}
+        summed_up = {"rows": kind, "weights": "*fp32", "partial": "*fp32"}
+        yield sum_of_rows_kernel, summed_up, triton_tuning.sum_of_rows(widths[0], dtype)
         for d_sae in LATENTS:
             for k in COUNTS:
                 pointers = {"pre_acts": bits, "values": bits, "indices": "*i32", "scratch": "*i32"}
@@ -519,7 +533,7 @@ def test_every_launch_of_the_table_compiles_without_spills(name, widths, tmp_pat
             assert stack_bytes(compiled.asm["cubin"], tmp_path / "kernel.cubin") == 0, about
         found.append((kernel.__name__, options["num_warps"] * on.lanes, compiled.metadata.shared))
     kernels, threads, held = (set(each) for each in zip(*found, strict=True))
-    assert len(kernels) == 9
+    assert len(kernels) == 10
     print(f"| {name} | {len(found)} | 0 | {max(threads)} | {max(held) / 1024:.0f} of {shared // 1024} KiB |")  # noqa: T201
 
 
