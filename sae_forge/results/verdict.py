@@ -19,7 +19,10 @@ from sae_forge.statistics.estimate import Estimate
 Mark = Literal["yes", "partly", "no", "unclear", "not measured"]
 SIGNS: dict[Mark, str] = {"yes": "✓", "partly": "◐", "no": "✗", "unclear": "?", "not measured": "–"}
 """A sign for each, which stands beside the word and never alone."""
-QUESTIONS = ("Forgotten?", "All else kept?", "Further than a random push?", "Does it last?")
+FURTHER = "Further than a random push?"
+QUESTIONS = ("Forgotten?", "All else kept?", FURTHER, "Does it last?")
+FEW = 2
+"""Edits whose numbers stand in the first lines of a report; of more their names alone."""
 RELEARNED = "relearned"
 SMALL_POINTS = 1
 """Points of retained accuracy whose loss, where it is no more than chance, counts as none."""
@@ -61,6 +64,37 @@ def verdict_sheet(report: Report) -> Sheet:
     """The marks alone, a row a method."""
     rows = ((one.title, *map(str, one.answers)) for one in verdicts(report))
     return Sheet("The verdict, as far as the intervals allow one", ("method", *QUESTIONS), tuple(rows))
+
+
+def unproven(report: Report) -> list[str]:
+    """What must be said before all else: which edits forget no more than a random push, or than zeroing latents.
+
+    A sentence each, or one for many; none where every edit goes beyond its controls.
+    """
+    alone = {row.title for row in report.rows if "latent" in row.settings}  # of many latents most do nothing each
+    doubted = [(one.title, one.answers[QUESTIONS.index(FURTHER)]) for one in verdicts(report) if one.title not in alone]
+    lines = [
+        f"{title}: forgetting is not shown to come from its latents ({answer.words})."
+        for title, answer in doubted
+        if answer.mark == "no"
+    ]
+    if len(lines) > FEW:
+        titles = "; ".join(title for title, answer in doubted if answer.mark == "no")
+        lines = [f"Forgetting is not shown to come from the latents, or the direction, of: {titles}."]
+    told = {row.title: _forgetting(report, row) for row in report.rows[1:] if not row.is_control}
+    for zeroed in (row.title for row in report.rows if row.at_rest):
+        as_far = [
+            row.title
+            for row in report.rows
+            if row.edits
+            and (it := told[row.title]) is not None
+            and (least := told[zeroed]) is not None
+            and it.change.high < 0
+            and least.after.value <= it.after.value
+        ]
+        if as_far:
+            lines.append(f"{zeroed}, which only lays latents to rest, forgets as much as {'; '.join(as_far)}.")
+    return lines
 
 
 # ---- the questions ------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ import pytest
 from reports import filled
 
 from sae_forge.results.report import load_report
-from sae_forge.results.verdict import QUESTIONS, verdict_sheet, verdicts
+from sae_forge.results.verdict import QUESTIONS, unproven, verdict_sheet, verdicts
 
 CHANCE = 0.25
 SETTINGS = {"num_features": 100, "scale": -3.0}
@@ -138,3 +138,15 @@ def test_the_sheet_has_a_row_for_each_method_and_none_for_controls(request: pyte
     assert sheet.rows[0][1:] == ("✓ yes", "✓ yes", "✓ yes", "– not measured")
     old = verdict_sheet(load_report(request.path.with_name("report-0.1.json")))
     assert [one[0] for one in old.rows] == ["Scale -3 on 200 latents"], "zero ablation is a control itself"
+
+
+def test_what_goes_no_further_than_chance_or_than_zeroing_is_said_before_all_else():
+    chance, zero = row("scale", 0.6), {"at_rest": True, "settings": {"num_features": 100}}
+    assert unproven(report(row("scale", CHANCE), control(0.9))) == []
+    shown = "Scale -3 on 100 latents: forgetting is not shown to come from its latents"
+    assert unproven(report(chance, control(0.62))) == [f"{shown} (not told apart from a random push: isotropic)."]
+    (idle,) = unproven(report(row("scale", 0.95), row("zero", 0.94, **zero), control(0.95)))
+    assert idle == f"{shown} (it does not forget measurably itself)."
+    (said,) = unproven(report(chance, row("zero", 0.6, **zero), control(0.9)))
+    assert said.endswith("which only lays latents to rest, forgets as much as Scale -3 on 100 latents.")
+    assert unproven(report(chance, row("zero", 0.7, **zero), control(0.9))) == []

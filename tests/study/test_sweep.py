@@ -194,8 +194,9 @@ def test_every_method_gets_the_same_budget_and_untuned_ones_count_once(run: Tiny
         settings = [entry["settings"] for entry in one["points"]]
         assert len({repr(entry) for entry in settings}) == one["configurations"]
         assert settings == grid(NAMED[name], run.materials())
-    assert "(zero, mean_ablate: nothing to tune, one setting)" in metrics["claims"][0]
-    assert metrics["claims"][0].startswith(f"{len(NAMED)} methods, each tuned over 12 settings on the dev half")
+    said = f"{len(NAMED)} methods, each tuned over 12 settings on the dev half"
+    (line,) = (line for line in metrics["claims"] if line.startswith(said))
+    assert "(zero, mean_ablate: nothing to tune, one setting)" in line
 
 
 def test_the_chosen_settings_are_those_that_the_rule_takes(metrics: dict[str, Any]):
@@ -328,7 +329,7 @@ def test_an_edit_that_was_given_is_none_of_those_that_were_tuned(run: TinyRun):
     metrics = run.evaluate(also=(given,), limit=3, **settings).metrics
     assert [row["settings"].get("given") for row in metrics["methods"]][:3] == [None, None, 3]
     assert [row["settings"]["of"] for row in metrics["methods"][3:]] == ["clamp"] * 6
-    assert metrics["claims"][0].startswith("1 method, tuned over 8 settings on the dev half")
+    assert any(line.startswith("1 method, tuned over 8 settings on the dev half") for line in metrics["claims"])
     assert sum(line.startswith("  clamp: ") for line in metrics["claims"]) <= 1
     assert any(line.startswith("clamp of 3 latents: ") for line in metrics["claims"])
 

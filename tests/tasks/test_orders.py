@@ -434,6 +434,19 @@ def test_known_asks_what_is_no_probe_of_the_facts_whose_probes_are_all_right(wor
     assert told.lines[-1].endswith("fewer than 25 say little")
 
 
+def test_a_question_is_asked_without_itself_only_where_a_class_wants_it(
+    world_llama: LanguageModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, whole = orders_file(tmp_path, "wizards", "cloze"), ask_orders(world_llama, wizards(8), "cloze", batch_size=8)
+    some = ask_orders(world_llama, wizards(8), "cloze", batch_size=8, path=path, blind=False)
+    assert {result.blind_right for result in some.results.values()} == {None} and some.ids("correct")
+    assert "only with the question" not in some.summary() and "only with the question" in whole.summary()
+    assert list(json.loads(path.read_text())["classes"]) == ["correct", "correct_no_tricks"]
+    seen = asked_again(monkeypatch)
+    assert ask_orders(world_llama, wizards(8), "cloze", batch_size=8, path=path) == whole
+    assert sorted(seen) == sorted(whole.ids("correct"))
+
+
 def test_known_without_probes_says_what_to_mark(tiny_llama: LanguageModel) -> None:
     with pytest.raises(DataError, match="'wmdp-cyber' has none; mark"):
         filter_questions(tiny_llama, MAGIC, "known", "letter", batch_size=24)

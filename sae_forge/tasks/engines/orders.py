@@ -29,6 +29,7 @@ from sae_forge.tasks.records import Domain, Question
 
 FORMAT = 1
 WHAT = "the answers of a model to reordered questions"
+CLASSES: tuple[QuestionFilter, ...] = ("correct", "correct_iff_question", "correct_no_tricks")
 CHUNK = 64
 """Questions between two savings."""
 
@@ -51,7 +52,7 @@ class Reordered:
     letters: tuple[int, ...]
     """Orders in which each place, from A, was chosen."""
     blind_right: int | None
-    """Orders answered rightly without instruction and question; asked only where all orders were right."""
+    """Orders answered rightly without instruction and question; asked only where all orders were right, and wanted."""
     tricky: bool
     """Whether an option speaks of the others, which stops making sense once they move."""
 
@@ -84,6 +85,11 @@ class Orders:
         return tuple(name for name, result in self.results.items() if result.passes(chosen))
 
     @property
+    def asked_blind(self) -> bool:
+        """Whether all that were right in every order were asked without the question too."""
+        return all(one.blind_right is not None for one in self.results.values() if one.right == one.orders)
+
+    @property
     def accuracy(self) -> float:
         """Mean over the questions of the share of orders answered rightly."""
         return sum(result.right / result.orders for result in self.results.values()) / len(self.results)
@@ -108,7 +114,7 @@ class Orders:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: the answers, the ids of each class, and what a person looks at first."""
-        classes = ("correct", "correct_iff_question", "correct_no_tricks")
+        classes = [name for name in CLASSES if name != "correct_iff_question" or self.asked_blind]
         return {
             "format": FORMAT,
             "domain": self.domain,
@@ -125,10 +131,10 @@ class Orders:
     def summary(self) -> str:
         """One sentence for a person."""
         letters = ", ".join(f"{letter} {share:.0%}" for letter, share in self.letters.items())
+        blind = f"{len(self.ids('correct_iff_question'))} of them only with the question, " if self.asked_blind else ""
         return (
             f"{self.domain}: {len(self.ids('correct'))} of {len(self.results)} questions right in every order "
-            f"({len(self.ids('correct_iff_question'))} of them only with the question, "
-            f"{len(self.ids('correct_no_tricks'))} without options that name others); "
+            f"({blind}{len(self.ids('correct_no_tricks'))} without options that name others); "
             f"accuracy over orders {self.accuracy:.1%}, answers {letters}"
         )
 
@@ -170,8 +176,9 @@ def filter_questions(
                 "two or more wordings of each fact, or use another filter"
             )
     orders = ask_orders(
-        lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress, frame=frame
-    )
+        lm, domain, scoring, batch_size=batch_size, path=path, fresh=fresh, progress=progress, frame=frame,
+        blind=chosen != "known",
+    )  # fmt: skip
     progress.say(orders.summary())
     ids = set(orders.ids(chosen))
     if chosen == "known":
@@ -232,11 +239,15 @@ def ask_orders(
     fresh: bool = False,
     progress: Progress = SILENT,
     frame: Frame = PLAIN,
+    blind: bool = True,
 ) -> Orders:
     """Every question of a domain in every order of its options, read from ``path`` as far as they are there.
 
     What orders begin with runs once for all, and only the logits of letters are formed, at the last token. Those that
     are right in every order are asked as often again, without instruction and question.
+
+    Args:
+        blind: Whether they are, which of the classes ``correct_iff_question`` alone needs.
 
     Raises:
         DataError: ``path`` holds something else, or the answers of another model.
@@ -249,7 +260,7 @@ def ask_orders(
         if path is None or fresh or not path.exists():
             return {}, list(domain.questions)
         known = dict(load_orders(path, domain.name, scoring, model).results)
-        return known, [item for item in domain.questions if _is_new(known.get(item.id), contents[item.id])]
+        return known, [item for item in domain.questions if _is_new(known.get(item.id), contents[item.id], blind)]
 
     results, missing = looked_up()
     if not any(team.tell(bool(missing))):
@@ -263,7 +274,7 @@ def ask_orders(
             for start in range(0, len(missing), CHUNK * team.world):
                 first = start + CHUNK * team.rank
                 chunk = missing[first : first + CHUNK]
-                asked = _ask(lm, chunk, scoring, domain.name, batch_size, frame) if chunk else []
+                asked = _ask(lm, chunk, scoring, domain.name, batch_size, frame, blind) if chunk else []
                 told = [one for each in team.tell([asdict(one) for one in asked]) for one in each]
                 for item, record in zip(missing[start : start + len(told)], told, strict=True):
                     results[item.id] = replace(records.decode(Reordered, record), content=contents[item.id])
@@ -274,8 +285,10 @@ def ask_orders(
     return Orders(domain=domain.name, scoring=scoring, model=model, results=results).restricted(domain.questions)
 
 
-def _is_new(known: Reordered | None, content: str) -> bool:
-    return known is None or known.content != content
+def _is_new(known: Reordered | None, content: str, blind: bool) -> bool:
+    if known is None or known.content != content:
+        return True
+    return blind and known.right == known.orders and known.blind_right is None
 
 
 def _content(lm: LanguageModel, question: Question, scoring: Scoring, domain: str, frame: Frame) -> str:
@@ -283,14 +296,21 @@ def _content(lm: LanguageModel, question: Question, scoring: Scoring, domain: st
 
 
 def _ask(
-    lm: LanguageModel, questions: Sequence[Question], scoring: Scoring, domain: str, batch_size: int, frame: Frame
+    lm: LanguageModel,
+    questions: Sequence[Question],
+    scoring: Scoring,
+    domain: str,
+    batch_size: int,
+    frame: Frame,
+    blind: bool,
 ) -> list[Reordered]:
     """The answers to some questions, their contents not yet noted."""
     seen = _in_orders(lm, questions, scoring, domain, batch_size, blind=False, frame=frame)
-    sure = [item for item, answers in zip(questions, seen, strict=True) if all(one.correct for one in answers)]
+    right = (item for item, answers in zip(questions, seen, strict=True) if all(one.correct for one in answers))
+    sure = list(right) if blind else []
     # without the question only those are asked that were right in every order: the others are out already
     unseen = _in_orders(lm, sure, scoring, domain, batch_size, blind=True, frame=frame)
-    blind = {item.id: sum(one.correct for one in answers) for item, answers in zip(sure, unseen, strict=True)}
+    without = {item.id: sum(one.correct for one in answers) for item, answers in zip(sure, unseen, strict=True)}
     return [
         Reordered(
             content="",
@@ -298,7 +318,7 @@ def _ask(
             right=sum(one.correct for one in answers),
             probability=sum(one.probability for one in answers) / len(answers),
             letters=tuple(sum(one.chosen == place for one in answers) for place in range(len(item.choices))),
-            blind_right=blind.get(item.id),
+            blind_right=without.get(item.id),
             tricky=tricky(item),
         )
         for item, answers in zip(questions, seen, strict=True)
