@@ -114,7 +114,7 @@ class Orders:
 
     def to_json(self) -> dict[str, Any]:
         """JSON-ready: the answers, the ids of each class, and what a person looks at first."""
-        classes = [name for name in CLASSES if name != "correct_iff_question" or self.asked_blind]
+        classes: list[QuestionFilter] = [name for name in CLASSES if name != "correct_iff_question" or self.asked_blind]
         return {
             "format": FORMAT,
             "domain": self.domain,
