@@ -1,9 +1,12 @@
-"""What is made once in a run of the suite, however many workers it has."""
+"""What is made once in a run of the suite, however many workers it has; processes that do not begin from nothing."""
 
 import fcntl
 import os
 import shutil
-from collections.abc import Callable
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,3 +24,39 @@ def made_once(factory: pytest.TempPathFactory, name: str, make: Callable[[Path],
             make(folder)
             whole.touch()
     return folder
+
+
+def forked(work: Callable[[], object], said: Path) -> int:
+    """The id of a fork that does this work, in which all is imported; ``said`` gets what it says on both streams."""
+    if pid := os.fork():
+        return pid
+    code = 1
+    with said.open("w") as sys.stdout:
+        sys.stderr = sys.stdout
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        try:
+            work()
+            code = 0
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException:  # noqa: BLE001 (the parent reads it)
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code)
+
+
+def commanded(arguments: Sequence[str], said: Path) -> int:
+    """The id of a fork that is this command line."""
+    from cli.app import main
+
+    def work() -> None:
+        sys.argv = ["sae-forge", *arguments]
+        main()
+
+    return forked(work, said)
+
+
+def ended(pid: int) -> int:
+    """The exit code of a fork once it ends; -n for a death by signal n."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])

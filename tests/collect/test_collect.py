@@ -3,8 +3,7 @@
 import copy
 import json
 import os
-import subprocess
-import sys
+import signal
 import threading
 import time
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from shared import ended, forked
 from tiny_tokenizer import TEXT
 
 from sae_forge import collect as verb
@@ -28,7 +28,6 @@ from sae_forge.models.tokens import text_ids
 from sae_forge.progress import SILENT
 from sae_forge.store.tensors import DTYPES
 
-ROOT = Path(__file__).parents[2]
 DOCUMENTS = [f"{TEXT[i % 3]} Number {i}." for i in range(20)]
 
 
@@ -258,43 +257,24 @@ def test_tokenising_ahead_ends_with_its_reader_and_hands_on_errors():
     assert not tokenising()
 
 
-SCRIPT = """
-import sys, time
-import torch
-torch.set_num_threads(1)
-from pathlib import Path
-from sae_forge import collect as verb
-from sae_forge.config.collect import CollectConfig
-from sae_forge.models.loading import load_model
-from sae_forge.models.tokens import text_ids
-read = verb.capture
-def slowly(*args):
-    print("batch", flush=True)
-    time.sleep(0.02)
-    return read(*args)
-verb.capture = slowly
-config = CollectConfig(run_dir=Path(sys.argv[2]), layer=(1, 2), ctx_len=24, model_batch_size=3, shard_rows=150,
-                       storage_dtype="fp32")
-verb.collect(config, load_model(sys.argv[1], device="cpu"), [("forget", sys.argv[3]), ("retain", sys.argv[4])])
-"""
-
-
-@pytest.mark.slow
-def test_a_killed_process_ends_in_the_same_bytes(model_folders, corpora, tmp_path):
+def test_a_killed_process_ends_in_the_same_bytes(model_folders, corpora, tmp_path, monkeypatch):
     lm = load_model(str(model_folders["gemma2"]), device="cpu")
     collect(make_config(tmp_path / "whole"), lm, corpora)
-    command = [sys.executable, "-c", SCRIPT, str(model_folders["gemma2"]), str(tmp_path / "killed")]
-    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        [*command, *(source for _, source in corpora)], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=env
-    )
-    assert process.stdout is not None
+    (batches, told), read = os.pipe(), verb.capture
+
+    def slowly(*args):
+        os.write(told, b".")
+        time.sleep(0.02)
+        return read(*args)
+
+    monkeypatch.setattr(verb, "capture", slowly)
+    pid = forked(lambda: collect(make_config(tmp_path / "killed"), lm, corpora), tmp_path / "said")
     for _ in range(5):
-        process.stdout.readline()
+        assert os.read(batches, 1) == b"."
     time.sleep(0.01)
-    process.kill()
-    process.wait(30)
-    process.stdout.close()
+    os.kill(pid, signal.SIGKILL)
+    assert ended(pid) == -signal.SIGKILL
+    monkeypatch.undo()
     begun = tmp_path / "killed" / "shards" / "forget-saga" / "blocks.1.hook_resid_post"
     assert not complete(begun)
     report = collect(make_config(tmp_path / "killed"), lm, corpora)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from shared import commanded, ended
 from test_ranks import over_ranks
 
 from cli.screen import Screen
@@ -248,14 +249,13 @@ def test_sigterm_while_collecting_ends_at_once_and_the_same_command_goes_on(
     tmp_path: Path, undisturbed: dict[str, bytes]
 ) -> None:
     asked = config(tmp_path / "run")
-    command = [sys.executable, "-m", "sae_forge", *flags(asked, *SETTINGS)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    pid = commanded(flags(asked, *SETTINGS), tmp_path / "said")
     until = time.monotonic() + 100
     while not list(tmp_path.glob("run/windows/*/*/window-00001/*/shard-*")) and time.monotonic() < until:
         time.sleep(0.01)
-    process.send_signal(signal.SIGTERM)
-    told, _ = process.communicate(timeout=60)
-    assert process.returncode == 143, told
+    os.kill(pid, signal.SIGTERM)
+    code, told = ended(pid), (tmp_path / "said").read_text()
+    assert code == 143, told
     assert "Traceback" not in told
     assert go(asked) == undisturbed
 
@@ -408,8 +408,8 @@ def test_windows_over_two_ranks_give_the_sae_of_one_process(tmp_path: Path, laun
     alone = go(config(tmp_path / "alone", max_steps=12, max_tokens=3000, accumulation=2))
     if launcher == "fork":
         said = tmp_path / "said"
-        ended = over_ranks(2, lambda rank: train(asked, Bench(asked)), said, limit=100.0)
-        assert ended == [0, 0], said.read_text()
+        codes = over_ranks(2, lambda rank: train(asked, Bench(asked)), said, limit=100.0)
+        assert codes == [0, 0], said.read_text()
     else:
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29641"]
         command = [*torchrun, "-m", "sae_forge", *flags(asked, *SETTINGS, "max_steps", "max_tokens")]

@@ -451,7 +451,9 @@ def test_a_gate_that_counts_special_tokens_is_calibrated_on_them(run):
 def test_diff_means_takes_no_gate_and_has_no_error_to_drop(run: TinyRun, changed: dict[str, Any]):
     with pytest.raises(ConfigError, match="diff_means reads no SAE"):
         run.evaluate(methods=("diff_means",), **changed)
-    left_out = run.evaluate(methods=("all",), limit=1, random_seeds=3, controls=("direction",), **changed).metrics
+    edits = tuple(NAMED[name] for name in NAMED if name in KINDS["hook"])  # weights have neither
+    asked: dict[str, Any] = {"methods": ("all",), "limit": 1, "random_seeds": 3, "controls": ("direction",)}
+    left_out = run.evaluate(table=edits, **asked, **changed).metrics
     assert "diff_means reads no SAE" in left_out["left_out"]["diff_means"]
     assert "diff_means" not in {row["name"] for row in left_out["methods"]}
     assert {left_out["protocol"][name] for name in ("gate",)} == {changed.get("gate", "own")}

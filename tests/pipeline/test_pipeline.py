@@ -1,6 +1,7 @@
 """All commands end to end on both built-in models, through the real command line, and what goes wrong on the way."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from shared import made_once
+from shared import commanded, ended, made_once
 from typer.testing import CliRunner
 
 from cli.app import build
@@ -345,15 +346,21 @@ def test_a_signal_leaves_a_state_that_goes_on_to_the_same_bytes(
     """Stopped in the middle of training, the same command continues and ends where an unstopped run ends."""
     shutil.copytree(collected, tmp_path / "run")
     asked = ["train", "--model", "tiny-llama", "--run_dir", str(tmp_path / "run"), *TRAINED]
-    stopped = subprocess.Popen(
-        [sys.executable, "-m", "sae_forge", *asked], cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True
-    )
+    said = tmp_path / "said"
+    if number == signal.SIGINT:  # one of them from nothing, as a user starts it
+        command = [sys.executable, "-m", "sae_forge", *asked]
+        with said.open("w") as stderr:
+            process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=stderr, stderr=stderr)
+        pid = process.pid
+        process.returncode = 0  # it is waited for here and not by its object
+    else:
+        pid = commanded(asked, said)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("run/saes/*/*/checkpoints/step-*")) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    stopped.send_signal(number)
-    _, errors = stopped.communicate(timeout=120)
-    assert stopped.returncode == 128 + number, errors
+        time.sleep(0.02)
+    os.kill(pid, number)
+    code, errors = ended(pid), said.read_text()
+    assert code == 128 + number, errors
     assert "continues from here" in errors
     assert tree(tmp_path / "run") != unstopped
     forge(*asked)

@@ -5,8 +5,6 @@ without another line anywhere.
 """
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,25 +86,13 @@ def run(new_run: Callable[[], Any]) -> Any:
 
 
 @pytest.fixture(scope="module")
-def told(run: Any) -> tuple[str, Path]:
-    """The terminal's words, in a process as a user starts it, and the folder of the report."""
+def told(run: Any, command: Callable[..., str]) -> tuple[str, Path]:
+    """The terminal's words and the folder of the report."""
     small = ["--num_features=8", "--bootstrap=100", "--eval_batch_size=64", "--configurations=8", "--riddles=12"]
-    asked = [
-        "--plugin",
-        __file__,
-        *run.where,
-        "--tasks",
-        "riddles",
-        "--methods",
-        "scale,random",
-        "--sweep",
-        *small,
-    ]
-    line = [sys.executable, "-m", "sae_forge", "eval", *asked]
-    done = subprocess.run(line, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
-    assert done.returncode == 0, done.stderr[-2000:]
-    reports = [path for path in run.folder.glob("eval/*/*/*/eval.json") if "riddles" in path.read_text()]
-    return done.stdout, reports[0].parent
+    asked = ["--tasks", "riddles", "--methods", "scale,random", "--sweep", *small]
+    words = command("eval", "--plugin", __file__, *run.where, *asked)
+    (report,) = run.folder.glob("eval/*/*/*/eval.json")
+    return words, report.parent
 
 
 def test_help_lists_its_flag_under_its_heading(command: Callable[..., str]) -> None:
