@@ -45,6 +45,8 @@ def require_rows(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | No
     given: dict[str, Tensor] = {**slopes._asdict(), **table._asdict()}
     if given.pop("tokens") is not None:
         require_flat(slopes.indices, slopes.tokens)
+    if (bias := given.pop("bias")) is not None:
+        given["bias"], shapes["bias"] = bias, (d_sae,)
     for name, slot in rows._asdict().items():
         parts = {f"{name}.{kind}": part for kind, part in slot._asdict().items() if part is not None}
         for part_name, part in parts.items():

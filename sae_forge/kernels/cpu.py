@@ -218,7 +218,7 @@ def _gradients_by_piece(
         _tokens(table, slopes.indices.shape[1]) if slopes.tokens is None else slopes.tokens[entries].to(entries.dtype)
     )
     for_enc, for_dec = slopes.pre_acts.reshape(-1)[entries], slopes.values.reshape(-1)[entries]
-    bias = latent_sums(slopes.pre_acts, slopes.indices, table)
+    bias = latent_sums(slopes.pre_acts, slopes.indices, table) if slopes.bias is None else slopes.bias.clone()
     target, residual, W_dec = _wide(slopes.target), _wide(slopes.residual), rows.W_dec.weight
     for piece in _pieces(*W_dec.shape):
         begin, end = int(table.offsets[piece.start]), int(table.offsets[piece.stop])

@@ -95,7 +95,7 @@ def row_gradients(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | N
     gradients = RowGradients(
         weight_grad(slopes.target, slopes.pre_acts, slopes.indices, table),
         weight_grad(slopes.residual, slopes.values, slopes.indices, table),
-        latent_sums(slopes.pre_acts, slopes.indices, table),
+        latent_sums(slopes.pre_acts, slopes.indices, table) if slopes.bias is None else slopes.bias.clone(),
     )
     if extra is not None:
         named = (extra.row_of >= 0).to(gradients.b_enc.dtype)

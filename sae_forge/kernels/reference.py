@@ -63,7 +63,7 @@ def row_gradients(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | N
     """Gradients of what the latents own; that of a row of ``W_dec`` is orthogonal to it."""
     for_enc = weight_grad(slopes.target, slopes.pre_acts, slopes.indices, table)
     for_dec = weight_grad(slopes.residual, slopes.values, slopes.indices, table)
-    bias = latent_sums(slopes.pre_acts, slopes.indices, table)
+    bias = latent_sums(slopes.pre_acts, slopes.indices, table) if slopes.bias is None else slopes.bias.clone()
     if extra is not None:
         named = extra.row_of >= 0
         place = extra.row_of[named].long()

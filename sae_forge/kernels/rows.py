@@ -59,6 +59,8 @@ class Slopes(NamedTuple):
     indices: Int[Tensor, "*entries"]
     tokens: Int[Tensor, " entries"] | None = None
     """Of flat entries the token of each; None where they lie ``[tokens, k]``."""
+    bias: Float[Tensor, "d_sae"] | None = None
+    """Each latent's sum of its ``pre_acts``, where it was taken before."""
 
 
 class Extra(NamedTuple):

@@ -29,6 +29,7 @@ from sae_forge.kernels.rows import (
     RowGradients,
     Rows,
     Slopes,
+    adam_,
     adam_rows_,
     remove_parallel_,
 )
@@ -219,11 +220,8 @@ def rows_kernel(
 
 
 @triton.jit
-def numbers_kernel(
-    numbers, entries, offsets, row_of, extra, weight, exp_avg, exp_avg_sq, copy, size, root, found_inf, out,
-    BETA1: tl.constexpr, BETA2: tl.constexpr, EPS: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The sum of one latent's numbers, written to ``out``, or without one applied to ``weight`` by Adam."""
+def numbers_kernel(numbers, entries, offsets, out, BLOCK: tl.constexpr):
+    """The sum of one latent's numbers."""
     latent = tl.program_id(0)
     end = tl.load(offsets + latent + 1)
     total = tl.zeros([BLOCK], tl.float32)
@@ -231,19 +229,7 @@ def numbers_kernel(
         present = start + tl.arange(0, BLOCK) < end
         entry = tl.load(entries + start + tl.arange(0, BLOCK), mask=present, other=0)
         total += tl.load(numbers + entry, mask=present, other=0.0).to(tl.float32)
-    grad = tl.sum(total, axis=0)
-    if row_of is not None:
-        row = tl.load(row_of + latent)
-        grad += tl.load(extra + row, mask=row >= 0, other=0.0)
-    if out is not None:
-        tl.store(out + latent, grad)
-    else:
-        live = tl.load(found_inf) == 0.0
-        held = adam(
-            tl.load(weight + latent), tl.load(exp_avg + latent), tl.load(exp_avg_sq + latent), grad,
-            exp_avg + latent, exp_avg_sq + latent, live, tl.load(size), tl.load(root), BETA1, BETA2, EPS,
-        )  # fmt: skip
-        write(weight + latent, copy + latent if copy is not None else copy, held, live)
+    tl.store(out + latent, tl.sum(total, axis=0))
 
 
 class Sums(NamedTuple):
@@ -314,21 +300,16 @@ class Sums(NamedTuple):
         return partial
 
 
-def _numbers(
-    numbers: Float[Tensor, "tokens k"],
-    table: Transpose,
-    out: Float[Tensor, "d_sae"] | None,
-    state: tuple[Tensor | None, ...],
-    extra: tuple[Tensor | None, Tensor | None],
-) -> None:
-    """Sum every latent's numbers into ``out``, or without one take the step in ``state``."""
-    numbers_kernel[(table.d_sae,)](
-        numbers.contiguous(), table.entries, table.offsets, *extra, *state, out, **ADAM, BLOCK=ENTRIES, num_warps=1
-    )
+def _bias(slopes: Slopes, table: Transpose, extra: Extra | None) -> Float[Tensor, "d_sae"]:
+    """The gradients of the biases."""
+    bias = latent_sums(slopes.pre_acts, slopes.indices, table) if slopes.bias is None else slopes.bias.clone()
+    if extra is None:
+        return bias
+    return bias.add_(torch.where(extra.row_of >= 0, extra.b_enc[extra.row_of.clamp_min(0).long()], 0.0))
 
 
 def _contiguous(extra: Extra | None) -> tuple[Tensor | None, ...]:
-    return (None,) * 4 if extra is None else tuple(part.contiguous() for part in extra)
+    return (None,) * 3 if extra is None else tuple(part.contiguous() for part in extra[:3])
 
 
 STATELESS = (None,) * 7
@@ -355,7 +336,9 @@ def latent_sums(
 ) -> Float[Tensor, "d_sae"]:
     """For each latent, the sum of its values, in fp32."""
     out = torch.empty(table.d_sae, dtype=torch.float32, device=values.device)
-    _numbers(values, table, out, STATELESS, NO_EXTRA)
+    numbers_kernel[(table.d_sae,)](
+        values.contiguous(), table.entries, table.offsets, out, BLOCK=ENTRIES, num_warps=1
+    )  # fmt: skip
     return out
 
 
@@ -363,12 +346,12 @@ def row_gradients(slopes: Slopes, table: Transpose, rows: Rows, extra: Extra | N
     """Gradients of what the latents own; that of a row of ``W_dec`` is orthogonal to it."""
     sums = Sums.of(table, slopes.values, slopes.pre_acts)
     whole = slopes.target.shape[1] <= triton_tuning.MAX_ROW
-    gradients = RowGradients(*(torch.empty_like(slot.weight) for slot in rows))
+    matrices = (torch.empty_like(slot.weight) for slot in rows[:2])
+    gradients = RowGradients(*matrices, _bias(slopes, table, extra))
     held = (rows.W_dec.weight, *STATELESS[1:])
-    row_of, for_enc, for_dec, for_bias = _contiguous(extra)
+    row_of, for_enc, for_dec = _contiguous(extra)
     sums.rows(slopes.residual, sums.weights, gradients.W_dec, held, (row_of, for_dec), unit=whole)
     sums.rows(slopes.target, sums.others, gradients.W_enc, STATELESS, (row_of, for_enc))
-    _numbers(slopes.pre_acts, table, gradients.b_enc, STATELESS, (row_of, for_bias))
     if not whole:
         remove_parallel_(gradients.W_dec, rows.W_dec.weight)
     return gradients
@@ -384,7 +367,7 @@ def rows_adam(slopes: Slopes, table: Transpose, rows: Rows, rates: Rates, extra:
         return
     sums = Sums.of(table, slopes.values, slopes.pre_acts)
     step = (rates.size, rates.root, rates.found_inf)
-    row_of, for_enc, for_dec, for_bias = _contiguous(extra)
+    row_of, for_enc, for_dec = _contiguous(extra)
     sums.rows(slopes.residual, sums.weights, None, (*rows.W_dec, *step), (row_of, for_dec), unit=True)
     sums.rows(slopes.target, sums.others, None, (*rows.W_enc, *step), (row_of, for_enc))
-    _numbers(slopes.pre_acts, table, None, (*rows.b_enc, *step), (row_of, for_bias))
+    adam_([rows.b_enc], [_bias(slopes, table, extra)], rates)

@@ -85,6 +85,7 @@ def sums_at_once(state: TrainState, batch: Float[Tensor, "batch d_in"], plan: Pl
     slopes = seen.slopes(slope)
     table = transpose(indices, state.sae.d_sae)
     bias = latent_sums(slopes.pre_acts, indices, table, backend=plan.config.backend)
+    slopes = slopes._replace(bias=bias)
     through_encoder, fires = sum_of_rows(rows.W_enc, bias, backend=plan.config.backend), seen.fires
     team.sum_(through_encoder, fires)
     b_dec = slope * seen.residual.sum(dim=0, dtype=torch.float32) - through_encoder

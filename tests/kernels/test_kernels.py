@@ -12,6 +12,7 @@ from sae_forge.kernels import cpu, dispatch, reference
 from sae_forge.kernels.dispatch import (
     among_largest,
     decode_loss,
+    latent_sums,
     row_gradients,
     rows_adam,
     sparse_decode,
@@ -414,6 +415,25 @@ def test_the_owned_step_is_the_step_in_two_passes(backend):
     rows_adam(slopes, table, owned, rates, extra=extra, backend=backend)
     adam_rows_(whole, row_gradients(slopes, table, whole, extra=extra, backend=backend), rates)
     require_close(flat(owned), {name: part.double() for name, part in flat(whole).items()}, 1e-6)
+
+
+@on_every_backend
+def test_sums_of_pre_acts_that_were_taken_before_are_not_taken_again(backend):
+    slopes, rows, extra = (to(torch.float32, part) for part in draw_step(6, 3, 8, 5))
+    table, rates = transpose(slopes.indices, 5), Rates.at(3, 0.01, DEVICE)
+    given = slopes._replace(bias=draw(5, seed=77).float())
+    plain = row_gradients(slopes, table, rows, extra=extra, backend=backend).b_enc
+    added = plain - latent_sums(slopes.pre_acts, slopes.indices, table, backend=backend)  # by the dead
+    gradients = row_gradients(given, table, rows, extra=extra, backend=backend)
+    assert torch.allclose(gradients.b_enc, given.bias + added, atol=1e-6)
+    assert torch.equal(given.bias, draw(5, seed=77).float())
+    owned, whole = to(torch.float32, rows), to(torch.float32, rows)
+    rows_adam(given, table, owned, rates, extra=extra, backend=backend)
+    adam_rows_(whole, gradients, rates)
+    assert torch.allclose(owned.b_enc.weight, whole.b_enc.weight, atol=1e-6)
+    assert not torch.allclose(owned.b_enc.exp_avg, rows.b_enc.exp_avg + 0.1 * (plain - rows.b_enc.exp_avg), atol=1e-4)
+    with pytest.raises(ConfigError, match=r"bias is \[4\]"):
+        rows_adam(given._replace(bias=given.bias[:4]), table, owned, rates, backend=backend)
 
 
 def draw_flat(tokens: int, d_in: int, d_sae: int, counts: list[int]) -> tuple[Slopes, Tensor, Rows, Extra]:

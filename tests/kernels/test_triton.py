@@ -232,7 +232,8 @@ class Case:
         W_dec = draw(d_sae, d_in, seed=10)
         W_dec = (W_dec / W_dec.norm(dim=1, keepdim=True)).float().double()
         weights = (draw(d_sae, d_in, seed=20), W_dec, draw(d_sae, seed=30))
-        self.exact_rows = Rows(*(slot(weight, 40 + 3 * i, copy) for i, weight in enumerate(weights)))
+        copies = (copy, copy, None)  # products read the matrices alone
+        self.exact_rows = Rows(*map(slot, weights, (40, 43, 46), copies))
         self.rows = Rows(*(Slot(*(_narrow(part) for part in held)) for held in self.exact_rows))
         target, residual = (draw(tokens, d_in, seed=seed, dtype=dtype) for seed in (50, 51))
         values, pre_acts = draw(tokens, k, seed=52).abs(), draw(tokens, k, seed=53)
@@ -452,9 +453,8 @@ def launches(
     for others in ("*fp32", None):
         pointers = {"entries": "*i64", "tokens": "*i32", "first": "*fp32", "first_out": "*fp32"}
         yield triton_rows.arrange_kernel, {**pointers, "second": others, "second_out": others}, entries
-    numbers = {"numbers": "*fp32", "entries": "*i64", "offsets": "*i64", **extra}
-    for state in (stepping | {"copy": None}, unstepping):
-        yield triton_rows.numbers_kernel, numbers | state, {**adam, **entries, "num_warps": 1}
+    numbers = {"numbers": "*fp32", "entries": "*i64", "offsets": "*i64", "out": "*fp32"}
+    yield triton_rows.numbers_kernel, numbers, {**entries, "num_warps": 1}
     for kind, dtype in (("*bf16", torch.bfloat16), ("*fp32", torch.float32)):
         bits, copy = kind.replace("bf", "i").replace("fp", "i"), "*bf16" if kind == "*bf16" else None
         for sinks in (True, False):
