@@ -6,12 +6,15 @@ BIN := $(VENV)/bin
 export PYTHONDONTWRITEBYTECODE :=
 NODE := tests/browser/node_modules/.package-lock.json
 
-.PHONY: run check test test-slow browser pictures real interop lint lowest clean
+.PHONY: run check quick test test-slow browser pictures real interop lint lowest clean
 
 run: $(VENV)/.run-ready  ## set up, then the whole pipeline on both built-in models
 	$(BIN)/sae-forge run
 
-check: lint  ## lint, types, import contract and the tests that take no second: before every commit
+check: $(VENV)/.test-ready  ## lint, types and import contract beside the tests that take no second: before every commit
+	@$(MAKE) --no-print-directory -j 2 lint quick
+
+quick: $(VENV)/.test-ready
 	$(BIN)/python -m pytest -q -n 2 --dist worksteal -m "not slow and not long and not interpreted"
 
 test: lint  ## lint, types, import contract and the whole suite: what CI runs

@@ -36,15 +36,17 @@ from sae_forge.store.runs import Run
 from sae_forge.study.settings import features_config
 from sae_forge.training.state import TrainState
 
-GB = 0.001
-"""A window of some 2,500 tokens of tiny-llama."""
-BATCH, STEPS = 256, 32
+pytestmark = pytest.mark.usefixtures("unpainted")
+
+GB = 0.0007
+"""A window of some 1,700 tokens of tiny-llama."""
+BATCH, STEPS = 256, 24
 
 
 def config(run_dir: Path, **changed: object) -> TrainConfig:
-    """A small SAE of tiny-llama on some 10,000 tokens, about four windows."""
+    """A small SAE of tiny-llama on some 7,000 tokens, about four windows."""
     plain = {"model": "tiny-llama", "run_dir": run_dir, "layer": (1,), "k": (8,), "d_sae": (64,), "batch_size": BATCH}
-    plain |= {"max_disk_gb": GB, "max_tokens": 5000, "max_steps": STEPS, "ctx_len": 64, "dead_after": 4096}
+    plain |= {"max_disk_gb": GB, "max_tokens": 3500, "max_steps": STEPS, "ctx_len": 64, "dead_after": 4096}
     plain |= {"forget": "world:corpora/wizards", "retain": ("world:corpora/geography",), "shard_rows": 400}
     plain |= {
         "retain_eval": ("world:heldout/geography",),
@@ -397,7 +399,7 @@ def test_a_window_of_other_settings_is_not_put_beside_one_in_use(
 @pytest.mark.slow
 def test_a_run_does_not_go_on_with_another_bound(tmp_path: Path) -> None:
     go(config(tmp_path, max_steps=3))
-    with pytest.raises(Exception, match=r"max_disk_gb expected 0\.002, found 0\.001"):
+    with pytest.raises(Exception, match=r"max_disk_gb expected 0\.0014, found 0\.0007"):
         go(config(tmp_path, max_steps=3, max_disk_gb=2 * GB))
 
 

@@ -44,7 +44,14 @@ up in chunks, and padding moves their borders; Gemma 4 norms values, which magni
 ROUNDING = 2e-5
 
 
-@pytest.fixture(scope="module", params=[*FAMILIES, "gemma4-experts", "gpt_neox-serial"])
+BASES = ("llama", "gemma2", "gpt2", "qwen3_moe")
+"""What most others are like; tests of these alone are quick."""
+EVERY = [*FAMILIES, "gemma4-experts", "gpt_neox-serial"]
+
+
+@pytest.fixture(
+    scope="module", params=[name if name in BASES else pytest.param(name, marks=pytest.mark.slow) for name in EVERY]
+)
 def lm(request, tmp_path_factory) -> LanguageModel:
     return load_model(str(save_model(tmp_path_factory.mktemp("family") / request.param, request.param)), device="cpu")
 
