@@ -60,7 +60,7 @@ def centred(
     """The rows in ``dtype``, and the moments of what they were rounded to; ``sink_norm`` 0: no row is a sink's."""
     tokens, d_in = batch.shape
     target = torch.empty(tokens, d_in, dtype=dtype, device=batch.device)
-    launch = triton_tuning.centred(d_in)
+    launch = triton_tuning.centred(d_in, batch.dtype)
     shares = -(-tokens // launch["SHARE"])
     sums = torch.empty(shares, d_in, dtype=torch.float32, device=batch.device)
     squares = torch.empty(shares, dtype=torch.float32, device=batch.device)

@@ -62,7 +62,7 @@ def decode(
     tokens, k = indices.shape
     d_in = W_dec.shape[1]
     out = torch.empty(tokens, d_in, dtype=dtype or W_dec.dtype, device=W_dec.device)
-    launch = triton_tuning.tiles(d_in, W_dec.dtype)
+    launch = triton_tuning.tiles(d_in, W_dec.dtype, triton_tuning.target(W_dec.device).beside_tail)
     decode_kernel[(tokens, triton.cdiv(d_in, launch["WIDTH"]))](
         values.contiguous(), indices.contiguous(), W_dec.contiguous(), out, d_in, k, **launch
     )  # fmt: skip

@@ -34,7 +34,7 @@ class Target(NamedTuple):
     alone: int = 8
     """Gathered rows in flight at most where no state of Adam's is held: with 8 ptxas spills on Blackwell."""
     beside_tail: int = 8
-    """And where it is, in a row of two parts: with 8 ptxas spills on Ada."""
+    """And where it is, in a row of two parts, and in a decode: with 8 ptxas spills on Ada."""
     prefetches: bool = False
     """Whether it knows PTX's instruction that brings a line to the L2 cache and holds no register for it."""
 
@@ -55,7 +55,8 @@ def topk(d_sae: int, k: int) -> Launch:
     """Width of a strip, room for candidates (twice k: equal pre-acts are some too), how many are looked at together."""
     block = max(16, min(2048, power_above(d_sae)))
     candidates = max(64, 2 * power_above(k))
-    chunk = min(512, max(256, power_above(k * -(-d_sae // block))))
+    most = 512 if candidates < 512 else 256  # with both at 512 ptxas spills on Ampere
+    chunk = min(most, max(256, power_above(k * -(-d_sae // block))))
     return {"BLOCK": block, "CANDIDATES": candidates, "CHUNK": chunk, "num_warps": 4}
 
 
@@ -92,9 +93,10 @@ def rows(d_in: int, dtype: torch.dtype, on: Target, *, stateless: bool = False) 
     return launch | {"PREFETCH": early and on.prefetches, "TOGETHER": early}
 
 
-def centred(d_in: int) -> Launch:
+def centred(d_in: int, dtype: torch.dtype) -> Launch:
     """Tokens of a program, and columns that it makes of all of them at a time."""
-    return {"SHARE": 16, "WIDTH": min(256, max(16, power_above(d_in))), "num_warps": 8}
+    most = 256 if dtype.itemsize == 2 else 128
+    return {"SHARE": 16, "WIDTH": min(most, max(16, power_above(d_in))), "num_warps": 8}
 
 
 def sum_of_rows(d_in: int, dtype: torch.dtype) -> Launch:
@@ -103,7 +105,7 @@ def sum_of_rows(d_in: int, dtype: torch.dtype) -> Launch:
     return {"SHARE": 256, "ROWS": 16 if dtype.itemsize == 2 else 8, "WIDTH": width, "num_warps": 4}
 
 
-def tiles(d_in: int, dtype: torch.dtype) -> Launch:
+def tiles(d_in: int, dtype: torch.dtype, flight: int = 8) -> Launch:
     """Rows and columns of a sum that needs no whole row: the width at which all programs together take least.
 
     A program takes as long as its width, of which the last one's may lie idle, and ``LAUNCH`` besides.
@@ -111,7 +113,7 @@ def tiles(d_in: int, dtype: torch.dtype) -> Launch:
     most = 1024 if dtype.itemsize == 2 else 512
     widths = [width for width in (1024, 512, 256, 128, 64, 32, 16) if width <= min(most, power_above(d_in))] or [16]
     width = min(widths, key=lambda width: (-(-d_in // width) * (width + LAUNCH), width))
-    return {"ROWS": 8, "WIDTH": width, "num_warps": max(1, 4 * width // most)}
+    return {"ROWS": flight, "WIDTH": width, "num_warps": max(1, 4 * width // most)}
 
 
 def power_above(number: int) -> int:

@@ -189,7 +189,7 @@ def test_more_rows_than_a_token_holds_are_read_twice_to_the_same(dtype, monkeypa
 @pytest.mark.parametrize("sink_norm", [0.0, 8.0])
 @pytest.mark.parametrize(("stored", "dtype"), [(torch.float16, torch.bfloat16), (torch.float32, torch.float32)])
 def test_a_batch_is_centred_and_its_variance_is_that_of_what_was_made(stored, dtype, sink_norm, monkeypatch):
-    monkeypatch.setattr(triton_tuning, "centred", lambda d_in: {"SHARE": 4, "WIDTH": 16, "num_warps": 1})
+    monkeypatch.setattr(triton_tuning, "centred", lambda d_in, dtype: {"SHARE": 4, "WIDTH": 16, "num_warps": 1})
     batch, b_dec = draw(11, 37, seed=1, dtype=stored), draw(37, seed=2).float()
     batch[3], batch[8, :5] = batch[3] * 9, 7.0  # two sinks, of which one is not sink enough where none is one
     rows, moments = form.centred(batch.to(stored), b_dec, 0.5, sink_norm, dtype)
@@ -460,7 +460,7 @@ def launches(
         for sinks in (True, False):
             given = {"batch": kind, "target": kind, **dict.fromkeys(("b_dec", "sums", "squares"), "*fp32")}
             given |= {"scale": "fp32", "sink_norm": "fp32"}
-            yield triton_centred.centred_kernel, given, {**triton_tuning.centred(widths[0]), "SINKS": sinks}
+            yield triton_centred.centred_kernel, given, {**triton_tuning.centred(widths[0], dtype), "SINKS": sinks}
         summed_up = {"rows": kind, "weights": "*fp32", "partial": "*fp32"}
         yield sum_of_rows_kernel, summed_up, triton_tuning.sum_of_rows(widths[0], dtype)
         for d_sae in LATENTS:
@@ -475,7 +475,8 @@ def launches(
                 yield triton_decode_loss.decode_loss_kernel, tokens, launch
             tiles = triton_tuning.tiles(d_in, dtype)
             for decoded in {kind, "*fp32"}:
-                yield triton_sparse_decode.decode_kernel, tokens | {"out": decoded}, tiles
+                few = triton_tuning.tiles(d_in, dtype, on.beside_tail)
+                yield triton_sparse_decode.decode_kernel, tokens | {"out": decoded}, few
                 yield triton_sparse_decode.value_grad_kernel, tokens | {"grad": decoded, "out": "*fp32"}, tiles
             vectors = {**summed, "vectors": kind, "owners": "*i64"}
             yield triton_rows.segment_kernel, vectors, tiles
