@@ -105,7 +105,7 @@ def add_more(total, partial, first, last, extra, row, columns, D_IN):
 @triton.jit
 def ask_for(numbers, row, D_IN, WIDE: tl.constexpr):
     """Have a row of fp32 numbers brought to the L2 cache; nothing waits for it, and no register holds it."""
-    columns = tl.minimum(tl.arange(0, tl.cdiv(2 * WIDE, LINE)) * LINE, D_IN - 1)
+    columns = tl.minimum(tl.arange(0, (2 * WIDE + LINE - 1) // LINE) * LINE, D_IN - 1)
     tl.inline_asm_elementwise(
         "prefetch.global.L2 [$1]; mov.b32 $0, 0;", "=r,l", [(numbers + row * D_IN + columns).to(tl.int64)],
         dtype=tl.int32, is_pure=False, pack=1,
