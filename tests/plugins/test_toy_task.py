@@ -19,6 +19,8 @@ from sae_forge.results.measure import Measure
 from sae_forge.tasks.item import Item
 from sae_forge.tasks.task import Asked
 
+pytestmark = pytest.mark.usefixtures("unpainted")
+
 # ---- the task: all there is to write ------------------------------------------------------------
 
 
