@@ -1,6 +1,6 @@
 """The fast CPU forms, from torch's own embedding-bag kernels: a bag of weighted rows is a sparse product.
 
-The work goes in pieces that stay in a core's cache: a few tokens of a reconstruction, a few latents of a gradient. No
+The work goes in pieces that stay in a cache: a few tokens of a reconstruction, a few latents of a gradient. No
 gradient of a whole weight exists unless it is asked for.
 """
 
@@ -26,8 +26,8 @@ from sae_forge.kernels.rows import (
 )
 from sae_forge.kernels.transpose import Transpose
 
-PIECE = 2**18
-"""Numbers of a piece: 1 MiB in fp32, what a core's own cache holds beside the rows that are gathered."""
+PIECE = 2**19
+"""Numbers of a piece: 2 MiB in fp32. In smaller ones fewer tokens share a row that is read; larger leave the cache."""
 GROUP = 16
 """Pre-acts that the first round of a top-k compares at once."""
 _NUMPY_THREADS = 4

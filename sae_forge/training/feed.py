@@ -1,10 +1,26 @@
 """Batches on their way to the device: on a GPU the next one is copied while the one before it is trained on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
+
+from sae_forge.data.stream import ActivationStream
+
+
+@contextmanager
+def reading(
+    stream: ActivationStream, start: int, device: torch.device, rows: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[Iterator[Float[Tensor, "batch d_in"]]]:
+    """Batches from ``start`` on, on the device, or these ``rows`` of each; the reading thread ends with the block."""
+    batches = stream.batches(start)
+    try:
+        yield feed(batches if rows is None else map(rows, batches), device)
+    finally:
+        if isinstance(batches, Generator):
+            batches.close()
 
 
 def feed(batches: Iterator[Float[Tensor, "batch d_in"]], device: torch.device) -> Iterator[Float[Tensor, "batch d_in"]]:

@@ -9,7 +9,7 @@ spread over the ranks, of which each writes its own.
 """
 
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cache, partial
@@ -22,42 +22,26 @@ from torch import Tensor
 
 from sae_forge import ranks
 from sae_forge.config.train import SaeShape, TrainConfig
-from sae_forge.data.sinks import sink_norm, without_sinks
-from sae_forge.data.stream import ActivationStream, Part
+from sae_forge.data.stream import Part
 from sae_forge.data.windows import Stream
 from sae_forge.errors import ConfigError, NumericalError
 from sae_forge.progress import SILENT, Progress, Task
-from sae_forge.rng import torch_seed
 from sae_forge.sae.jumprelu import JumpReLUSAE
 from sae_forge.sae.store import Provenance, load_sae, save_sae
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.store import files
 from sae_forge.training.architectures.table import architecture_of
-from sae_forge.training.feed import feed
+from sae_forge.training.begin import begin, first_rows
+from sae_forge.training.feed import reading
 from sae_forge.training.further import CHECKPOINTS, open_folder
-from sae_forge.training.initialisation import centre, input_scale, take_sample
 from sae_forge.training.plan import Plan
 from sae_forge.training.record import Record, falling, open_log
 from sae_forge.training.replay import Stepper
-from sae_forge.training.replicas import (
-    LOOK_EVERY,
-    asked_to_stop,
-    require_agreement,
-    require_same_weights,
-    start_together,
-)
+from sae_forge.training.replicas import LOOK_EVERY, asked_to_stop, require_agreement, require_same_weights
 from sae_forge.training.report import TrainReport, load_report, measure, measuring_window, save_report
 from sae_forge.training.sharded import ShardedSAE
 from sae_forge.training.signals import Pending, held_signals
-from sae_forge.training.state import (  # fmt: skip
-    KEPT,
-    LEVEL,
-    TrainState,
-    drop_damaged,
-    load_checkpoint,
-    load_weights,
-    save_checkpoint,
-)
+from sae_forge.training.state import KEPT, LEVEL, TrainState, load_weights, save_checkpoint
 from sae_forge.training.tracking import Tracker, require_tracker, tracked
 
 
@@ -126,7 +110,7 @@ def train_saes(
     reports: dict[SaeShape, TrainReport] = {}
     open_runs: dict[SaeShape, _Run] = {}
     plans = {shape: Plan.make(config, shape, stream) for shape in places}
-    first_rows = cache(partial(_first_rows, stream))
+    start_rows = cache(partial(first_rows, stream))
     with ExitStack() as held:
         held.enter_context(_current(next(iter(plans.values())).device))
         for shape, place in places.items():
@@ -144,7 +128,7 @@ def train_saes(
                 reports[shape] = report
                 continue
             team.connect(plans[shape].device)
-            open_runs[shape] = _Run(plans[shape], place, _begin(first_rows, plans[shape], place, progress))
+            open_runs[shape] = _Run(plans[shape], place, begin(start_rows, plans[shape], place.folder, progress))
         opened()
         if open_runs:
             _train(stream, list(open_runs.values()), progress)
@@ -303,7 +287,7 @@ def _train_on(part: Part, index: int, loops: list[_Loop], pending: Pending) -> t
     plan, state = loops[0].run.plan, loops[0].run.state
     last = max(loop.run.plan.steps for loop in loops)
     end = last if part.end is None else min(last, part.end)
-    with _reading(part.stream, index - part.first, plan.device, plan.own_rows) as batches:
+    with reading(part.stream, index - part.first, plan.device, plan.own_rows) as batches:
         while not (stopped := asked_to_stop(pending.signum is not None, state, plan)) and index < end:
             if all(loop.run.failure is not None for loop in loops):
                 break
@@ -313,59 +297,6 @@ def _train_on(part: Part, index: int, loops: list[_Loop], pending: Pending) -> t
                     loop.take(batch)
             index += 1
     return index, stopped
-
-
-def _first_rows(stream: Stream) -> Float[Tensor, "rows d_in"]:
-    """What training starts from, the same for every SAE of a read."""
-    with _reading(stream.part(0).stream, 0, torch.device("cpu")) as batches:
-        return take_sample(batches, stream.d_in)
-
-
-def _begin(
-    first_rows: Callable[[], Float[Tensor, "rows d_in"]], plan: Plan, place: Place, progress: Progress
-) -> TrainState:
-    """The newest checkpoint, or the state before the first step."""
-    config, team = plan.config, plan.team
-    folders = [place.folder / name for name in (CHECKPOINTS, LEVEL)]  # the other where it is to be trained further
-    if team.world > 1:  # all must find the same one
-        with team.led() as first:
-            for folder in folders if first else ():
-                drop_damaged(folder, progress)
-    sae = _new_sae(plan).to(plan.device)
-    own = architecture_of(config).own()
-    states = (load_checkpoint(folder, sae, progress, plan.share, own) for folder in folders)
-    state = next((state for state in states if state is not None), None)
-    team.agree("checkpoints", {"step": state and state.step})
-    if state is not None:
-        progress.say(f"going on from step {state.step} of {plan.steps}")
-        return state
-    sample = first_rows().to(plan.device)
-    norm = 0.0 if config.keep_sinks else sink_norm(sample)
-    sample = without_sinks(sample, norm)
-    middle = centre(sample, config.b_dec_init)
-    scale = input_scale(sample, middle)
-    with torch.no_grad():
-        sae.b_dec.copy_(middle * scale)
-    state = TrainState.start(sae, scale, own)
-    state.sink_norm = norm
-    start_together(state, plan)
-    return state
-
-
-def _new_sae(plan: Plan) -> TopKSAE:
-    """The SAE before its first step, or this rank's latents of it, on the CPU."""
-    config, seed = plan.config, torch_seed(plan.seed, "sae weights")
-    product_dtype = torch.bfloat16 if config.sae_dtype == "bf16" else None
-    whole = TopKSAE(plan.d_in, plan.d_sae, plan.k, seed=seed, backend=config.backend, product_dtype=product_dtype)
-    if not plan.shards_latents:
-        return whole
-    own = plan.share.latents(plan.d_sae)
-    part = slice(own.start, own.stop)
-    some = TopKSAE(plan.d_in, len(own), plan.local_k, seed=None, backend=config.backend, product_dtype=product_dtype)
-    with torch.no_grad():
-        for mine, every in ((some.W_enc.T, whole.W_enc.T), (some.W_dec, whole.W_dec), (some.b_enc, whole.b_enc)):
-            mine.copy_(every[part])
-    return some
 
 
 def _measure(part: Part, run: _Run, progress: Progress) -> TrainReport:
@@ -380,21 +311,8 @@ def _measure(part: Part, run: _Run, progress: Progress) -> TrainReport:
     epoch = part.stream.batches_per_epoch
     window = measuring_window(epoch * part.stream.batch_size, plan.config.dead_after)
     seen = -(-(plan.steps - part.first) // epoch) * epoch
-    with _reading(part.stream, seen, plan.device) as batches:
+    with reading(part.stream, seen, plan.device) as batches:
         measured = measure(sae, batches, window, progress, run.state.sink_norm, k=plan.k)
     return replace(
         measured, steps=run.state.step, tokens=run.state.tokens, falling=falling(run.place.log, plan.level_until)
     )
-
-
-@contextmanager
-def _reading(
-    stream: ActivationStream, start: int, device: torch.device, rows: Callable[[Tensor], Tensor] | None = None
-) -> Iterator[Iterator[Float[Tensor, "batch d_in"]]]:
-    """Batches from ``start`` on, on the device, or these ``rows`` of each; the reading thread ends with the block."""
-    batches = stream.batches(start)
-    try:
-        yield feed(batches if rows is None else map(rows, batches), device)
-    finally:
-        if isinstance(batches, Generator):
-            batches.close()

@@ -19,6 +19,7 @@ from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.evaluate import evaluate
 from sae_forge.pipeline.features import features
 from sae_forge.settings import resolve
+from sae_forge.study import run as study
 from sae_forge.study import sweep
 from sae_forge.study.settings import eval_config, features_config
 from sae_forge.study.shares import Share
@@ -141,6 +142,24 @@ def test_parts_merge_whoever_measures_them_and_a_rank_that_dies_costs_what_it_wa
     evaluated(parts, **SWEPT)
     assert asked_again == [1], "the model as it is, whose answers are read"
     require_same(alone, parts)
+
+
+@pytest.mark.slow
+def test_a_rank_that_freezes_in_an_eval_is_named_and_waited_for_no_longer(
+    new_run: Callable[[], TinyRun], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, real = new_run(), study.measure
+
+    def freezing(*given: Any, **named: Any) -> Any:
+        if ranks.here().rank == 1:
+            os.kill(os.getpid(), signal.SIGSTOP)
+        return real(*given, **named)
+
+    monkeypatch.setattr(study, "measure", freezing)
+    work = lambda rank: evaluated(asked, methods=("zero",), limit=1)  # noqa: E731
+    codes = over_ranks(2, work, tmp_path / "said", limit=2)
+    assert codes == [PeerError.exit_code, -signal.SIGKILL]
+    assert "rank 1 has been silent for 2 s, at " in (tmp_path / "said").read_text()
 
 
 def test_a_share_is_one_of_equal_ones() -> None:

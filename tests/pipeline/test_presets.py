@@ -5,6 +5,7 @@ Only model, SAE file, corpora, questions, layer and counts are made small; every
 
 import json
 import random
+from functools import partial
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from sae_forge.errors import ConfigError, DataError
 from sae_forge.models.loading import load_model
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
+from sae_forge.pipeline.convert import convert
 from sae_forge.pipeline.run import run
 from sae_forge.pipeline.sheets.published import COLUMNS, NOT_MEASURED, as_published, published_beside
 from sae_forge.progress import SILENT
@@ -373,13 +375,16 @@ def _paired(name: str, metrics: dict[str, Any]) -> bool:
 
 @pytest.mark.slow
 def test_inlp_trains_its_own_sae_and_measures_what_it_published(
-    world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model_folders: dict[str, Path], world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    outcome = _run(
-        "inlp-llama2-7b", world, tmp_path, monkeypatch, max_steps=60, batch_size=512, lr=3e-3, num_features=(100,),
-        forget_prompts=("forget-prompts.jsonl",), neighbour_prompts=("magic.jsonl", "fantasy.jsonl"),
-        retain_prompts=("real_world.jsonl",), generation_prompts=("forget-prompts.jsonl",), half="all",
-        retain_eval=("retain-eval.jsonl",), min_target_fires=16, max_freq=1.0,
+    asked = partial(
+        _run, "inlp-llama2-7b", world, model=str(model_folders["llama"]), num_features=(100,), min_target_fires=16,
+        max_freq=1.0, forget_prompts=("forget-prompts.jsonl",),
+    )  # fmt: skip
+    outcome = asked(
+        tmp_path, monkeypatch, max_steps=60, batch_size=512, lr=3e-3, half="all", retain_eval=("retain-eval.jsonl",),
+        neighbour_prompts=("magic.jsonl", "fantasy.jsonl"), retain_prompts=("real_world.jsonl",),
+        generation_prompts=("forget-prompts.jsonl",),
     )  # fmt: skip
     stages = next(iter(outcome.metrics.values()))
     assert list(stages) == ["collect", "train", "features", "eval", "report"]
@@ -387,6 +392,12 @@ def test_inlp_trains_its_own_sae_and_measures_what_it_published(
     assert weights.parent.name == "k8-d224-s0"
     (table,) = [table for table in outcome.tables if table.columns == COLUMNS]
     assert table.rows[0][0] == "scale -3, 100 latents"
+
+    made = convert(str(weights.parent), to="sparsify", out=tmp_path / "sae-llama-2-7b")
+    assert made.outputs["sae"].name == f"layers.{LAYER}", "as those of EleutherAI for Llama are"
+    outcome = asked(tmp_path, monkeypatch, sae=str(made.outputs["sae"]), methods=("zero",))
+    assert list(next(iter(outcome.metrics.values()))) == ["collect", "features", "eval", "report"]
+    assert [row["name"] for row in next(iter(outcome.metrics.values()))["eval"]["methods"]] == ["baseline", "zero"]
 
 
 @pytest.mark.slow
