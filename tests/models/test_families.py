@@ -17,6 +17,7 @@ from test_hooks import PROMPTS, tokens
 from tiny_models import save_model
 from tiny_tokenizer import TEXT
 from torch import Tensor
+from transformers.activations import GELUTanh
 
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, DataError, UnsupportedModelError
@@ -30,7 +31,7 @@ from sae_forge.models.families import FAMILIES, REFUSED, family_of, read_family
 from sae_forge.models.hooks import capture, splice, unreached
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.projections import projections, written_through
-from sae_forge.models.soft_caps import NAME, soft_capped
+from sae_forge.models.quicker import SOFT_CAPPED, quicker
 from sae_forge.models.tape import Tape
 from sae_forge.models.tokens import max_input
 from sae_forge.pipeline.bench import Bench
@@ -146,23 +147,21 @@ def test_texts_that_begin_alike_run_once_and_are_what_each_is_alone(lm):
         assert [one.logprob for one in found] == pytest.approx([one.logprob for one in own], abs=5 * noise(lm))
 
 
-def test_soft_caps_in_fewer_steps_are_those_of_transformers(lm):
-    """With padding and from a cache; families without them attend as they did."""
+def test_fewer_steps_come_to_what_transformers_gives(lm):
+    """With padding and from a cache; families with neither soft caps nor a GELU by tanh compute as they did."""
     token_ids, mask = tokens(lm, "left")
-    own = lm.model.config._attn_implementation
+    own, caps = lm.model.config._attn_implementation, lm.family.name == "gemma2"
     found = []
-    for how in (nullcontext(), soft_capped(lm)):
+    for how in (nullcontext(), quicker(lm)):
         with how, torch.inference_mode():
-            assert lm.model.config._attn_implementation == (own if not found or lm.family.name != "gemma2" else NAME)
+            assert lm.model.config._attn_implementation == (SOFT_CAPPED if found and caps else own)
             first = forward(lm, token_ids[:, :9], mask[:, :9], use_cache=True)
-            found.append(
-                torch.cat(
-                    [first.logits, forward(lm, token_ids[:, 9:], mask, cache=first.past_key_values).logits], dim=1
-                )
-            )
-    assert lm.model.config._attn_implementation == own
-    torch.testing.assert_close(found[1][mask > 0], found[0][mask > 0], atol=1e-5, rtol=0)
-    assert torch.equal(*found) == (lm.family.name != "gemma2")
+            rest = forward(lm, token_ids[:, 9:], mask, cache=first.past_key_values)
+            found.append(torch.cat([first.logits, rest.logits], dim=1)[mask > 0])
+    torch.testing.assert_close(found[1], found[0], atol=noise(lm), rtol=0)
+    gelu = [module for module in lm.model.modules() if type(module) is GELUTanh]
+    assert torch.equal(*found) == (not caps and not gelu)
+    assert lm.model.config._attn_implementation == own and not any("forward" in vars(module) for module in gelu)
 
 
 def test_the_last_layer_runs_where_it_is_read(lm):

@@ -22,7 +22,7 @@ from sae_forge.models.caches import branches, select_rows
 from sae_forge.models.hooks import wants_whole
 from sae_forge.models.last_layer import cuttable
 from sae_forge.models.loading import LanguageModel
-from sae_forge.models.soft_caps import soft_capped
+from sae_forge.models.quicker import quicker
 from sae_forge.models.tokens import bos_ids, max_input, text_ids
 from sae_forge.tasks.engines.beginnings import Read, Row, Stretch, run, stretches, tokens
 from sae_forge.tasks.engines.passes import forward, pad, picked
@@ -144,7 +144,7 @@ def score(
         parts = _branching(lm, encoded, rows, roots, batch_size, relative, done)
     else:
         parts = (_together if share else _apart)(lm, encoded, batch_size, done)
-    with soft_capped(lm), cuttable(lm):  # once for all passes
+    with quicker(lm), cuttable(lm):  # once for all passes
         for (number, option), logprob in parts:
             sums[number][option] += logprob
     return [
