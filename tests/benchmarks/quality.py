@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from jaxtyping import Float
 from peers import no_triton, parallel_part_at_once, signum_of
 from rates import Start, per_width, train_rows, trained_by_us
 from timing import table
@@ -29,11 +30,11 @@ from sae_forge.config.train import SaeShape, TrainConfig
 from sae_forge.data.sinks import are_sinks, sink_norm
 from sae_forge.hookpoint import HookPoint
 from sae_forge.models.hooks import capture, splice
-from sae_forge.models.loading import LanguageModel, load_model
+from sae_forge.models.loading import load_model
 from sae_forge.models.tokens import real_token_mask
 from sae_forge.sae.topk import TopKSAE
 from sae_forge.study.recovered import loss_on
-from sae_forge.tasks.engines.losses import Corpus, load_corpus
+from sae_forge.tasks.engines.losses import load_corpus
 from sae_forge.training.explained import Explained
 from sae_forge.training.schedule import default_lr, lr_at
 
@@ -157,17 +158,34 @@ METHODS: dict[str, Callable[[Start, SaeShape, float], Made]] = {
 # ---- how they are judged ------------------------------------------------------------------------
 
 
-class Judge:
-    """Text that nobody was trained on, as the model reads it."""
+class Unseen:
+    """Text that nobody was trained on, and the model that reads it."""
 
-    def __init__(self, lm: LanguageModel, point: HookPoint, read: list[Corpus], texts: list[Corpus], norm: float):
-        self.lm, self.point, self.texts, self.norm = lm, point, texts, norm
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.lm = load_model(options.model, device="cpu")
+        config = TrainConfig(model=options.model, ctx_len=options.ctx_len, loss_tokens=options.loss_tokens)
+        longer = replace(config, loss_tokens=options.row_tokens or options.loss_tokens)
+        self.read, self.texts = (
+            [load_corpus(self.lm, file, "retain", each) for file in options.unseen.split(",")]
+            for each in (longer, config)
+        )
+        self.base = loss_on(self.lm, self.texts)
+
+    def rows(self, point: HookPoint) -> Float[Tensor, "rows d_in"]:
+        """Its activations."""
         rows = []
-        for batch in (batch for text in read for batch in text.batches):
-            real = real_token_mask(batch.token_ids, batch.attention_mask, lm.special_ids)
-            rows.append(capture(lm, [point], batch.token_ids, batch.attention_mask)[point][real].float())
-        self.rows = torch.cat(rows)
-        self.base = loss_on(lm, texts)
+        for batch in (batch for text in self.read for batch in text.batches):
+            real = real_token_mask(batch.token_ids, batch.attention_mask, self.lm.special_ids)
+            rows.append(capture(self.lm, [point], batch.token_ids, batch.attention_mask)[point][real].float())
+        return torch.cat(rows)
+
+
+class Judge:
+    """What an SAE at one place is worth on it."""
+
+    def __init__(self, unseen: Unseen, point: HookPoint, norm: float) -> None:
+        self.lm, self.point, self.texts, self.norm = unseen.lm, point, unseen.texts, norm
+        self.rows, self.base = unseen.rows(point), unseen.base
         self.zero = self._loss(torch.zeros_like)
 
     def _loss(self, rewrite: Callable[[Tensor], Tensor]) -> float:
@@ -221,15 +239,16 @@ def main() -> None:
 
 
 def _measure(options: argparse.Namespace, wanted: list[dict[str, Any]], kept: list[dict[str, Any]]) -> None:
-    deadline = time.monotonic() + 60 * options.minutes
-    rows = train_rows(options.run_dir, HookPoint(options.layer))
-    judge = _judge(options, sink_norm(rows[:32_768].float()))
-    for case in wanted:
-        if time.monotonic() > deadline:
-            break
-        kept.append(case | _measured(rows, judge, case))
-        with options.log.open("a", encoding="utf-8") as log:
-            log.write(json.dumps(kept[-1]) + "\n")
+    deadline, unseen = time.monotonic() + 60 * options.minutes, Unseen(options)
+    for layer, cases in itertools.groupby(wanted, lambda case: case["layer"]):
+        rows = train_rows(options.run_dir, HookPoint(layer))
+        judge = Judge(unseen, HookPoint(layer), sink_norm(rows[:32_768].float()))
+        for case in cases:
+            if time.monotonic() > deadline:
+                return
+            kept.append(case | _measured(rows, judge, case))
+            with options.log.open("a", encoding="utf-8") as log:
+                log.write(json.dumps(kept[-1]) + "\n")
 
 
 def _measured(rows: Tensor, judge: Judge, case: dict[str, Any]) -> dict[str, float]:
@@ -242,21 +261,11 @@ def _measured(rows: Tensor, judge: Judge, case: dict[str, Any]) -> dict[str, flo
     return {"lr": made.lr, "cpu_ms": 1e3 * seconds / start.steps, "dead": dead, **judge.judged(made.sae)}
 
 
-def _judge(options: argparse.Namespace, norm: float) -> Judge:
-    lm = load_model(options.model, device="cpu")
-    config = TrainConfig(model=options.model, ctx_len=options.ctx_len, loss_tokens=options.loss_tokens)
-    longer = replace(config, loss_tokens=options.row_tokens or options.loss_tokens)
-    read, texts = (
-        [load_corpus(lm, file, "retain", each) for file in options.unseen.split(",")] for each in (longer, config)
-    )
-    return Judge(lm, HookPoint(options.layer), read, texts, norm)
-
-
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
     parser.add_argument("--run_dir", type=Path, required=True, help="a run of it that has collected")
-    parser.add_argument("--layer", type=int, required=True)
+    parser.add_argument("--layer", type=int, nargs="+", required=True)
     parser.add_argument("--unseen", required=True, help="texts it has not collected, separated by commas")
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--loss_tokens", type=int, default=1024, help="of each of these texts")
@@ -272,8 +281,8 @@ def _options() -> argparse.Namespace:
 
 
 def _cases(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*(getattr(options, axis) for axis in AXES[1:])):
-        yield {"model": options.model, "layer": options.layer, **dict(zip(AXES[1:], values, strict=True))}
+    for values in itertools.product(*(getattr(options, axis) for axis in AXES)):
+        yield {"model": options.model, **dict(zip(AXES, values, strict=True))}
 
 
 def _told(lines: list[dict[str, Any]]) -> str:
