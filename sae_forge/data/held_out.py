@@ -8,7 +8,9 @@ from sae_forge.data.reader import ShardReader
 HELD_OUT = 0.05
 """Share of a retain corpus's sequences, its last, that is held out."""
 LEAST = 20
-"""Sequences of which one can be spared."""
+"""Sequences of which two can be spared."""
+WHOLE = 2
+"""Sequences held out at least: the last ends where the text does, and may be a few tokens."""
 
 
 class Seen(NamedTuple):
@@ -28,7 +30,7 @@ def held_out(readers: Sequence[ShardReader]) -> dict[ShardReader, Seen]:
         sequences = int(reader.read_origins(reader.block_count - 1)["seq_ids"][-1]) + 1
         if sequences < LEAST:
             continue
-        first = sequences - max(1, round(HELD_OUT * sequences))
+        first = sequences - max(WHOLE, round(HELD_OUT * sequences))
         block = reader.block_count
         while block > 1 and int(reader.read_origins(block - 1)["seq_ids"][-1]) >= first:
             block -= 1  # from the end: nearly all of them are before
