@@ -473,7 +473,7 @@ def test_flat_entries_are_a_rectangle_without_its_zeros(backend, counts):
 @on_every_backend
 def test_where_nothing_fires_what_is_left_is_the_target(backend):
     slopes, _, rows, _ = (to(torch.float32, part) for part in draw_flat(5, 33, 12, [0] * 4 + [1]))
-    slopes = Slopes(slopes.target, slopes.residual, *(part[:0] for part in slopes[2:]))
+    slopes = Slopes(slopes.target, slopes.residual, *(None if part is None else part[:0] for part in slopes[2:]))
     W_dec, table = rows.W_dec.weight, transpose(slopes.indices, 12)
     found = decode_loss(slopes.values, slopes.indices, W_dec, slopes.target, tokens=slopes.tokens, backend=backend)
     assert torch.equal(found.residual, -slopes.target) and found.dots.shape == (0,)
