@@ -9,8 +9,13 @@ from cli.app import build
 
 
 @pytest.fixture(scope="module")
-def where(plugged_run):
-    return [*plugged_run.where, "--max_new_tokens", "3"]
+def run(new_run):
+    return new_run()  # what was evaluated last says what is written: not of a run that others evaluate
+
+
+@pytest.fixture(scope="module")
+def where(run):
+    return [*run.where, "--max_new_tokens", "3"]
 
 
 def said(*args, given=None, code=0):
@@ -32,14 +37,14 @@ def test_prompts_come_from_line_file_and_stdin_and_are_written_as_each_alone(whe
     assert alone == several["prompts"][1] and set(alone["texts"]) == {"baseline", "scale -3 on 24 latents"}
 
 
-def test_several_methods_write_and_what_they_edited_is_told_with_its_latents(where, plugged_run):
+def test_several_methods_write_and_what_they_edited_is_told_with_its_latents(where, run):
     texts = told("The wizard of the north tower keeps", *where, "--methods", "scale,zero")["texts"]
     assert list(texts) == ["baseline", "Scale -3 on 24 latents", "Zero ablation of 24 latents"]
     assert texts["baseline"]["edited"] == []
     for title, one in texts.items():
         assert len(one["edited"]) == one["edited_tokens"] <= one["tokens"] == 3, title
         latents = {int(latent) for each in one["edited"] for latent in each["latents"]}
-        assert latents <= set(plugged_run.selection.indices)
+        assert latents <= set(run.selection.indices)
     assert any(one["edited"] for one in texts.values())
 
 
