@@ -114,6 +114,7 @@ def _measured_under(config: WritingConfig, folder: Path | None) -> Any:
     if folder is None:
         return kind(**own)
     record = files.read_json(folder / "config.json", kind=DataError, what="the settings of a report")
+    record.pop("methods", None)  # those of a plug-in may not be known here
     measured = {name: parse_value(kind, name, value) for name, value in record.items() if name in known}
     return kind(**{**own, **measured, **{name: own[name] for name in own.keys() & config.spelled}})
 

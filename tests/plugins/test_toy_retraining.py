@@ -47,3 +47,5 @@ def test_eval_tunes_it_and_says_it(plugged_run: Any, command: Callable[..., str]
     assert report["sweep"]["domains"]["wizards"]["ids"] != report["domains"]["wizards"]["ids"]
     assert any(line.startswith("shrink: other weights, trained on a copy") for line in report["claims"])
     assert any(line.startswith(f"shrink, lr {row['settings']['lr']:g}: forget") for line in report["claims"])
+    written = command("generate", "The wizard", *plugged_run.where, "--methods=scale", "--max_new_tokens=1", "--json")
+    assert len(json.loads(written)["metrics"]["texts"]) == 2  # baseline and scale, without the plug-in
