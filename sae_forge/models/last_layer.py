@@ -3,7 +3,8 @@
 A pass whose logits are wanted of few tokens needs attention and MLP of its last layer for these alone, since no layer
 stands above that would look at the others. So the layer is called twice: with all tokens, as far as it hands their keys
 and values to its cache, and then with those that are read, which find them there. It is the layer's own code both
-times, so families need not be told apart.
+times, so the families of the table, which tests hold to it, need not be told apart. One's own is left alone: attention
+may know by itself which column it is at, as GPT-Neo's does.
 """
 
 from collections.abc import Iterator, Mapping
@@ -20,6 +21,7 @@ from transformers.cache_utils import DynamicCache
 from sae_forge.models.by_row import ROWS, divisible
 from sae_forge.models.caches import branches
 from sae_forge.models.diverting import Forward, diverted, given_to
+from sae_forge.models.families import FAMILIES
 from sae_forge.models.loading import LanguageModel
 
 _CUTS = "sae_forge_cuts"
@@ -42,7 +44,7 @@ def reading(lm: LanguageModel, columns: Int[Tensor, "batch read"], seq: int) -> 
     """Inside the block, what the last layer gives in other columns of a pass need mean nothing.
 
     Args:
-        columns: Of each row; one that has fewer repeats some.
+        columns: Of each row, one at least; a row that has fewer repeats some.
         seq: Tokens of a row.
     """
     before = _CUT.set(_Cut(columns, seq))
@@ -62,7 +64,7 @@ def cuttable(lm: LanguageModel, *, whole: bool = False) -> Iterator[None]:
         whole: It does not: somebody must be given all tokens, whatever is read.
     """
     layer = lm.layer(lm.n_layers - 1)
-    if hasattr(layer, _CUTS) or not branches(lm):
+    if hasattr(layer, _CUTS) or lm.family not in FAMILIES.values() or not branches(lm):
         yield
         return
     setattr(layer, _CUTS, True)
@@ -119,12 +121,11 @@ def _twice(own: Forward, given: Mapping[str, Any], cache: DynamicCache, columns:
         return own(**given)
     except _Known:
         cells = torch.arange(len(columns), device=columns.device)[:, None], columns
-        every = torch.zeros_like(hidden)
-        if not columns.shape[1]:
-            return every
         cache.update = lambda *_, **_named: tuple(known)
         output = own(**_of_cells(given, cells, held=known[0].shape[-2] - hidden.shape[1]))
-        every[cells] = output[0] if isinstance(output, tuple) else output
+        some = output[0] if isinstance(output, tuple) else output
+        every = some.new_zeros(hidden.shape)  # a layer may lie on another device than what it is given
+        every[tuple(part.to(some.device) for part in cells)] = some
         return (every, *output[1:]) if isinstance(output, tuple) else every
     finally:
         del cache.update

@@ -18,6 +18,7 @@ from tiny_models import save_model
 from tiny_tokenizer import TEXT
 from torch import Tensor
 from transformers.activations import GELUTanh
+from transformers.cache_utils import DynamicCache
 
 from sae_forge.config.model import ModelConfig
 from sae_forge.errors import ConfigError, DataError, UnsupportedModelError
@@ -29,6 +30,7 @@ from sae_forge.models.described import norms_take_mean
 from sae_forge.models.diverting import diverted
 from sae_forge.models.families import FAMILIES, REFUSED, family_of, read_family
 from sae_forge.models.hooks import capture, splice, unreached
+from sae_forge.models.last_layer import _twice
 from sae_forge.models.loading import LanguageModel, load_model
 from sae_forge.models.projections import projections, written_through
 from sae_forge.models.quicker import SOFT_CAPPED, quicker
@@ -377,6 +379,39 @@ def test_a_family_that_the_table_lacks_can_be_brought_along(tmp_path):
     elsewhere = replace(lm, family=replace(OLMO, mlp_out=("post_attention_layernorm",)))
     assert elsewhere.fingerprint()["family"] != lm.fingerprint()["family"], "activations of other places"
     assert "family" not in replace(lm, family=FAMILIES["llama"]).fingerprint()
+
+
+GPT_NEO = replace(
+    FAMILIES["gpt2"],
+    name="gpt_neo",
+    model_types=("gpt_neo",),
+    o_proj=("attn.attention.out_proj",),
+    cache_argument="layer_past",
+)
+
+
+def test_a_layer_that_counts_columns_by_itself_is_given_all_of_them(tmp_path):
+    """GPT-Neo's attention takes its queries for the last columns and cuts its windows there; its layers give tuples."""
+    shape = {"num_layers": 4, "num_heads": 4, "attention_types": [[["global", "local"], 2]], "window_size": 8}
+    lm = load_model(str(save_model(tmp_path / "neo", "gpt_neo", **shape)), device="cpu", family=GPT_NEO)
+    token_ids, mask = tokens(lm)
+    at = torch.tensor([(0, int(mask[0].sum()) - 1), (1, 9), (1, 4)])
+    whole = logits(lm, token_ids, mask)[at[:, 0], at[:, 1]]
+    torch.testing.assert_close(logits(lm, token_ids, mask, at=at)[0], whole, atol=ROUNDING, rtol=ROUNDING)
+    assert logits(lm, token_ids, mask, at=at[:0]).shape == (1, 0, whole.shape[1])
+
+
+def test_what_a_cut_layer_gives_lies_where_the_layer_does():
+    """Models that are spread over devices hand a layer what lies on the one below's."""
+
+    def own(hidden_states: Tensor, past_key_values: DynamicCache, **_others: object):
+        past_key_values.update(hidden_states[:, None], hidden_states[:, None], 0)
+        return hidden_states.to("meta"), "weights"
+
+    hidden, cache = torch.ones(2, 5, 8), DynamicCache()
+    given = {"hidden_states": hidden, "past_key_values": cache}
+    every, rest = _twice(own, given, cache, torch.tensor([[4], [2]]))
+    assert (every.device.type, every.shape, rest) == ("meta", hidden.shape, "weights")
 
 
 def test_a_file_says_a_whole_family_or_where_one_departs_from_another(tmp_path):

@@ -84,8 +84,8 @@ def _forming(
     read: list[set[int]] = [set() for _ in range(shape[0])]
     for row, column in at.tolist():
         read[row].add(column)
-    width = max(map(len, read))
-    columns = torch.tensor([[*each, *[0] * (width - len(each))] for each in read]).reshape(len(read), width).long()
+    width = max(1, *map(len, read))  # where nothing is read, one all the same: of no token a layer gives nothing
+    columns = torch.tensor([[*sorted(each), *[0] * (width - len(each))] for each in read])
 
     def places(module: nn.Module, args: tuple[Any, ...]) -> Tensor:
         del module
