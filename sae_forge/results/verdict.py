@@ -87,6 +87,7 @@ def unproven(report: Report) -> list[str]:
             row.title
             for row in report.rows
             if row.edits
+            and not {"selection", "latent"} & set(row.settings)
             and (it := told[row.title]) is not None
             and (least := told[zeroed]) is not None
             and it.change.high < 0
@@ -95,6 +96,21 @@ def unproven(report: Report) -> list[str]:
         if as_far:
             lines.append(f"{zeroed}, which only lays latents to rest, forgets as much as {'; '.join(as_far)}.")
     return lines
+
+
+def unseen(report: Report) -> list[str]:
+    """What the questions that settings were chosen on cannot rule out, where they were chosen for sparing what is kept:
+    a sentence for all methods, or none.
+    """
+    told = []
+    for name, one in report.sweep.methods.items() if report.sweep else ():
+        if one.rule == "spared":
+            kept = (
+                f"{role} {moved(change, POINTS)}" for role, change in one.chosen.changes.items() if role != "forget"
+            )
+            told.append(f"{name} ({', '.join(kept)})")
+    said = "Chosen because the questions tuned on show no loss of what is kept; one down to the lower ends of"
+    return [f"{said} these changes they do not rule out, in points: {'; '.join(told)}."] if told else []
 
 
 # ---- the questions ------------------------------------------------------------------------------

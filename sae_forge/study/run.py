@@ -26,7 +26,7 @@ from sae_forge.models.tokens import max_input
 from sae_forge.progress import SILENT, Progress
 from sae_forge.results.claims import claims, guessing
 from sae_forge.results.report import FORMAT, ControlSummary, Report, Row
-from sae_forge.results.verdict import unproven
+from sae_forge.results.verdict import unproven, unseen
 from sae_forge.sae.dictionary import Dictionary
 from sae_forge.statistics.bootstrap import Bootstrap
 from sae_forge.store import files
@@ -170,7 +170,7 @@ def evaluate(
         selections=compared(selections, rows, tasks) if selections else None,
         sweep=swept,
     )
-    report = replace(report, claims=(*unproven(report), *claims(report)))
+    report = replace(report, claims=(*unproven(report), *unseen(report), *claims(report)))
     items = [row for plan, measured in told for row in item_rows(plan.name, plan.settings, plan.seed, measured)]
     # a steering file says one edit at one place of this SAE
     alone = [plan.subject.edits for plan in plans if isinstance(plan.subject, Edited) and plan.name != CONTROL]

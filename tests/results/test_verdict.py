@@ -6,7 +6,7 @@ import pytest
 from reports import filled
 
 from sae_forge.results.report import load_report
-from sae_forge.results.verdict import QUESTIONS, unproven, verdict_sheet, verdicts
+from sae_forge.results.verdict import QUESTIONS, unproven, unseen, verdict_sheet, verdicts
 
 CHANCE = 0.25
 SETTINGS = {"num_features": 100, "scale": -3.0}
@@ -150,3 +150,19 @@ def test_what_goes_no_further_than_chance_or_than_zeroing_is_said_before_all_els
     (said,) = unproven(report(chance, row("zero", 0.6, **zero), control(0.9)))
     assert said.endswith("which only lays latents to rest, forgets as much as Scale -3 on 100 latents.")
     assert unproven(report(chance, row("zero", 0.7, **zero), control(0.9))) == []
+    alone = row("scale", 0.6, settings={**SETTINGS, "latent": 7})  # one latent is no match for a hundred
+    assert unproven(report(alone, row("zero", 0.6, **zero), control(0.9))) == []
+
+
+@pytest.mark.parametrize("rule", ["spared", "utility_99"])
+def test_a_setting_chosen_for_sparing_says_what_loss_its_questions_could_not_show(rule: str):
+    point = {"settings": SETTINGS, "forget": 0.3, "utility": 0.9, "neighbour": None, "alignment": 0.0}
+    wide = {"forget": near(-0.6), "retain": {"value": -0.2, "low": -0.45, "high": 0.0}, "neighbour": near(0, 0.1)}
+    tuned = {
+        "configurations": 1, "points": [], "front": [], "best_at": {}, "saebench_score": None, "hypervolume": 0.0,
+        "best_alignment": 0.0, "chosen": {**point, "changes": wide}, "rule": rule, "end": None,
+    }  # fmt: skip
+    sweep = {"half": "dev", "domains": {}, "base": point, "floors": {}, "methods": {"scale": tuned}}
+    said = unseen(filled({"methods": [row("baseline", 0.95, kind="baseline", settings={})], "sweep": sweep}))
+    assert len(said) == (rule == "spared")
+    assert all(one.endswith("in points: scale (retain -20 [-45, +0], neighbour +0 [-10, +10]).") for one in said)
