@@ -23,7 +23,8 @@ from sae_forge.pipeline import collected
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import corpora
 from sae_forge.pipeline.evaluate import looked_at as look_at_eval
-from sae_forge.pipeline.reckoning import duration, step_seconds, tokens_per_second
+from sae_forge.pipeline.features import selected
+from sae_forge.pipeline.reckoning import Pace, duration, pace_of, step_seconds
 from sae_forge.pipeline.run import held_apart, require_files
 from sae_forge.pipeline.streaming import training_stream
 from sae_forge.pipeline.train import absent_points, provenance_of, readied, require_sizes, shards_of
@@ -116,6 +117,7 @@ def of_run(configs: Sequence[RunConfig], progress: Progress, preset: str | None 
 
 def _stages(config: RunConfig, bench: Bench) -> list[Piece]:
     """What a run on one SAE, its own or one that is named, would do."""
+    at = config
     if config.sae is None:
         own = list(_training(config, bench))
     else:
@@ -123,21 +125,14 @@ def _stages(config: RunConfig, bench: Bench) -> list[Piece]:
         bench.require_same_model(named)
         at = replace(config, layer=(named.point.layer,), site=named.point.site)
         own = list(_texts(at, bench, corpora(config)))
-    evaluated = _evaluated(config, bench) if all(piece.is_there for piece in own) else None
-    if evaluated is not None:
-        return [*own, evaluated]
+    if all(piece.is_there for piece in own):
+        sae = config.sae or next(piece.path for piece in own if piece.verb == "train")
+        if (selection := selected(on_sae := replace(at, sae=sae), bench)) is not None:
+            return [*own, _evaluation(replace(on_sae, selection=selection), bench)]
     items = sum(one.units for one in load_asked(bench.lm, replace(config, question_filter="none")))
     told = f"{items:,} items a row; the rows hang on the latents that are selected"
     own.append(Piece(verb="features", path=str(bench.run.folder / "features"), seconds_known=False))
     return [*own, Piece(verb="eval", path=str(bench.run.folder / "eval"), told=told, seconds_known=False)]
-
-
-def _evaluated(config: EvalConfig, bench: Bench) -> Piece | None:
-    """The evaluation; None where no latents are selected yet."""
-    try:
-        return _evaluation(config, bench)
-    except DataError:  # what is asked was looked at before, so it is the selection that is missing
-        return None
 
 
 def _outcome(bench: Bench, pieces: Sequence[Piece]) -> Outcome:
@@ -163,16 +158,16 @@ def _texts(config: CollectConfig, bench: Bench, named: Sequence[tuple[str, str]]
     """Every corpus, at the hook points that lack it."""
     config, jobs = look_at_texts(config, bench.lm, named, bench.progress)
     pending = [job for job in jobs if job.pending]
-    rate = tokens_per_second(config, bench.lm, pending[0].pending) if pending else 1.0
+    pace = pace_of(config, bench.lm, pending[0].pending) if pending else None
     for job in jobs:
         for point, folder in job.folders.items():
             if point not in job.pending:
                 yield Piece(verb="collect", path=str(folder), is_there=True, tokens=Manifest.read(folder).rows)
-        if job.pending:
-            yield _collected(job, rate)
+        if pace is not None and job.pending:
+            yield _collected(job, pace)
 
 
-def _collected(job: Job, rate: float) -> Piece:
+def _collected(job: Job, pace: Pace) -> Piece:
     whole = sum((job.expected or 0) * row_bytes(job.fingerprints[point]) for point in job.pending)
     left = job.bytes_to_write / whole if whole else 0.0
     folders = ", ".join(str(job.folders[point]) for point in job.pending)
@@ -182,8 +177,8 @@ def _collected(job: Job, rate: float) -> Piece:
         tokens=job.expected,
         rows=None if job.expected is None else job.expected * len(job.pending),
         bytes=job.bytes_to_write,
-        seconds=left * (job.expected or 0) / rate,
-        basis=f"{rate:,.0f} tokens a second were read here just now",
+        seconds=left * (job.expected or 0) / pace.up_to(job.pending),
+        basis=pace.said,
         told=f"{1 - left:.0%} of it is there, so that is the rest" if 0 < left < 1 else "",
         seconds_known=job.expected is not None,
     )
@@ -196,6 +191,7 @@ def _training(config: TrainConfig, bench: Bench) -> Iterator[Piece]:
     config = bench.settle(config)
     require_sizes(config, bench)
     absent = absent_points(config, bench) if config.max_disk_gb is None else []
+    deepest = max((point.layer for point in bench.points if str(point) in absent), default=0)
     for point in bench.points:
         shards = [] if config.max_disk_gb is not None or str(point) in absent else shards_of(bench.run, point)
         here = replace(config, layer=(point.layer,), site=point.site)
@@ -209,6 +205,9 @@ def _training(config: TrainConfig, bench: Bench) -> Iterator[Piece]:
         if config.max_disk_gb is not None:
             most = f"{config.max_disk_gb:g} GB at a time, deleted when they have been trained on"
             texts = [replace(piece, bytes=0, told=most) for piece in texts]
+        elif str(point) in absent and point.layer < deepest:
+            shared = f"in the pass that reads up to layer {deepest}"
+            texts = [replace(piece, seconds=0.0, basis="", told=shared) for piece in texts]
         yield from texts
         if all(piece.is_there for piece in texts):
             for reader in shards:

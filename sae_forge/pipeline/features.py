@@ -52,12 +52,7 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     with team.led() as first:
         if first:
             bench.run.note_shards()
-    folder = bench.run.selections(named.folder)
-    paths = {
-        method: folder
-        / file_name(method, config, corpora.forget, corpora.retain, named.weights, refusal=corpora.refusal)
-        for method in method_names(config)
-    }
+    paths = _paths(config, bench, named, corpora)
     is_there = all(path.exists() for path in paths.values()) and not config.starts_over
     team.agree("selections", {"names": [path.name for path in paths.values()], "is_there": is_there})
     if is_there:
@@ -69,6 +64,29 @@ def features(config: FeaturesConfig, bench: Bench) -> Outcome:
     if team.leads:  # the newest is what eval takes, so the first method is noted last
         bench.run.note(*reversed(made.values()))
     return _outcome(bench, selections, made)
+
+
+def selected(config: FeaturesConfig, bench: Bench) -> Path | None:
+    """The selection that ``features`` finds there under these settings and eval takes; None where it would make one.
+
+    Nothing is written.
+
+    Raises:
+        CheckpointError, DataError, ShardError: as ``features``, before it collects or counts.
+    """
+    config = bench.settle(config)
+    named = bench.sae(config.sae, keeps=False)
+    if config.starts_over or _wanted(config, bench, readers(bench.run, named.point)):
+        return None
+    paths = _paths(config, bench, named, _corpora(config, bench, named))
+    return next(iter(paths.values())) if all(path.exists() for path in paths.values()) else None
+
+
+def _paths(config: FeaturesConfig, bench: Bench, named: NamedSAE, corpora: _Corpora) -> dict[str, Path]:
+    """The file of each method's selection."""
+    decided = (config, corpora.forget, corpora.retain, named.weights)
+    folder = bench.run.selections(named.folder)
+    return {name: folder / file_name(name, *decided, refusal=corpora.refusal) for name in method_names(config)}
 
 
 def _make(
@@ -127,24 +145,11 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
     """The corpora at the SAE's hook point; those that were asked for and are missing are collected now."""
     point = named.point
     shards = readers(bench.run, point)
-    require_spelled(config, shards)
-    wanted = missing(config, shards)
-    if config.forget and not _in_role("forget", shards):
-        wanted = [*wanted, ("forget", config.forget)]
-    # text to keep is collected unasked where no activations are there, or where that was begun
-    begun = set(bench.run.corpora) - {reader.folder.parent.name for reader in shards}
-    sources = [source for source in config.retain if source]
-    for source, name in zip(sources, told_apart(sources), strict=True):
-        if not shards or f"retain-{name}" in begun:
-            wanted.append(("retain", source))
-    if not shards:  # as after training on windows, which leaves none: text is packed as it was for the SAE
-        known = {"ctx_len": named.provenance.ctx_len or None, "bos": named.provenance.bos or None}
-        given = {name: value for name, value in known.items() if value is not None and name not in config.spelled}
-        config = replace(config, **given)
-    if config.refusal_text and _refusal(config.refusal_text, shards) is None:
-        wanted = [*wanted, (REFUSAL, config.refusal_text)]
-    if wanted:
-        wanted = list(dict.fromkeys(wanted))
+    if wanted := _wanted(config, bench, shards):
+        if not shards:  # as after training on windows, which leaves none: text is packed as it was for the SAE
+            known = {"ctx_len": named.provenance.ctx_len or None, "bos": named.provenance.bos or None}
+            given = {name: value for name, value in known.items() if value is not None and name not in config.spelled}
+            config = replace(config, **given)
         names = ", ".join(f"{role} {source}" for role, source in wanted)
         bench.progress.say(f"not all that was asked for of {names} is collected at {point}: collecting first")
         gather(wanted, point, config, bench, shards)
@@ -162,6 +167,23 @@ def _corpora(config: FeaturesConfig, bench: Bench, named: NamedSAE) -> _Corpora:
         raise DataError(f"{bench.run.folder} holds several forget corpora at {point} ({names}); keep one a run folder")
     refusal = _refusal(config.refusal_text, shards) if config.refusal_text else None
     return _Corpora(next(iter(forget.values())), _in_role("retain", shards), refusal)
+
+
+def _wanted(config: FeaturesConfig, bench: Bench, shards: Sequence[ShardReader]) -> list[tuple[str, str]]:
+    """Role and source of what was asked for and is not collected."""
+    require_spelled(config, shards)
+    wanted = missing(config, shards)
+    if config.forget and not _in_role("forget", shards):
+        wanted = [*wanted, ("forget", config.forget)]
+    # text to keep is collected unasked where no activations are there, or where that was begun
+    begun = set(bench.run.corpora) - {reader.folder.parent.name for reader in shards}
+    sources = [source for source in config.retain if source]
+    for source, name in zip(sources, told_apart(sources), strict=True):
+        if not shards or f"retain-{name}" in begun:
+            wanted.append(("retain", source))
+    if config.refusal_text and _refusal(config.refusal_text, shards) is None:
+        wanted = [*wanted, (REFUSAL, config.refusal_text)]
+    return list(dict.fromkeys(wanted))
 
 
 def _in_role(role: str, shards: Sequence[ShardReader]) -> dict[str, ShardReader]:

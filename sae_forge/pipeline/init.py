@@ -14,7 +14,7 @@ from sae_forge.models.loading import LanguageModel
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.collect import corpora
-from sae_forge.pipeline.reckoning import duration, step_seconds, tokens_per_second
+from sae_forge.pipeline.reckoning import duration, pace_of, step_seconds
 from sae_forge.store import files
 
 GB = 1e9
@@ -38,8 +38,9 @@ def init(config: TrainConfig, bench: Bench, out: Path) -> Outcome:
         bench.progress.say(remark)
     counts = {job.name: _tokens_of(job) for job in jobs}
     tokens = sum(count or 0 for count in counts.values())
-    rate = tokens_per_second(config, lm, list(jobs[0].folders))
-    width = lm.width(next(iter(jobs[0].folders)))
+    points = list(jobs[0].folders)
+    rate = pace_of(config, lm, points).up_to(points)
+    width = lm.width(points[0])
     d_sae = config.saes(width)[0].d_sae
     trained = config.fitted(tokens)  # little text is taken several times, in smaller batches
     step = step_seconds(trained, width, d_sae)

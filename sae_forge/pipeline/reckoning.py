@@ -2,6 +2,8 @@
 
 import time
 from collections.abc import Sequence
+from dataclasses import dataclass
+from weakref import WeakKeyDictionary
 
 import torch
 
@@ -18,16 +20,44 @@ PROBE_SECONDS = 2.0
 """How long the model is tried, after one pass that is not counted."""
 
 
-def tokens_per_second(config: CollectConfig, lm: LanguageModel, points: Sequence[HookPoint]) -> float:
-    """How fast this machine reads text up to the hook points, on made-up tokens of the batch that is asked for."""
-    shape = (config.model_batch_size, config.ctx_len)
-    ids = torch.randint(lm.rows, shape, generator=torch.Generator().manual_seed(config.seed))
-    capture(lm, points, ids, torch.ones(shape, dtype=torch.long))
-    started, passes = time.monotonic(), 0
-    while time.monotonic() - started < PROBE_SECONDS or not passes:
-        capture(lm, points, ids, torch.ones(shape, dtype=torch.long))
-        passes += 1
-    return passes * ids.numel() / (time.monotonic() - started)
+@dataclass(frozen=True)
+class Pace:
+    """How fast this machine reads text up to a layer."""
+
+    rate: float
+    """Tokens a second."""
+    layer: int
+
+    @property
+    def said(self) -> str:
+        """What was found out, in words."""
+        return f"{self.rate:,.0f} tokens a second were read up to layer {self.layer} here just now"
+
+    def up_to(self, points: Sequence[HookPoint]) -> float:
+        """Tokens a second up to other hook points, by the layers that run."""
+        return self.rate * (self.layer + 1) / (1 + max(point.layer for point in points))
+
+
+_TRIED: WeakKeyDictionary[LanguageModel, dict[tuple[int, int], Pace]] = WeakKeyDictionary()
+
+
+def pace_of(config: CollectConfig, lm: LanguageModel, points: Sequence[HookPoint]) -> Pace:
+    """How fast the model reads made-up tokens of the batch that is asked for; tried once, at a good depth.
+
+    Args:
+        points: What is read up to first, if that is beyond the middle.
+    """
+    tried, shape = _TRIED.setdefault(lm, {}), (config.model_batch_size, config.ctx_len)
+    if shape not in tried:
+        deepest = HookPoint(max(lm.n_layers // 2, *(point.layer for point in points)))
+        ids = torch.randint(lm.rows, shape, generator=torch.Generator().manual_seed(config.seed))
+        capture(lm, [deepest], ids, torch.ones(shape, dtype=torch.long))
+        started, passes = time.monotonic(), 0
+        while time.monotonic() - started < PROBE_SECONDS or not passes:
+            capture(lm, [deepest], ids, torch.ones(shape, dtype=torch.long))
+            passes += 1
+        tried[shape] = Pace(passes * ids.numel() / (time.monotonic() - started), deepest.layer)
+    return tried[shape]
 
 
 def step_seconds(config: TrainConfig, d_in: int, d_sae: int) -> float:

@@ -7,11 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from tiny_run import FORGET, RETAIN, TinyRun, forge
+from tiny_run import FORGET, RETAIN, SMALL, TinyRun, forge
 
+from sae_forge.config.collect import CollectConfig
+from sae_forge.errors import DataError
+from sae_forge.hookpoint import HookPoint
+from sae_forge.pipeline import dry_run, reckoning
 from sae_forge.progress import SILENT
+from sae_forge.settings import resolve
 from sae_forge.study import rehearsal
 from sae_forge.study.measure import measure
+from sae_forge.study.settings import run_config
 
 LITTLE = ("--max_steps", "6", "--batch_size", "64", "--d_sae", "48", "--k", "4", "--loss_tokens", "60")
 
@@ -127,6 +133,53 @@ def test_run_tells_of_all_stages(texts: list[str], run: TinyRun, tmp_path: Path)
     for word in ("collect  ", "train    ", "features ", "eval     ", "leave --dry_run out"):
         assert word in said
     assert max(map(len, [line for line in said.splitlines() if str(tmp_path) not in line])) <= 80
+
+
+def test_run_takes_the_selection_of_its_settings_and_refuses_what_eval_would(
+    run: TinyRun, monkeypatch: pytest.MonkeyPatch
+):
+    given = {"model": str(run.model), "run_dir": run.folder, "sae": str(run.named.folder), **SMALL, **run.questions}
+    given |= {"snippets": 0, "min_target_fires": 1, "max_freq": 1.0, "max_neutral_freq": 0.03, "min_ratio": 1.0}
+    given |= {"forget": str(run.texts / "wizards.jsonl"), "storage_dtype": "fp32"}
+    given |= {"retain": tuple(str(run.texts / f"{name}.jsonl") for name in RETAIN)}
+    given |= {"refusal": str(run.texts / "refusals.jsonl")}
+    seen: list[Any] = []
+
+    def damaged(config: Any, bench: Any) -> None:
+        seen.append(config.selection)
+        raise DataError("the questions are damaged")
+
+    monkeypatch.setattr(dry_run, "_evaluation", damaged)
+    with pytest.raises(DataError, match="the questions are damaged"):
+        dry_run.of_run([resolve(run_config(), given)], SILENT)
+    assert seen == [*run.folder.glob("features/*/*/*.json")]
+    told = dry_run.of_run([resolve(run_config(), given | {"num_features": (3,)})], SILENT)
+    assert [piece["verb"] for piece in told.metrics["pieces"]][-2:] == ["features", "eval"]
+    assert len(seen) == 1, "that selection is yet to be made"
+
+
+def test_how_fast_a_model_reads_is_tried_once_for_all_layers(run: TinyRun, monkeypatch: pytest.MonkeyPatch):
+    tried: list[HookPoint] = []
+    monkeypatch.setattr(reckoning, "capture", lambda lm, points, *batch: tried.extend(points))
+    monkeypatch.setattr(reckoning, "PROBE_SECONDS", 0)
+    monkeypatch.setattr(reckoning, "_TRIED", {})
+    config = CollectConfig(ctx_len=16, model_batch_size=2)
+    first, *others = [reckoning.pace_of(config, run.lm, [HookPoint(layer)]) for layer in (0, 1, 3)]
+    assert tried == [HookPoint(2)] * 2, "once for warmth, and once that counts"
+    assert others == [first] * 2
+    assert first.up_to([HookPoint(0), HookPoint(3)]) == pytest.approx(first.rate * 3 / 4)
+    assert "up to layer 2 " in first.said
+
+
+def test_layers_that_are_collected_in_one_pass_take_its_time_once(texts: list[str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dry_run, "pace_of", lambda *_: reckoning.Pace(100.0, 2))
+    done = json.loads(forge("train", *texts, *LITTLE, "--layer", "1,2", "--dry_run", "--json"))
+    seconds = [piece["seconds"] for piece in done["metrics"]["pieces"] if piece["verb"] == "collect"]
+    tokens = [piece["tokens"] for piece in done["metrics"]["pieces"] if piece["verb"] == "collect"]
+    assert seconds == [0, 0, *(count / 100 for count in tokens[2:])]
+    assert {
+        piece["basis"] for piece in done["metrics"]["pieces"] if piece["seconds"] and piece["verb"] == "collect"
+    } == {"100 tokens a second were read up to layer 2 here just now"}
 
 
 def test_a_few_items_are_tried_under_an_edit_with_the_layers_below_it_spared(
