@@ -12,11 +12,11 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -32,6 +32,11 @@ _SILENCE = 5.0
 """Seconds without a beat after which a process on another machine counts as gone, once a collective has failed."""
 _GRACE = 2.0
 """Seconds a process has to end by itself when another one says why the job ends."""
+Made = TypeVar("Made")
+
+
+class Left(Exception):  # noqa: N818 (another rank says what is wrong)
+    """A rank that this one waits for has failed at work that is done together, and does not come."""
 
 
 @dataclass(eq=False)
@@ -48,6 +53,10 @@ class Ranks:
     """Where the work is, for messages: ``step 12``."""
     _store: TCPStore | None = field(default=None, repr=False)
     _calls: int = field(default=0, repr=False)
+    _works: int = field(default=0, repr=False)
+    """Beginnings and ends of work that may fail without an end of the job; from each on calls are counted anew."""
+    _failed: str | None = field(default=None, repr=False)
+    """The key that a rank sets which fails at such work, inside it."""
 
     @property
     def leads(self) -> bool:
@@ -61,9 +70,10 @@ class Ranks:
         if self._store is None:
             return [value]
         self._calls += 1
-        keys = [f"call-{ranks_store.life()}-{self._calls}/{rank}" for rank in range(self.world)]
+        keys = [f"call-{ranks_store.life()}-{self._works}-{self._calls}/{rank}" for rank in range(self.world)]
         self._store.set(keys[self.rank], json.dumps(value))
-        ranks_store.wait(self._store, keys)
+        if not ranks_store.wait(self._store, keys, self._failed):
+            raise Left
         return [json.loads(text) for text in self._store.multi_get(keys)]
 
     def meet(self) -> None:
@@ -78,6 +88,43 @@ class Ranks:
         yield self.leads
         if self.leads:
             self.meet()
+
+    def together(self, work: Callable[[], Made]) -> Made:
+        """What the work gives here, when every rank is done with it; where it fails on one it fails on all.
+
+        Who waits for that one leaves the work, who is busy comes to its end; a rank that is gone ends the job as ever.
+
+        Raises:
+            ForgeError: why it failed, in the words of the first rank that did, with its exit code; the same everywhere.
+        """
+        if self._store is None:
+            return work()
+        made: list[Made] = []
+        failed: ForgeError | None = None
+        key = f"failed-{ranks_store.life()}-{self._works}"
+        self._works, self._calls, self._failed = self._works + 1, 0, key
+        with suppress(Left):
+            try:
+                made.append(work())
+            except PeerError:
+                raise
+            except ForgeError as error:
+                failed = error
+                self._store.set(key, "")
+        # ranks have left the work after different calls, so that those do not count here
+        self._works, self._calls, self._failed = self._works + 1, 0, None
+        told = self.tell(failed and [failed.exit_code, str(failed)])
+        if any(told):
+            rank, (code, text) = next((rank, its) for rank, its in enumerate(told) if its)
+            error = ForgeError(f"rank {rank}: {text}" if rank else text)
+            error.exit_code = code
+            raise error from failed
+        return made[0]
+
+    def heed(self) -> None:
+        """Leave what is done together where another rank has failed at it: for who waits in a way of its own."""
+        if self._store is not None and self._failed is not None and self._store.check([self._failed]):
+            raise Left
 
     def agree(self, what: str, facts: Mapping[str, Any]) -> None:
         """Refuse to go on unless every rank was given the same.
@@ -131,8 +178,9 @@ class Ranks:
         """The tensors of every rank, by rank, each of whatever shape; on the CPU, and the same names everywhere."""
         if self.world == 1:
             return [dict(tensors)]
-        self.connect(torch.device("cpu"))
+        # words first: from them one can leave, where a rank has failed and does not come
         shapes = self.tell({name: list(tensor.shape) for name, tensor in tensors.items()})
+        self.connect(torch.device("cpu"))
         found: list[dict[str, Tensor]] = [{} for _ in shapes]
         for name, tensor in tensors.items():
             sizes = [math.prod(its[name]) * tensor.element_size() for its in shapes]

@@ -81,12 +81,22 @@ def _machine() -> str:
         return f"{socket.gethostname()} {os.getpid()}"  # no process of another rank can be looked at
 
 
-def wait(store: TCPStore, keys: Sequence[str]) -> None:
-    """Until every key is there; Python's signal handlers run meanwhile."""
+def wait(store: TCPStore, keys: Sequence[str], failed: str | None = None) -> bool:
+    """Until every key is there; Python's signal handlers run meanwhile.
+
+    Args:
+        failed: The key that is there once they will not come.
+
+    Returns:
+        Whether they have come.
+    """
     pause = 0.001
     while not store.check(list(keys)):
+        if failed is not None and store.check([failed]):
+            return store.check(list(keys))  # whoever failed after these had come did not keep them
         time.sleep(pause)
         pause = min(0.05, 1.5 * pause)
+    return True
 
 
 def number(name: str, otherwise: int) -> int:

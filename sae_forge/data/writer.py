@@ -356,6 +356,7 @@ class ShardWriter:
         if number == 0:
             return 0
         while not leftovers.stands(self.folder, number - 1):
+            self._team.heed()
             if self._given_up.wait(0.5 if isinstance(self.folder, RemotePath) else 0.02):
                 raise ShardError(f"{self.folder / info.file} was not written: the work has ended before its turn")
         before = Sidecar.read(self.folder, number - 1).shard

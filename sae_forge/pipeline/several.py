@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from sae_forge import ranks
 from sae_forge.config.sae import SaeConfig
-from sae_forge.errors import ForgeError
+from sae_forge.errors import ForgeError, PeerError
 from sae_forge.features.selection import Selection
 from sae_forge.features.sparsity_files import read_sparsity
 from sae_forge.outcome import Outcome
@@ -43,19 +44,19 @@ class Each:
         return len(self.names) > 1
 
     def work(self, config: ConfigT, work: Callable[[ConfigT], Stages], progress: Progress) -> None:
-        """Do it for one after the other; one that fails is told, and the others go on.
+        """Do it for one after the other; one that fails, on whichever rank, is told, and the others go on.
 
         Raises:
-            ForgeError: over ranks, where the others may be anywhere in the work on an SAE that failed here; or all
-                failed.
+            ForgeError: all failed; why the first did.
+            PeerError: a rank is gone.
         """
         for number, name in enumerate(self.names, 1):
             progress.say(f"SAE {number} of {len(self.names)}: {name}")
             try:
-                self.done[name] = work(replace(config, sae=name))
+                self.done[name] = ranks.here().together(partial(work, replace(config, sae=name)))
+            except PeerError:
+                raise
             except ForgeError as error:
-                if ranks.here().world > 1:
-                    raise
                 progress.say(f"{name}: {error}")
                 self.failed[name] = error
         if not self.done:

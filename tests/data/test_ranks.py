@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,7 @@ from test_training import BATCH, D_SAE, PROVENANCE, Watcher, config, contents, r
 from sae_forge import ranks
 from sae_forge.data.shards import Fingerprint, ShardReader, ShardWriter
 from sae_forge.data.stream import ActivationStream
-from sae_forge.errors import CheckpointError, ConfigError, ForgeError, PeerError
+from sae_forge.errors import CheckpointError, ConfigError, ForgeError, NumericalError, PeerError, ResourceError
 from sae_forge.kernels.moments import Moments
 from sae_forge.kernels.rows import Slot
 from sae_forge.sae.losses import variance
@@ -210,6 +211,51 @@ def test_an_error_of_one_rank_ends_the_others_with_its_code(tmp_path):
     assert "0: rank 1 ended, at the start: this rank has no checkpoint" in (tmp_path / "said").read_text()
 
 
+def test_work_that_fails_on_one_rank_is_left_by_all_and_they_go_on(tmp_path):
+    def work(rank: int) -> None:
+        team = ranks.here()
+
+        def failing(wait: Callable[[], object]) -> None:
+            team.meet()
+            if rank == 1:
+                raise NumericalError("not a number")
+            wait()
+            pytest.fail("rank 1 did not come")
+
+        for wait in (team.meet, lambda: team.every({"sums": torch.ones(rank)})):
+            with pytest.raises(ForgeError, match=r"^rank 1: not a number$") as told:
+                team.together(partial(failing, wait))
+            assert told.value.exit_code == NumericalError.exit_code
+            assert team.together(lambda: team.tell(rank)) == [0, 1, 2]
+
+    assert over_ranks(3, work, tmp_path / "said") == [0, 0, 0]
+
+
+def test_what_fails_on_every_rank_is_told_in_the_words_of_the_first(tmp_path):
+    def work(rank: int) -> None:
+        team = ranks.here()
+
+        def failing() -> None:
+            team.meet()
+            raise CheckpointError(f"rank {rank} finds none")
+
+        for _ in range(20):
+            with pytest.raises(ForgeError, match=r"^rank 0 finds none$"):
+                team.together(failing)
+
+    assert over_ranks(3, work, tmp_path / "said") == [0, 0, 0]
+
+
+@pytest.mark.slow
+def test_a_rank_killed_in_work_that_may_fail_ends_all(tmp_path):
+    def work(rank: int) -> None:
+        with pytest.raises(ForgeError):
+            ranks.here().together(ranks.here().meet if rank == 0 else lambda: os.kill(os.getpid(), signal.SIGKILL))
+
+    assert over_ranks(2, work, tmp_path / "said") == [GONE, KILLED]
+    assert "rank 1 is gone" in (tmp_path / "said").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("rank", "said"), [(0, "rank 1 of 2 did not come within 1 s"), (1, "rank 0 did not answer")])
 def test_a_rank_that_never_comes_is_named(monkeypatch, rank, said):
@@ -321,18 +367,41 @@ def test_a_checkpoint_whose_rank_was_killed_in_the_middle_is_none(train, tmp_pat
 # ---- collecting ---------------------------------------------------------------------------------
 
 
+FINGERPRINT = Fingerprint(
+    model="toy", weights="w", tokenizer="t", hook_point="blocks.1.hook_resid_post", d_in=3, storage_dtype="fp32",
+    ctx_len=32, bos="row", batch_size=4, max_tokens=100_000, corpus="c", source="c", role="retain",
+)  # fmt: skip
+
+
+def test_who_waits_for_the_shard_of_a_rank_that_failed_waits_no_longer(tmp_path):
+    places = torch.arange(128)
+
+    def write(rank: int) -> None:
+        with ShardWriter(tmp_path / "c", FINGERPRINT, shard_rows=128, team=ranks.here()) as writer:
+            for index in range(3):  # the first rank's third shard comes after the second's
+                if not writer.is_own(writer.begun):
+                    writer.pass_over(index, 128)
+                elif rank:
+                    raise ResourceError("the disk is full")
+                else:
+                    writer.write_batch(index, torch.ones(128, 3), places // 32, (places % 32).int(), places.int())
+            writer.finish()
+
+    def work(rank: int) -> None:
+        with pytest.raises(ForgeError, match=r"^rank 1: the disk is full$"):
+            ranks.here().together(lambda: write(rank))
+
+    assert over_ranks(2, work, tmp_path / "said") == [0, 0]
+
+
 @pytest.mark.slow
 def test_ranks_fill_one_folder_as_one_process_does_also_where_rows_are_dropped(tmp_path):
-    fingerprint = Fingerprint(
-        model="toy", weights="w", tokenizer="t", hook_point="blocks.1.hook_resid_post", d_in=3, storage_dtype="fp32",
-        ctx_len=32, bos="row", batch_size=4, max_tokens=100_000, corpus="c", source="c", role="retain",
-    )  # fmt: skip
     acts = torch.randn(20, 128, 3, generator=torch.Generator().manual_seed(0))
     acts[2, 5] = acts[9, 0] = torch.nan  # in shards of two ranks
     places = torch.arange(128)
 
     def write(name: str, *, until: int = 20) -> None:
-        with ShardWriter(tmp_path / name, fingerprint, shard_rows=256, team=ranks.here()) as writer:
+        with ShardWriter(tmp_path / name, FINGERPRINT, shard_rows=256, team=ranks.here()) as writer:
             for index in range(writer.next_batch, until):
                 if writer.is_own(writer.begun):
                     writer.write_batch(index, acts[index], places // 32, (places % 32).int(), places.int())

@@ -6,15 +6,17 @@ from typing import Any
 
 import numpy as np
 import pytest
+from test_ranks import over_ranks
 from tiny_run import SMALL, TinyRun
 
-from sae_forge.errors import ForgeError
+from sae_forge import ranks
+from sae_forge.errors import DataError, ForgeError
 from sae_forge.outcome import Outcome
 from sae_forge.pipeline.bench import Bench
 from sae_forge.pipeline.evaluate import evaluate
 from sae_forge.pipeline.features import features
 from sae_forge.pipeline.run import run as run_all
-from sae_forge.pipeline.several import on_each
+from sae_forge.pipeline.several import Each, on_each
 from sae_forge.progress import SILENT
 from sae_forge.results.report import load_report
 from sae_forge.results.several import load_several
@@ -83,6 +85,34 @@ def test_every_sae_is_measured_as_alone_and_stands_in_one_table(run: TinyRun, sa
     assert set(told.metrics["saes"]) == {row.sae for row in several.rows}
     again = on(run, evaluate, eval_config(), f"{saes}/*", **{**SMALL, **run.questions, **ASKED})
     assert again.tables == told.tables
+
+
+def test_one_that_fails_on_one_rank_is_a_row_on_all_and_they_go_on(tmp_path: Path) -> None:
+    def measured(config: Any) -> dict[str, Outcome]:
+        team = ranks.here()
+        if config.sae == "b" and team.rank == 1:
+            raise DataError("no text")
+        team.agree("SAEs", {"name": config.sae})
+        return {}
+
+    def work(rank: int) -> None:
+        each = Each("?", ("a", "b", "c"))
+        each.work(features_config()(), measured, SILENT)
+        assert [*each.done] == ["a", "c"]
+        assert {name: str(error) for name, error in each.failed.items()} == {"b": "rank 1: no text"}
+
+    assert over_ranks(2, work, tmp_path / "said") == [0, 0]
+
+
+@pytest.mark.slow
+def test_ranks_leave_the_table_of_one_process(new_run: Callable[[], TinyRun], saes: Path, tmp_path: Path) -> None:
+    def table(run: TinyRun) -> bytes:
+        told = on(run, features, features_config(), str(saes), **CHOSEN)
+        return Path(str(told.outputs["several"])).read_bytes() if ranks.here().leads else b""
+
+    two = new_run()
+    assert over_ranks(2, lambda rank: (tmp_path / str(rank)).write_bytes(table(two)), tmp_path / "said") == [0, 0]
+    assert (tmp_path / "0").read_bytes() == table(new_run())
 
 
 @pytest.mark.slow
