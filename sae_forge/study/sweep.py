@@ -34,6 +34,8 @@ from sae_forge.tasks.task import Asked
 
 HALF: Half = "dev"
 JOURNAL = "sweep.json"
+POINTS = "changes"
+"""Folder of the points of a sweep under way; older ones, without changes, lie in another and are measured anew."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class Journal:
         """
         points: dict[str, Point] = {}
         whole = [] if folder is None else [folder / JOURNAL]  # all in one file: of a sweep that came to its end
-        parts = [] if folder is None else sorted((folder / FOLDER / "points").glob("*.json"))
+        parts = [] if folder is None else sorted((folder / FOLDER / POINTS).glob("*.json"))
         for path in (*filter(Path.exists, whole), *parts):
             kept = files.read_json(path, kind=DataError, what="the points of a sweep")
             try:
@@ -76,7 +78,7 @@ class Journal:
         key = files.digest([method, point.settings])
         self.points[key] = point
         if self.folder is not None:
-            files.publish_once(self.folder / FOLDER / "points" / f"{key[:16]}.json", records.encode({key: point}))
+            files.publish_once(self.folder / FOLDER / POINTS / f"{key[:16]}.json", records.encode({key: point}))
         return point
 
     def align(self, base: Point, guessing: Mapping[str, float]) -> None:

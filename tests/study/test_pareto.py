@@ -1,13 +1,16 @@
 """The trade-off by hand numbers, and the front against a brute-force definition."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sae_forge.statistics.estimate import Estimate
+from sae_forge.store import files, records
 from sae_forge.study.pareto import Point, best_at, choose, floors, front, hypervolume, spares
+from sae_forge.study.sweep import Journal
 
 
 def point(forget: float, utility: float, neighbour: float | None = None, alignment: float = 0.0) -> Point:
@@ -102,3 +105,17 @@ def test_below_chance_counts_as_chance_and_the_neighbours_decide():
     inverted, gentle = point(0.05, 1.0, 0.7), point(0.24, 1.0, 0.99)
     assert choose([inverted, gentle], 1.0)[0] is gentle
     assert choose([point(0.4, 1.0, 0.9), point(0.3, 0.99, 0.5)], 1.0)[0].forget == 0.3
+
+
+def test_a_point_measured_before_changes_were_kept_does_not_stand_in_the_way_of_its_successor(tmp_path: Path):
+    """Neither one of a sweep that came to its end nor one of a sweep that was stopped."""
+    new = changed(point(0.4, 0.98), retain=(-0.02, 0.01))
+    key = files.digest(["scale", new.settings])
+    old = {name: value for name, value in records.encode(new).items() if name != "changes"}
+    for path in (tmp_path / "sweep.json", tmp_path / "measured" / "points" / f"{key[:16]}.json"):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        files.publish_json(path, {key: old})
+    journal = Journal.open(tmp_path)
+    assert journal.find("scale", new.settings) is None
+    journal.keep("scale", new)
+    assert Journal.open(tmp_path).find("scale", new.settings) == new
