@@ -3,6 +3,7 @@
 Dense, but over the dead latents alone: gathering d_in / 2 rows a token would cost more than the whole step.
 """
 
+from itertools import repeat
 from typing import NamedTuple
 
 import torch
@@ -92,7 +93,7 @@ def explain(
     for_enc, for_dec = torch.zeros_like(W_enc, dtype=torch.float32), torch.zeros_like(W_dec, dtype=torch.float32)
     for_bias = torch.zeros_like(bias)
     at_once = encode_tokens(places * team.world, target.device)
-    made = [None] * len(target) if pre_acts is None else pre_acts.split(at_once)
+    made = repeat(None) if pre_acts is None else pre_acts.split(at_once)
     for x, rest, acts in zip(target.split(at_once), residual.split(at_once), made, strict=False):
         acts = product(x, W_enc.T).add_(bias.to(x.dtype)) if acts is None else acts
         kept = _kept(acts, dead.present, half, team).to(x.dtype)
