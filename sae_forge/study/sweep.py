@@ -34,7 +34,7 @@ from sae_forge.tasks.task import Asked
 
 HALF: Half = "dev"
 JOURNAL = "sweep.json"
-POINTS = "changes"
+POINTS = "tried"
 """Folder of the points of a sweep under way; older ones, without changes, lie in another and are measured anew."""
 
 

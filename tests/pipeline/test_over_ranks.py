@@ -134,7 +134,7 @@ def test_parts_merge_whoever_measures_them_and_a_rank_that_dies_costs_what_it_wa
     assert codes == [PeerError.exit_code, -signal.SIGKILL]
     assert "rank 1 is gone, at a setting of project" in (tmp_path / "said").read_text()
     monkeypatch.setattr(sweep, "measure", real)
-    there = len(list(folder.glob("points/*.json")))
+    there = len(list(folder.glob(f"{sweep.POINTS}/*.json")))
     assert there >= 5
     assert evaluated(parts, **SWEPT, part="2/2").metrics["measured"] == "its share of all rows is measured"
     asked_again = []

@@ -398,7 +398,7 @@ def test_a_sweep_that_was_stopped_goes_on_where_it_was(run: TinyRun, few: Path, 
     counted = tuple(map(counting, NAMED.values()))
     with pytest.raises(KeyboardInterrupt):
         run.evaluate(folder=stopped, table=counted, **FEW)
-    assert len(list((stopped / "measured" / "changes").glob("*.json"))) == 5
+    assert len(list((stopped / "measured" / "tried").glob("*.json"))) == 5
     run.evaluate(folder=stopped, table=counted, **FEW).save(stopped)
     settings, reported = 8 + 1 + 8, 3  # of project, zero and npo
     assert len(built) == 6 + (settings - 5) + reported
