@@ -4,6 +4,7 @@ import fcntl
 import os
 import shutil
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -47,14 +48,12 @@ def forked(work: Callable[[], object], said: Path) -> int:
 
 
 def commanded(arguments: Sequence[str], said: Path) -> int:
-    """The id of a fork that is this command line."""
-    from cli.app import main
-
-    def work() -> None:
-        sys.argv = ["sae-forge", *arguments]
-        main()
-
-    return forked(work, said)
+    """The id of a process that is this command line: threads that load a model would race for the pool a fork lost."""
+    with said.open("w") as told:
+        command = [sys.executable, "-m", "sae_forge", *arguments]
+        process = subprocess.Popen(command, cwd=Path(__file__).parents[1], stdout=told, stderr=told)
+    process.returncode = 0  # it is waited for by ``ended`` and not by its object
+    return process.pid
 
 
 def ended(pid: int) -> int:

@@ -4,8 +4,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from functools import cache, partial
@@ -347,14 +345,7 @@ def test_a_signal_leaves_a_state_that_goes_on_to_the_same_bytes(
     shutil.copytree(collected, tmp_path / "run")
     asked = ["train", "--model", "tiny-llama", "--run_dir", str(tmp_path / "run"), *TRAINED]
     said = tmp_path / "said"
-    if number == signal.SIGINT:  # one of them from nothing, as a user starts it
-        command = [sys.executable, "-m", "sae_forge", *asked]
-        with said.open("w") as stderr:
-            process = subprocess.Popen(command, cwd=Path(__file__).parents[2], stdout=stderr, stderr=stderr)
-        pid = process.pid
-        process.returncode = 0  # it is waited for here and not by its object
-    else:
-        pid = commanded(asked, said)
+    pid = commanded(asked, said)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("run/saes/*/*/checkpoints/step-*")) and time.monotonic() < deadline:
         time.sleep(0.02)
