@@ -72,15 +72,14 @@ def unproven(report: Report) -> list[str]:
     A sentence each, or one for many; none where every edit goes beyond its controls.
     """
     alone = {row.title for row in report.rows if "latent" in row.settings}  # of many latents most do nothing each
-    doubted = [(one.title, one.answers[QUESTIONS.index(FURTHER)]) for one in verdicts(report) if one.title not in alone]
+    answers = {one.title: one.answers[QUESTIONS.index(FURTHER)] for one in verdicts(report) if one.title not in alone}
+    doubted = {title: answer for title, answer in answers.items() if answer.mark == "no"}
     lines = [
         f"{title}: forgetting is not shown to come from its latents ({answer.words})."
-        for title, answer in doubted
-        if answer.mark == "no"
+        for title, answer in doubted.items()
     ]
     if len(lines) > FEW:
-        titles = "; ".join(title for title, answer in doubted if answer.mark == "no")
-        lines = [f"Forgetting is not shown to come from the latents, or the direction, of: {titles}."]
+        lines = [f"Forgetting is not shown to come from the latents, or the direction, of: {'; '.join(doubted)}."]
     told = {row.title: _forgetting(report, row) for row in report.rows[1:] if not row.is_control}
     for zeroed in (row.title for row in report.rows if row.at_rest):
         as_far = [
